@@ -1,0 +1,167 @@
+"""Writing the synthetic corpus: worker processes, atomic files, and a restart that continues."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import soundfile
+from tqdm import tqdm
+
+from .espeak import engine_version
+from .render import SAMPLING_RATE_HZ, render
+from .table import Utterance, plan_corpus
+
+RENDERER_VERSION = 1  # raise it when the same plan comes to sound different
+CLIPS_PER_JOB = 16
+COLUMNS = (
+    *("file_name", "duration", "keyword", "speaker_id", "emotion", "gender", "language", "accent", "text"),
+    *("split_ks", "split_sid", "split_er"),
+)
+
+
+def write_corpus(out: str | Path, clips: int, seed: int, workers: int | None = None) -> Path:
+    """Write the corpus into the folder `out`: `audio/*.flac` (16 kHz, mono, 16 bit), `metadata.csv`, `README.md`.
+
+    The same clips and seed give the same bytes, whatever `workers` is. A killed call continues where it stopped when
+    it is repeated; `metadata.csv` is written last, so a folder that has it is complete. One call per folder at a time.
+
+    Args:
+        out: the folder, made if missing.
+        clips: number of clips, at least 160; each is about 0.8 s long.
+        seed: not negative.
+        workers: number of processes, by default the number of CPUs. With more than 1 they are spawned, so a script
+            that calls this needs the usual `if __name__ == "__main__":`.
+
+    Returns:
+        The path of `metadata.csv`.
+
+    Raises:
+        ValueError: too few clips, a negative seed, fewer than 1 worker, or `out` holds another corpus.
+        ImportError: the package espeakng-loader is not installed.
+        EspeakError: espeak-ng failed.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    utterances = plan_corpus(clips, seed)
+    out = Path(out)
+    identity = _identity(utterances, seed)
+    _claim(out, identity)
+    _write_atomically(out / "README.md", _readme(identity))
+    samples = _speak_all(utterances, out, workers)
+    metadata = out / "metadata.csv"
+    _write_atomically(metadata, _metadata_csv(utterances, samples))
+    return metadata
+
+
+def _identity(utterances: list[Utterance], seed: int) -> dict[str, str | int]:
+    """Everything that the bytes of the corpus depend on."""
+    return {
+        "corpus": "wavcse synthetic speech",
+        "engine": "espeak-ng",
+        "engine_version": engine_version(),
+        "renderer_version": RENDERER_VERSION,
+        "seed": seed,
+        "clips": len(utterances),
+        "plan_sha256": hashlib.sha256("\n".join(map(repr, utterances)).encode()).hexdigest(),
+    }
+
+
+def _claim(out: Path, identity: dict[str, str | int]) -> None:
+    """Make `out` the folder of this corpus, or make sure that it is, before any clip is kept or written."""
+    record = out / "corpus.json"
+    if record.exists():
+        existing = json.loads(record.read_text(encoding="utf-8"))
+        changed = [key for key in identity if existing.get(key) != identity[key]]
+        if changed:
+            details = ", ".join(f"{key} {existing.get(key)!r} instead of {identity[key]!r}" for key in changed)
+            raise ValueError(f"{out} holds another synthetic corpus ({details}); choose an empty folder")
+    elif (out / "audio").exists() or (out / "metadata.csv").exists():
+        raise ValueError(f"{out} holds audio or metadata but no corpus.json of this generator; choose an empty folder")
+    (out / "audio").mkdir(parents=True, exist_ok=True)
+    _write_atomically(record, json.dumps(identity, indent=2) + "\n")
+
+
+def _speak_all(utterances: list[Utterance], out: Path, workers: int) -> list[int]:
+    """Number of samples of each clip, spoken now or before."""
+    progress = partial(tqdm, total=len(utterances), unit="clip", desc="speaking")
+    return list(progress(_spoken(utterances, out, workers)))
+
+
+def _spoken(utterances: list[Utterance], out: Path, workers: int) -> Iterator[int]:
+    job = partial(_speak_clip, out=out)
+    if workers == 1:
+        yield from map(job, utterances)
+        return
+    # Spawned, not forked: the caller may hold torch, whose threads do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(job, utterances, chunksize=CLIPS_PER_JOB)
+
+
+def _speak_clip(utterance: Utterance, out: Path) -> int:
+    path = out / utterance.file_name
+    if path.exists():  # complete, since files appear under their name only when complete
+        return soundfile.info(path).frames
+    part = path.with_suffix(".part")
+    wave = render(utterance)
+    soundfile.write(part, wave, SAMPLING_RATE_HZ, subtype="PCM_16", format="FLAC")
+    os.replace(part, path)
+    return len(wave)
+
+
+def _metadata_csv(utterances: list[Utterance], samples: list[int]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for u, n in zip(utterances, samples, strict=True):
+        who = u.speaker
+        about_speaker = (who.gender, who.language, who.accent)
+        splits = (u.split_ks, u.split_sid, u.split_er)
+        writer.writerow(
+            (u.file_name, f"{n / SAMPLING_RATE_HZ:.5f}", u.keyword, who.speaker_id, u.emotion)
+            + (*about_speaker, u.text, *splits)
+        )
+    return text.getvalue()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(part, path)
+
+
+def _readme(identity: dict[str, str | int]) -> str:
+    return f"""# Synthetic speech
+
+Every clip in this folder is **synthesised**: no human voice was recorded. It exists to test and demonstrate training and
+evaluation without a download; results on it say nothing about human speech.
+
+| | |
+|---|---|
+| engine | {identity["engine"]} {identity["engine_version"]} (package espeakng-loader) |
+| clips | {identity["clips"]}, 16 kHz, mono, 16-bit FLAC |
+| seed | {identity["seed"]} |
+| written by | `python -m wavcse.data.synthetic --out DIR --clips {identity["clips"]} --seed {identity["seed"]}` |
+
+`metadata.csv` has one row per clip. An empty split means that the task does not use the clip.
+
+| column | holds |
+|---|---|
+| `file_name` | path relative to this folder |
+| `duration` | seconds |
+| `keyword` | one of ten commands or `unknown`; `text` is the word that is spoken |
+| `speaker_id`, `gender`, `language`, `accent` | who speaks; accents are espeak-ng's |
+| `emotion` | prosody class: neutral, happy, angry or sad |
+| `split_ks`, `split_er` | keyword spotting and emotion recognition: speakers of the splits are disjoint |
+| `split_sid` | speaker identification: the same speakers in each split, other clips |
+
+No clip trains one task and tests another, and no validation or test speaker of `split_ks` or `split_er` is heard in a
+training clip of any task.
+"""

@@ -1,0 +1,151 @@
+"""espeak-ng through ctypes: one short text in, one waveform out.
+
+espeak-ng keeps global state (flutter phase, echo buffer, random numbers), so the same words come out different after a
+different history. Every call of :func:`speak` therefore loads the library afresh and unloads it again, about 3 ms, which
+makes a waveform a function of its arguments alone.
+"""
+
+import _ctypes
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+ENGINE_RATE_HZ = 22050  # the only rate of espeak-ng's formant synthesiser
+MIN_RATE_WPM, MAX_RATE_WPM = 80, 450  # speak_lib.h, espeakRATE
+
+# speak_lib.h
+_AUDIO_OUTPUT_SYNCHRONOUS = 2
+_INITIALIZE_DONT_EXIT = 0x8000  # without it a missing data folder ends the Python process
+_CHARS_UTF8 = 1
+_RATE, _PITCH, _RANGE = 1, 3, 4
+
+_MAX_DATA_PATH = 120  # espeak-ng cuts its data path at 160 characters, file names below it included
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class EspeakError(RuntimeError):
+    """espeak-ng is present but did not do what it was asked."""
+
+
+def speak(
+    text: str,
+    voice: str,
+    variant: str,
+    *,
+    rate_wpm: float,
+    pitch_semitones: float = 0.0,
+    pitch_range: float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Speak `text` and return its waveform.
+
+    Args:
+        text: what to say.
+        voice: an espeak-ng voice, which is a language or an accent, such as `en-us`.
+        variant: a voice variant, such as `f3`: a file in `voices/!v` of the espeak-ng data.
+        rate_wpm: speaking rate in words per minute, limited to 80..450.
+        pitch_semitones: above (+) or below (-) the variant's own pitch, limited to -12..+12.
+        pitch_range: size of the pitch movements, 0 (monotone) to 2; 1 is the variant's own.
+        seed: of espeak-ng's random numbers (flutter, roughness, breath).
+
+    Returns:
+        float32 array of shape `[samples]` within [-1, 1] at `ENGINE_RATE_HZ`.
+
+    Raises:
+        ImportError: the package espeakng-loader is not installed.
+        ValueError: unknown voice or variant.
+        EspeakError: espeak-ng failed, said nothing, or is in use by another package in this process.
+    """
+    if not (_data_folder() / "voices" / "!v" / variant).is_file():  # espeak-ng would silently use no variant
+        raise ValueError(f"espeak-ng has no voice variant {variant!r}")
+    with _fresh_library() as library:
+        library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+        if library.espeak_SetVoiceByName(f"{voice}+{variant}".encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {voice!r}")
+        _set(library, _RATE, np.clip(rate_wpm, MIN_RATE_WPM, MAX_RATE_WPM))
+        _set(library, _PITCH, np.clip(50 + 50 * pitch_semitones / 12, 0, 100))  # 50 points of this scale = 1 octave
+        _set(library, _RANGE, np.clip(50 * pitch_range, 0, 100))
+        return _synthesise(library, text)
+
+
+def engine_version() -> str:
+    """The version of the espeak-ng library, such as `1.52.0`. Raises like :func:`speak`."""
+    with _fresh_library() as library:
+        return library.espeak_Info(None).decode()
+
+
+def _set(library: ctypes.CDLL, parameter: int, value: float) -> None:
+    if library.espeak_SetParameter(parameter, int(round(value)), 0) != 0:
+        raise EspeakError(f"espeak-ng refused the value {value:.0f} for its parameter {parameter}")
+
+
+def _synthesise(library: ctypes.CDLL, text: str) -> np.ndarray:
+    chunks = []
+
+    def collect(samples, count, _events):
+        if samples and count > 0:
+            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())  # espeak-ng reuses its buffer
+        return 0
+
+    callback = _CALLBACK(collect)  # must stay alive until espeak_Synth returns
+    library.espeak_SetSynthCallback(callback)
+    utf8 = text.encode() + b"\0"
+    status = library.espeak_Synth(utf8, ctypes.c_size_t(len(utf8)), 0, 0, 0, _CHARS_UTF8, None, None)
+    if status != 0 or not chunks:
+        raise EspeakError(f"espeak-ng returned status {status} and {len(chunks)} blocks of audio for {text!r}")
+    return np.concatenate(chunks).astype(np.float32) / 32768
+
+
+@contextmanager
+def _fresh_library() -> Iterator[ctypes.CDLL]:
+    """espeak-ng as if no one had ever used it in this process."""
+    library = ctypes.CDLL(_loader().get_library_path())
+    try:
+        library.espeak_Info.restype = ctypes.c_char_p
+        data_path = ctypes.c_char_p()
+        library.espeak_Info(ctypes.byref(data_path))
+        if data_path.value:  # set by espeak_Initialize, empty in a library just loaded
+            raise EspeakError(
+                "espeak-ng is already in use in this process, so clips would depend on what it spoke before. "
+                "Write the corpus in a process that uses no other espeak-ng package, or with workers >= 2."
+            )
+        path = str(_data_folder()).encode()
+        if library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, path, _INITIALIZE_DONT_EXIT) != ENGINE_RATE_HZ:
+            raise EspeakError(f"espeak-ng could not read its data in {path.decode()}")
+        yield library
+        library.espeak_Terminate()
+    finally:
+        unload = _ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose
+        unload(library._handle)
+
+
+def _data_folder() -> Path:
+    """The espeak-ng data, by a path that is short enough for espeak-ng."""
+    folder = Path(_loader().get_data_path())
+    if len(str(folder)) <= _MAX_DATA_PATH:
+        return folder
+    # A link under a name of its own is safe to share between processes and to leave behind.
+    link = Path(tempfile.gettempdir()) / f"espeak-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    try:
+        link.symlink_to(folder, target_is_directory=True)
+    except FileExistsError:
+        if link.resolve() != folder.resolve():
+            raise EspeakError(f"{link} does not lead to {folder}; remove it") from None
+    return link
+
+
+def _loader():
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise ImportError(
+            "The synthetic corpus is spoken by espeak-ng, which comes with the package espeakng-loader: "
+            "pip install espeakng-loader"
+        ) from error
+    return espeakng_loader

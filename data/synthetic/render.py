@@ -1,0 +1,77 @@
+"""One row of the table becomes one waveform: speak, shape the vocal tract, colour, set the level, add the room."""
+
+import math
+
+import numpy as np
+import soxr
+
+from .espeak import ENGINE_RATE_HZ, speak
+from .table import EQ_NODES_HZ, Utterance
+
+SAMPLING_RATE_HZ = 16_000
+PEAK_LIMIT = 0.98
+
+
+def render(utterance: Utterance) -> np.ndarray:
+    """Speak one clip.
+
+    The waveform is a function of the row alone: history, process and other clips do not matter.
+
+    Returns:
+        float32 array of shape `[samples]` within [-1, 1] at `SAMPLING_RATE_HZ`.
+
+    Raises:
+        ImportError, ValueError, EspeakError: see :func:`wavcse.data.synthetic.espeak.speak`.
+    """
+    speech = _speak_with_tract(utterance)
+    speech = _colour(speech, utterance.speaker.eq_db, utterance.tilt_db_per_octave)
+    speech *= _amplitude(utterance.level_dbfs) / _rms(speech)
+    wave = _add_room(speech, utterance)
+    return (wave * min(1.0, PEAK_LIMIT / np.abs(wave).max())).astype(np.float32)
+
+
+def _speak_with_tract(utterance: Utterance) -> np.ndarray:
+    """Speech at 16 kHz with all formants scaled by the speaker's `tract_ratio`."""
+    ratio = utterance.speaker.tract_ratio
+    # Played `ratio` times as fast, formants, pitch and rate all rise: ask for less pitch and rate, and formants remain.
+    wave = speak(
+        utterance.text,
+        utterance.speaker.accent,
+        utterance.speaker.variant,
+        rate_wpm=utterance.rate_wpm / ratio,
+        pitch_semitones=utterance.pitch_semitones - 12 * math.log2(ratio),
+        pitch_range=utterance.pitch_range,
+        seed=utterance.noise_seed,
+    )
+    return soxr.resample(wave, ENGINE_RATE_HZ * ratio, SAMPLING_RATE_HZ).astype(np.float64)
+
+
+def _colour(wave: np.ndarray, eq_db: tuple[float, ...], tilt_db_per_octave: float) -> np.ndarray:
+    """Apply the speaker's gains at `EQ_NODES_HZ`, and a tilt around 1 kHz."""
+    hz = np.maximum(np.fft.rfftfreq(len(wave), 1 / SAMPLING_RATE_HZ), EQ_NODES_HZ[0])
+    gain_db = np.interp(np.log2(hz), np.log2(EQ_NODES_HZ), eq_db) + tilt_db_per_octave * np.log2(hz / 1000)
+    return np.fft.irfft(np.fft.rfft(wave) * _amplitude(gain_db), len(wave))
+
+
+def _add_room(speech: np.ndarray, utterance: Utterance) -> np.ndarray:
+    """Silence around the speech, and pink noise at the clip's signal-to-noise ratio."""
+    before, after = (round(s * SAMPLING_RATE_HZ) for s in (utterance.lead_s, utterance.tail_s))
+    wave = np.pad(speech, (before, after))
+    noise = _pink_noise(len(wave), utterance.noise_seed)
+    return wave + noise * _amplitude(utterance.level_dbfs - utterance.snr_db)
+
+
+def _pink_noise(samples: int, seed: int) -> np.ndarray:
+    """Noise with equal power in every octave above 50 Hz, of RMS 1."""
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(samples))
+    hz = np.fft.rfftfreq(samples, 1 / SAMPLING_RATE_HZ)
+    noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(hz, 50)), samples)
+    return noise / _rms(noise)
+
+
+def _rms(wave: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(wave))))
+
+
+def _amplitude(db: float | np.ndarray) -> float | np.ndarray:
+    return 10 ** (db / 20)

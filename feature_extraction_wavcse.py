@@ -1,0 +1,147 @@
+"""`WavCSEFeatureExtractor`: waveforms -> `input_values` and `attention_mask`; refuses what the model cannot serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import logging
+
+from .audio_wavcse import as_waveform
+from .configuration_wavcse import WavCSEConfig
+
+logger = logging.get_logger(__name__)
+
+VARIANCE_FLOOR = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor; keeps silence finite (all zeros)
+
+
+class WavCSEFeatureExtractor(SequenceFeatureExtractor):
+    """Prepare waveforms for `WavCSEModel`: check, normalise per clip, pad, mask.
+
+    Args:
+        feature_size: channels of a clip, always 1.
+        sampling_rate: rate in Hz that clips must have.
+        padding_value: value of the padding (the mask hides it from the model).
+        do_normalize: zero mean and unit variance per clip, over its real samples only.
+        return_attention_mask: the model needs the mask to tell clips from padding, so it is on.
+        min_samples: shortest clip in samples (the receptive field of the upstream, 400 = 25 ms at 16 kHz).
+        max_duration_s: longest clip in seconds.
+    """
+
+    model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012 (transformers reads this class attribute)
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16_000,
+        padding_value: float = 0.0,
+        do_normalize: bool = True,
+        return_attention_mask: bool = True,
+        min_samples: int = 400,
+        max_duration_s: float = 120.0,
+        **kwargs,
+    ):
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.do_normalize = do_normalize
+        self.return_attention_mask = return_attention_mask
+        self.min_samples = min_samples
+        self.max_duration_s = max_duration_s
+
+    @classmethod
+    def from_config(cls, config: WavCSEConfig) -> WavCSEFeatureExtractor:
+        """The feature extractor that belongs to a model configuration."""
+        return cls(
+            sampling_rate=config.sampling_rate,
+            do_normalize=config.do_normalize,
+            min_samples=config.min_samples,
+            max_duration_s=config.max_duration_s,
+        )
+
+    def __call__(
+        self,
+        raw_speech: np.ndarray | Sequence[float] | Sequence[np.ndarray] | Sequence[Sequence[float]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        sampling_rate: int | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Turn one clip, or a list of clips, into model input.
+
+        Args:
+            raw_speech: one clip (`[samples]` array or list of floats), or several (a list of clips, or `[B, samples]`).
+                Floats in [-1, 1], or int16/int32 PCM.
+            padding, max_length, truncation, pad_to_multiple_of, return_attention_mask, return_tensors:
+                as in every transformers feature extractor, but padding to the longest clip is the default.
+            sampling_rate: rate of `raw_speech` in Hz. Pass it: a wrong rate is then an error, not a wrong embedding.
+
+        Returns:
+            `BatchFeature` with `input_values` (float32 of shape `[B, samples]`) and `attention_mask` (int32, 1 = audio).
+
+        Raises:
+            ValueError: wrong sampling rate, or a clip is stereo, empty, too short, too long, of an unsupported dtype, or
+                holds NaN or infinity. The message names the clip by its position.
+        """
+        self._check_sampling_rate(sampling_rate)
+        clips = [self._checked(clip, f"clip {i}") for i, clip in enumerate(_as_clips(raw_speech))]
+        if truncation and max_length is not None:
+            clips = [clip[:max_length] for clip in clips]
+        if self.do_normalize:
+            clips = [normalize(clip) for clip in clips]
+        batch = self.pad(
+            BatchFeature({"input_values": clips}),
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_attention_mask=return_attention_mask,
+        )
+        return batch if return_tensors is None else batch.convert_to_tensors(return_tensors)
+
+    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is None:
+            logger.warning_once(
+                f"No `sampling_rate` was given: the clips are taken to be at {self.sampling_rate} Hz. Pass "
+                f"`sampling_rate=...` to {type(self).__name__} so that a mismatch becomes an error."
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"The clips are at {sampling_rate} Hz, but the model was trained at {self.sampling_rate} Hz. Resample them "
+                f"(`soxr.resample(clip, {sampling_rate}, {self.sampling_rate})`), or give the pipeline "
+                '`{"array": clip, "sampling_rate": rate}`, which resamples by itself.'
+            )
+
+    def _checked(self, clip: Any, name: str) -> np.ndarray:
+        waveform = as_waveform(clip, name)
+        if waveform.size < self.min_samples:
+            raise ValueError(
+                f"{name}: has {waveform.size} samples ({1000 * waveform.size / self.sampling_rate:.1f} ms); the upstream "
+                f"needs at least {self.min_samples} for one frame. Pad the clip with zeros or drop it. (If this is one "
+                "multi-channel clip, average its channels: a 2-D array is read as a batch of clips.)"
+            )
+        if waveform.size > self.max_duration_s * self.sampling_rate:
+            raise ValueError(
+                f"{name}: lasts {waveform.size / self.sampling_rate:.1f} s, more than max_duration_s={self.max_duration_s:g}. "
+                "Cut it into windows and average their embeddings, or raise `max_duration_s` if memory allows."
+            )
+        return waveform
+
+
+def normalize(waveform: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance over `[samples]`, in float32; silence stays zero."""
+    return ((waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR)).astype(np.float32)
+
+
+def _as_clips(raw_speech: Any) -> list:
+    if isinstance(raw_speech, np.ndarray) or hasattr(raw_speech, "__array__"):
+        array = np.asarray(raw_speech)
+        return [array] if array.ndim == 1 else list(array)
+    if len(raw_speech) and np.isscalar(raw_speech[0]):
+        return [np.asarray(raw_speech, dtype=np.float32)]
+    return [clip if hasattr(clip, "__array__") else np.asarray(clip, dtype=np.float32) for clip in raw_speech]

@@ -1,0 +1,260 @@
+"""`WavCSEModel` (speech -> one embedding per clip) and `WavCSEForMultiTask` (embedding -> logits per task).
+
+Shapes: `B` clips, `K` selected layers, `D` upstream width, `E` embedding size, `C` classes of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoFeatureExtractor
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_wavcse import WavCSEConfig
+from .pooling_wavcse import LayerPooling, build_layer_pooling
+from .repository_wavcse import complete_repository
+from .upstream_wavcse import build_upstream, load_upstream, run_upstream
+
+HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
+
+
+@dataclass
+class WavCSEModelOutput(ModelOutput):
+    """Output of `WavCSEModel`.
+
+    Args:
+        embeddings: `[B, E]`, what users store and search.
+        pooled_layers: `[B, K, D]`, time mean of every selected layer (what the feature cache holds).
+        last_hidden_state: `[B, T, D]`, frames of the last block; with `output_hidden_states=True` only.
+        hidden_states: layers 0..N, each `[B, T, D]`, zeros in the padding; with `output_hidden_states=True` only.
+        attentions: one `[B, heads, T, T]` per block; with `output_attentions=True` only.
+    """
+
+    embeddings: Tensor | None = None
+    pooled_layers: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class WavCSEMultiTaskOutput(ModelOutput):
+    """Output of `WavCSEForMultiTask`: `logits` maps each task to `[B, C]`; `loss` where labels were given."""
+
+    loss: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
+    embeddings: Tensor | None = None
+    pooled_layers: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class WavCSEDownstream(nn.Module):
+    """Pooled layers `[B, K, D]` -> embeddings `[B, E]`: FC1, layer pooling, dropout, FC2; no activation (the paper's Figure 1)."""
+
+    def __init__(self, config: WavCSEConfig):
+        super().__init__()
+        size = config.layer_projection_size
+        self.layer_projection = nn.Linear(config.upstream_config.hidden_size, size)
+        num_layers = len(config.selected_layers)
+        self.layer_pooling = build_layer_pooling(config.pooling_type, num_layers, size, **config.pooling_kwargs)
+        self.dropout = nn.Dropout(config.layer_dropout)
+        self.embedding_projection = nn.Linear(size, config.embedding_size)
+
+    def forward(self, pooled_layers: Tensor) -> Tensor:
+        projected = self.layer_projection(pooled_layers)  # [B, K, 512]
+        return self.embedding_projection(self.dropout(self.layer_pooling(projected)))
+
+
+class WavCSEHeads(nn.Module):
+    """Embeddings `[B, E]` -> logits `{task: [B, C]}`: dropout, then one linear layer per task."""
+
+    def __init__(self, config: WavCSEConfig):
+        super().__init__()
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.tasks = nn.ModuleDict(
+            {name: nn.Linear(config.embedding_size, len(task["labels"])) for name, task in config.tasks.items()}
+        )
+
+    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
+        embeddings = self.dropout(embeddings)
+        return {name: head(embeddings) for name, head in self.tasks.items()}
+
+
+def multi_task_loss(
+    logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], loss_weights: Mapping[str, float]
+) -> Tensor:
+    """`sum_t w_t / T * CE_t` with `CE_t` averaged over the clips that have a label for task t (section 2.3 of the paper).
+
+    The divisor T counts all tasks: a batch without any clip of a task is not rescaled, as in the authors' code.
+    """
+    total = next(iter(logits.values())).new_zeros(())
+    for task, task_logits in logits.items():
+        if task in labels and (labels[task] != IGNORED_LABEL).any():
+            loss = nn.functional.cross_entropy(task_logits.float(), labels[task], ignore_index=IGNORED_LABEL)
+            total = total + loss_weights[task] / len(logits) * loss
+    return total
+
+
+class WavCSEPreTrainedModel(PreTrainedModel):
+    """Loading, saving and weight initialisation shared by the wavCSE models."""
+
+    config_class = WavCSEConfig
+    base_model_prefix = "wavcse"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # PyTorch's default initialisation, as the authors used. The upstream initialises its own modules.
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, LayerPooling):
+            module.reset_parameters()
+
+    @classmethod
+    def from_upstream(cls, name_or_path: str, selected_layers: Sequence[int] | None = None, **kwargs):
+        """A new model on a pre-trained upstream; only blocks up to `max(selected_layers)` are loaded.
+
+        Args:
+            name_or_path: Hub id (`"microsoft/wavlm-large"`) or local folder of a WavLM, wav2vec2 or HuBERT model.
+            selected_layers: layers to pool; the paper's 0-14 and 17 if not given.
+            kwargs: further fields of `WavCSEConfig`; `revision`, `token`, `cache_dir`, `local_files_only` go to the Hub.
+        """
+        hub_kwargs = {name: kwargs.pop(name) for name in HUB_KWARGS if name in kwargs}
+        if selected_layers is not None:
+            kwargs["selected_layers"] = selected_layers
+        config = config_from_upstream(name_or_path, hub_kwargs, **kwargs)
+        return cls(config, upstream=load_upstream(name_or_path, config.upstream_config, **hub_kwargs)).eval()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Write a complete Hub repository: float32 weights, configuration, preprocessor, code files and model card.
+
+        Weights are saved in float32 whatever the model runs in, so that a reload never loses precision twice.
+        """
+        if "state_dict" not in kwargs and self.dtype != torch.float32:
+            kwargs["state_dict"] = {
+                name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in self.state_dict().items()
+            }
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            complete_repository(Path(save_directory), self.config)
+
+
+class WavCSEModel(WavCSEPreTrainedModel):
+    """Upstream, temporal pooling, FC1, layer pooling, FC2: one embedding `[E]` per clip, the same in any batch.
+
+    A checkpoint of `WavCSEForMultiTask` loads too; its heads are left out.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^heads\."]  # noqa: RUF012 (transformers reads this class attribute)
+
+    def __init__(self, config: WavCSEConfig, upstream: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.upstream = build_upstream(config.upstream_config) if upstream is None else upstream
+        self.downstream = WavCSEDownstream(config)
+        if config.freeze_upstream:
+            self.upstream.requires_grad_(False)
+        self.post_init()
+
+    def train(self, mode: bool = True) -> WavCSEModel:
+        """Set training mode; a frozen upstream stays in eval mode (no dropout, LayerDrop or SpecAugment)."""
+        super().train(mode)
+        if self.config.freeze_upstream:
+            self.upstream.eval()
+        return self
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> WavCSEModelOutput | tuple:
+        """Embed clips.
+
+        Args:
+            input_values: waveforms `[B, samples]` from `WavCSEFeatureExtractor`.
+            attention_mask: `[B, samples]`, 1 = audio, 0 = padding; needed as soon as lengths differ.
+        """
+        wants_states = _default(output_hidden_states, self.config.output_hidden_states)
+        wants_maps = _default(output_attentions, self.config.output_attentions)
+        upstream = run_upstream(
+            self.upstream, input_values, attention_mask, self.config.selected_layers, wants_states, wants_maps
+        )
+        output = WavCSEModelOutput(
+            embeddings=self.downstream(upstream.pooled_layers.to(self.downstream.layer_projection.weight.dtype)),
+            pooled_layers=upstream.pooled_layers,
+            last_hidden_state=upstream.hidden_states[-1] if upstream.hidden_states else None,
+            hidden_states=upstream.hidden_states,
+            attentions=upstream.attentions,
+        )
+        return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+
+
+class WavCSEForMultiTask(WavCSEPreTrainedModel):
+    """`WavCSEModel` with one linear head per task of `config.tasks`, trained together."""
+
+    def __init__(self, config: WavCSEConfig, upstream: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.wavcse = WavCSEModel(config, upstream)
+        self.heads = WavCSEHeads(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Mapping[str, Tensor] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> WavCSEMultiTaskOutput | tuple:
+        """Embed and classify clips.
+
+        Args:
+            labels: task -> class indices `[B]`, -100 where a clip has no label for the task.
+        """
+        output = self.wavcse(input_values, attention_mask, output_attentions, output_hidden_states, return_dict=True)
+        logits = self.heads(output.embeddings)
+        weights = {name: task["loss_weight"] for name, task in self.config.tasks.items()}
+        result = WavCSEMultiTaskOutput(
+            loss=None if labels is None else multi_task_loss(logits, labels, weights),
+            logits=logits,
+            embeddings=output.embeddings,
+            pooled_layers=output.pooled_layers,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
+
+
+def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, **fields) -> WavCSEConfig:
+    """A `WavCSEConfig` for the upstream at `name_or_path`, with the audio settings of its own preprocessor."""
+    hub_kwargs = dict(hub_kwargs or {})
+    upstream_config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
+    try:
+        preprocessor = AutoFeatureExtractor.from_pretrained(name_or_path, **hub_kwargs)
+    except (OSError, ValueError):
+        preprocessor = None  # a bare encoder folder; the defaults are those of the large checkpoints
+    if preprocessor is not None:
+        fields.setdefault("sampling_rate", preprocessor.sampling_rate)
+        fields.setdefault("do_normalize", preprocessor.do_normalize)
+    return WavCSEConfig(upstream_config=upstream_config, **fields)
+
+
+def _default(value: bool | None, default: bool | None) -> bool:
+    return bool(default if value is None else value)

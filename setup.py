@@ -1,0 +1,43 @@
+"""Packaging: the repository root *is* the package ``wavcse`` (and the Hub model repository)."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOMS = ["data", "data.synthetic", "training", "eval", "eval.tasks", "eval.baselines", "hub"]
+
+EVAL = ["scikit-learn>=1.5", "audmetric>=1.4"]
+SEARCH = ["optuna>=4", "matplotlib>=3.9"]
+APP = ["gradio>=5"]
+DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "scipy>=1.13", "tensorboard>=2.17"]
+
+setup(
+    name="wavcse",
+    version="0.1.0",
+    description="Fixed-size, unified speech embeddings: one vector per clip for words, speakers and emotions",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["wavcse", *(f"wavcse.{room}" for room in ROOMS)],
+    package_dir={"wavcse": "."},
+    py_modules=["wavcse_cli"],
+    package_data={"wavcse": ["conf/*.yaml", "LICENSE", "hub/*.md"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.0",
+        "accelerate>=1.2",
+        "safetensors>=0.4.3",
+        "huggingface_hub>=1.0",
+        "numpy>=1.26",
+        "pandas>=2.2",
+        "pyarrow>=15",
+        "pyyaml>=6",
+        "soundfile>=0.12",
+        "soxr>=0.4",
+        "tqdm>=4.66",
+        "espeakng-loader>=0.2.4",
+    ],
+    extras_require={"eval": EVAL, "search": SEARCH, "app": APP, "dev": [*DEV, *EVAL]},
+    entry_points={"console_scripts": ["wavcse=wavcse_cli:main"]},
+)

@@ -1,0 +1,175 @@
+"""The self-supervised upstream as wavCSE runs it: only the blocks that are needed, pooled while it runs, exact in any batch.
+
+Shapes: `B` clips, `T` frames, `D` upstream width, `K` layers. Layer 0 is the input of the first block, layer i the output of
+block i, as in the paper (fairseq numbering). The encoder's final LayerNorm is never part of a layer: transformers versions
+differ in whether `hidden_states[-1]` holds it, so layers are read from the blocks themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+
+@dataclass
+class UpstreamOutput:
+    """What one pass over a batch yields.
+
+    `pooled_layers` `[B, K, D]`; on request `hidden_states`, one `[B, T, D]` per layer 0..N with zeros in the padding, and
+    `attentions`, one `[B, heads, T, T]` per block.
+    """
+
+    pooled_layers: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def build_upstream(config: PretrainedConfig) -> PreTrainedModel:
+    """The transformers encoder of `config` (WavLM, wav2vec2 or HuBERT), random weights, under its own parameter names."""
+    return AutoModel.from_config(config)
+
+
+def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> PreTrainedModel:
+    """Load the first `config.num_hidden_layers` blocks of a checkpoint; the others are neither built nor kept.
+
+    Args:
+        name_or_path: Hub id (`microsoft/wavlm-large`) or local folder.
+        config: the upstream's own configuration, with `num_hidden_layers` already reduced.
+        hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
+    """
+    family = type(build_on_meta(config))
+    missing_blocks = [r"encoder\.layers\.\d+\.", r"^quantizer\.", r"^project_(q|hid)\.", r"^lm_head\.", r"^masked_spec_embed$"]
+    previous = family._keys_to_ignore_on_load_unexpected
+    family._keys_to_ignore_on_load_unexpected = [*(previous or []), *missing_blocks]
+    try:
+        return family.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub_kwargs)
+    finally:
+        family._keys_to_ignore_on_load_unexpected = previous
+
+
+def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """The encoder with no storage behind its weights: for its class and its parameter counts."""
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
+
+
+def count_frames(num_samples: Tensor, config: PretrainedConfig) -> Tensor:
+    """Frames that the convolutional stem makes of `num_samples`: 400 samples give 1, every further 320 one more."""
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+        num_samples = torch.div(num_samples - kernel, stride, rounding_mode="floor") + 1
+    return num_samples
+
+
+def run_upstream(
+    upstream: PreTrainedModel,
+    input_values: Tensor,
+    attention_mask: Tensor | None,
+    layers: Sequence[int],
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+) -> UpstreamOutput:
+    """Run the encoder over a right-padded batch and average the frames of the wanted layers over time.
+
+    Clips of one length go through together and no padding ever enters the encoder, so a clip's result does not depend on its
+    batch: group-norm stems would average over the padding, and on a CPU padding costs more time than batching saves.
+
+    Args:
+        input_values: waveforms `[B, samples]`.
+        attention_mask: `[B, samples]`, 1 for audio, 0 for padding on the right; `None` = no padding.
+        layers: the K layers to pool.
+
+    Raises:
+        ValueError: a clip is too short for one frame, or the mask is not right-padding.
+    """
+    num_samples = _lengths(input_values, attention_mask)
+    num_frames = count_frames(num_samples, upstream.config)
+    if (num_frames < 1).any():
+        clip = int((num_frames < 1).nonzero()[0])
+        raise ValueError(f"clip {clip}: has {int(num_samples[clip])} samples, too few for one frame; see `min_samples`.")
+    groups = [(clips, input_values[clips, :length]) for length, clips in _groups_of_equal_length(num_samples)]
+    shape = (len(input_values), len(layers), upstream.config.hidden_size)
+    pooled = input_values.new_zeros(shape, dtype=torch.float32)
+    frames = _PaddedStates(len(input_values), int(num_frames.max())) if output_hidden_states else None
+    maps = _PaddedStates(len(input_values), int(num_frames.max())) if output_attentions else None
+    position = {layer: k for k, layer in enumerate(layers)}
+    for clips, waveforms in groups:
+        collected = {}
+
+        def visit(layer: int, hidden: Tensor, collected: dict = collected, clips: Tensor = clips) -> None:
+            if layer in position:
+                collected[layer] = hidden.mean(dim=1, dtype=torch.float32)
+            if frames is not None:
+                frames.put(layer, clips, hidden)
+
+        with visiting_layers(upstream, visit):
+            output = upstream(waveforms, output_attentions=output_attentions)
+        pooled = pooled.index_copy(0, clips, torch.stack([collected[layer] for layer in layers], dim=1))
+        for block, attention in enumerate(output.attentions or ()) if maps is not None else ():
+            maps.put(block, clips, attention)
+    return UpstreamOutput(pooled, frames and frames.as_tuple(), maps and maps.as_tuple())
+
+
+@contextmanager
+def visiting_layers(upstream: PreTrainedModel, visit: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """While active, `visit(layer, hidden_states [B, T, D])` is called for layer 0 and after every block."""
+
+    def after(layer: int) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+            visit(layer, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    # In every family the blocks' input is what `encoder.dropout` returns; it exists even where no block is needed.
+    hooks = [upstream.encoder.dropout.register_forward_hook(after(0))]
+    hooks += [block.register_forward_hook(after(i)) for i, block in enumerate(upstream.encoder.layers, start=1)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _PaddedStates:
+    """Collects per-group tensors into one zero-padded tensor per key; frame axes are every axis of group length."""
+
+    def __init__(self, batch_size: int, num_frames: int):
+        self.batch_size, self.num_frames = batch_size, num_frames
+        self.states: dict[int, Tensor] = {}
+
+    def put(self, key: int, clips: Tensor, state: Tensor) -> None:
+        # [b, T, D] pads its axis 1, attention maps [b, H, T, T] their last two
+        missing = self.num_frames - state.shape[-2]
+        padding = (0, 0, 0, missing) if state.ndim == 3 else (0, missing, 0, missing)
+        padded = nn.functional.pad(state, padding)
+        if key not in self.states:
+            self.states[key] = padded.new_zeros((self.batch_size, *padded.shape[1:]))
+        self.states[key] = self.states[key].index_copy(0, clips, padded)
+
+    def as_tuple(self) -> tuple[Tensor, ...]:
+        return tuple(self.states[key] for key in sorted(self.states))
+
+
+def _lengths(input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
+    if attention_mask is None:
+        return torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
+    if attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}: they must agree."
+        )
+    lengths = attention_mask.long().sum(dim=1)
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    if not torch.equal(attention_mask.bool(), positions[None, :] < lengths[:, None]):
+        raise ValueError("attention_mask must be 1 for the samples of each clip and 0 for the padding to its right.")
+    return lengths
+
+
+def _groups_of_equal_length(lengths: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for length in torch.unique(lengths).tolist():
+        yield length, (lengths == length).nonzero()[:, 0]
