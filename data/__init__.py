@@ -1,1 +1,1 @@
-"""Reading audio, corpora, manifests, multi-task sets, the synthetic corpus and the feature cache."""
+"""From corpora to features: audio, manifests, composite multi-task sets, the synthetic corpus and the feature cache."""
