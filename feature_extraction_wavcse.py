@@ -89,7 +89,9 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
                 holds NaN or infinity. The message names the clip by its position.
         """
         self._check_sampling_rate(sampling_rate)
-        clips = [self._checked(clip, f"clip {i}") for i, clip in enumerate(_as_clips(raw_speech))]
+        clips = [as_waveform(clip, f"clip {i}") for i, clip in enumerate(_as_clips(raw_speech))]
+        for i, clip in enumerate(clips):
+            self.check(clip, f"clip {i}")
         if truncation and max_length is not None:
             clips = [clip[:max_length] for clip in clips]
         if self.do_normalize:
@@ -117,8 +119,8 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
                 '`{"array": clip, "sampling_rate": rate}`, which resamples by itself.'
             )
 
-    def _checked(self, clip: Any, name: str) -> np.ndarray:
-        waveform = as_waveform(clip, name)
+    def check(self, waveform: np.ndarray, name: str) -> None:
+        """ValueError, calling the clip `name`, if `[samples]` is too short or too long for the model."""
         if waveform.size < self.min_samples:
             raise ValueError(
                 f"{name}: has {waveform.size} samples ({1000 * waveform.size / self.sampling_rate:.1f} ms); the upstream "
@@ -130,7 +132,6 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
                 f"{name}: lasts {waveform.size / self.sampling_rate:.1f} s, more than max_duration_s={self.max_duration_s:g}. "
                 "Cut it into windows and average their embeddings, or raise `max_duration_s` if memory allows."
             )
-        return waveform
 
 
 def normalize(waveform: np.ndarray) -> np.ndarray:

@@ -88,19 +88,31 @@ class WavCSEHeads(nn.Module):
         return {name: head(embeddings) for name, head in self.tasks.items()}
 
 
-def multi_task_loss(
-    logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], loss_weights: Mapping[str, float]
-) -> Tensor:
-    """`sum_t w_t / T * CE_t` with `CE_t` averaged over the clips that have a label for task t (section 2.3 of the paper).
+def cross_entropy_per_task(
+    logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_labelled: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
+    """Cross-entropy of every task, averaged over the clips that have a label for it; 0 for a task that has none here.
+
+    Args:
+        logits: task -> `[B, C]`.
+        labels: task -> class indices `[B]`, -100 = no label.
+        num_labelled: what to divide each task's sum by instead of the number of labelled clips in this batch; a process that
+            sees a part of a batch gives the number of the whole batch.
+    """
+    losses = {}
+    for task, task_logits in logits.items():
+        total = nn.functional.cross_entropy(task_logits.float(), labels[task], ignore_index=IGNORED_LABEL, reduction="sum")
+        count = (labels[task] != IGNORED_LABEL).sum() if num_labelled is None else num_labelled[task]
+        losses[task] = total / max(count, 1)
+    return losses
+
+
+def combine_losses(losses: Mapping[str, Tensor], loss_weights: Mapping[str, float]) -> Tensor:
+    """`sum_t w_t / T * loss_t`, equal weighting for `w_t = 1` (section 2.3 of the paper).
 
     The divisor T counts all tasks: a batch without any clip of a task is not rescaled, as in the authors' code.
     """
-    total = next(iter(logits.values())).new_zeros(())
-    for task, task_logits in logits.items():
-        if task in labels and (labels[task] != IGNORED_LABEL).any():
-            loss = nn.functional.cross_entropy(task_logits.float(), labels[task], ignore_index=IGNORED_LABEL)
-            total = total + loss_weights[task] / len(logits) * loss
-    return total
+    return sum(loss_weights[task] * loss for task, loss in losses.items()) / len(losses)
 
 
 class WavCSEPreTrainedModel(PreTrainedModel):
@@ -232,7 +244,7 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
         logits = self.heads(output.embeddings)
         weights = {name: task["loss_weight"] for name, task in self.config.tasks.items()}
         result = WavCSEMultiTaskOutput(
-            loss=None if labels is None else multi_task_loss(logits, labels, weights),
+            loss=None if labels is None else combine_losses(cross_entropy_per_task(logits, labels), weights),
             logits=logits,
             embeddings=output.embeddings,
             pooled_layers=output.pooled_layers,

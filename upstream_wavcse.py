@@ -45,7 +45,13 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
         hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
     """
     family = type(build_on_meta(config))
-    missing_blocks = [r"encoder\.layers\.\d+\.", r"^quantizer\.", r"^project_(q|hid)\.", r"^lm_head\.", r"^masked_spec_embed$"]
+    missing_blocks = [
+        r"encoder\.layers\.\d+\.",
+        r"^quantizer\.",
+        r"^project_(q|hid)\.",
+        r"^lm_head\.",
+        r"^masked_spec_embed$",
+    ]
     previous = family._keys_to_ignore_on_load_unexpected
     family._keys_to_ignore_on_load_unexpected = [*(previous or []), *missing_blocks]
     try:

@@ -5,10 +5,13 @@ import hashlib
 import io
 import json
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import soundfile
@@ -20,6 +23,9 @@ from .table import Utterance, plan_corpus
 
 RENDERER_VERSION = 1  # raise it when the same plan comes to sound different
 CLIPS_PER_JOB = 16
+# Forked workers start at once, spawned ones first import torch (it comes with the root package). A fork is safe on
+# Linux because workers use neither torch nor any thread of the caller's; macOS' system libraries do not allow it.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 COLUMNS = (
     *("file_name", "duration", "keyword", "speaker_id", "emotion", "gender", "language", "accent", "text"),
     *("split_ks", "split_sid", "split_er"),
@@ -36,8 +42,8 @@ def write_corpus(out: str | Path, clips: int, seed: int, workers: int | None = N
         out: the folder, made if missing.
         clips: number of clips, at least 160; each is about 0.8 s long.
         seed: not negative.
-        workers: number of processes, by default the number of CPUs. With more than 1 they are spawned, so a script
-            that calls this needs the usual `if __name__ == "__main__":`.
+        workers: number of processes, by default the number of CPUs. On macOS and Windows a script that uses more
+            than 1 needs the usual `if __name__ == "__main__":`.
 
     Returns:
         The path of `metadata.csv`.
@@ -91,7 +97,7 @@ def _claim(out: Path, identity: dict[str, str | int]) -> None:
 
 def _speak_all(utterances: list[Utterance], out: Path, workers: int) -> list[int]:
     """Number of samples of each clip, spoken now or before."""
-    progress = partial(tqdm, total=len(utterances), unit="clip", desc="speaking")
+    progress = partial(tqdm, total=len(utterances), unit="clip", desc="speaking", mininterval=0.5)
     return list(progress(_spoken(utterances, out, workers)))
 
 
@@ -100,15 +106,27 @@ def _spoken(utterances: list[Utterance], out: Path, workers: int) -> Iterator[in
     if workers == 1:
         yield from map(job, utterances)
         return
-    # Spawned, not forked: the caller may hold torch, whose threads do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context(START_METHOD), initializer=_start_worker) as pool:
         yield from pool.map(job, utterances, chunksize=CLIPS_PER_JOB)
+
+
+def _start_worker() -> None:
+    """Let a worker end with its parent, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent deals with it
+
+    def watch():  # a worker whose parent is killed would wait for work for ever, or meet the restarted run
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _speak_clip(utterance: Utterance, out: Path) -> int:
     path = out / utterance.file_name
-    if path.exists():  # complete, since files appear under their name only when complete
-        return soundfile.info(path).frames
+    try:
+        return soundfile.info(path).frames  # files get their name only when complete
+    except soundfile.LibsndfileError:  # not there, or damaged by a power failure
+        pass
     part = path.with_suffix(".part")
     wave = render(utterance)
     soundfile.write(part, wave, SAMPLING_RATE_HZ, subtype="PCM_16", format="FLAC")
@@ -121,13 +139,10 @@ def _metadata_csv(utterances: list[Utterance], samples: list[int]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for u, n in zip(utterances, samples, strict=True):
-        who = u.speaker
-        about_speaker = (who.gender, who.language, who.accent)
+        duration = f"{n / SAMPLING_RATE_HZ:.5f}"
+        who = (u.speaker.gender, u.speaker.language, u.speaker.accent)
         splits = (u.split_ks, u.split_sid, u.split_er)
-        writer.writerow(
-            (u.file_name, f"{n / SAMPLING_RATE_HZ:.5f}", u.keyword, who.speaker_id, u.emotion)
-            + (*about_speaker, u.text, *splits)
-        )
+        writer.writerow((u.file_name, duration, u.keyword, u.speaker.speaker_id, u.emotion, *who, u.text, *splits))
     return text.getvalue()
 
 
@@ -140,8 +155,8 @@ def _write_atomically(path: Path, text: str) -> None:
 def _readme(identity: dict[str, str | int]) -> str:
     return f"""# Synthetic speech
 
-Every clip in this folder is **synthesised**: no human voice was recorded. It exists to test and demonstrate training and
-evaluation without a download; results on it say nothing about human speech.
+Every clip in this folder is **synthesised**: no human voice was recorded. It exists to test and demonstrate training
+and evaluation without a download; results on it say nothing about human speech.
 
 | | |
 |---|---|

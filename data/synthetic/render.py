@@ -33,7 +33,7 @@ def render(utterance: Utterance) -> np.ndarray:
 def _speak_with_tract(utterance: Utterance) -> np.ndarray:
     """Speech at 16 kHz with all formants scaled by the speaker's `tract_ratio`."""
     ratio = utterance.speaker.tract_ratio
-    # Played `ratio` times as fast, formants, pitch and rate all rise: ask for less pitch and rate, and formants remain.
+    # Played `ratio` times as fast, formants, pitch and rate all rise; asking for less pitch and rate leaves formants.
     wave = speak(
         utterance.text,
         utterance.speaker.accent,

@@ -73,10 +73,10 @@ class Prosody:
 
 # Directions after the reviews of vocal emotion, e.g. Scherer 2003 (doi:10.1016/S0167-6393(02)00084-5), table 2.
 EMOTIONS = {
-    "neutral": Prosody(Normal(0.0, 1.2), Normal(1.00, 0.08), Normal(0.9, 0.25), Normal(0, 3), Normal(0.0, 0.6)),
-    "happy": Prosody(Normal(3.0, 1.5), Normal(1.08, 0.10), Normal(1.5, 0.30), Normal(1, 3), Normal(0.4, 0.6)),
-    "angry": Prosody(Normal(1.5, 1.5), Normal(1.22, 0.12), Normal(1.2, 0.30), Normal(4, 3), Normal(1.2, 0.6)),
-    "sad": Prosody(Normal(-2.0, 1.2), Normal(0.82, 0.08), Normal(0.5, 0.25), Normal(-4, 3), Normal(-1.0, 0.6)),
+    "neutral": Prosody(Normal(0.0, 1.2), Normal(1.00, 0.08), Normal(0.9, 0.25), Normal(0, 2.5), Normal(0.0, 0.6)),
+    "happy": Prosody(Normal(4.0, 1.5), Normal(1.05, 0.10), Normal(1.6, 0.25), Normal(1, 2.5), Normal(0.6, 0.6)),
+    "angry": Prosody(Normal(1.5, 1.5), Normal(1.28, 0.12), Normal(1.2, 0.30), Normal(6, 2.5), Normal(2.0, 0.6)),
+    "sad": Prosody(Normal(-3.0, 1.2), Normal(0.76, 0.08), Normal(0.4, 0.20), Normal(-5, 2.5), Normal(-1.6, 0.6)),
 }
 
 
@@ -131,8 +131,7 @@ def plan_corpus(n_clips: int, seed: int) -> list[Utterance]:
     """
     if n_clips < MIN_CLIPS:
         raise ValueError(
-            f"{n_clips} clips are too few for every class of every task to occur in every split; "
-            f"the minimum is {MIN_CLIPS}"
+            f"{n_clips} clips are too few for every class of every task to occur in every split; the minimum is {MIN_CLIPS}"
         )
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
@@ -163,9 +162,7 @@ def _shuffled_voices(gender: str, seed: int) -> list[tuple[str, str]]:
     variants, accents = rng.permutation(VARIANTS[gender]), rng.permutation(ACCENTS)
     n = len(variants)
     # n variants against 7 accents, shifted by one at each lap so that a variant meets another accent
-    return [
-        (str(variants[i % n]), str(accents[(i + i // n) % len(accents)])) for i in range(n * len(accents))
-    ]
+    return [(str(variants[i % n]), str(accents[(i + i // n) % len(accents)])) for i in range(n * len(accents))]
 
 
 def _plan_speaker(number: int, split: str, voice: tuple[str, str], seed: int) -> Speaker:

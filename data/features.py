@@ -1,0 +1,144 @@
+"""The feature cache on disk: shards of time-pooled layers, addressed by audio content, read through memory maps.
+
+    ROOT/digests.json                   path -> size, mtime, content digest, seconds; spares hashing a file twice
+    ROOT/<key>/cache.json               what the vectors depend on, in words; the key is its hash
+    ROOT/<key>/<name>.safetensors       `pooled_layers` [n, L, D] and, in its header, the digests of the n clips
+
+A shard is written under another name and renamed when whole, so a half-written one is never read. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+FORMAT_VERSION = 1
+NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16}
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """Everything that changes a cached vector. Two caches with equal keys hold equal numbers."""
+
+    upstream: str  # Hub id, or name of the local folder
+    revision: str | None
+    weights_sha256: str
+    upstream_config: dict
+    sampling_rate: int
+    do_normalize: bool
+    max_duration_s: float  # longer clips are refused, never cropped
+    dtype: str  # "float32" or "float16"
+    format_version: int = FORMAT_VERSION
+
+    def digest(self) -> str:
+        """Twelve hex digits that name the cache's folder; the upstream's display name does not count."""
+        fields = {name: value for name, value in asdict(self).items() if name not in ("upstream", "revision")}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class FeatureCache:
+    """Time-pooled layers of many clips: `[N, L, D]` over all layers 0..L-1 of one upstream.
+
+    Args:
+        folder: `ROOT/<key>`, made by `create`, or found by `open_cache`.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.key = CacheKey(**json.loads((self.folder / "cache.json").read_text(encoding="utf-8")))
+        self.refresh()
+
+    @classmethod
+    def create(cls, root: Path, key: CacheKey) -> FeatureCache:
+        """Open the cache of this key below `root`, making it if need be."""
+        folder = Path(root) / key.digest()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "cache.json").exists():
+            write_atomically(folder / "cache.json", json.dumps(asdict(key), indent=1))
+        return cls(folder)
+
+    def refresh(self) -> None:
+        """Read the index again: all shards that are whole by now."""
+        self.shards: list[np.ndarray] = []
+        self.location: dict[str, tuple[int, int]] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            array, digests = open_shard(path)
+            self.location.update({digest: (len(self.shards), row) for row, digest in enumerate(digests)})
+            self.shards.append(array)
+
+    def __len__(self) -> int:
+        return len(self.location)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.location
+
+    def read(self, digests: Sequence[str], layers: Sequence[int]) -> np.ndarray:
+        """Copy the wanted clips and layers: float32 `[n, K, D]`, in the order asked for; nothing else is read."""
+        shard_of, row_of = np.array([self.location[digest] for digest in digests], dtype=np.int64).reshape(-1, 2).T
+        size = self.key.upstream_config["hidden_size"]
+        features = np.empty((len(digests), len(layers), size), dtype=np.float32)
+        for shard in np.unique(shard_of):
+            wanted = np.flatnonzero(shard_of == shard)
+            wanted = wanted[np.argsort(row_of[wanted])]  # in file order: sequential reads
+            features[wanted] = self.shards[shard][row_of[wanted][:, None], np.asarray(layers)[None, :]]
+        return features
+
+    def write_shard(self, features: np.ndarray, digests: Sequence[str]) -> None:
+        """Add a shard: `features` `[n, L, D]` of the clips `digests`. Values must be finite and fit the cache's dtype."""
+        features = features.astype(self.key.dtype)
+        if not np.isfinite(features).all():
+            raise FloatingPointError(
+                f"The upstream gave values that are not finite in {self.key.dtype}. Check its weights, or use --dtype float32."
+            )
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        partial = path.with_suffix(".partial")
+        save_file({"pooled_layers": features}, partial, metadata={"digests": json.dumps(list(digests))})
+        os.replace(partial, path)
+
+
+def open_cache(root: str | Path) -> FeatureCache:
+    """Open the only cache below `root` (or `root` itself, if it is one).
+
+    Raises:
+        ValueError: there is none, or more than one to choose from.
+    """
+    root = Path(root)
+    folders = [root] if (root / "cache.json").exists() else sorted(path.parent for path in root.glob("*/cache.json"))
+    if not folders:
+        raise ValueError(f"{root}: holds no feature cache. Make one with `python -m wavcse.data.cache`.")
+    if len(folders) > 1:
+        names = ", ".join(str(folder) for folder in folders)
+        raise ValueError(f"{root}: holds several feature caches; name one of them: {names}.")
+    return FeatureCache(folders[0])
+
+
+def open_shard(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Memory-map a shard: `pooled_layers` `[n, L, D]` (read-only, nothing loaded) and the digests of its n clips."""
+    with open(path, "rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_size))
+    entry = header["pooled_layers"]
+    offset = 8 + header_size + entry["data_offsets"][0]
+    array = np.memmap(path, NUMPY_DTYPES[entry["dtype"]], mode="r", offset=offset, shape=tuple(entry["shape"]))
+    return array, json.loads(header["__metadata__"]["digests"])
+
+
+def clips_per_shard(num_layers: int, size: int, dtype: str, shard_mb: float = 64.0) -> int:
+    """How many clips make a shard of about `shard_mb` megabytes."""
+    return max(1, math.floor(shard_mb * 1e6 / (num_layers * size * np.dtype(dtype).itemsize)))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new content, never a part."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

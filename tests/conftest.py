@@ -1,0 +1,135 @@
+"""Shared fixtures: small models with random weights, made in milliseconds, and seeded synthetic waveforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+from transformers.modeling_utils import PreTrainedModel
+
+from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
+
+SAMPLING_RATE = 16_000
+# The shape of the real encoders (same stem, so 400 samples per frame and a hop of 320), 1/32 of their width.
+TINY_UPSTREAM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+TINY_CONFIG = {"selected_layers": [0, 1, 3], "layer_projection_size": 8, "embedding_size": 20}
+TASKS = {
+    "keyword": {"labels": ["yes", "no", "stop"]},
+    "emotion": {"labels": ["calm", "angry"], "loss_weight": 0.5},
+}
+
+
+# Marks inside transformers' common suites (tests/transformers_common), which a strict run must know.
+TRANSFORMERS_MARKS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in TRANSFORMERS_MARKS:
+        config.addinivalue_line("markers", f"{mark}: used by transformers' common test suites")
+
+
+def make_upstream_config(family: str = "wavlm", norm: str = "layer", **changes) -> dict:
+    """Fields of a tiny upstream: `norm="group"` is the base shape, `norm="layer"` the large one."""
+    shape = {"model_type": family, "feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"}
+    return {**TINY_UPSTREAM, **shape, **changes}
+
+
+def make_config(family: str = "wavlm", norm: str = "layer", upstream: dict | None = None, **fields) -> WavCSEConfig:
+    """A tiny `WavCSEConfig`; `upstream` changes fields of the upstream, the rest are fields of the configuration."""
+    return WavCSEConfig(make_upstream_config(family, norm, **(upstream or {})), **{**TINY_CONFIG, **fields})
+
+
+@pytest.fixture(scope="session")
+def upstream_config() -> Callable[..., dict]:
+    """Factory: `upstream_config(family, norm, **changes)` -> fields of a tiny upstream."""
+    return make_upstream_config
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., WavCSEConfig]:
+    """Factory: `tiny_config(family, norm, upstream={...}, **fields)`."""
+    return make_config
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., WavCSEModel]:
+    """Factory: `tiny_model(family, norm, upstream={...}, **fields)` in eval mode, the same weights every time."""
+
+    def make(*args, **fields) -> WavCSEModel:
+        torch.manual_seed(0)
+        return WavCSEModel(make_config(*args, **fields)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_multi_task_model() -> Callable[..., WavCSEForMultiTask]:
+    """Factory like `tiny_model`, with a three-class and a two-class task on top."""
+
+    def make(*args, **fields) -> WavCSEForMultiTask:
+        torch.manual_seed(0)
+        return WavCSEForMultiTask(make_config(*args, **{"tasks": TASKS, **fields})).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_upstream() -> Callable[..., PreTrainedModel]:
+    """Factory: `tiny_upstream(family, norm, **changes)`, the plain transformers encoder in eval mode.
+
+    Weights are spread wider than at initialisation, so that attention and gates are far from uniform and a wrong layer,
+    mask or position shows.
+    """
+
+    def make(family: str = "wavlm", norm: str = "layer", **changes) -> PreTrainedModel:
+        torch.manual_seed(0)
+        config = WavCSEConfig(make_upstream_config(family, norm), selected_layers=[0]).upstream_config
+        for name, value in {**TINY_UPSTREAM, **changes}.items():
+            setattr(config, name, value)
+        upstream = AutoModel.from_config(config).eval()
+        with torch.no_grad():
+            for parameter in upstream.encoder.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return upstream
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def waves() -> Callable[..., list[np.ndarray]]:
+    """Factory: `waves(400, 16_000, seed=0)` -> one float32 noise clip per length, 0.1 RMS with an offset."""
+
+    def make(*lengths: int, seed: int = 0) -> list[np.ndarray]:
+        generator = np.random.default_rng(seed)
+        return [(0.1 * generator.standard_normal(n) + 0.02).astype(np.float32) for n in lengths]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def embed() -> Callable[..., torch.Tensor]:
+    """`embed(model, clips)`: `[B, E]` through the model's own feature extractor, padded together."""
+
+    def make(model: WavCSEModel, clips: list[np.ndarray]) -> torch.Tensor:
+        feature_extractor = WavCSEFeatureExtractor.from_config(model.config)
+        with torch.no_grad():
+            return model(**feature_extractor(clips, sampling_rate=SAMPLING_RATE, return_tensors="pt")).embeddings
+
+    return make
