@@ -32,6 +32,7 @@ setup(
         "numpy>=1.26",
         "pandas>=2.2",
         "pyarrow>=15",
+        "psutil>=5.9",
         "pyyaml>=6",
         "soundfile>=0.12",
         "soxr>=0.4",

@@ -152,6 +152,9 @@ class _PaddedStates:
     def put(self, key: int, clips: Tensor, state: Tensor) -> None:
         # [b, T, D] pads its axis 1, attention maps [b, H, T, T] their last two
         missing = self.num_frames - state.shape[-2]
+        if len(clips) == self.batch_size:  # one group: the encoder's own tensor, no copy, and gradients reach it
+            self.states[key] = state
+            return
         padding = (0, 0, 0, missing) if state.ndim == 3 else (0, missing, 0, missing)
         padded = nn.functional.pad(state, padding)
         if key not in self.states:

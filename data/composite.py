@@ -48,9 +48,7 @@ def load_composite(sources: Mapping[str, TaskSource]) -> CompositeSet:
         for clip in task.clips:
             if position.setdefault(_identity(clip), len(clips)) == len(clips):
                 clips.append(clip)
-    targets = {
-        split: {name: _targets(task, split, position, len(clips)) for name, task in tasks.items()} for split in SPLITS
-    }
+    targets = {split: {name: _targets(task, split, position, len(clips)) for name, task in tasks.items()} for split in SPLITS}
     _refuse_cross_task_leaks(clips, targets)
     return CompositeSet(clips, {name: task.classes for name, task in tasks.items()}, targets)
 

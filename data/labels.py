@@ -86,9 +86,7 @@ def _read_part(name: str, source: TaskSource, manifest: Manifest) -> tuple[list[
     splits = manifest.split(columns[0])
     used = np.flatnonzero((labels != "") & (splits != ""))
     if not len(used):
-        raise ValueError(
-            f"task {name!r}: no row of {manifest.path} has both a {source.label_column!r} and a {columns[0]!r}."
-        )
+        raise ValueError(f"task {name!r}: no row of {manifest.path} has both a {source.label_column!r} and a {columns[0]!r}.")
     clips = [manifest.clips[i] for i in used]
     return clips, labels[used], splits[used], _groups(manifest, source.disjoint_by)[used]
 

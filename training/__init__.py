@@ -1,1 +1,1 @@
-"""placeholder"""
+"""What only training needs: run settings, feature tables, checkpoints and the run folder."""

@@ -1,0 +1,64 @@
+"""`python -m wavcse.eval`: read the settings, load, evaluate, show the table; `--help` has an example."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from wavcse.eval.arguments import EvalArguments, parse_arguments
+
+EXIT_USAGE = 2
+EXIT_SOME_SKIPPED = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, 3 if some clips had to be skipped, or 2 with one line on what is wrong."""
+    try:
+        return run(parse_arguments(argv))
+    except ValueError as error:
+        print(f"wavcse eval: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def run(arguments: EvalArguments) -> int:
+    """Evaluate and print the table; returns the exit code. Raises ValueError as `evaluate` and `load_task` do."""
+    # Imported late: a wrong option is answered before the libraries are loaded.
+    import torch
+
+    from wavcse.eval.evaluation import evaluate
+    from wavcse.eval.task import load_task
+
+    tasks = [load_task(task, manifests) for task, manifests in arguments.requests()]
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    evaluation = evaluate(
+        build_encoders(arguments, device),
+        tasks,
+        arguments.output_dir,
+        seeds=range(arguments.seed, arguments.seed + arguments.seeds),
+        batch_seconds=arguments.batch_seconds,
+        device=device,
+        note=arguments.note,
+    )
+    print(evaluation.table, end="")
+    if evaluation.skipped:
+        where = f"{arguments.output_dir}/skipped.csv"
+        print(f"{len(evaluation.skipped)} clips were skipped, see {where}; the first: {evaluation.skipped[0].reason}")
+    return EXIT_SOME_SKIPPED if evaluation.skipped else 0
+
+
+def build_encoders(arguments: EvalArguments, device: str) -> list:
+    """The model (if one is given) and the baselines asked for, as encoders."""
+    from wavcse.eval.baselines import BASELINES
+    from wavcse.eval.encoder import WavCSEEncoder
+
+    unknown = sorted(set(arguments.baselines) - set(BASELINES))
+    if unknown:
+        raise ValueError(f"baselines: unknown {unknown}; allowed: {', '.join(BASELINES)}.")
+    model = WavCSEEncoder(arguments.model, arguments.name, device) if arguments.model else None
+    return [*([model] if model else []), *(BASELINES[name](model) for name in arguments.baselines)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Probes: what a very simple classifier finds in frozen embeddings.
+
+The paper's Phase 2 (section 3 and footnote 1): one linear layer, softmax cross-entropy, batch 64, L1 1e-7 and L2 1e-5. What
+the paper leaves open is the authors' Phase 1 choice (AdamW, weight decay 5e-8), or is chosen on the validation split
+(learning rate, epoch). A probe is never given a test label.
+
+Shapes: `N` clips, `E` embedding size, `C` classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CONSTANT_DIMENSION = 1e-6  # a standard deviation below this share of the mean is rounding noise, not information
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """Settings of the linear probe."""
+
+    learning_rates: tuple[float, ...] = (1e-2, 2.5e-3, 5e-4)  # the authors' Phase 1 rate and its neighbours
+    batch_size: int = 64
+    max_epochs: int = 100
+    patience: int = 10  # epochs without a better validation accuracy
+    l1: float = 1e-7
+    l2: float = 1e-5
+    weight_decay: float = 5e-8
+
+
+@dataclass(frozen=True)
+class LabelledEmbeddings:
+    """Embeddings `[N, E]` (float32) and their class indices `[N]`."""
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class ProbeRun:
+    """One fitted probe: its test predictions `[N]` and what validation chose (None where nothing was to choose)."""
+
+    predictions: np.ndarray
+    validation_accuracy: float
+    learning_rate: float | None = None
+    epoch: int | None = None
+
+
+@dataclass
+class _Candidate:
+    learning_rate: float
+    state: dict[str, Tensor]
+    epoch: int = 0
+    accuracy: float = -1.0
+    loss: float = float("inf")
+
+
+def fit_probe(
+    train: LabelledEmbeddings,
+    validation: LabelledEmbeddings,
+    test_embeddings: np.ndarray,
+    num_classes: int,
+    seed: int = 0,
+    settings: ProbeSettings | None = None,
+    device: str | torch.device = "cpu",
+) -> ProbeRun:
+    """Fit on `train`, choose on `validation`, predict the test clips.
+
+    Embeddings are standardised with the training split's mean and standard deviation, so that one grid of learning rates suits
+    encoders of any scale. An encoder without dimensions (E = 0) gets the best constant: the most frequent training label.
+
+    Args:
+        test_embeddings: `[N, E]`; there is no argument for test labels.
+        seed: of the initial weights and the order of the clips; the same seed gives the same predictions.
+    """
+    if train.embeddings.shape[1] == 0:
+        return _most_frequent_label(train, validation, len(test_embeddings))
+    settings = settings or ProbeSettings()
+    mean, scale = _standardiser(train.embeddings)
+    standardised = [
+        torch.from_numpy((embeddings - mean) / scale).to(device)
+        for embeddings in (train.embeddings, validation.embeddings, test_embeddings)
+    ]
+    labels = [torch.from_numpy(part.labels).to(device) for part in (train, validation)]
+    train_part, validation_part = zip(standardised, labels)
+    candidates = [
+        _train_linear(train_part, validation_part, num_classes, rate, seed, settings) for rate in settings.learning_rates
+    ]
+    best = max(candidates, key=lambda candidate: (candidate.accuracy, -candidate.loss))
+    logits = nn.functional.linear(standardised[2], best.state["weight"], best.state["bias"])
+    return ProbeRun(logits.argmax(dim=1).cpu().numpy(), best.accuracy, best.learning_rate, best.epoch)
+
+
+def _most_frequent_label(train: LabelledEmbeddings, validation: LabelledEmbeddings, num_test: int) -> ProbeRun:
+    label = np.bincount(train.labels).argmax()  # the first in class order if several are equally frequent
+    return ProbeRun(np.full(num_test, label), float((validation.labels == label).mean()))
+
+
+def _standardiser(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = embeddings.mean(axis=0, dtype=np.float64), embeddings.std(axis=0, dtype=np.float64)
+    informative = std > CONSTANT_DIMENSION * np.abs(mean)
+    return mean.astype(np.float32), np.where(informative, std, 1.0).astype(np.float32)
+
+
+def _train_linear(
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    num_classes: int,
+    learning_rate: float,
+    seed: int,
+    settings: ProbeSettings,
+) -> _Candidate:
+    linear = _new_linear(train[0].shape[1], num_classes, seed).to(train[0].device)
+    optimiser = torch.optim.AdamW(linear.parameters(), lr=learning_rate, weight_decay=settings.weight_decay)
+    order = torch.Generator().manual_seed(seed)
+    best, last_gain = _Candidate(learning_rate, {}), 0
+    for epoch in range(1, settings.max_epochs + 1):
+        _train_epoch(linear, optimiser, train, order, settings)
+        accuracy, loss = _validate(linear, *validation)
+        # Equal accuracies are common with few validation clips; the lower validation loss then decides.
+        if (accuracy, -loss) > (best.accuracy, -best.loss):
+            last_gain = epoch if accuracy > best.accuracy else last_gain
+            state = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
+            best = _Candidate(learning_rate, state, epoch, accuracy, loss)
+        if epoch - last_gain >= settings.patience:
+            break
+    return best
+
+
+def _new_linear(embedding_size: int, num_classes: int, seed: int) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+        torch.manual_seed(seed)
+        return nn.Linear(embedding_size, num_classes)
+
+
+def _train_epoch(
+    linear: nn.Linear,
+    optimiser: torch.optim.Optimizer,
+    train: tuple[Tensor, Tensor],
+    order: torch.Generator,
+    settings: ProbeSettings,
+) -> None:
+    embeddings, labels = train
+    for rows in torch.randperm(len(labels), generator=order).to(labels.device).split(settings.batch_size):
+        loss = nn.functional.cross_entropy(linear(embeddings.index_select(0, rows)), labels.index_select(0, rows))
+        for parameter in linear.parameters():  # biases too, as in the authors' code
+            loss = loss + settings.l1 * parameter.abs().sum() + settings.l2 * parameter.square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+@torch.no_grad()
+def _validate(linear: nn.Linear, embeddings: Tensor, labels: Tensor) -> tuple[float, float]:
+    logits = linear(embeddings)
+    accuracy = (logits.argmax(dim=1) == labels).double().mean().item()
+    return accuracy, nn.functional.cross_entropy(logits, labels).item()

@@ -1,0 +1,175 @@
+"""Settings of a training run: a YAML recipe plus command-line overrides, checked before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from wavcse.configuration_wavcse import PAPER_LAYERS
+from wavcse.data.labels import TaskSource, as_paths
+
+MIXED_PRECISIONS = ("no", "bf16")
+TABLE_PLACES = ("auto", "memory", "disk")
+# Fields that may differ between a run and its continuation: they do not change any epoch that is already done.
+FREE_ON_RESUME = (
+    "num_epochs",
+    "output_dir",
+    "report_to",
+    "features_in",
+    "checkpoint_every_s",
+    "save_hub",
+    "overwrite_output_dir",
+    "note",
+)
+
+
+@dataclass
+class RunArguments:
+    """Phase 1 of the paper; the defaults are the paper's (section 3 and its footnote)."""
+
+    tasks: dict | str = field(
+        default_factory=dict,
+        metadata={
+            "help": "Task -> manifests, label_column, split_columns, disjoint_by, loss_weight (in the YAML, or as JSON)."
+        },
+    )
+    cache_dir: str = field(default="caches", metadata={"help": "Folder of the feature cache (python -m wavcse.data.cache)."})
+    upstream: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the upstream that made the cache; needed for the Hub folder."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Commit of the upstream on the Hub."})
+    output_dir: str = field(default="runs/train", metadata={"help": "Run folder: config, log, checkpoints, results, hub."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start again, deleting the run that is there."})
+
+    selected_layers: list[int] = field(
+        default_factory=lambda: list(PAPER_LAYERS), metadata={"help": "Layers to pool: 0 = input of the first block."}
+    )
+    layer_projection_size: int = field(default=512, metadata={"help": "Width of FC1."})
+    pooling_type: str = field(default="learned_norm", metadata={"help": "One of the ten layer poolings."})
+    pooling_kwargs: dict | str = field(default_factory=dict, metadata={"help": "Its constants (in the YAML, or as JSON)."})
+    embedding_size: int = field(default=2000, metadata={"help": "Width of FC2 = size of the embedding."})
+    layer_dropout: float = field(default=0.4, metadata={"help": "Dropout before FC2."})
+    embedding_dropout: float = field(default=0.6, metadata={"help": "Dropout before the heads."})
+
+    num_epochs: int = field(default=100, metadata={"help": "Passes over the composite training set."})
+    batch_size: int = field(default=2048, metadata={"help": "Clips per step, over all processes together."})
+    drop_last: bool = field(
+        default=True, metadata={"help": "Leave out an incomplete last batch (kept if it is the only one)."}
+    )
+    learning_rate: float = field(default=2.5e-3, metadata={"help": "AdamW's learning rate."})
+    weight_decay: float = field(default=5e-8, metadata={"help": "AdamW's decoupled weight decay."})
+    l1: float = field(default=1e-7, metadata={"help": "Penalty on sum |w| over all parameters."})
+    l2: float = field(default=1e-5, metadata={"help": "Penalty on sum w^2 over all parameters."})
+    scheduler_patience: int = field(default=1, metadata={"help": "Epochs without a better validation loss before a decay."})
+    scheduler_factor: float = field(default=0.5, metadata={"help": "Factor of that decay."})
+
+    seed: int = field(default=0, metadata={"help": "Same seed, same figures to the bit on one machine."})
+    mixed_precision: str = field(default="no", metadata={"help": "no or bf16."})
+    features_in: str = field(default="auto", metadata={"help": "memory, disk, or auto: memory when the table fits."})
+    report_to: str | None = field(default=None, metadata={"help": "Tracker through Accelerate: trackio, tensorboard, ..."})
+    checkpoint_every_s: float = field(
+        default=20.0, metadata={"help": "Least seconds between checkpoints: what a kill can cost. 0 = after every epoch."}
+    )
+    save_hub: bool = field(default=True, metadata={"help": "Leave a Hub folder (needs `upstream`); a search turns it off."})
+    note: str = field(default="", metadata={"help": "A remark that is shown with the figures."})
+
+    def __post_init__(self):
+        self.tasks = _mapping("tasks", self.tasks)
+        self.pooling_kwargs = _mapping("pooling_kwargs", self.pooling_kwargs)
+        for name in ("num_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        for name in ("weight_decay", "l1", "l2"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        _one_of("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
+        _one_of("features_in", self.features_in, TABLE_PLACES)
+        if self.save_hub and not self.upstream:
+            raise ValueError("upstream is not given; name it, or pass --save_hub false to train without leaving a Hub folder.")
+
+    def task_sources(self) -> dict[str, TaskSource]:
+        """The tasks as typed sources; ValueError names a missing or unknown field."""
+        return {name: _task_source(name, fields) for name, fields in self.tasks.items()}
+
+    def loss_weights(self) -> dict[str, float]:
+        """Task -> weight of its loss; 1 unless the recipe says otherwise (equal weighting)."""
+        return {name: float(fields.get("loss_weight", 1.0)) for name, fields in self.tasks.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """What a continued run must share with the run it continues."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> RunArguments:
+    """`[RECIPE.yaml] [--field value ...]`; a field on the command line wins over the recipe.
+
+    Raises:
+        ValueError: the recipe is unreadable or has unknown fields, or a value is out of range.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        RunArguments,
+        prog="train_accelerate.py",
+        usage="accelerate launch train_accelerate.py [RECIPE.yaml] [--field value ...]",
+        description="Train a wavCSE embedding on a feature cache (Phase 1 of the paper). "
+        "Example: accelerate launch train_accelerate.py conf/quickstart.yaml --output_dir runs/mine --num_epochs 20",
+    )
+    if argv and not argv[0].startswith("-"):
+        parser.set_defaults(**read_recipe(argv.pop(0), parser))
+    return parser.parse_args_into_dataclasses(argv)[0]
+
+
+def read_recipe(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+    """The fields of a YAML recipe; paths in it are relative to where the command runs."""
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as a YAML recipe ({error}).") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: a recipe is a YAML mapping of field names to values.")
+    known = {action.dest for action in parser._actions}
+    unknown = sorted(set(recipe) - known)
+    if unknown:
+        raise ValueError(f"{path}: unknown fields {unknown}. See `python train_accelerate.py --help` for all fields.")
+    return recipe
+
+
+def _mapping(name: str, value: dict | str) -> dict:
+    if isinstance(value, Mapping):
+        return dict(value)
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is {value!r}; on the command line it must be a JSON object ({error}).") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name} is {value!r}; it must be a mapping.")
+    return parsed
+
+
+def _task_source(name: str, fields: Mapping[str, Any]) -> TaskSource:
+    unknown = sorted(set(fields) - {"manifests", "label_column", "split_columns", "disjoint_by", "loss_weight"})
+    if unknown:
+        raise ValueError(f"tasks.{name}: unknown fields {unknown}.")
+    for required in ("manifests", "label_column"):
+        if required not in fields:
+            raise ValueError(f"tasks.{name}: {required!r} is missing.")
+    return TaskSource(
+        manifests=as_paths(fields["manifests"]),
+        label_column=fields["label_column"],
+        split_columns=as_paths(fields.get("split_columns", "split")),
+        disjoint_by=fields.get("disjoint_by"),
+    )
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}.")

@@ -1,0 +1,75 @@
+"""The run folder: resolved configuration, JSON-lines log, checkpoints, results and the Hub folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from wavcse.data.features import write_atomically
+from wavcse.training.arguments import RunArguments
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Attributes:
+        path: the folder itself; `last` holds the checkpoint, `results` result files, `hub` what would be published.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.last = self.path / "checkpoints" / "last"
+        self.log = self.path / "log.jsonl"
+        self.results = self.path / "results"
+        self.hub = self.path / "hub"
+
+    def prepare(self, args: RunArguments) -> None:
+        """Make the folder, or check that the run in it is the one that `args` describes.
+
+        Raises:
+            ValueError: another run is there; the message names the fields that differ.
+        """
+        config = self.path / "config.yaml"
+        if args.overwrite_output_dir:
+            shutil.rmtree(self.path, ignore_errors=True)
+        elif config.exists():
+            previous = RunArguments(**yaml.safe_load(config.read_text(encoding="utf-8")))
+            mine, theirs = args.identity(), previous.identity()
+            different = sorted(name for name in mine if mine[name] != theirs[name])
+            if different:
+                raise ValueError(
+                    f"{self.path}: holds a run with other settings ({', '.join(different)}). "
+                    "Choose another --output_dir, or pass --overwrite_output_dir true."
+                )
+        for folder in (self.last.parent, self.results):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(config, yaml.safe_dump(asdict(args), sort_keys=False, allow_unicode=True))
+
+    def keep_log_until(self, epoch: int) -> list[dict]:
+        """Drop log lines after `epoch` (of an interrupted epoch) and return the others."""
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        entries = [entry for entry in map(_parsed, lines) if entry is not None and entry["epoch"] <= epoch]
+        write_atomically(self.log, "".join(json.dumps(entry) + "\n" for entry in entries))
+        return entries
+
+    def append_log(self, entry: dict) -> None:
+        """Add one line to the log."""
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def write_result(self, name: str, result: dict) -> Path:
+        """Write `results/<name>.json`."""
+        path = self.results / f"{name}.json"
+        write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False))
+        return path
+
+
+def _parsed(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None  # a kill cut the last line
