@@ -52,6 +52,8 @@ def decode(
 ) -> tuple[np.ndarray, int]:
     """Decode an audio file, or the part of it from `start_s` to `end_s`, and average its channels.
 
+    A wav or mp3 file whose end is missing is read as far as it goes.
+
     Returns:
         The waveform, float32 of shape `[samples]`, and its sampling rate in Hz.
 
@@ -63,9 +65,11 @@ def decode(
     try:
         with soundfile.SoundFile(_readable(source)) as file:
             rate = file.samplerate
-            file.seek(round(start_s * rate))
-            frames = -1 if end_s is None else round(end_s * rate) - round(start_s * rate)
-            samples = file.read(frames, dtype="float32", always_2d=True)
+            start, stop = round(start_s * rate), file.frames if end_s is None else round(end_s * rate)
+            if not 0 <= start <= file.frames or stop < start:
+                raise ValueError(f"{name}: lasts {file.frames / rate:.1f} s; no part of it is at {start_s} s to {end_s} s.")
+            file.seek(start)
+            samples = file.read(stop - start, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"{name}: cannot be read as audio ({error}). Supported are wav, flac, ogg, opus and mp3 files."
@@ -103,7 +107,8 @@ def as_waveform(array: Any, name: str) -> np.ndarray:
         return (waveform / PCM_FULL_SCALE[waveform.dtype]).astype(np.float32)
     if not np.issubdtype(waveform.dtype, np.floating):
         raise ValueError(f"{name}: has dtype {waveform.dtype}; give floats in [-1, 1], or PCM as int16 or int32.")
-    waveform = np.ascontiguousarray(waveform, dtype=np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinity, refused below
+        waveform = np.ascontiguousarray(waveform, dtype=np.float32)
     if not np.isfinite(waveform).all():
         bad = int(np.flatnonzero(~np.isfinite(waveform))[0])
         raise ValueError(f"{name}: holds NaN or infinity (first at sample {bad}). Repair or drop the clip.")

@@ -143,6 +143,6 @@ def _as_clips(raw_speech: Any) -> list:
     if isinstance(raw_speech, np.ndarray) or hasattr(raw_speech, "__array__"):
         array = np.asarray(raw_speech)
         return [array] if array.ndim == 1 else list(array)
-    if len(raw_speech) and np.isscalar(raw_speech[0]):
-        return [np.asarray(raw_speech, dtype=np.float32)]
-    return [clip if hasattr(clip, "__array__") else np.asarray(clip, dtype=np.float32) for clip in raw_speech]
+    if len(raw_speech) == 0 or np.isscalar(raw_speech[0]):
+        return [np.asarray(raw_speech)]
+    return [np.asarray(clip) for clip in raw_speech]

@@ -179,6 +179,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
         self.downstream = WavCSEDownstream(config)
         if config.freeze_upstream:
             self.upstream.requires_grad_(False)
+        elif config.upstream_config.do_stable_layer_norm:
+            self.upstream.encoder.layer_norm.requires_grad_(False)  # the final norm: no layer holds it, no gradient comes
         self.post_init()
 
     def train(self, mode: bool = True) -> WavCSEModel:

@@ -6,10 +6,10 @@ from setuptools import setup
 
 ROOMS = ["data", "data.synthetic", "training", "eval", "eval.tasks", "eval.baselines", "hub"]
 
-EVAL = ["scikit-learn>=1.5", "audmetric>=1.4"]
+EVAL = ["scikit-learn>=1.5", "scipy>=1.13"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9"]
 APP = ["gradio>=5"]
-DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "scipy>=1.13", "tensorboard>=2.17"]
+DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "tensorboard>=2.17"]
 
 setup(
     name="wavcse",

@@ -95,7 +95,12 @@ def train(args: RunArguments) -> dict:
 
 def set_up(args: RunArguments) -> Run:
     """Read the data, build model and optimiser; every mistake in the recipe shows here."""
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir)
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
     composite = load_composite(args.task_sources())
     cache = open_cache(args.cache_dir)
     config = model_config(args, cache, composite)

@@ -124,11 +124,21 @@ def run_upstream(
 
 @contextmanager
 def visiting_layers(upstream: PreTrainedModel, visit: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """While active, `visit(layer, hidden_states [B, T, D])` is called for layer 0 and after every block."""
+    """During one pass, `visit(layer, hidden_states [B, T, D])` is called for layer 0 and after every block, in order.
+
+    The output of a block that LayerDrop skips (a trained upstream only) is its input.
+    """
+    latest: list = [-1, None]  # layer and hidden states
+
+    def visit_skipped(stop: int) -> None:
+        for layer in range(latest[0] + 1, stop):
+            visit(layer, latest[1])
 
     def after(layer: int) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
-            visit(layer, output[0] if isinstance(output, tuple) else output)
+            visit_skipped(layer)
+            latest[:] = layer, output[0] if isinstance(output, tuple) else output
+            visit(*latest)
 
         return hook
 
@@ -137,6 +147,7 @@ def visiting_layers(upstream: PreTrainedModel, visit: Callable[[int, Tensor], No
     hooks += [block.register_forward_hook(after(i)) for i, block in enumerate(upstream.encoder.layers, start=1)]
     try:
         yield
+        visit_skipped(len(upstream.encoder.layers) + 1)
     finally:
         for hook in hooks:
             hook.remove()
@@ -150,11 +161,11 @@ class _PaddedStates:
         self.states: dict[int, Tensor] = {}
 
     def put(self, key: int, clips: Tensor, state: Tensor) -> None:
-        # [b, T, D] pads its axis 1, attention maps [b, H, T, T] their last two
-        missing = self.num_frames - state.shape[-2]
-        if len(clips) == self.batch_size:  # one group: the encoder's own tensor, no copy, and gradients reach it
+        if len(clips) == self.batch_size:  # one group: keep the encoder's own tensor, so that gradients can be read off it
             self.states[key] = state
             return
+        # [b, T, D] pads its axis 1, attention maps [b, H, T, T] their last two
+        missing = self.num_frames - state.shape[-2]
         padding = (0, 0, 0, missing) if state.ndim == 3 else (0, missing, 0, missing)
         padded = nn.functional.pad(state, padding)
         if key not in self.states:

@@ -79,7 +79,7 @@ def build_cache(
     """
     if not batch_seconds > 0:
         raise ValueError(f"batch_seconds is {batch_seconds}; it must be a positive number of seconds.")
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     clips = [clip for manifest in manifests for clip in Manifest(manifest).clips]
     config = config_of_all_layers(upstream, revision)
     model = load_upstream(upstream, config.upstream_config, revision=revision).to(state.device).eval()
@@ -163,13 +163,13 @@ def _extract(
     prepare = Preparer(feature_extractor)
     buffer: list[tuple[str, np.ndarray]] = []
     total_s = sum(item.facts.duration_s for batch in batches for item in batch)
-    with tqdm(total=round(total_s), desc="embed", unit="audio-s", disable=not show_progress) as bar:
+    with tqdm(total=round(total_s, 1), desc="embed", unit="audio-s", disable=not show_progress) as bar:
         for batch, prepared in prefetched(prepare, batches):
             report.skipped += prepared.skipped
             if prepared.waveforms:
                 buffer += zip(prepared.digests, _pooled_layers(model, config, feature_extractor, prepared.waveforms))
             report.added += len(prepared.waveforms)
-            bar.update(round(sum(item.facts.duration_s for item in batch)))
+            bar.update(round(sum(item.facts.duration_s for item in batch), 1))
             bar.set_postfix(clips=report.added, clips_per_s=f"{report.added / bar.format_dict['elapsed']:.1f}")
             if len(buffer) >= shard_size:
                 _flush(cache, buffer)

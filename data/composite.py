@@ -40,7 +40,7 @@ def load_composite(sources: Mapping[str, TaskSource]) -> CompositeSet:
         ValueError: as `load_task_clips`, or a clip that one task trains on is held out by another.
     """
     if not sources:
-        raise ValueError("tasks is empty; name at least one task with its manifests, label_column and split_columns.")
+        raise ValueError("tasks is empty; name at least one task with its manifest, label_column and split_column.")
     tasks = {name: load_task_clips(name, source) for name, source in sources.items()}
     position: dict[tuple, int] = {}
     clips: list[Clip] = []

@@ -12,7 +12,7 @@ EXIT_SOME_SKIPPED = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 3 if some clips had to be skipped, or 2 with one line on what is wrong."""
+    """The command line; returns 0, 3 if some clips had to be skipped, or 2 with one line on a wrong option or unsound data."""
     try:
         return run(parse_arguments(argv))
     except ValueError as error:

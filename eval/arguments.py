@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -34,7 +35,8 @@ the same as a file, with a manifest of its own for one task:
     keyword:
     emotion: {manifest: [a.csv, b.csv], label_column: emotion, split_column: split_er}
 
-exit code: 0 = done; 3 = done, but some clips could not be used (skipped.csv lists them); 2 = nothing done, see the message
+exit code: 0 = done; 2 = wrong option or unsound data, see the message; 3 = done, but some clips could not be used
+(skipped.csv lists them)
 """
 TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by")
 
@@ -151,6 +153,8 @@ def _validate(arguments: EvalArguments) -> None:
         raise ValueError("--output_dir is missing: the folder for the results.")
     if not arguments.model and not arguments.baselines:
         raise ValueError("Nothing to evaluate: give --model, --baselines or both.")
+    if not re.fullmatch(r"[\w.-]+", arguments.name):
+        raise ValueError(f"name is {arguments.name!r}; it names files, so only letters, digits and . _ - are allowed.")
     for name, kind, minimum in (("seed", int, 0), ("seeds", int, 1), ("batch_seconds", (int, float), 0.1)):
         value = getattr(arguments, name)
         if not isinstance(value, kind) or isinstance(value, bool) or value < minimum:

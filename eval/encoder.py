@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput, cached_file
 
@@ -60,8 +61,10 @@ class WavCSEEncoder:
         try:
             self.feature_extractor = AutoFeatureExtractor.from_pretrained(model, trust_remote_code=True)
             self.model = AutoModel.from_pretrained(model, trust_remote_code=True).to(device).eval()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"The model {model!r} cannot be loaded: {error}") from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"The model {model!r} cannot be loaded; give the folder of a saved wavCSE model, or a Hub id. {error}"
+            ) from error
         if not hasattr(self.model.config, "embedding_size"):
             raise ValueError(
                 f"The model {model!r} is of type {self.model.config.model_type!r}, which has no embedding; "

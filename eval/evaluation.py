@@ -59,8 +59,8 @@ def evaluate(
         note: shown under every table, for example that an upstream has random weights.
 
     Raises:
-        ValueError: `output_dir` cannot be made; two encoders share a name; an encoder breaks its contract; or a task lost a split
-            because so many clips were skipped (the other tasks are evaluated and written before this is raised).
+        ValueError: `output_dir` cannot be made; two encoders share a name; an encoder breaks its contract; or a task lost a
+            split because so many clips were skipped (the other tasks are evaluated and written before this is raised).
     """
     _check_names(encoders, tasks)
     output_dir = make_folder(output_dir)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Wav2Vec2FeatureExtractor
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
 
@@ -40,7 +43,19 @@ TRANSFORMERS_MARKS = (
 )
 
 
+class RootIsNoTestPackage:
+    """Keeps pytest from importing the root a second time, under the name of its folder.
+
+    The root is the package `wavcse` and has an `__init__.py`, so pytest would take it for a package of tests.
+    """
+
+    @pytest.hookimpl
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == Path(__file__).parents[1] else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsNoTestPackage())
     for mark in TRANSFORMERS_MARKS:
         config.addinivalue_line("markers", f"{mark}: used by transformers' common test suites")
 
@@ -112,6 +127,15 @@ def tiny_upstream() -> Callable[..., PreTrainedModel]:
     return make
 
 
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """`caplog` that sees what transformers logs too, and one-time warnings every time."""
+    logging.enable_propagation()
+    logging.warning_once.cache_clear()
+    yield caplog
+    logging.disable_propagation()
+
+
 @pytest.fixture(scope="session")
 def waves() -> Callable[..., list[np.ndarray]]:
     """Factory: `waves(400, 16_000, seed=0)` -> one float32 noise clip per length, 0.1 RMS with an offset."""
@@ -133,3 +157,41 @@ def embed() -> Callable[..., torch.Tensor]:
             return model(**feature_extractor(clips, sampling_rate=SAMPLING_RATE, return_tensors="pt")).embeddings
 
     return make
+
+
+@pytest.fixture(scope="session")
+def upstream_folder(tiny_upstream, tmp_path_factory) -> Path:
+    """A tiny WavLM of 3 blocks with random weights, saved in the transformers format with its preprocessor."""
+    folder = tmp_path_factory.mktemp("upstream")
+    tiny_upstream(num_hidden_layers=3).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_corpus(tmp_path_factory) -> Path:
+    """Manifest of 96 short clips of tones: pitch tells the `keyword`, a click rate the `speaker_id`; splits per task."""
+    folder = tmp_path_factory.mktemp("toy")
+    generator = np.random.default_rng(0)
+    rows = ["file_name,duration,keyword,speaker_id,split_ks,split_sid"]
+    for i in range(96):
+        speaker, word, take = i % 8, (i // 8) % 3, i // 24
+        samples = tone(generator, pitch_hz=300 * (word + 1), clicks_hz=8 + 6 * speaker, duration_s=0.2 + 0.05 * take)
+        soundfile.write(folder / f"{i:03d}.flac", samples, SAMPLING_RATE)
+        if speaker < 4:  # known speakers: identification
+            splits = ["", ("train", "train", "validation", "test")[take]]
+        else:  # open speakers: keywords, disjoint
+            splits = [{4: "train", 5: "train", 6: "validation", 7: "test"}[speaker], ""]
+        rows.append(
+            ",".join([f"{i:03d}.flac", f"{len(samples) / SAMPLING_RATE}", f"word{word}", f"speaker{speaker}", *splits])
+        )
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder / "metadata.csv"
+
+
+def tone(generator: np.random.Generator, pitch_hz: float, clicks_hz: float, duration_s: float) -> np.ndarray:
+    """A sine with periodic clicks and a little noise, float32 `[samples]`."""
+    time_s = np.arange(int(duration_s * SAMPLING_RATE)) / SAMPLING_RATE
+    clicks = (time_s * clicks_hz % 1.0 < 0.05).astype(np.float64)
+    noise = 0.02 * generator.standard_normal(len(time_s))
+    return (0.3 * np.sin(2 * np.pi * pitch_hz * time_s) + 0.3 * clicks + noise).astype(np.float32)

@@ -36,9 +36,7 @@ class RunArguments:
 
     tasks: dict | str = field(
         default_factory=dict,
-        metadata={
-            "help": "Task -> manifests, label_column, split_columns, disjoint_by, loss_weight (in the YAML, or as JSON)."
-        },
+        metadata={"help": "Task -> manifest, label_column, split_column, disjoint_by, loss_weight (in the YAML, or as JSON)."},
     )
     cache_dir: str = field(default="caches", metadata={"help": "Folder of the feature cache (python -m wavcse.data.cache)."})
     upstream: str | None = field(
@@ -156,16 +154,16 @@ def _mapping(name: str, value: dict | str) -> dict:
 
 
 def _task_source(name: str, fields: Mapping[str, Any]) -> TaskSource:
-    unknown = sorted(set(fields) - {"manifests", "label_column", "split_columns", "disjoint_by", "loss_weight"})
+    unknown = sorted(set(fields) - {"manifest", "label_column", "split_column", "disjoint_by", "loss_weight"})
     if unknown:
         raise ValueError(f"tasks.{name}: unknown fields {unknown}.")
-    for required in ("manifests", "label_column"):
+    for required in ("manifest", "label_column"):
         if required not in fields:
             raise ValueError(f"tasks.{name}: {required!r} is missing.")
     return TaskSource(
-        manifests=as_paths(fields["manifests"]),
+        manifests=as_paths(fields["manifest"]),
         label_column=fields["label_column"],
-        split_columns=as_paths(fields.get("split_columns", "split")),
+        split_columns=as_paths(fields.get("split_column", "split")),
         disjoint_by=fields.get("disjoint_by"),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -98,7 +99,6 @@ class WavCSEModelTester:
         self.batch_size, self.num_samples = 3, 4000
         self.seq_length = self.encoder_seq_length = 12  # frames of 4000 samples
         self.hidden_size, self.num_hidden_layers, self.num_attention_heads = 32, 2, 4
-        self.num_hidden_states_types = 2  # `output_hidden_states` adds `last_hidden_state` and `hidden_states`
         self.is_training = True
 
     def get_config(self) -> WavCSEConfig:
@@ -133,19 +133,17 @@ class WavCSEModelTester:
         }
 
 
-class WavCSEModelSuite(ModelTesterMixin):
-    """`ModelTesterMixin` and `ConfigTester` for one upstream family."""
+class WavCSESuite(ModelTesterMixin):
+    """`ModelTesterMixin` and `ConfigTester` for one of our models on one upstream family."""
 
-    all_model_classes = (WavCSEModel, WavCSEForMultiTask)
-    test_resize_embeddings = False  # waveforms go in, there is no vocabulary
     family: str
+    num_hidden_states_types = 1
+    _is_composite = True
+    test_resize_embeddings = False  # waveforms go in, there is no vocabulary
 
     def setUp(self):
-        # The training tests tell a base model, which has no loss, by this table; remote code cannot be in it.
-        known_models = unittest.mock.patch.dict(MODEL_MAPPING_NAMES, {"wavcse": WavCSEModel.__name__})
-        known_models.start()
-        self.addCleanup(known_models.stop)
         self.model_tester = WavCSEModelTester(self, self.family)
+        self.model_tester.num_hidden_states_types = self.num_hidden_states_types
         self.config_tester = ConfigTester(
             self,
             config_class=WavCSEConfig,
@@ -154,6 +152,10 @@ class WavCSEModelSuite(ModelTesterMixin):
             embedding_size=20,
             selected_layers=[0, 1],
         )
+        # The training tests tell a base model, which has no loss, by this table; remote code cannot be in it.
+        known_models = unittest.mock.patch.dict(MODEL_MAPPING_NAMES, {"wavcse": WavCSEModel.__name__})
+        known_models.start()
+        self.addCleanup(known_models.stop)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
@@ -161,20 +163,67 @@ class WavCSEModelSuite(ModelTesterMixin):
             inputs["labels"] = {"keyword": torch.zeros(self.model_tester.batch_size, dtype=torch.long)}
         return inputs
 
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
     @unittest.skip("waveforms go in: there are no token embeddings to get or set")
     def test_model_get_set_embeddings(self):
         pass
 
-    def test_config(self):
-        self.config_tester.run_common_tests()
+
+LEFT_PADDED = [name for name in dir(ModelTesterMixin) if re.fullmatch(r"test_eager_matches_sdpa.*_pad_left(?!_no).*", name)]
+for name in LEFT_PADDED:
+    refused = pytest.mark.xfail(raises=ValueError, strict=True, reason="left padding is refused by design")
+    setattr(WavCSESuite, name, refused(getattr(ModelTesterMixin, name)))
 
 
-class WavCSEOnWavLMTest(WavCSEModelSuite, unittest.TestCase):
+class WavLMSuite(WavCSESuite):
     family = "wavlm"
 
+    @pytest.mark.xfail(raises=AssertionError, strict=True, reason="WavLM's attention maps are a copy outside the graph")
+    def test_retain_grad_hidden_states_attentions(self):
+        super().test_retain_grad_hidden_states_attentions()
 
-class WavCSEOnWav2Vec2Test(WavCSEModelSuite, unittest.TestCase):
+    @unittest.skip("re-entrant checkpointing of transformers' WavLM never returns: its position bias forms a cycle")
+    def test_training_gradient_checkpointing_use_reentrant_true(self):
+        pass
+
+
+class Wav2Vec2Suite(WavCSESuite):
     family = "wav2vec2"
+
+
+class EmbeddingModel:
+    all_model_classes = (WavCSEModel,)
+    num_hidden_states_types = 2  # `output_hidden_states` adds `last_hidden_state` and `hidden_states`
+
+
+class MultiTaskModel:
+    all_model_classes = (WavCSEForMultiTask,)
+
+    @unittest.skip("takes the first output for a tensor; here it is the logits, a dict of one tensor per task")
+    def test_determinism(self):
+        pass
+
+    @unittest.skip("takes the first output for a tensor; here it is the logits, a dict of one tensor per task")
+    def test_retain_grad_hidden_states_attentions(self):
+        pass
+
+
+class WavCSEModelOnWavLMTest(EmbeddingModel, WavLMSuite, unittest.TestCase):
+    pass
+
+
+class WavCSEModelOnWav2Vec2Test(EmbeddingModel, Wav2Vec2Suite, unittest.TestCase):
+    pass
+
+
+class WavCSEForMultiTaskOnWavLMTest(MultiTaskModel, WavLMSuite, unittest.TestCase):
+    pass
+
+
+class WavCSEForMultiTaskOnWav2Vec2Test(MultiTaskModel, Wav2Vec2Suite, unittest.TestCase):
+    pass
 
 
 class WavCSEFeatureExtractionTester:

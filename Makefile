@@ -1,0 +1,48 @@
+# The few commands that a newcomer needs. Every target sets up what it uses.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+QUICK := runs/quickstart
+CLIPS ?= 4000
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart real-speech test test-transformers lint bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Make .venv and install the package with the tested versions
+
+$(READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+quickstart: $(READY)  ## Synthetic speech -> cache -> training -> Hub folder -> evaluation, about five minutes
+	$(BIN)/python examples/random_upstream.py --out $(QUICK)/upstream
+	$(BIN)/wavcse synthesize --out $(QUICK)/speech --clips $(CLIPS) --seed 0
+	$(BIN)/wavcse cache --manifest $(QUICK)/speech/metadata.csv --upstream $(QUICK)/upstream --out $(QUICK)/cache
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_accelerate.py conf/quickstart.yaml --output_dir $(QUICK)
+	$(BIN)/wavcse eval conf/eval_quickstart.yaml
+	$(BIN)/python examples/embed_a_file.py $(QUICK)/speech/audio/$$(ls $(QUICK)/speech/audio | head -1) --model $(QUICK)/hub
+
+test: $(READY)  ## The default tests: CPU, offline, a few minutes
+	$(BIN)/python -m pytest
+
+test-transformers: $(READY)  ## transformers' own common test suites on our classes (fetches its source distribution)
+	$(BIN)/python -m pytest -m transformers_common
+
+lint: $(READY)  ## ruff, as CI runs it
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)  ## Time the training loop against its arithmetic
+	$(BIN)/python benchmarks/bench_training.py
+
+clean:  ## Remove the virtual environment, runs and caches
+	rm -rf $(VENV) runs caches build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,104 @@
+"""Tasks and composite sets: labels, splits, and every leak that must be refused."""
+
+import numpy as np
+import pytest
+
+from wavcse.data.composite import IGNORED_LABEL, load_composite
+from wavcse.data.labels import TaskSource, load_task_clips
+
+HEADER = "file_name,keyword,speaker_id,split_ks,split_sid\n"
+ROWS = (
+    "a0.wav,yes,ann,train,\n"
+    "a1.wav,no,ann,train,train\n"
+    "b0.wav,yes,bob,validation,\n"
+    "b1.wav,no,bob,validation,\n"
+    "c0.wav,no,cid,test,\n"
+    "d0.wav,yes,dan,,train\n"
+    "d1.wav,,dan,,validation\n"
+    "a2.wav,,ann,,validation\n"
+    "a3.wav,,ann,,test\n"
+    "d2.wav,,dan,,test\n"
+)
+
+
+def source(tmp_path, rows=ROWS, label="keyword", split="split_ks", disjoint_by="speaker_id", name="m.csv"):
+    (tmp_path / name).write_text(HEADER + rows, encoding="utf-8")
+    return TaskSource((str(tmp_path / name),), label, (split,), disjoint_by)
+
+
+def test_a_task_takes_its_labelled_rows_and_numbers_the_training_labels(tmp_path):
+    task = load_task_clips("keyword", source(tmp_path))
+    assert [clip.clip_id for clip in task.clips] == ["a0.wav", "a1.wav", "b0.wav", "b1.wav", "c0.wav"]
+    assert task.classes == ["no", "yes"]
+    assert task.targets.tolist() == [1, 0, 1, 0, 0]
+    assert task.rows("validation").tolist() == [2, 3]
+    assert task.groups.tolist() == ["ann", "ann", "bob", "bob", "cid"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("c0.wav,no,cid,test", "c0.wav,no,ann,test", r"speaker_id \['ann'\] occur in both train and test"),
+        ("c0.wav,no,cid,test", "c0.wav,no,,test", "c0.wav has no 'speaker_id'"),
+        ("c0.wav,no,cid,test", "c0.wav,no,cid,", "the test split has no clips"),
+        ("c0.wav,no,cid,test", "c0.wav,stop,cid,test", r"labels \['stop'\] occur in validation or test but never"),
+        ("a1.wav,no,ann,train,train", "a1.wav,yes,ann,train,train", r"only the label\(s\) \['yes'\]"),
+        ("yes,bob,validation", "yes,bob,later", r"holds \['later'\]"),
+    ],
+)
+def test_a_split_that_leaks_or_cannot_be_scored_is_refused(tmp_path, old, new, message):
+    assert old in ROWS
+    with pytest.raises(ValueError, match=message):
+        load_task_clips("keyword", source(tmp_path, ROWS.replace(old, new)))
+
+
+def test_a_clip_on_two_sides_across_manifests_is_refused(tmp_path):
+    first = source(tmp_path)
+    source(tmp_path, "c0.wav,no,cid,train,\n", name="n.csv")
+    both = TaskSource((*first.manifests, str(tmp_path / "n.csv")), "keyword", ("split_ks",))
+    with pytest.raises(ValueError, match=r"c0\.wav is in both test and train"):
+        load_task_clips("keyword", both)
+
+
+def test_missing_columns_and_missing_labels_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no column 'emotion'"):
+        load_task_clips("emotion", source(tmp_path, label="emotion"))
+    with pytest.raises(ValueError, match=r"none of the split columns \['split_er'\]"):
+        load_task_clips("keyword", source(tmp_path, split="split_er"))
+    with pytest.raises(ValueError, match="no row of .* has both a 'keyword' and a 'split_ks'"):
+        load_task_clips("keyword", source(tmp_path, "a0.wav,,ann,train,\n"))
+
+
+def sources(tmp_path, rows=ROWS):
+    keyword = source(tmp_path, rows)
+    return {"keyword": keyword, "speaker": source(tmp_path, rows, "speaker_id", "split_sid", None)}
+
+
+def test_the_composite_is_the_union_with_absent_labels_marked(tmp_path):
+    composite = load_composite(sources(tmp_path))
+    names = [clip.clip_id for clip in composite.clips]
+    assert len(names) == len(set(names)) == 10
+    row = {name: i for i, name in enumerate(names)}
+    train = composite.targets["train"]
+    assert {name: train["keyword"][i] for name, i in row.items() if train["keyword"][i] != IGNORED_LABEL} == {
+        "a0.wav": 1,
+        "a1.wav": 0,
+    }
+    assert train["speaker"][row["a1.wav"]] == 0  # ann; labelled for both tasks
+    assert train["speaker"][row["d0.wav"]] == 1  # dan; for one
+    assert train["speaker"][row["a0.wav"]] == IGNORED_LABEL
+    assert sorted(names[i] for i in composite.rows("train")) == ["a0.wav", "a1.wav", "d0.wav"]
+    assert np.all(composite.targets["test"]["keyword"][composite.rows("train")] == IGNORED_LABEL)
+
+
+def test_a_clip_that_one_task_holds_out_may_not_train_another(tmp_path):
+    leaking = ROWS.replace("a3.wav,,ann,,test", "a3.wav,no,ann,train,test")
+    with pytest.raises(
+        ValueError, match=r"a3\.wav, are in training for task 'keyword' and in the test split of task 'speaker'"
+    ):
+        load_composite(sources(tmp_path, leaking))
+
+
+def test_no_tasks_is_an_error():
+    with pytest.raises(ValueError, match="tasks is empty"):
+        load_composite({})

@@ -1,0 +1,230 @@
+"""`python -m wavcse.eval` end to end in a process of its own, and what it says to wrong usage."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from wavcse.eval.__main__ import main
+from wavcse.eval.arguments import parse_arguments
+from wavcse.eval.results import main as results_main
+
+SAMPLING_RATE = 16_000
+TONES_HZ = {"low": 300, "middle": 900, "high": 2700}
+SPLIT_OF_SPEAKER = dict(zip("abcdefgh", ["train"] * 4 + ["validation"] * 2 + ["test"] * 2))
+NUM_TAKES = 6
+
+
+def write_corpus(folder: Path) -> Path:
+    """Tones in noise: the keyword is the pitch, the speaker the loudness; one of the test files is no audio."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    rows = []
+    for number, (speaker, split) in enumerate(SPLIT_OF_SPEAKER.items()):
+        loudness = 0.1 + 0.03 * (3 * number % 8)  # the test speakers lie inside the range of the training speakers
+        for take in range(NUM_TAKES):
+            for keyword, frequency_hz in TONES_HZ.items():
+                time_s = np.arange(rng.integers(6000, 9000)) / SAMPLING_RATE
+                tone = np.sin(2 * np.pi * frequency_hz * time_s) + 0.1 * rng.standard_normal(len(time_s))
+                name = f"{speaker}_{keyword}_{take}.flac"
+                soundfile.write(folder / name, loudness * tone, SAMPLING_RATE)
+                rows.append((name, keyword, speaker, split, ("train", "validation", "test")[take % 3]))
+    (folder / rows[-1][0]).write_bytes(b"fLaC, but broken")
+    columns = ["file_name", "keyword", "speaker_id", "split", "split_sid"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "metadata.csv", index=False)
+    return folder / "metadata.csv"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """One evaluation through the command line: the folder in which it ran, and the finished process."""
+    folder = tmp_path_factory.mktemp("eval")
+    write_corpus(folder / "corpus")
+    tiny_model().save_pretrained(folder / "hub")
+    command = [
+        *(sys.executable, "-m", "wavcse.eval", "--model", "hub", "--manifest", str(folder / "corpus/metadata.csv")),
+        *("--tasks", "keyword,speaker", "--baselines", "majority,mfcc,last_layer", "--output_dir", "out"),
+        *("--seeds", "2", "--device", "cpu", "--note", "upstream with random weights"),
+    ]
+    return folder, subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def record_of(folder: Path, task: str, encoder: str) -> dict:
+    return json.loads((folder / f"out/results/{task}__{encoder}.json").read_text())
+
+
+def test_exit_code_and_skipped_clips(run):
+    folder, process = run
+    assert process.returncode == 3, process.stderr
+    with open(folder / "out/skipped.csv", newline="") as file:
+        (entry,) = csv.DictReader(file)
+    assert entry["clip"] == "h_high_5.flac"
+    assert entry["reason"].startswith("h_high_5.flac: cannot be read as audio")
+    assert "1 clips were skipped, see out/skipped.csv" in process.stdout
+
+
+def test_one_result_file_per_task_and_encoder(run):
+    folder, _ = run
+    encoders = ("last_layer", "majority", "mfcc", "wavcse")
+    assert sorted(path.name for path in (folder / "out/results").iterdir()) == [
+        f"{task}__{encoder}.json" for task in ("keyword", "speaker") for encoder in encoders
+    ]
+
+
+def test_figures(run):
+    folder, _ = run
+    mfcc = record_of(folder, "keyword", "mfcc")["metrics"]
+    assert mfcc["accuracy"] == {"value": 1.0, "interval": [1.0, 1.0], "greater_is_better": True}
+    majority = record_of(folder, "keyword", "majority")["metrics"]
+    assert majority["accuracy"]["value"] == pytest.approx(11 / 35)  # "high", the first of three equals, less one file
+    assert majority["uar"]["value"] == pytest.approx(1 / 3)
+
+
+def test_result_file_says_where_the_figures_come_from(run):
+    folder, _ = run
+    record = record_of(folder, "keyword", "wavcse")
+    assert record["counts"]["clips"] == {"train": 72, "validation": 36, "test": 35}
+    assert record["counts"]["speakers"] == {"train": 4, "validation": 2, "test": 2}
+    assert record["counts"]["classes"]["test"] == {"high": 11, "low": 12, "middle": 12}
+    assert record["skipped_clips"] == 1
+    assert record["interval"]["unit"] == "speaker"
+    assert record["interval"]["units"] == 2
+    assert [run["seed"] for run in record["probe"]["runs"]] == [0, 1]
+    assert record["metrics"]["accuracy"]["value"] == pytest.approx(
+        np.mean([run["accuracy"] for run in record["probe"]["runs"]])
+    )
+    assert record["encoder"]["model"] == "hub"
+    assert len(record["encoder"]["weights_sha256"]) == 64
+    assert record["manifests"][0]["path"] == "corpus/metadata.csv"
+    assert record["manifests"][0]["split_column"] == "split"
+    assert record["note"] == "upstream with random weights"
+    assert set(record["versions"]) == {"python", "wavcse", "torch", "transformers", "numpy", "scikit-learn"}
+    assert set(record["seconds"]) == {"embedding", "probe"}
+    assert record_of(folder, "speaker", "wavcse")["interval"]["unit"] == "clip"
+
+
+def test_nothing_written_holds_an_absolute_path(run):
+    folder, _ = run
+    written = [path for path in (folder / "out").rglob("*") if path.is_file()]
+    assert len(written) == 10
+    assert not [path for path in written if str(folder) in path.read_text()]
+
+
+def test_table(run):
+    folder, process = run
+    table = (folder / "out/results.md").read_text()
+    assert process.stdout.startswith(table)
+    lines = table.splitlines()
+    assert lines[0] == "| task | test split | wavcse | last_layer | mfcc | majority |"
+    assert lines[2].startswith("| Keyword spotting | 35 clips, 2 speakers, 3 classes | ")
+    assert lines[2].endswith("| **100.0** [100.0, 100.0], UAR 100.0 | 31.4 [29.4, 33.3], UAR 33.3 |")  # mfcc, majority
+    assert lines[3].startswith("| Speaker identification | 47 clips, 8 speakers, 8 classes | ")
+    assert "- Intervals resample clips: Speaker identification." in lines
+    assert "- Keyword spotting: only 2 test speakers, so the interval is too narrow." in lines
+    assert "- Keyword spotting: 1 clips were left out, see skipped.csv." in lines
+    assert "- Figures are means over 2 probe seeds." in lines
+    assert lines[-1] == "- Note: upstream with random weights"
+
+
+def test_table_is_made_again_byte_by_byte_from_the_result_files(run, capsys):
+    folder, _ = run
+    path = folder / "out/results.md"
+    original = path.read_bytes()
+    path.unlink()
+    assert results_main([str(folder / "out")]) == 0
+    assert path.read_bytes() == original
+    assert capsys.readouterr().out.encode() == original
+
+
+def test_the_same_command_gives_the_same_figures(run, tmp_path):
+    folder, _ = run
+    common = ["--manifest", str(folder / "corpus/metadata.csv"), "--baselines", "mfcc", "--seeds", "2"]
+    assert main([*common, "--tasks", "speaker", "--output_dir", str(tmp_path), "--device", "cpu"]) == 3
+    again = json.loads((tmp_path / "results/speaker__mfcc.json").read_text())
+    assert again["metrics"] == record_of(folder, "speaker", "mfcc")["metrics"]
+
+
+def test_test_labels_change_the_figures_but_not_the_choices(run, tmp_path):
+    folder, _ = run
+    table = pd.read_csv(folder / "corpus/metadata.csv", dtype=str)
+    is_test = table["split"] == "test"
+    table.loc[is_test, "keyword"] = table.loc[is_test, "keyword"].map({"low": "high", "high": "middle", "middle": "low"})
+    table["file_name"] = [f"{folder}/corpus/{name}" for name in table["file_name"]]
+    table.to_csv(tmp_path / "relabelled.csv", index=False)
+    arguments = ["--manifest", str(tmp_path / "relabelled.csv"), "--tasks", "keyword", "--baselines", "mfcc", "--seeds", "2"]
+    assert main([*arguments, "--output_dir", str(tmp_path), "--device", "cpu"]) == 3
+    changed = json.loads((tmp_path / "results/keyword__mfcc.json").read_text())
+    original = record_of(folder, "keyword", "mfcc")
+    chosen = [[run[key] for run in record["probe"]["runs"] for key in ("learning_rate", "epoch", "validation_accuracy")]
+              for record in (changed, original)]  # fmt: skip
+    assert chosen[0] == chosen[1]
+    assert changed["metrics"]["accuracy"]["value"] == 0.0  # the predictions stayed what they were: all correct before
+
+
+def test_yaml_with_overrides(tmp_path):
+    (tmp_path / "eval.yaml").write_text(
+        "output_dir: out\nbaselines: [mfcc]\nmanifest: a.csv\nseeds: 3\n"
+        "tasks:\n  keyword:\n  emotion: {manifest: [b.csv, c.csv], split_column: fold, disjoint_by: null}\n"
+    )
+    arguments = parse_arguments([str(tmp_path / "eval.yaml"), "--seeds", "5", "--baselines", "mfcc,majority"])
+    assert (arguments.seeds, arguments.baselines, arguments.output_dir) == (5, ["mfcc", "majority"], "out")
+    (keyword, keyword_manifests), (emotion, emotion_manifests) = arguments.requests()
+    assert (keyword.split_columns, keyword_manifests) == (("split_ks", "split"), ["a.csv"])
+    assert (emotion.split_columns, emotion.disjoint_by, emotion_manifests) == (("fold",), None, ["b.csv", "c.csv"])
+    only = parse_arguments([str(tmp_path / "eval.yaml"), "--tasks", "emotion"])
+    assert [(task.name, manifests) for task, manifests in only.requests()] == [("emotion", ["b.csv", "c.csv"])]
+
+
+WRONG = {
+    "--tasks keyword --output_dir o --manifest m.csv": "Nothing to evaluate",
+    "--tasks word --output_dir o --manifest m.csv --baselines mfcc": "unknown ['word']; allowed: keyword, speaker, emotion",
+    "--output_dir o --manifest m.csv --baselines mfcc": "No task is given",
+    "--tasks keyword --manifest m.csv --baselines mfcc": "--output_dir is missing",
+    "--tasks keyword --output_dir o --baselines mfcc": "no manifest",
+    "--tasks keyword --output_dir o --manifest m.csv --baselines mfcc": "m.csv: no such manifest",
+    "--tasks keyword --output_dir o --manifest {corpus} --baselines lpc": "unknown ['lpc']; allowed: last_layer, mfcc",
+    "--tasks keyword --output_dir o --manifest {corpus} --baselines last_layer": "give --model",
+    "--tasks keyword --output_dir o --manifest {corpus} --model runs/x/hub": "'runs/x/hub' cannot be loaded",
+    "--tasks keyword --output_dir {corpus} --manifest {corpus} --baselines mfcc": "cannot be made as a folder",
+    "--tasks emotion --output_dir o --manifest {corpus} --baselines mfcc": "no column 'emotion'",
+    "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --seeds 0": "seeds is 0",
+    "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --name a/b": "name is 'a/b'",
+    "--tasks keyword --output_dir {corpus}/o --manifest {corpus} --baselines mfcc --name mfcc --model {hub}": "its own name",
+    "absent.yaml": "cannot be read as YAML",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_usage_is_one_clear_line(line, run, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.format(corpus=run[0] / "corpus/metadata.csv", hub=run[0] / "hub").split()) == 2
+    (message,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("wavcse eval: ")]
+    assert WRONG[line] in message
+
+
+def test_results_of_nothing(tmp_path, capsys):
+    assert results_main([str(tmp_path)]) == 2
+    assert "holds no results/*.json" in capsys.readouterr().err
+
+
+def test_a_task_that_lost_a_split_is_refused_but_the_others_are_written(run, tmp_path, capsys):
+    folder, _ = run
+    table = pd.read_csv(folder / "corpus/metadata.csv", dtype=str)
+    table["file_name"] = [f"{folder}/corpus/{name}" for name in table["file_name"]]
+    table["emotion"] = ["calm", "happy"] * (len(table) // 2)
+    table["split_er"] = table["split"].replace("test", "")
+    table.loc[len(table) - 1, "split_er"] = "test"  # the broken file is the only test clip
+    table.to_csv(tmp_path / "m.csv", index=False)
+    arguments = ["--manifest", str(tmp_path / "m.csv"), "--tasks", "emotion,keyword", "--baselines", "mfcc"]
+    assert main([*arguments, "--output_dir", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert "task 'emotion': 1 of 109 clips could not be embedded" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out/results").iterdir()] == ["keyword__mfcc.json"]
+    assert "Keyword spotting" in (tmp_path / "out/results.md").read_text()

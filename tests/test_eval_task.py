@@ -1,0 +1,153 @@
+"""Loading a task: what is read, and every unsound split that is refused with a message of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wavcse.eval.task import TaskData, load_task
+from wavcse.eval.tasks import TASKS
+
+KEYWORD, SPEAKER, EMOTION = TASKS["keyword"], TASKS["speaker"], TASKS["emotion"]
+COLUMNS = ("file_name", "keyword", "speaker_id", "split_ks", "split_sid")
+ROWS = [
+    ("a0.wav", "yes", "ann", "train", "train"),
+    ("a1.wav", "no", "ann", "train", "validation"),
+    ("a2.wav", "yes", "ann", "train", "test"),
+    ("b0.wav", "yes", "bob", "validation", "train"),
+    ("b1.wav", "no", "bob", "validation", "validation"),
+    ("c0.wav", "no", "bea", "test", ""),
+    ("b2.wav", "", "bob", "", "test"),
+    ("d0.wav", "yes", "dan", "", ""),
+]
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Callable[..., Path]:
+    """Factory: writes ROWS as a manifest; `change={row: {column: value}}`, `drop=[column]`, more `rows`."""
+
+    def write(name: str = "m.csv", change: dict | None = None, drop: tuple = (), rows: tuple = (), only: bool = False) -> Path:
+        table = pd.DataFrame([*([] if only else ROWS), *rows], columns=COLUMNS, dtype=str)
+        for row, values in (change or {}).items():
+            for column, value in values.items():
+                table.loc[row, column] = value
+        table.drop(columns=list(drop)).to_csv(tmp_path / name, index=False)
+        return tmp_path / name
+
+    return write
+
+
+def clip_ids(data: TaskData, split: str) -> list[str]:
+    return [data.table.clips[row].clip_id for row in data.table.rows(split)]
+
+
+def test_reads_labelled_rows_of_each_split(manifest):
+    data = load_task(KEYWORD, [manifest()])
+    assert [clip_ids(data, split) for split in ("train", "validation", "test")] == [
+        ["a0.wav", "a1.wav", "a2.wav"],
+        ["b0.wav", "b1.wav"],
+        ["c0.wav"],
+    ]
+    assert data.table.classes == ["no", "yes"]
+    np.testing.assert_array_equal(data.table.targets, [1, 0, 1, 1, 0, 0])
+    assert list(data.speakers) == ["ann"] * 3 + ["bob"] * 2 + ["bea"]
+    assert not data.has_known_speakers
+    assert [(record.path.name, record.split_column) for record in data.manifests] == [("m.csv", "split_ks")]
+
+
+def test_speaker_identification_shares_speakers_between_splits(manifest):
+    data = load_task(SPEAKER, [manifest()])
+    assert data.table.classes == ["ann", "bob"]
+    assert clip_ids(data, "test") == ["a2.wav", "b2.wav"]
+    assert data.has_known_speakers
+
+
+def test_a_manifest_without_the_label_column_takes_no_part(manifest):
+    data = load_task(KEYWORD, [manifest(), manifest("emotions.csv", drop=("keyword",))])
+    assert [record.path.name for record in data.manifests] == ["m.csv"]
+    assert len(data.table.clips) == 6
+
+
+def test_a_clip_that_two_manifests_list_alike_counts_once(manifest):
+    assert len(load_task(KEYWORD, [manifest(), manifest("copy.csv")]).table.clips) == 6
+
+
+REFUSED = {
+    "speaker on both sides": ({5: {"speaker_id": "ann"}}, KEYWORD, r"speaker_id \['ann'\] occur in both train and test"),
+    "speaker unknown": ({0: {"speaker_id": ""}}, KEYWORD, "a0.wav has no 'speaker_id'"),
+    "unknown label": ({5: {"keyword": "maybe"}}, KEYWORD, r"\['maybe'\] occur in validation or test but never in training"),
+    "empty split": ({5: {"split_ks": ""}}, KEYWORD, "the test split has no clips"),
+    "one class": ({row: {"keyword": "yes"} for row in range(6)}, KEYWORD, "two are needed"),
+    "no label at all": ({row: {"keyword": ""} for row in range(8)}, KEYWORD, "no row of .* has both a 'keyword' and"),
+    "unknown split name": ({5: {"split_ks": "trial"}}, KEYWORD, r"holds \['trial'\]"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses(case, manifest):
+    change, task, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        load_task(task, [manifest(change=change)])
+
+
+def test_refuses_a_missing_label_column_and_names_those_that_exist(manifest):
+    with pytest.raises(ValueError, match=r"no column 'emotion' in .*m.csv; the columns are \['file_name', 'keyword'"):
+        load_task(EMOTION, [manifest()])
+
+
+@pytest.mark.parametrize(("task", "column"), [(KEYWORD, "speaker_id"), (SPEAKER, "split_sid")])
+def test_refuses_a_missing_column_and_names_those_that_exist(task, column, manifest):
+    with pytest.raises(ValueError, match=rf"{column}.*columns are \['file_name', 'keyword'"):
+        load_task(task, [manifest(drop=(column,))])
+
+
+def test_refuses_a_clip_in_two_splits_of_two_manifests(manifest):
+    other = manifest("other.csv", rows=[("a0.wav", "yes", "eve", "test", "")], only=True)
+    with pytest.raises(ValueError, match=r"a0.wav is in both train and test"):
+        load_task(KEYWORD, [manifest(), other])
+
+
+def test_refuses_a_clip_with_two_labels(manifest):
+    other = manifest("other.csv", rows=[("a0.wav", "no", "ann", "train", "")], only=True)
+    with pytest.raises(ValueError, match=r"a0.wav is labelled 'yes' in one manifest and 'no' in another"):
+        load_task(KEYWORD, [manifest(), other])
+
+
+PARTS = "file_name,start,end,keyword,split\nlong.wav,0,2,yes,train\nlong.wav,2,4,no,train\nv.wav,,,yes,validation\n"
+
+
+@pytest.mark.parametrize(("start", "is_sound"), [("4", True), ("3.9", False), ("0.5", False)])
+def test_refuses_overlapping_parts_of_one_file_in_two_splits(start, is_sound, tmp_path):
+    (tmp_path / "m.csv").write_text(f"{PARTS}long.wav,{start},6,no,test\n")
+    task = replace(KEYWORD, disjoint_by=None)
+    if is_sound:
+        data = load_task(task, [tmp_path / "m.csv"])
+        assert clip_ids(data, "test") == ["long.wav#4-6"]
+        assert set(data.speakers) == {""}
+    else:
+        with pytest.raises(ValueError, match="overlap in the same file"):
+            load_task(task, [tmp_path / "m.csv"])
+
+
+def test_keep_leaves_clips_out(manifest):
+    data = load_task(KEYWORD, [manifest()])
+    kept = data.keep(np.array([True, True, False, True, True, True]))
+    assert clip_ids(kept, "train") == ["a0.wav", "a1.wav"]
+    assert list(kept.table.targets) == [1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [((5,), "1 of 6 clips .* leaves the test split empty"), ((1,), r"validation split with labels .* training: \['no'\]")],
+)
+def test_keep_refuses_to_go_on_without_a_split(lost, message, manifest):
+    data = load_task(KEYWORD, [manifest()])
+    mask = np.ones(6, dtype=bool)
+    mask[list(lost)] = False
+    with pytest.raises(ValueError, match=message):
+        data.keep(mask)

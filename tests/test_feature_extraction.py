@@ -1,0 +1,167 @@
+"""`WavCSEFeatureExtractor`: transformers' numbers, and one defined answer for every kind of bad input."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
+
+from wavcse import WavCSEConfig, WavCSEFeatureExtractor
+
+RATE = 16_000
+
+
+@pytest.fixture
+def extractor():
+    return WavCSEFeatureExtractor()
+
+
+@pytest.mark.parametrize("padding", [{}, {"pad_to_multiple_of": 1000}, {"padding": "max_length", "max_length": 20_000}])
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_equals_transformers(waves, padding, do_normalize):
+    clips = [0.3 + clip for clip in waves(400, 16_000, 7_000, 16_000)]
+    ours = WavCSEFeatureExtractor(do_normalize=do_normalize)(clips, sampling_rate=RATE, return_tensors="np", **padding)
+    theirs = Wav2Vec2FeatureExtractor(do_normalize=do_normalize, return_attention_mask=True)(
+        clips, sampling_rate=RATE, return_tensors="np", **{"padding": True, **padding}
+    )
+    np.testing.assert_allclose(ours["input_values"], theirs["input_values"], atol=1e-6)
+    np.testing.assert_array_equal(ours["attention_mask"], theirs["attention_mask"])
+    assert (ours["input_values"].dtype, ours["attention_mask"].dtype) == (np.float32, np.int32)
+
+
+def test_normalises_each_clip_over_its_own_samples(extractor, waves):
+    batch = extractor([10 * clip for clip in waves(3_000, 9_000)], sampling_rate=RATE, return_tensors="np")
+    for row, length in zip(batch["input_values"], (3_000, 9_000)):
+        assert row[:length].mean() == pytest.approx(0, abs=1e-5)
+        assert row[:length].std() == pytest.approx(1, abs=1e-4)
+        assert (row[length:] == 0).all()
+    assert batch["attention_mask"].sum(axis=1).tolist() == [3_000, 9_000]
+
+
+FORMS = {
+    "list of arrays": lambda clips: clips,
+    "tuple": tuple,
+    "2-D array": np.stack,
+    "tensor": lambda clips: torch.from_numpy(np.stack(clips)),
+    "list of tensors": lambda clips: [torch.from_numpy(clip) for clip in clips],
+    "lists of floats": lambda clips: [clip.tolist() for clip in clips],
+    "float64": lambda clips: [clip.astype(np.float64) for clip in clips],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_a_batch(extractor, waves, form):
+    clips = waves(2_000, 2_000)
+    expected = extractor(clips, sampling_rate=RATE, return_tensors="pt").input_values
+    result = extractor(FORMS[form](clips), sampling_rate=RATE, return_tensors="pt").input_values
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor, np.ndarray.tolist])
+def test_one_clip_is_a_batch_of_one(extractor, waves, form):
+    clip = waves(2_000)[0]
+    result = extractor(form(clip), sampling_rate=RATE, return_tensors="np")
+    np.testing.assert_array_equal(result["input_values"], extractor([clip], sampling_rate=RATE)["input_values"])
+    assert result["input_values"].shape == (1, 2_000)
+
+
+def test_truncation_cuts_before_normalising(extractor, waves):
+    clip = waves(5_000)[0]
+    cut = extractor(clip, sampling_rate=RATE, padding="max_length", max_length=1_000, truncation=True, return_tensors="np")
+    np.testing.assert_array_equal(cut["input_values"], extractor(clip[:1_000], sampling_rate=RATE)["input_values"])
+
+
+def test_round_trip(tmp_path):
+    config = WavCSEConfig(sampling_rate=8_000, do_normalize=False, max_duration_s=9.0)
+    WavCSEFeatureExtractor.from_config(config).save_pretrained(tmp_path)
+    again = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert type(again) is WavCSEFeatureExtractor
+    assert (again.sampling_rate, again.do_normalize, again.max_duration_s, again.min_samples) == (8_000, False, 9.0, 400)
+    assert again.return_attention_mask is True
+
+
+# ---- bad input: one test per row of the table in docs/architecture.md ----
+
+
+def test_wrong_rate(extractor, waves):
+    with pytest.raises(ValueError, match="at 8000 Hz, but the model was trained at 16000 Hz. Resample"):
+        extractor(waves(2_000), sampling_rate=8_000)
+
+
+def test_missing_rate_warns(extractor, waves, log):
+    clips = waves(2_000)
+    without = extractor(clips)
+    assert "No `sampling_rate` was given" in log.text
+    np.testing.assert_array_equal(without["input_values"], extractor(clips, sampling_rate=RATE)["input_values"])
+
+
+def test_given_rate_does_not_warn(extractor, waves, log):
+    extractor(waves(2_000), sampling_rate=RATE)
+    assert log.text == ""
+
+
+@pytest.mark.parametrize(
+    "clips", [np.zeros(0), [], [np.zeros(0)], [[]]], ids=["array", "list", "array in list", "list in list"]
+)
+def test_empty(extractor, clips):
+    with pytest.raises(ValueError, match="clip 0: is empty"):
+        extractor(clips, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize("samples", [1, 399])
+def test_shorter_than_the_receptive_field(extractor, waves, samples):
+    with pytest.raises(ValueError, match=rf"clip 1: has {samples} samples .* at least 400.*Pad"):
+        extractor(waves(400, samples), sampling_rate=RATE)
+
+
+def test_shortest_clip_is_embedded(tiny_model, embed, waves):
+    assert embed(tiny_model(), waves(400)).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity(extractor, waves, value):
+    clips = waves(2_000, 2_000)
+    clips[1][123] = value
+    with pytest.raises(ValueError, match="clip 1: holds NaN or infinity .*sample 123"):
+        extractor(clips, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_integer_pcm_equals_floats(dtype, waves):
+    extractor = WavCSEFeatureExtractor(do_normalize=False)
+    clip = waves(2_000)[0]
+    pcm = np.round(clip * (np.iinfo(dtype).max + 1)).astype(dtype)
+    batch = extractor([pcm, clip], sampling_rate=RATE, return_tensors="np")["input_values"]
+    np.testing.assert_allclose(batch[0], batch[1], atol=2**-16)
+
+
+@pytest.mark.parametrize("clip", [np.zeros(800, np.uint8), np.zeros(800, np.int64), [0] * 800], ids=["uint8", "int64", "list"])
+def test_other_integers(extractor, clip):
+    with pytest.raises(ValueError, match="clip 0: has dtype u?int.*PCM as int16 or int32"):
+        extractor(clip, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize(
+    ("clips", "advice"),
+    [
+        (np.zeros((1, 2, 2_000)), r"clip 0: has shape \(2, 2000\).*Average the channels"),
+        ([np.zeros(800), np.zeros((2_000, 2))], r"clip 1: has shape \(2000, 2\).*Average the channels"),
+        (np.zeros((2_000, 2)), "clip 0: has 2 samples.*average its channels"),
+    ],
+    ids=["batch of stereo", "stereo in a list", "samples x channels"],
+)
+def test_stereo(extractor, clips, advice):
+    with pytest.raises(ValueError, match=advice):
+        extractor(clips, sampling_rate=RATE)
+
+
+def test_silence_has_a_finite_embedding(tiny_model, embed, waves):
+    silent = embed(tiny_model(), [np.zeros(4_000, np.float32), *waves(4_000)])
+    assert silent.isfinite().all()
+    assert (silent[0] - silent[1]).abs().max() > 0.01
+
+
+def test_absurdly_long(waves):
+    extractor = WavCSEFeatureExtractor(max_duration_s=0.5)
+    assert extractor(waves(8_000), sampling_rate=RATE)["input_values"][0].shape == (8_000,)
+    with pytest.raises(ValueError, match="clip 1: lasts 1.0 s, more than max_duration_s=0.5. Cut it"):
+        extractor(waves(8_000, 16_000), sampling_rate=RATE)
