@@ -57,7 +57,7 @@ class WavCSEMultiTaskOutput(ModelOutput):
 
 
 class WavCSEDownstream(nn.Module):
-    """Pooled layers `[B, K, D]` -> embeddings `[B, E]`: FC1, layer pooling, dropout, FC2; no activation (the paper's Figure 1)."""
+    """Pooled layers `[B, K, D]` -> embeddings `[B, E]`: FC1, layer pooling, dropout, FC2; no activation (Figure 1)."""
 
     def __init__(self, config: WavCSEConfig):
         super().__init__()
@@ -151,6 +151,14 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         config = config_from_upstream(name_or_path, hub_kwargs, **kwargs)
         return cls(config, upstream=load_upstream(name_or_path, config.upstream_config, **hub_kwargs)).eval()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in every transformers model; `config.freeze_upstream` holds for the loaded weights too."""
+        loaded = super().from_pretrained(*args, **kwargs)  # puts new parameters in place, all trainable
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_model.freeze()
+        return loaded
+
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Write a complete Hub repository: float32 weights, configuration, preprocessor, code files and model card.
 
@@ -177,11 +185,15 @@ class WavCSEModel(WavCSEPreTrainedModel):
         super().__init__(config)
         self.upstream = build_upstream(config.upstream_config) if upstream is None else upstream
         self.downstream = WavCSEDownstream(config)
-        if config.freeze_upstream:
-            self.upstream.requires_grad_(False)
-        elif config.upstream_config.do_stable_layer_norm:
-            self.upstream.encoder.layer_norm.requires_grad_(False)  # the final norm: no layer holds it, no gradient comes
         self.post_init()
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Take what is not trained out of the gradient: the whole upstream, or else the final norm that no layer holds."""
+        if self.config.freeze_upstream:
+            self.upstream.requires_grad_(False)
+        elif self.config.upstream_config.do_stable_layer_norm:
+            self.upstream.encoder.layer_norm.requires_grad_(False)
 
     def train(self, mode: bool = True) -> WavCSEModel:
         """Set training mode; a frozen upstream stays in eval mode (no dropout, LayerDrop or SpecAugment)."""
@@ -203,6 +215,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
         Args:
             input_values: waveforms `[B, samples]` from `WavCSEFeatureExtractor`.
             attention_mask: `[B, samples]`, 1 = audio, 0 = padding; needed as soon as lengths differ.
+            output_attentions: with wav2vec2 and HuBERT the model must be loaded with `attn_implementation="eager"`.
         """
         wants_states = _default(output_hidden_states, self.config.output_hidden_states)
         wants_maps = _default(output_attentions, self.config.output_attentions)

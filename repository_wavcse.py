@@ -43,7 +43,7 @@ tags:
 
 # wavCSE speech embeddings
 
-One vector of {embedding_size} numbers per clip, whatever its length, on which small heads for words, speakers and emotions train.
+One vector of {embedding_size} numbers per clip, whatever its length; small heads for words, speakers and emotions train on it.
 
 | | |
 |---|---|

@@ -115,7 +115,7 @@ def run_upstream(
                 frames.put(layer, clips, hidden)
 
         with visiting_layers(upstream, visit):
-            output = upstream(waveforms, output_attentions=output_attentions)
+            output = upstream(waveforms.to(upstream.dtype), output_attentions=output_attentions)
         pooled = pooled.index_copy(0, clips, torch.stack([collected[layer] for layer in layers], dim=1))
         for block, attention in enumerate(output.attentions or ()) if maps is not None else ():
             maps.put(block, clips, attention)
@@ -181,7 +181,7 @@ def _lengths(input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
         return torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
     if attention_mask.shape != input_values.shape:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, input_values {tuple(input_values.shape)}: they must agree."
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but input_values {tuple(input_values.shape)}."
         )
     lengths = attention_mask.long().sum(dim=1)
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)

@@ -11,6 +11,7 @@ import argparse
 import csv
 import hashlib
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +86,7 @@ def build_cache(
     model = load_upstream(upstream, config.upstream_config, revision=revision).to(state.device).eval()
     with state.main_process_first():
         cache = FeatureCache.create(Path(out), cache_key(upstream, revision, config, model, dtype))
-        facts = Inspector(out).inspect(clips, save=state.is_main_process)
+        facts = Inspector(out).inspect(clips, save=state.is_main_process, show_progress=state.is_main_process)
     report, pending = _pending(clips, facts, cache)
     batches = batches_by_length(pending, batch_seconds)[state.process_index :: state.num_processes]
     shard_size = clips_per_shard(len(config.selected_layers), config.upstream_config.hidden_size, dtype, shard_mb)
@@ -162,6 +163,7 @@ def _extract(
     feature_extractor = WavCSEFeatureExtractor.from_config(config)
     prepare = Preparer(feature_extractor)
     buffer: list[tuple[str, np.ndarray]] = []
+    started = time.monotonic()
     total_s = sum(item.facts.duration_s for batch in batches for item in batch)
     with tqdm(total=round(total_s, 1), desc="embed", unit="audio-s", disable=not show_progress) as bar:
         for batch, prepared in prefetched(prepare, batches):
@@ -170,7 +172,7 @@ def _extract(
                 buffer += zip(prepared.digests, _pooled_layers(model, config, feature_extractor, prepared.waveforms))
             report.added += len(prepared.waveforms)
             bar.update(round(sum(item.facts.duration_s for item in batch), 1))
-            bar.set_postfix(clips=report.added, clips_per_s=f"{report.added / bar.format_dict['elapsed']:.1f}")
+            bar.set_postfix(clips=report.added, clips_per_s=f"{report.added / (time.monotonic() - started):.1f}")
             if len(buffer) >= shard_size:
                 _flush(cache, buffer)
         _flush(cache, buffer)

@@ -34,11 +34,12 @@ class Inspector:
         self.memo_path = Path(root) / "digests.json"
         self.memo = json.loads(self.memo_path.read_text(encoding="utf-8")) if self.memo_path.exists() else {}
 
-    def inspect(self, clips: Sequence[Clip], save: bool = True) -> list[ClipFacts]:
+    def inspect(self, clips: Sequence[Clip], save: bool = True, show_progress: bool = False) -> list[ClipFacts]:
         """Facts of every clip, in order; files that were seen before are not read again."""
         paths = sorted({clip.path for clip in clips})
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            files = dict(zip(paths, tqdm(pool.map(self._file_facts, paths), "inspect", len(paths), unit="file")))
+            facts = pool.map(self._file_facts, paths)
+            files = dict(zip(paths, tqdm(facts, "inspect", len(paths), unit="file", disable=not show_progress)))
         if save:
             self._save(paths, files.values())
         return [_part_of(clip, files[clip.path]) for clip in clips]

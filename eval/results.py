@@ -35,7 +35,7 @@ def read_results(output_dir: str | Path) -> list[dict]:
     Raises:
         ValueError: there are none, or one is not a result file.
     """
-    paths = sorted((Path(output_dir) / "results").glob("*.json"))
+    paths = sorted((Path(output_dir) / "results").glob("*__*.json"))
     if not paths:
         raise ValueError(f"{output_dir}: holds no results/*.json. Run `python -m wavcse.eval` first.")
     records = []

@@ -10,7 +10,7 @@ from wavcse.modeling_wavcse import WavCSEDownstream, WavCSEForMultiTask, WavCSEH
 
 
 class MultiTaskNetwork(nn.Module):
-    """`WavCSEDownstream` and `WavCSEHeads` in sequence: `[B, K, D]` -> `{task: [B, C]}`; weights drawn by PyTorch's defaults."""
+    """`WavCSEDownstream` and `WavCSEHeads` in sequence: `[B, K, D]` -> `{task: [B, C]}`; weights PyTorch's defaults."""
 
     def __init__(self, config: WavCSEConfig):
         super().__init__()
