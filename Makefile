@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 QUICK := runs/quickstart
+REAL := runs/real_speech
+SHARED := ../shared/data
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 CLIPS ?= 4000
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
@@ -27,9 +30,16 @@ quickstart: $(READY)  ## Synthetic speech -> cache -> training -> Hub folder -> 
 	$(BIN)/python examples/random_upstream.py --out $(QUICK)/upstream
 	$(BIN)/wavcse synthesize --out $(QUICK)/speech --clips $(CLIPS) --seed 0
 	$(BIN)/wavcse cache --manifest $(QUICK)/speech/metadata.csv --upstream $(QUICK)/upstream --out $(QUICK)/cache
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_accelerate.py conf/quickstart.yaml --output_dir $(QUICK)
+	$(LAUNCH) train_accelerate.py conf/quickstart.yaml
 	$(BIN)/wavcse eval conf/eval_quickstart.yaml
 	$(BIN)/python examples/embed_a_file.py $(QUICK)/speech/audio/$$(ls $(QUICK)/speech/audio | head -1) --model $(QUICK)/hub
+
+real-speech: $(READY)  ## The same on real recordings in ../shared/data, where they are present
+	$(BIN)/python examples/random_upstream.py --out $(REAL)/upstream
+	$(BIN)/wavcse cache --upstream $(REAL)/upstream --out $(REAL)/cache --manifest $(foreach corpus,\
+		speech_commands_9 arabic_commands_10 nemo_pl ravdess_speech,$(SHARED)/$(corpus)/metadata.csv)
+	$(LAUNCH) train_accelerate.py conf/real_speech.yaml
+	$(BIN)/wavcse eval conf/eval_real_speech.yaml
 
 test: $(READY)  ## The default tests: CPU, offline, a few minutes
 	$(BIN)/python -m pytest

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from .configuration_wavcse import WavCSEConfig
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .repository_wavcse import complete_repository
-from .upstream_wavcse import build_upstream, load_upstream, run_upstream
+from .upstream_wavcse import align_weights, build_upstream, load_upstream, run_upstream
 
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
@@ -156,7 +156,7 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         """As in every transformers model; `config.freeze_upstream` holds for the loaded weights too."""
         loaded = super().from_pretrained(*args, **kwargs)  # puts new parameters in place, all trainable
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.base_model.freeze()
+        align_weights(model).base_model.freeze()
         return loaded
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:

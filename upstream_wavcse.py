@@ -55,9 +55,21 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
     previous = family._keys_to_ignore_on_load_unexpected
     family._keys_to_ignore_on_load_unexpected = [*(previous or []), *missing_blocks]
     try:
-        return family.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub_kwargs)
+        return align_weights(family.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub_kwargs))
     finally:
         family._keys_to_ignore_on_load_unexpected = previous
+
+
+def align_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy CPU weights that do not start at a multiple of 64 bytes, where PyTorch allocates its own.
+
+    Weights mapped from a file start anywhere, and CPU kernels then sum in another order: the same weights would give an
+    embedding that differs in its last bits.
+    """
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
+    return model
 
 
 def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import soxr
 
+from wavcse import audio_wavcse
 from wavcse.audio_wavcse import as_waveform, decode, load_waveform, resample
 
 RATE = 16_000
@@ -205,3 +206,12 @@ def test_array_that_is_refused(array, message):
 def test_mapping_that_is_refused(mapping, message):
     with pytest.raises(ValueError, match=message):
         load_waveform(mapping, RATE)
+
+
+def test_without_audio_libraries_arrays_still_work(clip, path, monkeypatch):
+    monkeypatch.setattr(audio_wavcse, "soundfile", None)
+    np.testing.assert_array_equal(load_waveform(clip, RATE), clip)
+    with pytest.raises(ImportError, match="pip install soundfile soxr"):
+        load_waveform(path, RATE)
+    with pytest.raises(ImportError, match="pip install soundfile soxr"):
+        load_waveform({"array": clip, "sampling_rate": 8_000}, RATE)

@@ -179,6 +179,26 @@ def test_embedding_model_from_a_multi_task_checkpoint(tiny_multi_task_model, inp
     assert model.config.tasks == trained.config.tasks
 
 
+@pytest.mark.parametrize("kind", ["tiny_model", "tiny_multi_task_model"])
+def test_freezing_holds_after_loading(request, tmp_path, kind):
+    for freeze_upstream, frozen in ((True, "upstream."), (False, "upstream.encoder.layer_norm.")):
+        model = request.getfixturevalue(kind)(freeze_upstream=freeze_upstream)
+        model.save_pretrained(tmp_path)
+        for either in (model, type(model).from_pretrained(tmp_path)):
+            for name, parameter in either.base_model.named_parameters():
+                assert parameter.requires_grad != name.startswith(frozen), name
+
+
+def test_loaded_weights_are_aligned(tiny_model, tmp_path):
+    """Weights mapped from a file start anywhere, which changes the order of sums in CPU kernels: not the last bits here."""
+    tiny_model().save_pretrained(tmp_path)
+    model = WavCSEModel.from_pretrained(tmp_path)
+    assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
+    model.upstream.save_pretrained(tmp_path / "upstream")
+    on_upstream = WavCSEModel.from_upstream(str(tmp_path / "upstream"), selected_layers=[1])
+    assert {parameter.data_ptr() % 64 for parameter in on_upstream.parameters()} == {0}
+
+
 def test_heads_are_loaded(tiny_multi_task_model, inputs, tmp_path):
     trained = tiny_multi_task_model()
     trained.save_pretrained(tmp_path)

@@ -23,8 +23,8 @@ MEMORY_SHARE = 0.5  # of the memory that is free now; the rest is for activation
 class MemoryTable:
     """All features as one float32 tensor `[N, K, D]` on the training device: a batch is one `index_select`."""
 
-    def __init__(self, cache: FeatureCache, digests: Sequence[str], layers: Sequence[int], device: torch.device):
-        self.features = torch.from_numpy(cache.read(digests, layers)).to(device)
+    def __init__(self, features: Tensor):
+        self.features = features
 
     def take(self, rows: Tensor) -> Tensor:
         """`[n, K, D]` of the given rows."""
@@ -50,7 +50,9 @@ def open_table(
     if place == "auto":
         needed = 4 * len(digests) * len(layers) * cache.key.upstream_config["hidden_size"]
         place = "memory" if needed <= MEMORY_SHARE * free_memory(device) else "disk"
-    return (MemoryTable if place == "memory" else DiskTable)(cache, digests, layers, device)
+    if place == "memory":
+        return MemoryTable(torch.from_numpy(cache.read(digests, layers)).to(device))
+    return DiskTable(cache, digests, layers, device)
 
 
 def free_memory(device: torch.device) -> int:

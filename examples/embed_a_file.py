@@ -1,0 +1,33 @@
+"""Embed a speech file, or compare two: `python examples/embed_a_file.py FILE [FILE] [--model DIR]`.
+
+Needs torch, transformers, soundfile and soxr, not the package `wavcse`: the code comes with the model.
+"""
+
+import argparse
+
+import torch
+from transformers import pipeline
+
+DEFAULT_MODEL = "runs/quickstart/hub"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="one or two speech files (wav, flac, ogg, opus, mp3)")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"Hub id or folder ({DEFAULT_MODEL}: from `make quickstart`)")
+    args = parser.parse_args()
+    if len(args.files) > 2:
+        parser.error("give one file, or two to compare")
+
+    embed = pipeline("feature-extraction", model=args.model, trust_remote_code=True)
+    embeddings = [embed(file, return_tensors=True) for file in args.files]  # each [1, E]
+
+    for file, embedding in zip(args.files, embeddings):
+        numbers = " ".join(f"{number:+.4f}" for number in embedding[0, :8])
+        print(f"{file}: shape {tuple(embedding.shape)}, {numbers} ...")
+    if len(embeddings) == 2:
+        print(f"cosine similarity: {torch.cosine_similarity(*embeddings).item():.4f}")
+
+
+if __name__ == "__main__":
+    main()
