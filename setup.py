@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-ROOMS = ["data", "data.synthetic", "training", "eval", "eval.tasks", "eval.baselines", "hub"]
+ROOMS = ["data", "data.synthetic", "training", "eval", "eval.tasks", "eval.baselines"]
 
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9"]
@@ -22,7 +22,7 @@ setup(
     packages=["wavcse", *(f"wavcse.{room}" for room in ROOMS)],
     package_dir={"wavcse": "."},
     py_modules=["wavcse_cli"],
-    package_data={"wavcse": ["conf/*.yaml", "LICENSE", "hub/*.md"]},
+    package_data={"wavcse": ["conf/*.yaml", "LICENSE"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.0",
