@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 TINY = torch.finfo(torch.float32).tiny
+NEGLIGIBLE = 1e-12  # beside 1, in float32; its gradient too, times a loss gradient, stays a normal number
 EXPONENT_RANGE = (1.0, 64.0)  # of a learned norm; beyond 64 it is max|x| to float32 accuracy
 MEAN_BELOW_R = 1e-6  # log-sum-exp tends to the mean as r -> 0, where 1/r cannot be computed
 
@@ -124,7 +125,9 @@ class LearnedNormPooling(LayerPooling):
         p = self.exponent()
         magnitude = (x if self.center is None else x - self.center).float().abs()
         scale = magnitude.amax(dim=1).detach().clamp_min(TINY)  # [B, D]
-        ratio = magnitude / scale[:, None]
+        ratio = magnitude / scale[:, None]  # the largest is 1, so powers below NEGLIGIBLE change neither sum nor gradient
+        if self.rho is None:
+            ratio = ratio.clamp_min(NEGLIGIBLE ** (1.0 / p))  # no denormal numbers, which are slow
         # A learned p needs d/dp of ratio^p at ratio = 0, which exp(p log(.)) gives finitely.
         power = ratio**p if self.rho is None else torch.exp(p * torch.log(ratio + TINY))
         mean = power.mean(dim=1).clamp_min(TINY)  # the outer root has an infinite slope at 0

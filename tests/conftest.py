@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,6 +56,9 @@ class RootIsNoTestPackage:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Tiny models lose time in threads. The variable is for the processes that tests start.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     config.pluginmanager.register(RootIsNoTestPackage())
     for mark in TRANSFORMERS_MARKS:
         config.addinivalue_line("markers", f"{mark}: used by transformers' common test suites")
