@@ -90,10 +90,10 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
         """
         self._check_sampling_rate(sampling_rate)
         clips = [as_waveform(clip, f"clip {i}") for i, clip in enumerate(_as_clips(raw_speech))]
-        for i, clip in enumerate(clips):
-            self.check(clip, f"clip {i}")
         if truncation and max_length is not None:
             clips = [clip[:max_length] for clip in clips]
+        for i, clip in enumerate(clips):
+            self.check(clip, f"clip {i}")
         if self.do_normalize:
             clips = [normalize(clip) for clip in clips]
         batch = self.pad(

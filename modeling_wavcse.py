@@ -95,12 +95,15 @@ def cross_entropy_per_task(
 
     Args:
         logits: task -> `[B, C]`.
-        labels: task -> class indices `[B]`, -100 = no label.
+        labels: task -> class indices `[B]`, -100 = no label; a task that is not named has none.
         num_labelled: what to divide each task's sum by instead of the number of labelled clips in this batch; a process that
             sees a part of a batch gives the number of the whole batch.
     """
     losses = {}
     for task, task_logits in logits.items():
+        if task not in labels:
+            losses[task] = task_logits.sum() * 0.0
+            continue
         total = nn.functional.cross_entropy(task_logits.float(), labels[task], ignore_index=IGNORED_LABEL, reduction="sum")
         count = (labels[task] != IGNORED_LABEL).sum() if num_labelled is None else num_labelled[task]
         losses[task] = total / max(count, 1)

@@ -164,15 +164,16 @@ def _extract(
     prepare = Preparer(feature_extractor)
     buffer: list[tuple[str, np.ndarray]] = []
     started = time.monotonic()
-    total_s = sum(item.facts.duration_s for batch in batches for item in batch)
-    with tqdm(total=round(total_s, 1), desc="embed", unit="audio-s", disable=not show_progress) as bar:
+    total_s = 0.0
+    with tqdm(total=sum(map(len, batches)), desc="embed", unit="clip", disable=not show_progress) as bar:
         for batch, prepared in prefetched(prepare, batches):
             report.skipped += prepared.skipped
             if prepared.waveforms:
                 buffer += zip(prepared.digests, _pooled_layers(model, config, feature_extractor, prepared.waveforms))
             report.added += len(prepared.waveforms)
-            bar.update(round(sum(item.facts.duration_s for item in batch), 1))
-            bar.set_postfix(clips=report.added, clips_per_s=f"{report.added / (time.monotonic() - started):.1f}")
+            total_s += sum(item.facts.duration_s for item in batch)
+            bar.update(len(batch))
+            bar.set_postfix_str(f"{total_s / (time.monotonic() - started):.1f} audio-s/s")
             if len(buffer) >= shard_size:
                 _flush(cache, buffer)
         _flush(cache, buffer)

@@ -4,6 +4,7 @@ Needs torch, transformers, soundfile and soxr, not the package `wavcse`: the cod
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from transformers import pipeline
@@ -18,6 +19,8 @@ def main() -> None:
     args = parser.parse_args()
     if len(args.files) > 2:
         parser.error("give one file, or two to compare")
+    if args.model == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir():
+        parser.error(f"there is no {DEFAULT_MODEL} here: run `make quickstart` first, or name a model with --model")
 
     embed = pipeline("feature-extraction", model=args.model, trust_remote_code=True)
     embeddings = [embed(file, return_tensors=True) for file in args.files]  # each [1, E]

@@ -67,6 +67,14 @@ def test_hidden_states_and_attentions(tiny_model, inputs, family):
         torch.testing.assert_close(map_.sum(dim=-1), torch.ones(B, 4, T))
 
 
+def test_gradients_can_be_read_off_hidden_states(tiny_model, inputs):
+    output = tiny_model(freeze_upstream=False)(**inputs, output_hidden_states=True)
+    for state in output.hidden_states:
+        state.retain_grad()
+    output.embeddings.square().sum().backward()
+    assert all(state.grad.abs().sum() > 0 for state in output.hidden_states)
+
+
 def test_ragged_attentions_are_zero_in_the_padding(tiny_model, waves):
     ragged = WavCSEFeatureExtractor()(waves(4_000, 2_000), sampling_rate=16_000, return_tensors="pt")
     maps = tiny_model()(**ragged, output_attentions=True).attentions
@@ -251,3 +259,10 @@ def test_initialisation_is_pytorchs_default(tiny_multi_task_model):
 def test_same_seed_same_weights(tiny_model):
     first, second = tiny_model().state_dict(), tiny_model().state_dict()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_a_task_without_labels_adds_nothing():
+    labels = {"keyword": torch.tensor([0, 0, 1])}
+    losses = cross_entropy_per_task(LOGITS, labels)
+    assert losses["keyword"].item() == pytest.approx(sum(KEYWORD_LOSSES) / 3, rel=1e-6)
+    assert losses["emotion"].item() == 0.0

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +270,12 @@ def test_example(example, trained, audio, clip, embed):
         assert printed == pytest.approx(embedding[0, :8].tolist(), abs=1e-3)
     similarity = torch.cosine_similarity(*embeddings).item()
     assert float(example[2].removeprefix("cosine similarity: ")) == pytest.approx(similarity, abs=1e-3)
+
+
+@pytest.mark.parametrize(("files", "message"), [(["a.wav"], "make quickstart"), (["a.wav"] * 3, "one file, or two")])
+def test_example_says_what_is_missing(files, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *files])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert message in capsys.readouterr().err
