@@ -266,12 +266,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"wavcse cache: {error}", file=sys.stderr)
         return 2
-    if PartialState().is_main_process:
+    state = PartialState()
+    if state.is_main_process:
         print(f"{cache.folder}: {len(cache)} clips; {report.added} added, {report.present} were there already")
         if report.skipped:
             print(
                 f"{len(report.skipped)} clips were skipped, see {cache.folder / 'skipped.csv'}; the first: {report.skipped[0]}"
             )
+    state.destroy_process_group()  # else the first process to leave can break the others' last message
     return EXIT_SOME_SKIPPED if report.skipped else 0
 
 

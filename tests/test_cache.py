@@ -182,23 +182,26 @@ def test_killed_three_times_and_resumed_is_the_undisturbed_cache(built, toy_corp
 
 
 def test_two_processes_share_the_work(built, toy_corpus, upstream_folder, tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys\nfrom accelerate import PartialState\nfrom wavcse.data.cache import build_cache\n"
-        "cache, report = build_cache([sys.argv[1]], sys.argv[2], sys.argv[3], batch_seconds=1.0)\n"
-        "state = PartialState()\nassert state.num_processes == 2, state.num_processes\n"
-        "assert (report.added, len(cache), len(cache.shards)) == (96, 96, 2), (report, len(cache))\n"
-    )
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "wavcse.data.cache",
+    ]
+    options = ["--manifest", str(toy_corpus), "--upstream", str(upstream_folder), "--out", str(tmp_path / "caches")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(
-        [sys.executable, *command, str(toy_corpus), str(upstream_folder), str(tmp_path / "caches")],
-        check=True,
-        env=environment,
-        capture_output=True,
-        timeout=180,
+    done = subprocess.run(
+        [*launch, *options, "--batch_seconds", "1"], env=environment, capture_output=True, text=True, timeout=180
     )
-    expected, shared = features_by_clip(built, toy_corpus), features_by_clip(open_cache(tmp_path / "caches"), toy_corpus)
+    assert done.returncode == 0, done.stderr
+    assert "96 clips; 96 added, 0 were there already" in done.stdout
+    cache = open_cache(tmp_path / "caches")
+    assert len(cache.shards) == 2  # one of each process
+    expected, shared = features_by_clip(built, toy_corpus), features_by_clip(cache, toy_corpus)
     for clip in expected:
         np.testing.assert_allclose(shared[clip], expected[clip], atol=1e-5)
 

@@ -137,13 +137,14 @@ def test_one_and_two_processes_have_the_same_loss_curve(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **changes}))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train_accelerate.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, *command, str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "two")],
-        check=True,
         env=environment,
         capture_output=True,
+        text=True,
         timeout=180,
     )
+    assert done.returncode == 0, done.stderr
     results = [json.loads((tmp_path / name / "results/phase1.json").read_text()) for name in ("one", "two")]
     assert [result["num_processes"] for result in results] == [1, 2]
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
