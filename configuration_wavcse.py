@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert")
 TEMPORAL_POOLINGS = ("mean",)
+PRECISIONS = ("float32", "bfloat16", "int8")
 TASK_KINDS = ("classification",)
 
 # Layer pooling -> the keyword arguments it takes, with defaults. The values are the authors' (fixed pooling); those they
@@ -63,7 +65,11 @@ class WavCSEConfig(PretrainedConfig):
         freeze_upstream (`bool`, *optional*, defaults to `True`): Keep the upstream fixed and in eval mode.
         sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate in Hz that the upstream expects.
         do_normalize (`bool`, *optional*, defaults to `True`): Zero mean and unit variance per clip before the upstream.
-        max_duration_s (`float`, *optional*, defaults to 120): Longest clip that is accepted in one piece, in seconds.
+        window_s (`float`, *optional*, defaults to 60): Longest stretch in seconds that goes through the upstream in one piece
+            at inference; a longer clip goes in overlapping windows, and its layers are averaged over all its frames.
+        max_duration_s (`float`, *optional*, defaults to 7200): Longest clip that is accepted, in seconds.
+        precision (`str`, *optional*, defaults to `"float32"`): Of the upstream's matrix products at inference: `"float32"`
+            (exact), `"bfloat16"` or `"int8"`.
 
     Raises:
         ValueError: a field is out of range; the message names the field, its value and what is allowed.
@@ -87,7 +93,9 @@ class WavCSEConfig(PretrainedConfig):
         freeze_upstream: bool = True,
         sampling_rate: int = 16_000,
         do_normalize: bool = True,
-        max_duration_s: float = 120.0,
+        window_s: float = 60.0,
+        max_duration_s: float = 7200.0,
+        precision: str = "float32",
         **kwargs,
     ):
         self.selected_layers = _validated_layers(selected_layers)
@@ -103,9 +111,9 @@ class WavCSEConfig(PretrainedConfig):
         self.freeze_upstream = bool(freeze_upstream)
         self.sampling_rate = _positive_int("sampling_rate", sampling_rate)
         self.do_normalize = bool(do_normalize)
-        if not max_duration_s > 0:
-            raise ValueError(f"max_duration_s is {max_duration_s!r}; it must be a positive number of seconds.")
-        self.max_duration_s = float(max_duration_s)
+        self.window_s = _positive_seconds("window_s", window_s)
+        self.max_duration_s = _positive_seconds("max_duration_s", max_duration_s)
+        self.precision = _one_of("precision", precision, PRECISIONS)
         kwargs.pop("hidden_size", None)  # derived, see the property
         super().__init__(**kwargs)
 
@@ -123,6 +131,11 @@ class WavCSEConfig(PretrainedConfig):
     def num_attention_heads(self) -> int:
         """Number of attention heads of the upstream."""
         return self.upstream_config.num_attention_heads
+
+    @property
+    def window_frames(self) -> int:
+        """`window_s` in frames of the upstream."""
+        return max(1, int(self.window_s * self.sampling_rate / math.prod(self.upstream_config.conv_stride)))
 
     @property
     def min_samples(self) -> int:
@@ -204,6 +217,12 @@ def _positive_int(field: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{field} is {value!r}; it must be a positive integer.")
     return value
+
+
+def _positive_seconds(field: str, value: Any) -> float:
+    if not value > 0:
+        raise ValueError(f"{field} is {value!r}; it must be a positive number of seconds.")
+    return float(value)
 
 
 def _probability(field: str, value: Any) -> float:

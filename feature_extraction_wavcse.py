@@ -41,7 +41,7 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
         do_normalize: bool = True,
         return_attention_mask: bool = True,
         min_samples: int = 400,
-        max_duration_s: float = 120.0,
+        max_duration_s: float = 7200.0,
         **kwargs,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -130,7 +130,7 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
         if waveform.size > self.max_duration_s * self.sampling_rate:
             raise ValueError(
                 f"{name}: lasts {waveform.size / self.sampling_rate:.1f} s, more than max_duration_s={self.max_duration_s:g}. "
-                "Cut it into windows and average their embeddings, or raise `max_duration_s` if memory allows."
+                "Cut it into parts, or raise `max_duration_s` of the feature extractor if memory allows."
             )
 
 

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from .configuration_wavcse import WavCSEConfig
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .repository_wavcse import complete_repository
-from .upstream_wavcse import align_weights, build_upstream, load_upstream, run_upstream
+from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream
 
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
@@ -188,6 +188,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
         super().__init__(config)
         self.upstream = build_upstream(config.upstream_config) if upstream is None else upstream
         self.downstream = WavCSEDownstream(config)
+        self.run_upstream = UpstreamRunner()
         self.post_init()
         self.freeze()
 
@@ -212,18 +213,28 @@ class WavCSEModel(WavCSEPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        precision: str | None = None,
     ) -> WavCSEModelOutput | tuple:
         """Embed clips.
 
         Args:
             input_values: waveforms `[B, samples]` from `WavCSEFeatureExtractor`.
             attention_mask: `[B, samples]`, 1 = audio, 0 = padding; needed as soon as lengths differ.
+            precision: "float32", "bfloat16" or "int8" for the upstream's matrix products at inference; the configuration's
+                if not given.
             output_attentions: with wav2vec2 and HuBERT the model must be loaded with `attn_implementation="eager"`.
         """
         wants_states = _default(output_hidden_states, self.config.output_hidden_states)
         wants_maps = _default(output_attentions, self.config.output_attentions)
-        upstream = run_upstream(
-            self.upstream, input_values, attention_mask, self.config.selected_layers, wants_states, wants_maps
+        upstream = self.run_upstream(
+            self.upstream,
+            input_values,
+            attention_mask,
+            self.config.selected_layers,
+            wants_states,
+            wants_maps,
+            precision=precision or self.config.precision,
+            window_frames=self.config.window_frames,
         )
         output = WavCSEModelOutput(
             embeddings=self.downstream(upstream.pooled_layers.to(self.downstream.layer_projection.weight.dtype)),

@@ -14,6 +14,7 @@ CODE_FILES = (
     "configuration_wavcse.py",
     "feature_extraction_wavcse.py",
     "modeling_wavcse.py",
+    "packed_wavcse.py",
     "pipeline_wavcse.py",
     "pooling_wavcse.py",
     "repository_wavcse.py",

@@ -17,6 +17,8 @@ from transformers import AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .packed_wavcse import PackedUpstream, unsupported_part
+
 
 @dataclass
 class UpstreamOutput:
@@ -85,6 +87,55 @@ def count_frames(num_samples: Tensor, config: PretrainedConfig) -> Tensor:
     return num_samples
 
 
+class UpstreamRunner:
+    """Runs an encoder in the cheapest way that gives what is asked for.
+
+    Without gradients, and when only the pooled layers are wanted, that is the packed path (`packed_wavcse`), whose derived
+    weights are kept here and made anew when the encoder's weights change; they are no part of any state. Otherwise the
+    ordinary transformers module runs (`run_upstream`). Both agree to float32 rounding.
+    """
+
+    def __init__(self):
+        self.packed: PackedUpstream | None = None
+
+    def __call__(
+        self,
+        upstream: PreTrainedModel,
+        input_values: Tensor,
+        attention_mask: Tensor | None,
+        layers: Sequence[int],
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        precision: str = "float32",
+        window_frames: int | None = None,
+    ) -> UpstreamOutput:
+        """As `run_upstream`; a `precision` other than "float32" and windows need the packed path.
+
+        Raises:
+            ValueError: as `run_upstream`, or the precision is not to be had for this upstream or with gradients.
+        """
+        wants_frames = output_hidden_states or output_attentions
+        needs_gradient = torch.is_grad_enabled() and (
+            input_values.requires_grad or any(parameter.requires_grad for parameter in upstream.parameters())
+        )
+        if wants_frames or needs_gradient or upstream.training or unsupported_part(upstream) or torch.compiler.is_compiling():
+            if precision != "float32":
+                raise ValueError(
+                    f"precision={precision!r} is for inference on pooled layers: use `model.eval()` and `torch.no_grad()`, "
+                    "without hidden states or attentions, on a float32 upstream."
+                )
+            return run_upstream(upstream, input_values, attention_mask, layers, output_hidden_states, output_attentions)
+        lengths = checked_lengths(upstream, input_values, attention_mask).tolist()
+        waveforms = [clip[:length].float() for clip, length in zip(input_values, lengths)]
+        return UpstreamOutput(self.packed_for(upstream, precision)(waveforms, layers, window_frames))
+
+    def packed_for(self, upstream: PreTrainedModel, precision: str) -> PackedUpstream:
+        """The packed form of the encoder's present weights."""
+        if self.packed is None or not self.packed.is_current(upstream, precision):
+            self.packed = PackedUpstream(upstream, precision)
+        return self.packed
+
+
 def run_upstream(
     upstream: PreTrainedModel,
     input_values: Tensor,
@@ -93,7 +144,7 @@ def run_upstream(
     output_hidden_states: bool = False,
     output_attentions: bool = False,
 ) -> UpstreamOutput:
-    """Run the encoder over a right-padded batch and average the frames of the wanted layers over time.
+    """Run the transformers module over a right-padded batch and average the frames of the wanted layers over time.
 
     Clips of one length go through together and no padding ever enters the encoder, so a clip's result does not depend on its
     batch: group-norm stems would average over the padding, and on a CPU padding costs more time than batching saves.
@@ -106,11 +157,8 @@ def run_upstream(
     Raises:
         ValueError: a clip is too short for one frame, or the mask is not right-padding.
     """
-    num_samples = _lengths(input_values, attention_mask)
+    num_samples = checked_lengths(upstream, input_values, attention_mask)
     num_frames = count_frames(num_samples, upstream.config)
-    if (num_frames < 1).any():
-        clip = int((num_frames < 1).nonzero()[0])
-        raise ValueError(f"clip {clip}: has {int(num_samples[clip])} samples, too few for one frame; see `min_samples`.")
     groups = [(clips, input_values[clips, :length]) for length, clips in _groups_of_equal_length(num_samples)]
     shape = (len(input_values), len(layers), upstream.config.hidden_size)
     pooled = input_values.new_zeros(shape, dtype=torch.float32)
@@ -186,6 +234,16 @@ class _PaddedStates:
 
     def as_tuple(self) -> tuple[Tensor, ...]:
         return tuple(self.states[key] for key in sorted(self.states))
+
+
+def checked_lengths(upstream: PreTrainedModel, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Samples of every clip of a right-padded batch, `[B]`; ValueError as `run_upstream`."""
+    num_samples = _lengths(input_values, attention_mask)
+    too_short = (count_frames(num_samples, upstream.config) < 1).nonzero()
+    if len(too_short):
+        clip = int(too_short[0])
+        raise ValueError(f"clip {clip}: has {int(num_samples[clip])} samples, too few for one frame; see `min_samples`.")
+    return num_samples
 
 
 def _lengths(input_values: Tensor, attention_mask: Tensor | None) -> Tensor:

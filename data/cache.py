@@ -13,7 +13,7 @@ import hashlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import config_from_upstream
-from wavcse.upstream_wavcse import load_upstream, run_upstream
+from wavcse.upstream_wavcse import UpstreamRunner, load_upstream
 
 EXIT_SOME_SKIPPED = 3
 DECODE_THREADS = 2
@@ -112,6 +112,7 @@ def cache_key(upstream: str, revision: str | None, config: WavCSEConfig, model: 
         upstream_config=upstream_config,
         sampling_rate=config.sampling_rate,
         do_normalize=config.do_normalize,
+        window_s=config.window_s,
         max_duration_s=config.max_duration_s,
         dtype=dtype,
     )
@@ -161,7 +162,7 @@ def _extract(
     show_progress: bool,
 ) -> None:
     feature_extractor = WavCSEFeatureExtractor.from_config(config)
-    prepare = Preparer(feature_extractor)
+    prepare, run = Preparer(feature_extractor), UpstreamRunner()
     buffer: list[tuple[str, np.ndarray]] = []
     started = time.monotonic()
     total_s = 0.0
@@ -169,7 +170,8 @@ def _extract(
         for batch, prepared in prefetched(prepare, batches):
             report.skipped += prepared.skipped
             if prepared.waveforms:
-                buffer += zip(prepared.digests, _pooled_layers(model, config, feature_extractor, prepared.waveforms))
+                inputs = feature_extractor(prepared.waveforms, sampling_rate=config.sampling_rate, return_tensors="pt")
+                buffer += zip(prepared.digests, _pooled_layers(run, model, config, inputs))
             report.added += len(prepared.waveforms)
             total_s += sum(item.facts.duration_s for item in batch)
             bar.update(len(batch))
@@ -181,13 +183,10 @@ def _extract(
 
 @torch.inference_mode()
 def _pooled_layers(
-    model: PreTrainedModel,
-    config: WavCSEConfig,
-    feature_extractor: WavCSEFeatureExtractor,
-    waveforms: list[np.ndarray],
+    run: UpstreamRunner, model: PreTrainedModel, config: WavCSEConfig, inputs: Mapping[str, torch.Tensor]
 ) -> np.ndarray:
-    inputs = feature_extractor(waveforms, sampling_rate=config.sampling_rate, return_tensors="pt").to(model.device)
-    output = run_upstream(model, inputs["input_values"], inputs["attention_mask"], config.selected_layers)
+    values, mask = (inputs[name].to(model.device) for name in ("input_values", "attention_mask"))
+    output = run(model, values, mask, config.selected_layers, window_frames=config.window_frames)
     return output.pooled_layers.cpu().numpy()
 
 

@@ -35,6 +35,7 @@ class CacheKey:
     upstream_config: dict
     sampling_rate: int
     do_normalize: bool
+    window_s: float  # longer clips go through in windows
     max_duration_s: float  # longer clips are refused, never cropped
     dtype: str  # "float32" or "float16"
     format_version: int = FORMAT_VERSION

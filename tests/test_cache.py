@@ -74,7 +74,7 @@ def test_half_precision_is_half_the_size_and_close(built, toy_corpus, upstream_f
 
 
 def test_a_second_run_computes_nothing(built, toy_corpus, upstream_folder, monkeypatch):
-    monkeypatch.setattr(cache_module, "run_upstream", lambda *a: pytest.fail("the upstream ran again"))
+    monkeypatch.setattr(cache_module, "_pooled_layers", lambda *a: pytest.fail("the upstream ran again"))
     cache, report = build_cache([toy_corpus], str(upstream_folder), built.folder.parent)
     assert (report.added, report.present, len(cache)) == (0, 96, 96)
 
@@ -123,13 +123,13 @@ def test_bad_clips_are_skipped_listed_and_told_by_the_exit_code(toy_corpus, upst
 
 
 def test_a_clip_that_is_too_short_or_too_long_is_skipped(waves, upstream_folder, tmp_path):
-    for name, samples in zip(("short", "good", "long"), waves(300, 8000, 16_000 * 121)):
+    for name, samples in zip(("short", "good", "long"), waves(300, 8000, 16_000 * 7201)):
         soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
     (tmp_path / "m.csv").write_text("file_name\nshort.wav\ngood.wav\nlong.wav\n")
     cache, report = build_cache([tmp_path / "m.csv"], str(upstream_folder), tmp_path / "c")
     assert len(cache) == 1
     assert dict(report.skipped)["short.wav"].startswith("short.wav: has 300 samples (18.8 ms)")
-    assert "lasts 121.0 s, more than max_duration_s=120" in dict(report.skipped)["long.wav"]
+    assert "lasts 7201.0 s, more than max_duration_s=7200" in dict(report.skipped)["long.wav"]
 
 
 def test_values_that_are_not_finite_stop_the_run(built):
@@ -155,8 +155,8 @@ def test_a_half_written_shard_is_not_read(built, toy_corpus, upstream_folder, tm
 BUILD = """
 import sys, time
 from wavcse.data import cache
-run = cache.run_upstream
-cache.run_upstream = lambda *a: (time.sleep(0.05), run(*a))[1]  # slow enough to be killed in the middle
+run = cache._pooled_layers
+cache._pooled_layers = lambda *a: (time.sleep(0.05), run(*a))[1]  # slow enough to be killed in the middle
 cache.build_cache([sys.argv[1]], sys.argv[2], sys.argv[3], batch_seconds=1.0, shard_mb=0.002)
 """
 
