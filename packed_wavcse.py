@@ -25,11 +25,13 @@ from .configuration_wavcse import PRECISIONS
 STEM_CHUNK_FRAMES = 50  # 1 s: what the stem works on stays in the processor's cache
 PACK_FRAMES = 4096  # 82 s; more frames do not speed the products up, they only take memory
 ROWS_PER_PRODUCT = 1024  # of the feed-forward, whose inner width is four times D
-QUERY_ROWS = 256
+QUERY_ROWS = 128
 MASK_ELEMENTS = 2**22  # of a block's position bias, [H, rows, T]: 16 MB
 MOMENT_WINDOWS = 2**17  # input windows of the first convolution at a time
 FFT_SIZE = 512
 FFT_FROM_KERNEL = 64  # shorter positional convolutions are faster done directly
+
+gelu_ = torch.ops.aten.gelu_  # in place: fresh memory for every activation would cost more than the function itself
 
 
 class PackedUpstream:
@@ -236,7 +238,7 @@ class Stem:
         x = samples[:, None]
         for convolution, norm in zip([first, *self.convolutions[1:]], self.norms):
             x = convolution(x)
-            x = F.gelu(x if norm is None else normed(x, norm))
+            x = gelu_(x if norm is None else normed(x, norm))
         return x
 
 
@@ -312,14 +314,14 @@ class PositionalConvolution:
     def __call__(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         if self.spectrum is None:
             for span in spans:
-                x[span.start : span.end] += F.gelu(self._direct(x[span.start : span.end]))
+                x[span.start : span.end] += gelu_(self._direct(x[span.start : span.end]))
             return x
         gap = self.kernel // 2
         starts = [gap * (i + 1) + span.start for i, span in enumerate(spans)]
         convolved = self._by_fft(x, spans, starts)
         for span, at in zip(spans, starts):
             y = convolved[at - gap : at - gap + span.end - span.start]
-            x[span.start : span.end] += F.gelu(y + self.bias)
+            x[span.start : span.end] += gelu_(y + self.bias)
         return x
 
     def _direct(self, x: Tensor) -> Tensor:
@@ -362,9 +364,9 @@ class Block:
         x = self._attended(x, spans)
         for rows in x.split(ROWS_PER_PRODUCT):
             if self.owner.norm_before:
-                self.outer.add_to(rows, F.gelu(self.inner(normed(rows, self.output_norm))))
+                self.outer.add_to(rows, gelu_(self.inner(normed(rows, self.output_norm))))
             else:
-                self.outer.add_to(rows, F.gelu(self.inner(rows)))
+                self.outer.add_to(rows, gelu_(self.inner(rows)))
                 rows.copy_(normed(rows, self.output_norm))
         return x
 
@@ -384,7 +386,7 @@ class Block:
         """Time means of the feed-forward's inner activations, `[B, 4 D]`."""
         totals = x.new_zeros(len(spans), self.inner.out_features)
         for first, rows in zip(range(0, len(x), ROWS_PER_PRODUCT), x.split(ROWS_PER_PRODUCT)):
-            inner = F.gelu(self.inner(normed(rows, self.output_norm)))
+            inner = gelu_(self.inner(normed(rows, self.output_norm)))
             for total, span in zip(totals, spans):
                 start, end = max(span.keep_start - first, 0), min(span.keep_end - first, len(rows))
                 if start < end:
@@ -400,7 +402,7 @@ class Block:
             at = slice(span.start, span.end)
             q, k, v = (_heads(rows[at], self.num_heads) for rows in (query, key, value))
             if gate is None:
-                attended[at] = _rows(F.scaled_dot_product_attention(q[None], k[None], v[None])[0])
+                _heads(attended[at], self.num_heads).copy_(F.scaled_dot_product_attention(q[None], k[None], v[None])[0])
             else:
                 self._attend_with_bias(q, k, v, gate[at].T, attended[at])
         self.output.add_to(x, attended)
@@ -420,15 +422,11 @@ class Block:
             b = min(num_frames, a + size)
             mask = (bias[:, a:b] * gate[:, a:b, None]).to(q.dtype)
             z = F.scaled_dot_product_attention(q[None, :, a:b], k[None], v[None], attn_mask=mask[None])[0]
-            out[num_frames - b : num_frames - a] = _rows(z.flip(1))
+            _heads(out[num_frames - b : num_frames - a], num_heads).copy_(z.flip(1))
 
 
 def _heads(rows: Tensor, num_heads: int) -> Tensor:
-    return rows.unflatten(1, (num_heads, -1)).transpose(0, 1)  # [T, D] -> [H, T, d]
-
-
-def _rows(heads: Tensor) -> Tensor:
-    return heads.transpose(0, 1).flatten(1)  # [H, T, d] -> [T, D]
+    return rows.unflatten(1, (num_heads, -1)).transpose(0, 1)  # [T, D] -> [H, T, d], a view
 
 
 class Gate:
