@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor
@@ -17,6 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_wavcse import WavCSEConfig
+from .encoding_wavcse import encode
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .repository_wavcse import complete_repository
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream
@@ -244,6 +247,49 @@ class WavCSEModel(WavCSEPreTrainedModel):
             attentions=upstream.attentions,
         )
         return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def encode(
+        self,
+        inputs: Any,
+        batch_seconds: float = 60.0,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        precision: str | None = None,
+    ) -> np.ndarray | Tensor:
+        """Embed speech, the sentence-transformers way.
+
+        Args:
+            inputs: one clip or a list of clips: paths, URLs, bytes of audio files, 1-D arrays at the model's rate, or mappings
+                with `"array"` and `"sampling_rate"`; other rates are resampled.
+            batch_seconds: audio per batch in seconds; it changes speed and memory, not the result.
+            show_progress_bar: `None` = at log level INFO or DEBUG.
+            convert_to_numpy: return an array (else a tensor on the CPU).
+            normalize_embeddings: scale every embedding to length 1, so that a dot product is the cosine similarity.
+            truncate_dim: keep the first numbers of each embedding only.
+            precision: "float32", "bfloat16" or "int8"; the configuration's if not given.
+
+        Returns:
+            float32 `[E]` for one clip, `[N, E]` for a list, in input order.
+
+        Raises:
+            ValueError: a clip cannot be read or served; the message names it by its path or position.
+
+        Example:
+            >>> model.encode(["a.wav", {"array": samples, "sampling_rate": 8000}]).shape
+            (2, 2000)
+        """
+        return encode(
+            self,
+            inputs,
+            batch_seconds,
+            show_progress_bar,
+            convert_to_numpy,
+            normalize_embeddings,
+            truncate_dim,
+            precision,
+        )
 
 
 class WavCSEForMultiTask(WavCSEPreTrainedModel):

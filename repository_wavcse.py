@@ -12,6 +12,7 @@ from .pipeline_wavcse import WavCSEFeatureExtractionPipeline
 CODE_FILES = (
     "audio_wavcse.py",
     "configuration_wavcse.py",
+    "encoding_wavcse.py",
     "feature_extraction_wavcse.py",
     "modeling_wavcse.py",
     "packed_wavcse.py",
