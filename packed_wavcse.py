@@ -87,7 +87,7 @@ class PackedUpstream:
         windows = [
             Window(clip, *window) for clip, frames in enumerate(num_frames) for window in windows_of(frames, window_frames)
         ]
-        first = {clip: self.stem.first_convolution(waveforms[clip]) for clip in range(len(waveforms))}
+        first = [self.stem.first_convolution(waveform) for waveform in waveforms]
         for pack in packs(windows):
             cut = [(self.stem.samples(waveforms[w.clip], w.start, w.end), first[w.clip]) for w in pack]
             means = self._pooled(cut, pack, layers)

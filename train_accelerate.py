@@ -30,12 +30,13 @@ from tqdm.auto import tqdm
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet, load_composite
 from wavcse.data.features import FeatureCache, open_cache
-from wavcse.data.manifest import SPLITS
-from wavcse.modeling_wavcse import combine_losses, cross_entropy_per_task
+from wavcse.data.manifest import SPLITS, Clip
+from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
+from wavcse.modeling_wavcse import WavCSEForMultiTask, combine_losses, cross_entropy_per_task
 from wavcse.training.arguments import RunArguments, parse_arguments
 from wavcse.training.checkpoint import Checkpoint
 from wavcse.training.features import Batch, SplitFeatures, cached_digests, epoch_order, open_table
-from wavcse.training.network import MultiTaskNetwork, with_upstream
+from wavcse.training.network import MultiTaskNetwork, load_network
 from wavcse.training.run_folder import RunFolder
 
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
@@ -64,6 +65,7 @@ class Run:
     model: nn.Module  # the one Accelerate prepared (data-parallel with several processes)
     optimizer: Optimizer
     scheduler: ReduceLROnPlateau
+    hub_model: WavCSEForMultiTask | None  # on its upstream; only in the main process, and only if it will be saved
     progress: Progress = field(default_factory=Progress)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
@@ -104,8 +106,11 @@ def set_up(args: RunArguments) -> Run:
     composite = load_composite(args.task_sources())
     cache = open_cache(args.cache_dir)
     config = model_config(args, cache, composite)
-    folder = RunFolder(args.output_dir)
+    digests = cached_digests(cache, composite)
+    folder, hub_model = RunFolder(args.output_dir), None
     if accelerator.is_main_process:
+        if args.save_hub:
+            hub_model = load_hub_model(args, config, cache, composite.clips[0], digests[0])
         folder.prepare(args)
     accelerator.wait_for_everyone()
     if args.report_to:
@@ -115,9 +120,10 @@ def set_up(args: RunArguments) -> Run:
     optimizer = AdamW(network.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     model, optimizer = accelerator.prepare(network, optimizer)
     scheduler = ReduceLROnPlateau(optimizer, "min", factor=args.scheduler_factor, patience=args.scheduler_patience)
-    table = open_table(args.features_in, cache, cached_digests(cache, composite), config.selected_layers, accelerator.device)
+    table = open_table(args.features_in, cache, digests, config.selected_layers, accelerator.device)
     splits = {split: SplitFeatures(table, composite, split, accelerator.device) for split in SPLITS}
-    return Run(args, accelerator, folder, config, splits, accelerator.unwrap_model(model), model, optimizer, scheduler)
+    bare = accelerator.unwrap_model(model)
+    return Run(args, accelerator, folder, config, splits, bare, model, optimizer, scheduler, hub_model)
 
 
 def model_config(args: RunArguments, cache: FeatureCache, composite: CompositeSet) -> WavCSEConfig:
@@ -127,17 +133,29 @@ def model_config(args: RunArguments, cache: FeatureCache, composite: CompositeSe
         name: {"kind": "classification", "labels": labels, "loss_weight": weights[name]}
         for name, labels in composite.classes.items()
     }
-    return WavCSEConfig(
-        upstream_config=cache.key.upstream_config,
-        selected_layers=args.selected_layers,
-        layer_projection_size=args.layer_projection_size,
-        pooling_type=args.pooling_type,
-        pooling_kwargs=args.pooling_kwargs,
-        embedding_size=args.embedding_size,
-        layer_dropout=args.layer_dropout,
-        embedding_dropout=args.embedding_dropout,
-        tasks=tasks,
-    )
+    return WavCSEConfig(upstream_config=cache.key.upstream_config, **args.model_fields(), tasks=tasks)
+
+
+def load_hub_model(
+    args: RunArguments, config: WavCSEConfig, cache: FeatureCache, clip: Clip, digest: str
+) -> WavCSEForMultiTask:
+    """The model that will be saved, its upstream proven to be the one that made the cache: by one clip's pooled layers.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    model = WavCSEForMultiTask.from_upstream(args.upstream, **args.model_fields(), tasks=config.tasks, revision=args.revision)
+    feature_extractor = WavCSEFeatureExtractor.from_config(model.config)
+    inputs = feature_extractor(clip.load(config.sampling_rate), sampling_rate=config.sampling_rate, return_tensors="pt")
+    with torch.no_grad():
+        pooled = model.wavcse(**inputs).pooled_layers[0].numpy()
+    cached = cache.read([digest], config.selected_layers)[0]
+    if not np.allclose(pooled, cached, rtol=1e-2, atol=1e-2 * np.abs(cached).max()):
+        raise ValueError(
+            f"upstream {args.upstream!r} is not the one that made the cache {cache.folder} ({cache.key.upstream}): it gives "
+            f"other numbers for {clip.clip_id}. Name that upstream, or build a cache with this one."
+        )
+    return model
 
 
 def resume(run: Run, checkpoint: Checkpoint) -> None:
@@ -262,10 +280,9 @@ def finish(run: Run) -> dict:
     }
     if run.accelerator.is_main_process:
         run.folder.write_result("phase1", result)
-        if run.args.save_hub:
-            weights = {name: tensor.cpu() for name, tensor in run.best_weights.items()}
-            model = with_upstream(weights, run.config, run.args.upstream, revision=run.args.revision)
-            model.save_pretrained(run.folder.hub)
+        if run.hub_model is not None:
+            load_network(run.hub_model, run.best_weights)
+            run.hub_model.save_pretrained(run.folder.hub)
         print(table(result))
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()

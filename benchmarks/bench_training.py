@@ -75,7 +75,7 @@ def make_run(num_clips: int, num_layers: int, batch_size: int, device: str) -> R
     composite = CompositeSet([None] * num_clips, labels, {"train": targets})
     split = SplitFeatures(MemoryTable(features), composite, "train", accelerator.device)
     scheduler = ReduceLROnPlateau(optimizer)
-    return Run(args, accelerator, None, config, {"train": split}, network, model, optimizer, scheduler)
+    return Run(args, accelerator, None, config, {"train": split}, network, model, optimizer, scheduler, None)
 
 
 def our_epoch(run: Run, epoch: int) -> None:

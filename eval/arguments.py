@@ -6,11 +6,9 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from wavcse.data.recipes import read_recipe
 from wavcse.eval.task import Task
 from wavcse.eval.tasks import TASKS
 
@@ -82,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> EvalArguments:
     """
     given = vars(_parser().parse_args(argv))
     config = given.pop("config", None)
-    settings = _read_yaml(config) if config else {}
+    settings = read_recipe(config, allowed=[setting.name for setting in fields(EvalArguments)]) if config else {}
     from_file = _as_tasks(settings.pop("tasks", None))
     asked = _as_tasks(given.pop("tasks", None)) or from_file
     tasks = {name: from_file.get(name, changes) for name, changes in asked.items()}
@@ -116,20 +114,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_seconds", type=float, help="seconds of audio per batch; less needs less memory (default 60)")
     add("--note", metavar="TEXT", help='shown under every table, e.g. "upstream with random weights"')
     return parser
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({error}).") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: must hold settings of the form `name: value`.")
-    allowed = [setting.name for setting in fields(EvalArguments)]
-    unknown = sorted(set(settings) - set(allowed))
-    if unknown:
-        raise ValueError(f"{path}: unknown settings {unknown}; allowed: {', '.join(allowed)}.")
-    return settings
 
 
 def _as_list(value: str | Sequence[str] | None) -> list[str]:

@@ -74,6 +74,18 @@ def assert_same_run(first, second):
 
 
 @pytest.fixture(scope="module")
+def other_upstream(tiny_upstream, upstream_folder, tmp_path_factory):
+    """The shape of `upstream_folder` with other weights."""
+    folder = shutil.copytree(upstream_folder, tmp_path_factory.mktemp("other") / "upstream")
+    upstream = tiny_upstream(num_hidden_layers=3)
+    with torch.no_grad():
+        for parameter in upstream.parameters():
+            parameter.mul_(1.5)
+    upstream.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def undisturbed(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
     return folder, run(recipe, folder)
@@ -275,9 +287,12 @@ def test_an_epoch_shuffles_every_clip_once_and_differs_from_the_next(num_clips, 
         ({"selected_layers": [0, 9]}, "selected_layers asks for layer 9, but the upstream .* has layers 0 to 3"),
         ({"pooling_type": "median"}, "pooling_type is 'median'; allowed: 'weighted_average'"),
         ({"cache_dir": "nowhere"}, "nowhere: holds no feature cache"),
+        ({"upstream": "OTHER"}, "is not the one that made the cache .*: it gives other numbers for"),
     ],
 )
-def test_a_wrong_recipe_is_refused_before_anything_is_written(recipe, tmp_path, changes, message):
+def test_a_wrong_recipe_is_refused_before_anything_is_written(recipe, other_upstream, tmp_path, changes, message):
+    if changes.get("upstream") == "OTHER":
+        changes = {"upstream": str(other_upstream)}
     with pytest.raises(ValueError, match=message):
         run(recipe, tmp_path / "run", **changes)
     assert not (tmp_path / "run" / "log.jsonl").exists()

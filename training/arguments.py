@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from wavcse.configuration_wavcse import PAPER_LAYERS
 from wavcse.data.labels import TaskSource, as_paths
+from wavcse.data.recipes import read_recipe
 
 MIXED_PRECISIONS = ("no", "bf16")
 TABLE_PLACES = ("auto", "memory", "disk")
@@ -102,6 +101,11 @@ class RunArguments:
         """Task -> weight of its loss; 1 unless the recipe says otherwise (equal weighting)."""
         return {name: float(fields.get("loss_weight", 1.0)) for name, fields in self.tasks.items()}
 
+    def model_fields(self) -> dict[str, Any]:
+        """The recipe's part of a `WavCSEConfig`: all but the upstream and the tasks' labels."""
+        names = ("selected_layers", "layer_projection_size", "pooling_type", "pooling_kwargs", "embedding_size")
+        return {name: getattr(self, name) for name in (*names, "layer_dropout", "embedding_dropout")}
+
     def identity(self) -> dict[str, Any]:
         """What a continued run must share with the run it continues."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
@@ -122,23 +126,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> RunArguments:
         "Example: accelerate launch train_accelerate.py conf/quickstart.yaml --output_dir runs/mine --num_epochs 20",
     )
     if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**read_recipe(argv.pop(0), parser))
+        parser.set_defaults(**read_recipe(argv.pop(0), allowed=[field.name for field in fields(RunArguments)]))
     return parser.parse_args_into_dataclasses(argv)[0]
-
-
-def read_recipe(path: str, parser: HfArgumentParser) -> dict[str, Any]:
-    """The fields of a YAML recipe; paths in it are relative to where the command runs."""
-    try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as a YAML recipe ({error}).") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: a recipe is a YAML mapping of field names to values.")
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(set(recipe) - known)
-    if unknown:
-        raise ValueError(f"{path}: unknown fields {unknown}. See `python train_accelerate.py --help` for all fields.")
-    return recipe
 
 
 def _mapping(name: str, value: dict | str) -> dict:

@@ -26,20 +26,7 @@ class MultiTaskNetwork(nn.Module):
         return l1 * weights.abs().sum() + l2 * weights.square().sum()
 
 
-def with_upstream(weights: dict[str, Tensor], config: WavCSEConfig, upstream: str, **hub_kwargs) -> WavCSEForMultiTask:
-    """The complete model: the upstream's blocks that `config` needs, and trained weights of a `MultiTaskNetwork`."""
-    model = WavCSEForMultiTask.from_upstream(
-        upstream,
-        selected_layers=config.selected_layers,
-        layer_projection_size=config.layer_projection_size,
-        pooling_type=config.pooling_type,
-        pooling_kwargs=config.pooling_kwargs,
-        embedding_size=config.embedding_size,
-        layer_dropout=config.layer_dropout,
-        embedding_dropout=config.embedding_dropout,
-        tasks=config.tasks,
-        **hub_kwargs,
-    )
+def load_network(model: WavCSEForMultiTask, weights: dict[str, Tensor]) -> None:
+    """Put trained weights of a `MultiTaskNetwork` into the complete model."""
     parts = nn.ModuleDict({"downstream": model.wavcse.downstream, "heads": model.heads})
     parts.load_state_dict(weights)
-    return model
