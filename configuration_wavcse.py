@@ -10,8 +10,9 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
-UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert")
+UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
 TEMPORAL_POOLINGS = ("mean",)
+WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
 PRECISIONS = ("float32", "bfloat16", "int8")
 TASK_KINDS = ("classification",)
 
@@ -49,7 +50,7 @@ class WavCSEConfig(PretrainedConfig):
 
     Args:
         upstream_config (`PretrainedConfig` or `dict`, *optional*, defaults to WavLM-Large):
-            Configuration of the self-supervised encoder: WavLM, wav2vec2 or HuBERT, base or large shape. Only
+            Configuration of the encoder: WavLM, wav2vec2 or HuBERT, base or large shape, or Whisper (its encoder). Only
             `max(selected_layers)` blocks of it are built, and `num_hidden_layers` is set to that number.
         selected_layers (`Sequence[int]`, *optional*, defaults to 0-14 and 17):
             Layers that are pooled. 0 is the input of the first block, i the output of block i; the encoder's final
@@ -134,12 +135,16 @@ class WavCSEConfig(PretrainedConfig):
 
     @property
     def window_frames(self) -> int:
-        """`window_s` in frames of the upstream."""
+        """`window_s` in frames of the upstream; Whisper's windows are its own."""
+        if self.upstream_config.model_type == "whisper":
+            return self.upstream_config.max_source_positions
         return max(1, int(self.window_s * self.sampling_rate / math.prod(self.upstream_config.conv_stride)))
 
     @property
     def min_samples(self) -> int:
         """Receptive field of the convolutional stem: the shortest clip that yields one frame, in samples."""
+        if self.upstream_config.model_type == "whisper":
+            return WHISPER_MIN_SAMPLES
         samples = 1
         for kernel, stride in reversed(list(zip(self.upstream_config.conv_kernel, self.upstream_config.conv_stride))):
             samples = (samples - 1) * stride + kernel

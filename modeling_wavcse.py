@@ -23,6 +23,7 @@ from .encoding_wavcse import encode
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .repository_wavcse import complete_repository
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream
+from .whisper_wavcse import is_whisper
 
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
@@ -199,6 +200,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
         """Take what is not trained out of the gradient: the whole upstream, or else the final norm that no layer holds."""
         if self.config.freeze_upstream:
             self.upstream.requires_grad_(False)
+        elif is_whisper(self.config.upstream_config):
+            self.upstream.layer_norm.requires_grad_(False)
         elif self.config.upstream_config.do_stable_layer_norm:
             self.upstream.encoder.layer_norm.requires_grad_(False)
 
@@ -339,7 +342,7 @@ def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, *
         preprocessor = None  # a bare encoder folder; the defaults are those of the large checkpoints
     if preprocessor is not None:
         fields.setdefault("sampling_rate", preprocessor.sampling_rate)
-        fields.setdefault("do_normalize", preprocessor.do_normalize)
+        fields.setdefault("do_normalize", getattr(preprocessor, "do_normalize", False))  # Whisper's has no such step
     return WavCSEConfig(upstream_config=upstream_config, **fields)
 
 

@@ -20,6 +20,7 @@ CODE_FILES = (
     "pooling_wavcse.py",
     "repository_wavcse.py",
     "upstream_wavcse.py",
+    "whisper_wavcse.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_wavcse.WavCSEConfig",

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, WhisperModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .packed_wavcse import PackedUpstream, unsupported_part
+from .whisper_wavcse import build_encoder, is_whisper, load_encoder, pool_layers
+from .whisper_wavcse import count_frames as count_whisper_frames
 
 
 @dataclass
@@ -34,8 +36,8 @@ class UpstreamOutput:
 
 
 def build_upstream(config: PretrainedConfig) -> PreTrainedModel:
-    """The transformers encoder of `config` (WavLM, wav2vec2 or HuBERT), random weights, under its own parameter names."""
-    return AutoModel.from_config(config)
+    """The transformers encoder of `config`, random weights, under its own parameter names."""
+    return build_encoder(config) if is_whisper(config) else AutoModel.from_config(config)
 
 
 def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> PreTrainedModel:
@@ -46,9 +48,9 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
         config: the upstream's own configuration, with `num_hidden_layers` already reduced.
         hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
     """
-    family = type(build_on_meta(config))
+    family = WhisperModel if is_whisper(config) else type(build_on_meta(config))
     missing_blocks = [
-        r"encoder\.layers\.\d+\.",
+        r"(encoder|decoder)\.layers\.\d+\.",
         r"^quantizer\.",
         r"^project_(q|hid)\.",
         r"^lm_head\.",
@@ -57,7 +59,8 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
     previous = family._keys_to_ignore_on_load_unexpected
     family._keys_to_ignore_on_load_unexpected = [*(previous or []), *missing_blocks]
     try:
-        return align_weights(family.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub_kwargs))
+        load = load_encoder if is_whisper(config) else family.from_pretrained
+        return align_weights(load(name_or_path, config=config, dtype=torch.float32, **hub_kwargs))
     finally:
         family._keys_to_ignore_on_load_unexpected = previous
 
@@ -77,11 +80,16 @@ def align_weights(model: PreTrainedModel) -> PreTrainedModel:
 def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
     """The encoder with no storage behind its weights: for its class and its parameter counts."""
     with torch.device("meta"):
-        return AutoModel.from_config(config)
+        return build_upstream(config)
 
 
 def count_frames(num_samples: Tensor, config: PretrainedConfig) -> Tensor:
-    """Frames that the convolutional stem makes of `num_samples`: 400 samples give 1, every further 320 one more."""
+    """Frames that the convolutional stem makes of `num_samples`: 400 samples give 1, every further 320 one more.
+
+    For Whisper, the frames that hold audio.
+    """
+    if is_whisper(config):
+        return count_whisper_frames(num_samples)
     for kernel, stride in zip(config.conv_kernel, config.conv_stride):
         num_samples = torch.div(num_samples - kernel, stride, rounding_mode="floor") + 1
     return num_samples
@@ -115,9 +123,15 @@ class UpstreamRunner:
             ValueError: as `run_upstream`, or the precision is not to be had for this upstream or with gradients.
         """
         wants_frames = output_hidden_states or output_attentions
+        if is_whisper(upstream.config):
+            if wants_frames or precision != "float32":
+                raise ValueError("A Whisper upstream gives pooled layers at precision='float32' only.")
+            return UpstreamOutput(pool_layers(upstream, _waveforms(upstream, input_values, attention_mask), layers))
         needs_gradient = torch.is_grad_enabled() and (
             input_values.requires_grad or any(parameter.requires_grad for parameter in upstream.parameters())
         )
+        if needs_gradient or upstream.training:
+            self.packed = None  # a fused optimiser, or one that writes to `.data`, leaves no trace on the weights
         if wants_frames or needs_gradient or upstream.training or unsupported_part(upstream) or torch.compiler.is_compiling():
             if precision != "float32":
                 raise ValueError(
@@ -125,13 +139,16 @@ class UpstreamRunner:
                     "without hidden states or attentions, on a float32 upstream."
                 )
             return run_upstream(upstream, input_values, attention_mask, layers, output_hidden_states, output_attentions)
-        lengths = checked_lengths(upstream, input_values, attention_mask).tolist()
-        waveforms = [clip[:length].float() for clip, length in zip(input_values, lengths)]
+        waveforms = _waveforms(upstream, input_values, attention_mask)
         return UpstreamOutput(self.packed_for(upstream, precision)(waveforms, layers, window_frames))
+
+    def __deepcopy__(self, memo: dict) -> UpstreamRunner:
+        return UpstreamRunner()  # the copied encoder's weights lie elsewhere, so it arranges its own
 
     def packed_for(self, upstream: PreTrainedModel, precision: str) -> PackedUpstream:
         """The packed form of the encoder's present weights."""
         if self.packed is None or not self.packed.is_current(upstream, precision):
+            self.packed = None  # not two of them in memory at a time
             self.packed = PackedUpstream(upstream, precision)
         return self.packed
 
@@ -234,6 +251,11 @@ class _PaddedStates:
 
     def as_tuple(self) -> tuple[Tensor, ...]:
         return tuple(self.states[key] for key in sorted(self.states))
+
+
+def _waveforms(upstream: PreTrainedModel, input_values: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+    lengths = checked_lengths(upstream, input_values, attention_mask).tolist()
+    return [clip[:length].float() for clip, length in zip(input_values, lengths)]
 
 
 def checked_lengths(upstream: PreTrainedModel, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:

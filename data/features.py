@@ -85,7 +85,7 @@ class FeatureCache:
     def read(self, digests: Sequence[str], layers: Sequence[int]) -> np.ndarray:
         """Copy the wanted clips and layers: float32 `[n, K, D]`, in the order asked for; nothing else is read."""
         shard_of, row_of = np.array([self.location[digest] for digest in digests], dtype=np.int64).reshape(-1, 2).T
-        size = self.key.upstream_config["hidden_size"]
+        size = self.shards[0].shape[2] if self.shards else 0
         features = np.empty((len(digests), len(layers), size), dtype=np.float32)
         for shard in np.unique(shard_of):
             wanted = np.flatnonzero(shard_of == shard)

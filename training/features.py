@@ -48,7 +48,7 @@ def open_table(
 ) -> MemoryTable | DiskTable:
     """The table for `place` = "memory", "disk", or "auto": memory if half of what is free there suffices."""
     if place == "auto":
-        needed = 4 * len(digests) * len(layers) * cache.key.upstream_config["hidden_size"]
+        needed = 4 * len(digests) * len(layers) * cache.shards[0].shape[2]
         place = "memory" if needed <= MEMORY_SHARE * free_memory(device) else "disk"
     if place == "memory":
         return MemoryTable(torch.from_numpy(cache.read(digests, layers)).to(device))

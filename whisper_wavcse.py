@@ -1,0 +1,100 @@
+"""Whisper's encoder as an upstream: log-mel windows of 30 s through its transformers module, means over the real frames only.
+
+Whisper always sees 30 s; what a clip does not fill is silence that the encoder attends to, by its design. A longer clip goes
+through window by window, and its layers are averaged over all its frames.
+
+Shapes: `B` clips, `K` layers, `T` = 1500 frames of a window (20 ms each), `D` encoder width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import WhisperFeatureExtractor, WhisperModel
+from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+SAMPLING_RATE_HZ = 16_000
+SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the second convolution
+WINDOWS_PER_BATCH = 4
+
+
+def is_whisper(config: PretrainedConfig) -> bool:
+    """Whether the upstream is a Whisper encoder."""
+    return config.model_type == "whisper"
+
+
+def build_encoder(config: PretrainedConfig) -> WhisperEncoder:
+    """The encoder of `config`, random weights."""
+    return WhisperEncoder(config)
+
+
+def load_encoder(name_or_path: str, config: PretrainedConfig, **kwargs) -> WhisperEncoder:
+    """The first `config.encoder_layers` blocks of a checkpoint's encoder; its decoder is not built."""
+    config = copy.deepcopy(config)
+    config.decoder_layers = 0
+    return WhisperModel.from_pretrained(name_or_path, config=config, **kwargs).encoder
+
+
+def count_frames(num_samples: Tensor) -> Tensor:
+    """Frames that hold audio: one for every started 20 ms."""
+    return torch.div(num_samples + SAMPLES_PER_FRAME - 1, SAMPLES_PER_FRAME, rounding_mode="floor")
+
+
+def pool_layers(encoder: PreTrainedModel, waveforms: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+    """Time means of the wanted layers, `[B, K, D]`.
+
+    Args:
+        waveforms: one tensor `[samples]` per clip at 16 kHz, not normalised, without padding.
+        layers: 0 = input of the first block (with positions), i = output of block i; never the final LayerNorm.
+    """
+    window = encoder.config.max_source_positions * SAMPLES_PER_FRAME
+    pieces = [(clip, piece) for clip, waveform in enumerate(waveforms) for piece in waveform.split(window)]
+    frames = count_frames(torch.tensor([len(piece) for _, piece in pieces]))
+    means = []
+    for start in range(0, len(pieces), WINDOWS_PER_BATCH):
+        batch = slice(start, start + WINDOWS_PER_BATCH)
+        means.append(_window_means(encoder, [piece for _, piece in pieces[batch]], frames[batch], layers))
+    clips = torch.tensor([clip for clip, _ in pieces])
+    weights = frames / torch.zeros(len(waveforms)).index_add(0, clips, frames.float())[clips]
+    weighted = torch.cat(means) * weights.to(means[0].device)[:, None, None]
+    pooled = weighted.new_zeros(len(waveforms), *weighted.shape[1:])
+    return pooled.index_add(0, clips.to(pooled.device), weighted)
+
+
+def _window_means(encoder: PreTrainedModel, pieces: list[Tensor], frames: Tensor, layers: Sequence[int]) -> Tensor:
+    features = log_mel(encoder.config, pieces).to(encoder.device, encoder.dtype)
+    hidden: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable:
+        return lambda module, inputs, *output: hidden.update({layer: _first(output[0] if output else inputs)})
+
+    # Without blocks, the final norm receives what the first block would.
+    entry = [*encoder.layers, encoder.layer_norm][0]
+    hooks = [entry.register_forward_pre_hook(keep(0))]
+    hooks += [block.register_forward_hook(keep(layer)) for layer, block in enumerate(encoder.layers, start=1)]
+    try:
+        encoder(features)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    frames = frames.to(features.device)
+    is_audio = torch.arange(encoder.config.max_source_positions, device=frames.device)[None, :] < frames[:, None]
+    mean = is_audio.float() / frames[:, None]  # [B, T]
+    return torch.stack([torch.einsum("bt,btd->bd", mean, hidden[layer].float()) for layer in layers], dim=1)
+
+
+def log_mel(config: PretrainedConfig, pieces: Sequence[Tensor]) -> Tensor:
+    """transformers' own Whisper features of pieces of at most one window: `[B, mel bins, 2 T]`."""
+    seconds = config.max_source_positions * SAMPLES_PER_FRAME // SAMPLING_RATE_HZ
+    extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
+    arrays = [piece.detach().float().cpu().numpy() for piece in pieces]
+    return extractor(arrays, sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt")["input_features"]
+
+
+def _first(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
