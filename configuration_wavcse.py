@@ -173,6 +173,8 @@ def _truncated(upstream_config: PretrainedConfig, num_blocks: int) -> Pretrained
     if getattr(upstream_config, "add_adapter", False):
         raise ValueError("upstream_config.add_adapter is True; wavCSE reads the encoder's blocks, so it must be False.")
     upstream_config.num_hidden_layers = num_blocks
+    if upstream_config.model_type == "whisper":
+        upstream_config.encoder_layers = num_blocks  # the same number under the encoder's own name
     return upstream_config
 
 

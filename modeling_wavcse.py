@@ -18,8 +18,13 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+# Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
+from .audio_wavcse import load_waveform  # noqa: F401
 from .configuration_wavcse import WavCSEConfig
 from .encoding_wavcse import encode
+from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
+from .packed_wavcse import PackedUpstream  # noqa: F401
+from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .repository_wavcse import complete_repository
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream

@@ -279,3 +279,20 @@ def test_example_says_what_is_missing(files, message, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit):
         runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "entry", ["configuration_wavcse.py", "feature_extraction_wavcse.py", "modeling_wavcse.py", "pipeline_wavcse.py"]
+)
+def test_each_entry_names_every_file_it_needs(entry):
+    """transformers 5.0 does not follow the imports of imported files."""
+
+    def named(name: str) -> set[str]:
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        return {f"{node.module}.py" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+
+    needed, pending = set(), named(entry)
+    while pending:
+        needed |= pending
+        pending = {inner for name in pending for inner in named(name)} - needed
+    assert named(entry) == needed
