@@ -175,7 +175,7 @@ def train_epoch(run: Run, epoch: int) -> dict:
     torch.manual_seed(int(np.random.SeedSequence([args.seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1))
     run.model.train()
     split, steps, totals = run.splits["train"], 0, {}
-    order = epoch_order(len(split), args.seed, epoch, args.batch_size, args.drop_last).to(split.rows.device)
+    order = epoch_order(len(split), args.seed, epoch, args.batch_size, args.drop_last)
     for batch in split.batches(args.batch_size, order, rank, world):
         losses = train_step(run, batch, world)
         totals = {task: totals.get(task, 0.0) + loss for task, loss in losses.items()}
@@ -290,7 +290,7 @@ def finish(run: Run) -> dict:
 
 
 def _task_result(run: Run, task: str, validation: dict, test: dict) -> dict:
-    counts = {split: int((features.labels[task] != IGNORED_LABEL).sum()) for split, features in run.splits.items()}
+    counts = {split: features.num_labelled(task) for split, features in run.splits.items()}
     return {
         "accuracy": {"validation": validation["accuracy"][task], "test": test["accuracy"][task]},
         "num_classes": len(run.config.tasks[task]["labels"]),

@@ -81,7 +81,7 @@ def make_run(num_clips: int, num_layers: int, batch_size: int, device: str) -> R
 def our_epoch(run: Run, epoch: int) -> None:
     """As `train_accelerate.train_epoch` feeds its steps."""
     split = run.splits["train"]
-    order = epoch_order(len(split), 0, epoch, run.args.batch_size, drop_last=True).to(split.rows.device)
+    order = epoch_order(len(split), 0, epoch, run.args.batch_size, drop_last=True)
     for batch in split.batches(run.args.batch_size, order):
         train_step(run, batch, world=1)
 

@@ -91,24 +91,32 @@ class Batch:
 
 
 class SplitFeatures:
-    """The clips of one split with their features and labels."""
+    """The clips of one split with their features and labels.
+
+    Orders and counts stay on the CPU, so that on a GPU no step waits for a number to come back.
+    """
 
     def __init__(self, table: MemoryTable | DiskTable, composite: CompositeSet, split: str, device: torch.device):
-        self.table = table
-        self.rows = torch.from_numpy(composite.rows(split)).to(device)
-        self.labels = {
-            task: torch.from_numpy(targets).to(device)[self.rows] for task, targets in composite.targets[split].items()
-        }
+        self.table, self.device = table, device
+        rows = torch.from_numpy(composite.rows(split))
+        targets = {task: torch.from_numpy(targets)[rows] for task, targets in composite.targets[split].items()}
+        self.is_labelled = {task: target != IGNORED_LABEL for task, target in targets.items()}
+        self.rows = rows.to(device)
+        self.labels = {task: target.to(device) for task, target in targets.items()}
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def num_labelled(self, task: str) -> int:
+        """Clips of this split that have a label for the task."""
+        return int(self.is_labelled[task].sum())
+
     def batches(self, size: int, order: Tensor | None = None, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Batches of `size` clips in the given order; of each, process `rank` of `world` gets every world-th clip."""
-        order = torch.arange(len(self), device=self.rows.device) if order is None else order
+        order = torch.arange(len(self)) if order is None else order
         for whole in order.split(size):
-            counts = {task: int((labels[whole] != IGNORED_LABEL).sum()) for task, labels in self.labels.items()}
-            share = whole[rank::world]
+            counts = {task: int(is_labelled[whole].sum()) for task, is_labelled in self.is_labelled.items()}
+            share = whole[rank::world].to(self.device)
             labels = {task: labels[share] for task, labels in self.labels.items()}
             yield Batch(self.table.take(self.rows[share]), labels, counts)
 
