@@ -54,13 +54,13 @@ class PackedUpstream:
             raise ValueError(f"This upstream cannot run packed: {reason}.")
         self.precision = precision
         self.fingerprint = weights_fingerprint(upstream)
-        self.config = upstream.config
+        self.config, self.device = upstream.config, upstream.device
         self.stem = Stem(upstream, precision)
         self.position = PositionalConvolution(upstream.encoder.pos_conv_embed.conv, precision)
-        self.norm_before = is_norm_before(upstream)
-        self.first_norm = None if self.norm_before else upstream.encoder.layer_norm
-        self.blocks = [Block(block, self, precision) for block in upstream.encoder.layers]
-        self.bias = RelativeBias(upstream) if has_relative_bias(upstream) else None
+        norm_before = is_norm_before(upstream)
+        self.first_norm = None if norm_before else upstream.encoder.layer_norm
+        bias = RelativeBias(upstream) if has_relative_bias(upstream) else None
+        self.blocks = [Block(block, norm_before, bias, precision) for block in upstream.encoder.layers]
 
     def is_current(self, upstream: PreTrainedModel, precision: str) -> bool:
         """Whether this arrangement still belongs to the upstream's weights, device and the wanted precision."""
@@ -82,7 +82,13 @@ class PackedUpstream:
         Raises:
             FloatingPointError: a value is not finite.
         """
-        total = waveforms[0].new_zeros(len(waveforms), len(layers), self.config.hidden_size)
+        with torch.autocast(self.device.type, enabled=False):  # the precision is this object's, whatever surrounds the call
+            means = self._means(waveforms, layers, window_frames)
+        self._check_finite(means, waveforms)
+        return means
+
+    def _means(self, waveforms: Sequence[Tensor], layers: Sequence[int], window_frames: int | None) -> Tensor:
+        total = torch.zeros(len(waveforms), len(layers), self.config.hidden_size, device=self.device)
         num_frames = [self.stem.num_frames(len(waveform)) for waveform in waveforms]
         windows = [
             Window(clip, *window) for clip, frames in enumerate(num_frames) for window in windows_of(frames, window_frames)
@@ -93,13 +99,18 @@ class PackedUpstream:
             means = self._pooled(cut, pack, layers)
             for window, mean in zip(pack, means):  # weighted by frames
                 total[window.clip] += mean * ((window.keep_end - window.keep_start) / num_frames[window.clip])
-        if not torch.isfinite(total).all():
-            clip = int((~torch.isfinite(total)).flatten(1).any(dim=1).nonzero()[0])
-            raise FloatingPointError(
-                f"clip {clip}: the upstream gave values that are not finite at precision={self.precision!r}. "
-                "Check its weights and the clip, or use precision='float32'."
-            )
         return total
+
+    def _check_finite(self, means: Tensor, waveforms: Sequence[Tensor]) -> None:
+        if torch.isfinite(means).all():
+            return
+        # A clip with such samples comes first: blocks of the positional convolution carry them on into its neighbours.
+        at_fault = [clip for clip, waveform in enumerate(waveforms) if not torch.isfinite(waveform).all()]
+        at_fault += [clip for clip, mean in enumerate(means) if not torch.isfinite(mean).all()]
+        raise FloatingPointError(
+            f"clip {at_fault[0]}: the upstream gave values that are not finite at precision={self.precision!r}. "
+            "Check its weights and the clip, or use precision='float32'."
+        )
 
     def _pooled(self, waveforms: list[tuple[Tensor, RowConvolution]], pack: Sequence[Window], layers: Sequence[int]) -> Tensor:
         spans = spans_of(pack)
@@ -167,7 +178,8 @@ def packs(windows: Sequence[Window]) -> Iterator[list[Window]]:
             pack = []
         room = (room if pack else PACK_FRAMES) - frames
         pack.append(window)
-    yield pack
+    if pack:
+        yield pack
 
 
 def spans_of(pack: Sequence[Window]) -> list[Span]:
@@ -303,7 +315,7 @@ class PositionalConvolution:
     def __init__(self, conv: nn.Conv1d, precision: str):
         self.kernel, self.groups = conv.kernel_size[0], conv.groups
         self.weight, self.bias = conv.weight.detach(), conv.bias.detach()
-        self.spectrum = self._spectrum() if self.kernel >= FFT_FROM_KERNEL else None
+        self.spectrum = self._spectrum() if FFT_FROM_KERNEL <= self.kernel <= FFT_SIZE // 2 else None
 
     def _spectrum(self) -> Tensor:
         channels, width, _ = self.weight.shape
@@ -345,25 +357,21 @@ class PositionalConvolution:
 class Block:
     """One transformer block on packed frames: attention clip by clip, everything else on all rows."""
 
-    def __init__(self, block: nn.Module, owner: PackedUpstream, precision: str):
+    def __init__(self, block: nn.Module, norm_before: bool, bias: RelativeBias | None, precision: str):
         linear = Int8Linear if precision == "int8" else FloatLinear
-        self.owner = owner
+        self.norm_before, self.bias = norm_before, bias
         self.attention_norm, self.output_norm = block.layer_norm, block.final_layer_norm
-        attention, feed_forward = block.attention, block.feed_forward
-        self.num_heads = attention.num_heads
-        self.query, self.key, self.value, self.output = (
-            linear(projection, precision)
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+        self.num_heads = block.attention.num_heads
+        self.query, self.key, self.value, self.output, self.inner, self.outer = (
+            linear(module, precision) for module in _linear_layers(block)
         )
-        self.inner = linear(feed_forward.intermediate_dense, precision)
-        self.outer = linear(feed_forward.output_dense, precision)
-        self.gate = Gate(attention) if hasattr(attention, "gru_rel_pos_const") else None
+        self.gate = Gate(block.attention) if bias is not None else None
 
     def __call__(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """`[N, D]` -> `[N, D]`; `x` itself is used for the result."""
         x = self._attended(x, spans)
         for rows in x.split(ROWS_PER_PRODUCT):
-            if self.owner.norm_before:
+            if self.norm_before:
                 self.outer.add_to(rows, gelu_(self.inner(normed(rows, self.output_norm))))
             else:
                 self.outer.add_to(rows, gelu_(self.inner(rows)))
@@ -375,7 +383,7 @@ class Block:
 
         With the norm before, the block ends in a sum with a linear layer, which may be applied to the mean.
         """
-        if not self.owner.norm_before:
+        if not self.norm_before:
             return time_means(self(x, spans), spans)
         x = self._attended(x, spans)
         means = time_means(x, spans)
@@ -394,7 +402,7 @@ class Block:
         return totals / x.new_tensor([span.keep_end - span.keep_start for span in spans])[:, None]
 
     def _attended(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
-        h = normed(x, self.attention_norm) if self.owner.norm_before else x
+        h = normed(x, self.attention_norm) if self.norm_before else x
         gate = None if self.gate is None else self.gate(h, self.num_heads)
         query, key, value = (projection(h) for projection in (self.query, self.key, self.value))
         attended = torch.empty_like(query)
@@ -406,7 +414,7 @@ class Block:
             else:
                 self._attend_with_bias(q, k, v, gate[at].T, attended[at])
         self.output.add_to(x, attended)
-        return x if self.owner.norm_before else normed(x, self.attention_norm)
+        return x if self.norm_before else normed(x, self.attention_norm)
 
     def _attend_with_bias(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, out: Tensor) -> None:
         """Attention `[H, T, d]` with the gated relative bias, block by block of query rows, into `out` `[T, D]`.
@@ -416,7 +424,7 @@ class Block:
         """
         num_heads, num_frames, _ = q.shape
         q, gate = q.flip(1), gate.flip(1)
-        bias = self.owner.bias.reversed_rows(num_frames)  # [H, T, T], a view
+        bias = self.bias.reversed_rows(num_frames)  # [H, T, T], a view
         size = min(QUERY_ROWS, max(16, MASK_ELEMENTS // (num_heads * num_frames)))
         for a in range(0, num_frames, size):
             b = min(num_frames, a + size)
@@ -545,4 +553,14 @@ def unsupported_part(upstream: PreTrainedModel) -> str | None:
         return "its positional convolution has a batch norm"
     if any(parameter.dtype != torch.float32 for parameter in upstream.parameters()):
         return "its weights are not float32"
+    for block in upstream.encoder.layers:
+        for linear in _linear_layers(block):
+            if not isinstance(linear, nn.Linear):  # LoRA and the like: there is more to it than a weight and a bias
+                return f"a linear layer of its blocks is a {type(linear).__name__}"
     return None
+
+
+def _linear_layers(block: nn.Module) -> list[nn.Module]:
+    attention, feed_forward = block.attention, block.feed_forward
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj]
+    return [*projections, feed_forward.intermediate_dense, feed_forward.output_dense]
