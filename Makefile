@@ -51,7 +51,11 @@ lint: $(READY)  ## ruff, as CI runs it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(READY)  ## Time the training loop against its arithmetic
+bench: $(READY)  ## Speed, error and memory beside transformers, corpus pass, training: CPU, under 20 minutes a command
+	$(BIN)/python benchmarks/bench_upstream.py --threads 1
+	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --memory
+	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --allocator warm --workloads mixed
+	$(BIN)/python benchmarks/bench_corpus.py
 	$(BIN)/python benchmarks/bench_training.py
 
 clean:  ## Remove the virtual environment, runs and caches

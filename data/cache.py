@@ -8,52 +8,50 @@ Afterwards training, layer selection, pooling comparison and probes read the cac
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 from transformers import AutoConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.data.corpus_pass import (
+    EXIT_SOME_SKIPPED,
+    CorpusClip,
+    CorpusPass,
+    PassReport,
+    SkippedClip,
+    batches_by_length,
+    check_batch_seconds,
+    gathered,
+    process_state,
+    readable_clips,
+    share_of_process,
+    skipped_clips,
+    write_skipped,
+)
 from wavcse.data.features import CacheKey, FeatureCache, clips_per_shard
-from wavcse.data.inspection import ClipFacts, Inspector
+from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import config_from_upstream
 from wavcse.upstream_wavcse import UpstreamRunner, load_upstream
 
-EXIT_SOME_SKIPPED = 3
-DECODE_THREADS = 2
-BATCHES_AHEAD = 4
-
-
-@dataclass
-class Report:
-    """What one run did: clips added, clips that were there already, and `(clip_id, reason)` of those left out."""
-
-    added: int = 0
-    present: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
 
 @dataclass(frozen=True)
-class PendingClip:
-    """A clip to embed, with what is known of it."""
+class Report:
+    """What one run did: clips added, clips that were there already, those left out, and how fast it went."""
 
-    clip: Clip
-    facts: ClipFacts
+    added: int
+    present: int
+    skipped: list[SkippedClip]
+    speed: str
 
 
 def build_cache(
@@ -78,20 +76,25 @@ def build_cache(
     Returns:
         The cache and the report; under `accelerate launch` the clips are dealt to the processes by their length.
     """
-    if not batch_seconds > 0:
-        raise ValueError(f"batch_seconds is {batch_seconds}; it must be a positive number of seconds.")
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    check_batch_seconds(batch_seconds)
+    state = process_state()
     clips = [clip for manifest in manifests for clip in Manifest(manifest).clips]
     config = config_of_all_layers(upstream, revision)
     model = load_upstream(upstream, config.upstream_config, revision=revision).to(state.device).eval()
     with state.main_process_first():
         cache = FeatureCache.create(Path(out), cache_key(upstream, revision, config, model, dtype))
         facts = Inspector(out).inspect(clips, save=state.is_main_process, show_progress=state.is_main_process)
-    report, pending = _pending(clips, facts, cache)
-    batches = batches_by_length(pending, batch_seconds)[state.process_index :: state.num_processes]
+    readable, unreadable = readable_clips(clips, facts)
+    present, pending = _pending(readable, cache)
+    state.wait_for_everyone()  # all have seen the same cache before anyone adds to it
+    batches = share_of_process(batches_by_length(pending, batch_seconds), state.process_index, state.num_processes)
     shard_size = clips_per_shard(len(config.selected_layers), config.upstream_config.hidden_size, dtype, shard_mb)
-    _extract(batches, model, config, cache, report, shard_size, show_progress=state.is_local_main_process)
-    return _finish(cache, report, state)
+    done = gathered(_extract(batches, model, config, cache, shard_size, show_progress=state.is_local_main_process))
+    skipped = skipped_clips(clips, unreadable | done.skipped)
+    if state.is_main_process:
+        write_skipped(cache.folder / "skipped.csv", skipped)
+    cache.refresh()
+    return cache, Report(done.clips, present, skipped, done.speed())
 
 
 def config_of_all_layers(upstream: str, revision: str | None = None) -> WavCSEConfig:
@@ -127,58 +130,42 @@ def weights_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def batches_by_length(pending: Sequence[PendingClip], batch_seconds: float) -> list[list[PendingClip]]:
-    """Longest clips first, as many in a batch as fit the budget: equal lengths meet, and a too small machine fails early."""
-    batches: list[list[PendingClip]] = []
-    room_s = 0.0
-    for item in sorted(pending, key=lambda item: (-item.facts.duration_s, item.clip.clip_id)):
-        if item.facts.duration_s > room_s:
-            batches.append([])
-            room_s = batch_seconds
-        batches[-1].append(item)
-        room_s -= item.facts.duration_s
-    return batches
-
-
-def _pending(clips: Sequence[Clip], facts: Sequence[ClipFacts], cache: FeatureCache) -> tuple[Report, list[PendingClip]]:
-    report, pending = Report(), {}
-    for clip, fact in zip(clips, facts):
-        if fact.error:
-            report.skipped.append((clip.clip_id, fact.error))
-        elif fact.digest in cache:
-            report.present += 1
-        else:
-            pending.setdefault(fact.digest, PendingClip(clip, fact))
-    return report, list(pending.values())
+def _pending(readable: Sequence[CorpusClip], cache: FeatureCache) -> tuple[int, list[CorpusClip]]:
+    """How many clips are cached, and one clip for each content that is not."""
+    pending: dict[str, CorpusClip] = {}
+    for item in readable:
+        if item.digest not in cache:
+            pending.setdefault(item.digest, item)
+    return sum(item.digest in cache for item in readable), list(pending.values())
 
 
 def _extract(
-    batches: Sequence[list[PendingClip]],
+    batches: Sequence[list[CorpusClip]],
     model: PreTrainedModel,
     config: WavCSEConfig,
     cache: FeatureCache,
-    report: Report,
     shard_size: int,
     show_progress: bool,
-) -> None:
-    feature_extractor = WavCSEFeatureExtractor.from_config(config)
-    prepare, run = Preparer(feature_extractor), UpstreamRunner()
+) -> PassReport:
+    feature_extractor, run = WavCSEFeatureExtractor.from_config(config), UpstreamRunner()
+
+    def load(clip: Clip) -> np.ndarray:
+        waveform = clip.load(config.sampling_rate)
+        feature_extractor.check(waveform, clip.clip_id)
+        return waveform
+
+    def pool(waveforms: list[np.ndarray]) -> np.ndarray:
+        inputs = feature_extractor(waveforms, sampling_rate=config.sampling_rate, return_tensors="pt")
+        return _pooled_layers(run, model, config, inputs)
+
     buffer: list[tuple[str, np.ndarray]] = []
-    started = time.monotonic()
-    total_s = 0.0
-    with tqdm(total=sum(map(len, batches)), desc="embed", unit="clip", disable=not show_progress) as bar:
-        for batch, prepared in prefetched(prepare, batches):
-            report.skipped += prepared.skipped
-            if prepared.waveforms:
-                inputs = feature_extractor(prepared.waveforms, sampling_rate=config.sampling_rate, return_tensors="pt")
-                buffer += zip(prepared.digests, _pooled_layers(run, model, config, inputs))
-            report.added += len(prepared.waveforms)
-            total_s += sum(item.facts.duration_s for item in batch)
-            bar.update(len(batch))
-            bar.set_postfix_str(f"{total_s / (time.monotonic() - started):.1f} audio-s/s")
-            if len(buffer) >= shard_size:
-                _flush(cache, buffer)
-        _flush(cache, buffer)
+    corpus_pass = CorpusPass(batches, load, pool, show_progress)
+    for clips, pooled_layers in corpus_pass:
+        buffer += zip([item.digest for item in clips], pooled_layers)
+        if len(buffer) >= shard_size:
+            _flush(cache, buffer)
+    _flush(cache, buffer)
+    return corpus_pass.report
 
 
 @torch.inference_mode()
@@ -194,60 +181,6 @@ def _flush(cache: FeatureCache, buffer: list[tuple[str, np.ndarray]]) -> None:
     if buffer:
         cache.write_shard(np.stack([features for _, features in buffer]), [digest for digest, _ in buffer])
         buffer.clear()
-
-
-@dataclass
-class PreparedBatch:
-    """Decoded clips of a batch with their digests, and those that could not be."""
-
-    digests: list[str] = field(default_factory=list)
-    waveforms: list[np.ndarray] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-
-class Preparer:
-    """Decodes and checks a batch of clips; runs in a thread while the upstream computes."""
-
-    def __init__(self, feature_extractor: WavCSEFeatureExtractor):
-        self.feature_extractor = feature_extractor
-
-    def __call__(self, batch: Sequence[PendingClip]) -> PreparedBatch:
-        prepared = PreparedBatch()
-        for item in batch:
-            try:
-                waveform = item.clip.load(self.feature_extractor.sampling_rate)
-                self.feature_extractor.check(waveform, item.clip.clip_id)
-            except ValueError as error:
-                prepared.skipped.append((item.clip.clip_id, str(error)))
-            else:
-                prepared.digests.append(item.facts.digest)
-                prepared.waveforms.append(waveform)
-        return prepared
-
-
-def prefetched(function: Callable, items: Sequence) -> Iterator[tuple]:
-    """Yield `(item, function(item))` in order, computing a few items ahead in threads (soundfile and soxr free the GIL)."""
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        ahead: deque = deque()
-        for item in items:
-            ahead.append((item, pool.submit(function, item)))
-            if len(ahead) > BATCHES_AHEAD:
-                done, future = ahead.popleft()
-                yield done, future.result()
-        for done, future in ahead:
-            yield done, future.result()
-
-
-def _finish(cache: FeatureCache, report: Report, state: PartialState) -> tuple[FeatureCache, Report]:
-    state.wait_for_everyone()
-    reports = gather_object([(report.added, report.skipped)])
-    skipped = sorted({entry for _, entries in reports for entry in map(tuple, entries)})
-    report = Report(sum(added for added, _ in reports), report.present, skipped)
-    if state.is_main_process:
-        with open(cache.folder / "skipped.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("clip", "reason"), *skipped])
-    cache.refresh()
-    return cache, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -268,10 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     state = PartialState()
     if state.is_main_process:
         print(f"{cache.folder}: {len(cache)} clips; {report.added} added, {report.present} were there already")
+        if report.added:
+            print(report.speed)
         if report.skipped:
-            print(
-                f"{len(report.skipped)} clips were skipped, see {cache.folder / 'skipped.csv'}; the first: {report.skipped[0]}"
-            )
+            where = cache.folder / "skipped.csv"
+            print(f"{len(report.skipped)} clips were skipped, see {where}; the first: {report.skipped[0].reason}")
     state.destroy_process_group()  # else the first process to leave can break the others' last message
     return EXIT_SOME_SKIPPED if report.skipped else 0
 

@@ -28,11 +28,17 @@ class ClipFacts:
 
 
 class Inspector:
-    """Digests and lengths of clips, remembered in `ROOT/digests.json` by path, size and modification time."""
+    """Digests and lengths of clips.
 
-    def __init__(self, root: str | Path):
-        self.memo_path = Path(root) / "digests.json"
-        self.memo = json.loads(self.memo_path.read_text(encoding="utf-8")) if self.memo_path.exists() else {}
+    Args:
+        root: they are remembered in `ROOT/digests.json` by path, size and modification time; `None` = not remembered.
+    """
+
+    def __init__(self, root: str | Path | None = None):
+        self.memo_path = None if root is None else Path(root) / "digests.json"
+        self.memo: dict[str, dict] = {}
+        if self.memo_path is not None and self.memo_path.exists():
+            self.memo = json.loads(self.memo_path.read_text(encoding="utf-8"))
 
     def inspect(self, clips: Sequence[Clip], save: bool = True, show_progress: bool = False) -> list[ClipFacts]:
         """Facts of every clip, in order; files that were seen before are not read again."""
@@ -40,7 +46,7 @@ class Inspector:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             facts = pool.map(self._file_facts, paths)
             files = dict(zip(paths, tqdm(facts, "inspect", len(paths), unit="file", disable=not show_progress)))
-        if save:
+        if save and self.memo_path is not None:
             self._save(paths, files.values())
         return [_part_of(clip, files[clip.path]) for clip in clips]
 

@@ -51,13 +51,14 @@ class WavCSEEncoder:
         model: folder or Hub id; its Python files are run (`trust_remote_code`), so name only models that you trust.
         name: of the encoder in tables.
         device: torch device.
+        precision: of the upstream's matrix products, "float32", "bfloat16" or "int8"; `None` = the model's own.
 
     Raises:
         ValueError: the model cannot be loaded, or it has no `embeddings` output.
     """
 
-    def __init__(self, model: str, name: str = "wavcse", device: str | torch.device = "cpu"):
-        self.name = name
+    def __init__(self, model: str, name: str = "wavcse", device: str | torch.device = "cpu", precision: str | None = None):
+        self.name, self.precision = name, precision
         try:
             self.feature_extractor = AutoFeatureExtractor.from_pretrained(model, trust_remote_code=True)
             self.model = AutoModel.from_pretrained(model, trust_remote_code=True).to(device).eval()
@@ -89,7 +90,7 @@ class WavCSEEncoder:
         """
         if self._last is None or self._last[0] is not waveforms:
             inputs = self.feature_extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt")
-            self._last = (waveforms, self.model(**inputs.to(self.model.device)))
+            self._last = (waveforms, self.model(**inputs.to(self.model.device), precision=self.precision))
         return self._last[1]
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wavcse.data.corpus_pass import SkippedClip, write_skipped
 from wavcse.data.manifest import SPLITS
-from wavcse.eval.embed import EmbeddedClips, SkippedClip, embed_clips, write_skipped
+from wavcse.eval.embed import EmbeddedClips, embed_clips
 from wavcse.eval.encoder import Encoder, check_encoder, identity_of
 from wavcse.eval.metrics import CONFIDENCE, METRICS, NUM_RESAMPLES, bootstrap_interval
 from wavcse.eval.paths import make_folder, shown_path

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from wavcse.data.corpus_pass import write_skipped
 from wavcse.data.manifest import Clip
-from wavcse.eval.embed import batches_by_length, embed_clips, write_skipped
+from wavcse.eval.embed import embed_clips
 from wavcse.eval.encoder import WavCSEEncoder, check_encoder
 
 SAMPLING_RATE = 16_000
@@ -121,14 +122,6 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         WavCSEEncoder(str(tmp_path))
 
 
-def test_batches_are_of_similar_length_and_within_the_budget():
-    durations_s = np.array([1.0, 4.0, 2.0, np.nan, 2.5, 9.0, 1.0, 1.5])
-    batches = batches_by_length(durations_s, batch_seconds=5.0)
-    assert [list(batch) for batch in batches] == [[5], [1], [4, 2], [7, 0, 6]]
-    with pytest.raises(ValueError, match="batch_seconds is 0"):
-        batches_by_length(durations_s, 0)
-
-
 def corpus(folder: Path, lengths: Sequence[int], rate: int = SAMPLING_RATE) -> list[Clip]:
     clips = []
     for i, length in enumerate(lengths):
@@ -164,7 +157,7 @@ def test_bad_clips_are_skipped_with_their_reason_and_cost_no_neighbour(tmp_path)
     np.testing.assert_array_equal(result.embedded, [False, False, False, True, False])
     assert np.isnan(result.tables["sound"][[0, 1, 2, 4]]).all()
     assert result.tables["sound"][3, 0] == pytest.approx(0.25)
-    assert [entry.clip.clip_id for entry in result.skipped] == ["0.wav", "1.wav", "2.wav", "gone.wav"]
+    assert [entry.clip_id for entry in result.skipped] == ["0.wav", "1.wav", "2.wav", "gone.wav"]
     for entry, reason in zip(result.skipped, ["cannot be read", "NaN", "2.wav: has 300 samples", "cannot be read"]):
         assert reason in entry.reason
         assert str(tmp_path) not in entry.reason

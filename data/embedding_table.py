@@ -1,0 +1,174 @@
+"""A Parquet table of embeddings while it grows: atomic parts that name their rows, merged in input order at the end.
+
+    OUT.parquet.parts/key.json          what the vectors depend on; other settings are refused
+    OUT.parquet.parts/digests.json      what is known of each file
+    OUT.parquet.parts/part-*.parquet    finished clips: id, content digest, times and embedding
+    OUT.parquet                         all clips in input order; the parts are gone
+
+A part is renamed when whole, and holds all rows of its clips. So whatever the moment of a kill, a clip is done or it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wavcse.data.features import write_atomically
+
+METADATA_KEY = b"wavcse"
+ROW_GROUP_ROWS = 4096  # 33 MB of embeddings at E = 2000
+PART_COLUMNS = ("id", "digest", "seconds", "start_s", "end_s")
+
+
+class EmbeddedClip(NamedTuple):
+    """A finished clip: its name and content, its length, and one or several stretches of it with their embeddings.
+
+    `start_s` and `end_s` have shape `[n]`, `embeddings` float32 `[n, E]`.
+    """
+
+    clip_id: str
+    digest: str
+    seconds: float
+    start_s: np.ndarray
+    end_s: np.ndarray
+    embeddings: np.ndarray
+
+
+class EmbeddingParts:
+    """The folder of parts beside `out`.
+
+    Args:
+        out: the Parquet file that will be made.
+        key: everything that changes a vector, as JSON values.
+
+    Raises:
+        ValueError: the folder holds parts of another key; the message names what differs.
+    """
+
+    def __init__(self, out: Path, key: Mapping):
+        self.out, self.key = out, dict(key)
+        self.folder = parts_folder(out)
+        key_path = self.folder / "key.json"
+        if key_path.exists():
+            refuse_other_settings(self.folder, json.loads(key_path.read_text(encoding="utf-8")), self.key)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(key_path, json.dumps(self.key, indent=1))
+
+    def write(self, clips: Sequence[EmbeddedClip]) -> None:
+        """Add a part with these clips."""
+        counts = [len(clip.embeddings) for clip in clips]
+        columns = {
+            "id": np.repeat([clip.clip_id for clip in clips], counts),
+            "digest": np.repeat([clip.digest for clip in clips], counts),
+            "seconds": np.repeat([clip.seconds for clip in clips], counts),
+            "start_s": np.concatenate([clip.start_s for clip in clips]),
+            "end_s": np.concatenate([clip.end_s for clip in clips]),
+            "embedding": as_lists(np.concatenate([clip.embeddings for clip in clips])),
+        }
+        path = self.folder / f"part-{uuid.uuid4().hex}.parquet"
+        partial = path.with_suffix(".partial")
+        pq.write_table(pa.table(columns), partial, compression="none", use_dictionary=False)
+        os.replace(partial, path)
+
+    def index(self) -> pd.DataFrame:
+        """Every finished row without its embedding, and where it lies: `part` and `row` there."""
+        frames = []
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            frame = pq.read_table(path, columns=list(PART_COLUMNS)).to_pandas()
+            frames.append(frame.assign(part=path.name, row=np.arange(len(frame))))
+        return pd.concat(frames) if frames else pd.DataFrame(columns=[*PART_COLUMNS, "part", "row"])
+
+    def finished(self) -> set[tuple[str, str]]:
+        """`(clip_id, digest)` of every finished clip."""
+        index = self.index()
+        return set(zip(index["id"], index["digest"]))
+
+    def merge(self, wanted: pd.DataFrame, metadata: Mapping, with_times: bool) -> None:
+        """Write `out` with the rows of the wanted clips, atomically, and remove the parts.
+
+        The embeddings go through a scratch file on disk, so memory does not grow with the corpus.
+
+        Args:
+            wanted: columns `id`, `path`, `digest`, one row per clip in the order of the result.
+            metadata: kept in the file as JSON under the key `wavcse`.
+            with_times: write the columns `start_s` and `end_s`.
+
+        Raises:
+            RuntimeError: a wanted clip is in no part.
+        """
+        rows = wanted.reset_index(drop=True).rename_axis("order").reset_index().merge(self.index(), on=["id", "digest"])
+        rows = rows.drop_duplicates(["id", "start_s"]).sort_values(["order", "start_s"], ignore_index=True)
+        missing = sorted(set(wanted["id"]) - set(rows["id"]))
+        if missing:
+            raise RuntimeError(f"{self.folder}: {len(missing)} clips are in no part, such as {missing[0]}. Run again.")
+        partial = self.out.with_name(f"{self.out.name}.partial")
+        names = ["id", "path", "seconds", *(["start_s", "end_s"] if with_times else [])]
+        write_table(partial, rows[names], self._gathered(rows), metadata)
+        os.replace(partial, self.out)
+        remove_parts(self.out)
+
+    def _gathered(self, rows: pd.DataFrame) -> np.ndarray:
+        """Embeddings of `rows`, `[N, E]`, in a scratch file; each part is read once."""
+        shape = (len(rows), self.key["embedding_size"])
+        embeddings = np.memmap(self.folder / "merged.float32", np.float32, mode="w+", shape=shape)
+        for part, of_part in rows.groupby("part"):
+            column = pq.read_table(self.folder / str(part), columns=["embedding"])["embedding"].combine_chunks()
+            embeddings[of_part.index] = column.flatten().to_numpy().reshape(-1, shape[1])[of_part["row"].to_numpy(dtype=int)]
+        return embeddings
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the parts of `out` lie."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def remove_parts(out: Path) -> None:
+    """Remove what a finished table leaves behind."""
+    shutil.rmtree(parts_folder(out), ignore_errors=True)
+
+
+def as_lists(embeddings: np.ndarray) -> pa.FixedSizeListArray:
+    """`[N, E]` as an Arrow column of N lists of fixed size E."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
+
+
+def write_table(path: Path, rows: pd.DataFrame, embeddings: np.ndarray, metadata: Mapping) -> None:
+    """Write a Parquet file in row groups: the columns of `rows`, `embedding` `[N, E]`, and metadata in its schema."""
+    fields = [(name, pa.string() if name in ("id", "path") else pa.float64()) for name in rows.columns]
+    fields.append(("embedding", pa.list_(pa.float32(), embeddings.shape[1])))
+    schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(dict(metadata))})
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["id", "path"]) as writer:
+        for start in range(0, len(rows), ROW_GROUP_ROWS):
+            part = pa.Table.from_pandas(rows[start : start + ROW_GROUP_ROWS], preserve_index=False)
+            part = part.append_column("embedding", as_lists(embeddings[start : start + ROW_GROUP_ROWS]))
+            writer.write_table(part.cast(schema), row_group_size=ROW_GROUP_ROWS)
+
+
+def read_metadata(path: str | Path) -> dict:
+    """What a table of embeddings says of its origin; ValueError if the file is not such a table."""
+    try:
+        return json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path}: is not a table of embeddings made by `wavcse embed`.") from error
+
+
+def refuse_other_settings(place: Path, found: Mapping, wanted: Mapping) -> None:
+    """ValueError that names what differs, unless the wanted settings are those that are found."""
+    differing = [
+        f"{name} {found.get(name)!r} there, {value!r} now" for name, value in wanted.items() if found.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{place}: holds embeddings made with other settings ({'; '.join(differing)}). Give another --out, or remove it."
+        )

@@ -1,0 +1,423 @@
+"""Embed a corpus: every clip of a manifest, or every audio file below a folder, into one Parquet file.
+
+    wavcse embed recordings/ --model runs/quickstart/hub --out recordings.parquet
+
+One row per clip, in the order of the manifest (or of the sorted paths): id, path, seconds, embedding. Read it with
+
+    pandas.read_parquet("recordings.parquet")
+    datasets.load_dataset("parquet", data_files="recordings.parquet")
+
+A killed run goes on where it was: give the same command again. Clips that cannot be used are listed in recordings.skipped.csv.
+With --window_s 2 --hop_s 1 a clip has a row for every two seconds of it, one second apart, with start_s and end_s.
+On several GPUs: accelerate launch -m wavcse.embed ... (on CPUs: torchrun --standalone --nproc_per_node 2 -m wavcse.embed ...);
+all processes must see the same disk. Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from pyarrow import parquet
+from transformers.configuration_utils import PretrainedConfig
+
+from wavcse import __version__
+from wavcse.configuration_wavcse import PRECISIONS
+from wavcse.data.corpus_pass import (
+    EXIT_SOME_SKIPPED,
+    CorpusClip,
+    CorpusPass,
+    PassReport,
+    SkippedClip,
+    batches_by_length,
+    check_batch_seconds,
+    gathered,
+    process_state,
+    read_skipped,
+    readable_clips,
+    share_of_process,
+    skipped_clips,
+    write_skipped,
+)
+from wavcse.data.embedding_table import (
+    EmbeddedClip,
+    EmbeddingParts,
+    read_metadata,
+    refuse_other_settings,
+    remove_parts,
+)
+from wavcse.data.inspection import ClipFacts, Inspector
+from wavcse.data.manifest import Clip, Manifest
+from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
+
+EXIT_REFUSED = 2
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+PART_INTERVAL_S = 30.0  # what a kill can lose at most, besides the batch that is being computed
+PART_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """What is made of a clip, besides the model.
+
+    Args:
+        precision: of the upstream's matrix products, "float32", "bfloat16" or "int8"; `None` = the model's own.
+        truncate_dim: keep the first numbers of an embedding only.
+        normalize: scale every embedding (after truncation) to length 1.
+        window_s: cut clips into windows of this length, one row each; `None` = one row per clip.
+        hop_s: distance of the windows' starts, at most `window_s`, which is the default.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    precision: str | None = None
+    truncate_dim: int | None = None
+    normalize: bool = False
+    window_s: float | None = None
+    hop_s: float | None = None
+
+    def __post_init__(self):
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        if self.window_s is None and self.hop_s is not None:
+            raise ValueError("hop_s is the distance of windows; give window_s too.")
+        if self.window_s is not None:
+            object.__setattr__(self, "hop_s", self.window_s if self.hop_s is None else self.hop_s)
+            if not 0 < self.hop_s <= self.window_s:
+                raise ValueError(f"hop_s is {self.hop_s} and window_s {self.window_s}; 0 < hop_s <= window_s must hold.")
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What one run did.
+
+    Args:
+        rows: rows of the file.
+        embedding_size: numbers per embedding.
+        added, present: clips that this run embedded, and those that were finished before.
+        skipped: clips that could not be used.
+        speed: what this run computed, how fast, and how long it waited for audio.
+    """
+
+    rows: int
+    embedding_size: int
+    added: int
+    present: int
+    skipped: list[SkippedClip]
+    speed: PassReport
+
+
+class LoadedClip(NamedTuple):
+    """A decoded clip, cut: `bounds` holds `(start, end)` in samples of every window, which are views of the clip."""
+
+    num_samples: int
+    bounds: list[tuple[int, int]]
+    windows: list[np.ndarray]
+
+
+def embed_corpus(
+    corpus: str | Path,
+    model: str,
+    out: str | Path,
+    settings: EmbedSettings | None = None,
+    batch_seconds: float = 60.0,
+    device: str = "auto",
+    show_progress: bool = False,
+) -> EmbedReport:
+    """Embed every clip of a manifest or folder into the Parquet file `out`. Killed at any moment, the next run continues.
+
+    Args:
+        corpus: a CSV or Parquet manifest, or a folder; of a folder every audio file below it.
+        model: folder or Hub id; its Python files are run (`trust_remote_code`), so name only models that you trust.
+        settings: windows, precision, truncation; see `EmbedSettings`.
+        batch_seconds: audio per batch in seconds; a longer clip makes a batch of its own.
+        device: "auto", or a torch device.
+
+    Returns:
+        The report, in every process; `out` holds `id`, `path`, `seconds`, (`start_s`, `end_s`,) `embedding` `[E]`, in input
+        order, whatever the batches, processes and interruptions.
+
+    Raises:
+        ValueError: the corpus or the model cannot be read, a setting is out of range, no clip is usable, or `out` (or its
+            unfinished parts) holds embeddings of other settings or clips.
+    """
+    out, settings = Path(out), settings or EmbedSettings()
+    check_batch_seconds(batch_seconds)
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; give the name of the Parquet file that is to be made.")
+    clips, paths = clips_of(corpus)
+    state = process_state(cpu=device == "cpu")
+    with state.main_process_first():
+        embedder = Embedder(model, settings, as_device(device, state), batch_seconds)
+    if out.exists():
+        return _complete(out, embedder, clips)
+    with state.main_process_first():
+        parts = EmbeddingParts(out, embedder.key)
+        facts = Inspector(parts.folder).inspect(clips, state.is_main_process, show_progress and state.is_main_process)
+    readable, unreadable = readable_clips(clips, facts)
+    batches = pending_batches(readable, parts.finished(), embedder, batch_seconds)
+    state.wait_for_everyone()  # all have seen the same parts before anyone adds to them
+    share = share_of_process(batches, state.process_index, state.num_processes)
+    speed = gathered(_embed(share, embedder, parts, show_progress and state.is_local_main_process))
+    skipped = skipped_clips(clips, unreadable | speed.skipped)
+    usable = [item for item in readable if item.row not in speed.skipped]
+    if state.is_main_process:
+        write_skipped(skipped_path(out), skipped)
+        if usable:
+            metadata = {**embedder.metadata, "clips_sha256": clips_sha256(clips, facts)}
+            parts.merge(_wanted(usable, paths), metadata, with_times=settings.window_s is not None)
+    state.wait_for_everyone()
+    if not usable:
+        raise ValueError(f"None of the {len(clips)} clips can be used; the first: {skipped[0].reason}")
+    return EmbedReport(*_shape(out), speed.clips, len(usable) - speed.clips, skipped, speed)
+
+
+def clips_of(corpus: str | Path) -> tuple[list[Clip], list[str]]:
+    """The clips of a manifest, or of all audio files below a folder in the order of their paths; and each one's path there.
+
+    Raises:
+        ValueError: as `Manifest`, or the folder holds no audio.
+    """
+    corpus = Path(corpus)
+    if not corpus.is_dir():
+        manifest = Manifest(corpus)
+        return manifest.clips, list(manifest.column("file_name"))
+    files = {
+        path.relative_to(corpus).as_posix(): path
+        for path in corpus.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+    }
+    if not files:
+        raise ValueError(f"{corpus}: holds no audio files ({', '.join(AUDIO_SUFFIXES)}).")
+    paths = sorted(files)
+    return [Clip(path, files[path]) for path in paths], paths
+
+
+class Embedder:
+    """Model and settings: what is loaded of a clip, and what is computed of a batch.
+
+    Attributes:
+        key: everything that changes a vector; embeddings of different keys never meet in a file.
+        metadata: the key, and the names that go with it.
+    """
+
+    def __init__(self, model: str, settings: EmbedSettings, device: torch.device, batch_seconds: float):
+        self.encoder = WavCSEEncoder(model, device=device, precision=settings.precision)
+        self.settings, self.batch_seconds, self.rate = settings, batch_seconds, self.encoder.sampling_rate
+        self.window_samples, self.hop_samples = (
+            None if seconds is None else max(1, round(seconds * self.rate)) for seconds in (settings.window_s, settings.hop_s)
+        )
+        self._check()
+        config, identity = self.encoder.model.config, self.encoder.identity
+        self.key = {
+            "normalize": settings.normalize,
+            "window_s": settings.window_s,
+            "hop_s": settings.hop_s,
+            "precision": settings.precision or config.precision,
+            "embedding_size": settings.truncate_dim or self.encoder.embedding_size,
+            "sampling_rate": self.rate,
+            "weights_sha256": identity["weights_sha256"],
+            "config_sha256": config_sha256(config),
+        }
+        self.metadata = {**identity, **self.key, "wavcse_version": __version__}
+
+    def _check(self) -> None:
+        dims, size = self.settings.truncate_dim, self.encoder.embedding_size
+        if dims is not None and not 1 <= dims <= size:
+            raise ValueError(f"truncate_dim is {dims}; the model's embeddings have 1 to {size} numbers.")
+        shortest = self.encoder.feature_extractor.min_samples
+        if self.window_samples is not None and self.window_samples < shortest:
+            raise ValueError(f"window_s is {self.settings.window_s}; the model needs at least {shortest / self.rate} s.")
+        # A precision that this machine or upstream does not have fails here, and not clip by clip.
+        noise = np.random.default_rng(0).standard_normal(max(shortest, self.rate)).astype(np.float32)
+        self.encoder.embed([0.1 * noise])
+
+    def cost_s(self, item: CorpusClip) -> float:
+        """Seconds of audio that go through the model for a clip; overlapping windows count each."""
+        bounds = window_bounds(round(item.duration_s * self.rate), self.window_samples, self.hop_samples)
+        return sum(end - start for start, end in bounds) / self.rate
+
+    def load(self, clip: Clip) -> LoadedClip:
+        """Decode, cut and check a clip; ValueError says why it cannot be used."""
+        waveform = clip.load(self.rate)
+        bounds = window_bounds(len(waveform), self.window_samples, self.hop_samples)
+        windows = [waveform[start:end] for start, end in bounds]
+        for window in windows:
+            self.encoder.feature_extractor.check(window, clip.clip_id)
+        return LoadedClip(len(waveform), bounds, windows)
+
+    def compute(self, loaded: Sequence[LoadedClip]) -> list[tuple]:
+        """Per clip its length in seconds, `start_s` and `end_s` `[n]`, and embeddings `[n, E]` of its n windows."""
+        windows = [window for clip in loaded for window in clip.windows]
+        size = len(windows)
+        if self.window_samples is not None:  # a long clip has more windows than go through at once
+            size = max(1, int(self.batch_seconds * self.rate / max(map(len, windows))))
+        parts = [windows[start : start + size] for start in range(0, len(windows), size)]
+        embeddings = self._finished(np.concatenate([checked_embeddings(self.encoder, part) for part in parts]))
+        borders = np.cumsum([len(clip.windows) for clip in loaded])[:-1]
+        return [
+            (clip.num_samples / self.rate, *(np.array(clip.bounds) / self.rate).T, rows)
+            for clip, rows in zip(loaded, np.split(embeddings, borders))
+        ]
+
+    def _finished(self, embeddings: np.ndarray) -> np.ndarray:
+        embeddings = embeddings[:, : self.settings.truncate_dim]
+        if self.settings.normalize:
+            embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        return np.ascontiguousarray(embeddings)
+
+
+def window_bounds(num_samples: int, window: int | None, hop: int | None) -> list[tuple[int, int]]:
+    """`(start, end)` in samples of the windows that cover a clip.
+
+    All have the same length: they start at multiples of `hop`, and if the last of these does not reach the clip's end, one
+    more ends there. A clip that is no longer than a window is one stretch of its own length.
+    """
+    if window is None or hop is None or num_samples <= window:
+        return [(0, num_samples)]
+    starts = list(range(0, num_samples - window + 1, hop))
+    if starts[-1] + window < num_samples:
+        starts.append(num_samples - window)
+    return [(start, start + window) for start in starts]
+
+
+def pending_batches(
+    readable: Sequence[CorpusClip], finished: set[tuple[str, str]], embedder: Embedder, batch_seconds: float
+) -> list[list[CorpusClip]]:
+    """Batches of the clips that are not finished.
+
+    Batches are made of all clips and thinned afterwards: after a kill a clip keeps its company, and so its every bit.
+    """
+    batches = batches_by_length(readable, batch_seconds, [embedder.cost_s(item) for item in readable])
+    thinned = [[item for item in batch if (item.clip.clip_id, item.digest) not in finished] for batch in batches]
+    return [batch for batch in thinned if batch]
+
+
+def as_device(name: str, state: PartialState) -> torch.device:
+    """The torch device; "auto" is this process's accelerator. ValueError if there is no such device."""
+    if name == "auto":
+        return state.device
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}, which is not to be had here ({str(error).splitlines()[0]}).") from error
+
+
+def skipped_path(out: Path) -> Path:
+    """Where the skipped clips are listed: OUT.skipped.csv beside OUT.parquet."""
+    return out.with_suffix(".skipped.csv")
+
+
+def config_sha256(config: PretrainedConfig) -> str:
+    """Hash of what a configuration says of the numbers; where it came from and which library wrote it do not count."""
+    fields = config.to_dict()
+    for part in (fields, fields["upstream_config"]):
+        for name in ("_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version"):
+            part.pop(name, None)
+    del fields["precision"]  # a setting of its own
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def clips_sha256(clips: Sequence[Clip], facts: Sequence[ClipFacts]) -> str:
+    """Hash of the names and contents of a corpus, in order."""
+    pairs = [(clip.clip_id, fact.digest) for clip, fact in zip(clips, facts)]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def _embed(share: Sequence[list[CorpusClip]], embedder: Embedder, parts: EmbeddingParts, show_progress: bool) -> PassReport:
+    corpus_pass = CorpusPass(share, embedder.load, embedder.compute, show_progress)
+    buffer: list[EmbeddedClip] = []
+    saved_at = time.monotonic()
+    for batch, computed in corpus_pass:
+        buffer += [EmbeddedClip(item.clip.clip_id, item.digest, *one) for item, one in zip(batch, computed)]
+        num_rows = sum(len(clip.embeddings) for clip in buffer)
+        if num_rows >= PART_ROWS or time.monotonic() - saved_at >= PART_INTERVAL_S:
+            parts.write(buffer)
+            buffer, saved_at = [], time.monotonic()
+    if buffer:
+        parts.write(buffer)
+    return corpus_pass.report
+
+
+def _wanted(usable: Sequence[CorpusClip], paths: Sequence[str]) -> pd.DataFrame:
+    rows = [(item.clip.clip_id, paths[item.row], item.digest) for item in usable]
+    return pd.DataFrame(rows, columns=["id", "path", "digest"])
+
+
+def _complete(out: Path, embedder: Embedder, clips: Sequence[Clip]) -> EmbedReport:
+    """The report on a file that is there already; ValueError if it is not what would be made now."""
+    metadata = read_metadata(out)
+    refuse_other_settings(out, metadata, embedder.key)
+    if metadata["clips_sha256"] != clips_sha256(clips, Inspector().inspect(clips)):
+        raise ValueError(f"{out}: holds other clips, or their audio has changed. Give another --out, or remove it.")
+    remove_parts(out)  # where a kill came between the last two steps
+    skipped = read_skipped(skipped_path(out))
+    return EmbedReport(*_shape(out), 0, len(clips) - len(skipped), skipped, PassReport())
+
+
+def _shape(out: Path) -> tuple[int, int]:
+    return parquet.read_metadata(out).num_rows, read_metadata(out)["embedding_size"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, 3 if some clips had to be skipped, or 2 with one line on what is wrong."""
+    args = parse_arguments(argv)
+    try:
+        settings = EmbedSettings(args.precision, args.truncate_dim, args.normalize, args.window_s, args.hop_s)
+        report = embed_corpus(args.corpus, args.model, args.out, settings, args.batch_seconds, args.device, show_progress=True)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"wavcse embed: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_REFUSED
+    state = PartialState()
+    if state.is_main_process:
+        print(summary(Path(args.out), report))
+    state.destroy_process_group()  # else the first process to leave can break the others' last message
+    return EXIT_SOME_SKIPPED if report.skipped else 0
+
+
+def summary(out: Path, report: EmbedReport) -> str:
+    """What a run did, in two or three lines."""
+    lines = [
+        f"{out}: {report.rows} rows of {report.embedding_size} numbers; "
+        f"{report.added} clips embedded, {report.present} were there already"
+    ]
+    if report.added:
+        lines.append(report.speed.speed())
+    if report.skipped:
+        where = skipped_path(out)
+        lines.append(f"{len(report.skipped)} clips were skipped, see {where}; the first: {report.skipped[0].reason}")
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="wavcse embed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("corpus", help="CSV or Parquet manifest, or a folder: every audio file below it")
+    parser.add_argument("--model", required=True, help="folder or Hub id of a wavCSE model; its Python files are run")
+    parser.add_argument(
+        "--out", required=True, help="the Parquet file to make; while it is made, OUT.parts holds what is done"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the upstream's matrix products (default: the model's own)")
+    parser.add_argument("--truncate_dim", type=int, metavar="D", help="keep the first D numbers of every embedding")
+    parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1, after --truncate_dim")
+    parser.add_argument("--window_s", type=float, metavar="S", help="a row for every window of this many seconds")
+    parser.add_argument("--hop_s", type=float, metavar="S", help="distance of the windows' starts (default: --window_s)")
+    parser.add_argument("--batch_seconds", type=float, default=60.0, metavar="S", help="audio per batch (default 60)")
+    parser.add_argument("--device", default="auto", help='torch device (default "auto": an accelerator if there is one)')
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
