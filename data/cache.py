@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import config_from_upstream
 from wavcse.upstream_wavcse import UpstreamRunner, load_upstream
 
+SHARD_INTERVAL_S = 300.0
+
 
 @dataclass(frozen=True)
 class Report:
@@ -67,11 +70,11 @@ def build_cache(
 
     Args:
         manifests: CSV or Parquet files.
-        upstream: Hub id or local folder of a WavLM, wav2vec2 or HuBERT model.
+        upstream: Hub id or local folder of a WavLM, wav2vec2, HuBERT or Whisper model.
         out: root of the caches; a folder per key is made below it.
         batch_seconds: audio per batch in seconds; a longer clip makes a batch of its own.
         dtype: "float32", or "float16" for half the space (relative error up to 4.9e-4 per value).
-        shard_mb: size of a shard in megabytes; what a kill can lose at most.
+        shard_mb: size of a shard in megabytes. A shard is also ended after `SHARD_INTERVAL_S`: what a kill can lose at most.
 
     Returns:
         The cache and the report; under `accelerate launch` the clips are dealt to the processes by their length.
@@ -159,11 +162,12 @@ def _extract(
         return _pooled_layers(run, model, config, inputs)
 
     buffer: list[tuple[str, np.ndarray]] = []
-    corpus_pass = CorpusPass(batches, load, pool, show_progress)
+    corpus_pass, flushed_at = CorpusPass(batches, load, pool, show_progress), time.monotonic()
     for clips, pooled_layers in corpus_pass:
         buffer += zip([item.digest for item in clips], pooled_layers)
-        if len(buffer) >= shard_size:
+        if len(buffer) >= shard_size or time.monotonic() - flushed_at >= SHARD_INTERVAL_S:
             _flush(cache, buffer)
+            flushed_at = time.monotonic()
     _flush(cache, buffer)
     return corpus_pass.report
 
@@ -187,14 +191,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
     parser = argparse.ArgumentParser(prog="wavcse cache", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--manifest", nargs="+", required=True, help="CSV or Parquet manifests, one row per clip")
-    parser.add_argument("--upstream", required=True, help="Hub id or local folder of a WavLM, wav2vec2 or HuBERT model")
+    parser.add_argument("--upstream", required=True, help="Hub id or folder of a WavLM, wav2vec2, HuBERT or Whisper model")
     parser.add_argument("--out", required=True, help="root folder of the caches; each upstream gets its own folder in it")
     parser.add_argument("--batch_seconds", type=float, default=60.0, help="seconds of audio per batch (default 60)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the stored numbers")
+    parser.add_argument(
+        "--shard_mb", type=float, default=64.0, help="megabytes per file (default 64), or five minutes of work"
+    )
     parser.add_argument("--revision", help="commit of the upstream on the Hub")
     args = parser.parse_args(argv)
+    options = {name: value for name, value in vars(args).items() if name != "manifest"}
     try:
-        cache, report = build_cache(args.manifest, args.upstream, args.out, args.batch_seconds, args.dtype, args.revision)
+        cache, report = build_cache(args.manifest, **options)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"wavcse cache: {error}", file=sys.stderr)
         return 2
