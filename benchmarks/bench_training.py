@@ -13,8 +13,6 @@ import argparse
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from wavcse import WavCSEConfig
+from wavcse.benchmarks.measure import gemm_rate, timed
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.train_accelerate import Run, train_step
 from wavcse.training.arguments import RunArguments
@@ -32,21 +31,6 @@ from wavcse.training.features import Batch, MemoryTable, SplitFeatures, epoch_or
 from wavcse.training.network import MultiTaskNetwork
 
 CLASSES = {"keyword": 12, "speaker": 1251, "emotion": 4}  # the paper's tasks
-
-
-def gemm_rate(device: torch.device, size: int = 2048, rounds: int = 5) -> float:
-    """Best float32 multiply-add rate in FLOP/s of a square product."""
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(rounds))
-
-
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, with the device's queue drained."""
-    started = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def flops_per_clip(config: WavCSEConfig) -> float:

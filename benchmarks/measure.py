@@ -1,0 +1,195 @@
+"""How the benchmarks measure: the machine's product rate, interleaved rounds, paired ratios, errors, peak memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import torch
+import transformers
+from torch import Tensor
+
+from wavcse.configuration_wavcse import PRECISIONS
+
+SPREAD_LIMIT = 0.10  # a ratio that varies by more between rounds is marked
+# glibc settings that keep freed memory in the process: without them every large tensor is paid for in page faults.
+WARM_ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
+    "MALLOC_TOP_PAD_": str(256 * 2**20),
+}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, with the device's queue drained."""
+    synchronize(device)
+    started = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def gemm_rate(device: torch.device, precision: str = "float32", repeats: int = 12) -> float:
+    """Best rate in operations per second (a multiply-add is two) of the product 1024 x 1024 x 4096, the upstream's own."""
+    rows, inner, columns = 1024, 1024, 4096
+    a, b = torch.randn(rows, inner, device=device), torch.randn(columns, inner, device=device)
+    if precision == "int8":
+        a, b = (tensor.mul(40).clamp(-127, 127).to(torch.int8) for tensor in (a, b))
+        product = torch._int_mm
+    else:
+        a, b = (tensor.to(getattr(torch, precision)) for tensor in (a, b))
+        product = torch.mm
+    product(a, b.T)
+    return 2 * rows * inner * columns / min(timed(lambda: product(a, b.T), device) for _ in range(repeats))
+
+
+def gemm_rates(device: torch.device) -> dict[str, float]:
+    """`gemm_rate` of every precision; one that the device does not offer is left out."""
+    rates = {}
+    for precision in PRECISIONS:
+        try:
+            rates[precision] = gemm_rate(device, precision)
+        except RuntimeError as error:
+            print(f"no {precision} products here: {error}")
+    return rates
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    before_round: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of every function in every round; each round calls all of them in turn, so that a busy spell hits all."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        before_round()
+        for name, function in functions.items():
+            seconds[name].append(timed(function, device))
+    return seconds
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """How many times faster than `base`, as the median over rounds, and its spread.
+
+    `spread` is (largest - smallest) / median of the ratios of single rounds; `None` with one round.
+    """
+
+    ratio: float
+    spread: float | None
+
+    @classmethod
+    def of(cls, base_s: Sequence[float], seconds: Sequence[float]) -> PairedRatio:
+        """From the times of the base and of the measured function, round by round."""
+        ratios = [base / own for base, own in zip(base_s, seconds, strict=True)]
+        median = statistics.median(ratios)
+        return cls(median, (max(ratios) - min(ratios)) / median if len(ratios) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Difference of pooled layers `[B, K, D]` from a reference.
+
+    `relative` is the largest |difference| / |reference| (Euclidean) of a clip's layer; cosines are per layer, the smallest
+    over the clips.
+    """
+
+    max_abs: float
+    relative: float
+    min_cosine_per_layer: tuple[float, ...]
+
+    @classmethod
+    def of(cls, output: Tensor, reference: Tensor) -> Errors:
+        """Computed in float64 on the CPU."""
+        output, reference = output.double().cpu(), reference.double().cpu()
+        difference = output - reference
+        cosines = torch.nn.functional.cosine_similarity(output, reference, dim=-1)
+        return cls(
+            difference.abs().max().item(),
+            (difference.norm(dim=-1) / reference.norm(dim=-1)).max().item(),
+            tuple(cosines.amin(dim=0).tolist()),
+        )
+
+    @property
+    def min_cosine(self) -> float:
+        """The smallest cosine of any clip and layer."""
+        return min(self.min_cosine_per_layer)
+
+
+class PeakMemory:
+    """Context that finds the largest resident set of this process (on CUDA: allocated memory), sampled every few ms.
+
+    After it, `peak_mb` holds megabytes.
+    """
+
+    INTERVAL_S = 0.003
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.process = psutil.Process()
+        self.peak_mb = 0.0
+        self.done = threading.Event()
+
+    def now_mb(self) -> float:
+        """Memory of this moment."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device) / 1e6
+        return self.process.memory_info().rss / 1e6
+
+    def _watch(self) -> None:
+        while not self.done.wait(self.INTERVAL_S):
+            self.peak_mb = max(self.peak_mb, self.now_mb())
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.peak_mb = self.now_mb()
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.done.set()
+        self.watcher.join()
+        last_mb = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else self.now_mb()
+        self.peak_mb = max(self.peak_mb, last_mb)
+
+
+def machine_facts(device: torch.device) -> dict[str, str | int | float | bool]:
+    """Processor or GPU, cores, memory and versions, for the head of a report."""
+    facts: dict[str, str | int | float | bool] = {
+        "processor": _processor_name(),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    return facts
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

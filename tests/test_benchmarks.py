@@ -1,0 +1,127 @@
+"""The benchmarks' own arithmetic, and both scripts end to end on a tiny model: reports are complete, errors are small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import WavLMConfig
+
+from wavcse.benchmarks import bench_corpus, bench_upstream
+from wavcse.benchmarks.measure import Errors, PairedRatio, PeakMemory
+from wavcse.benchmarks.memory import rival_memory_mb
+from wavcse.benchmarks.report import markdown_of, table
+from wavcse.benchmarks.rivals import all_variants, make_bench
+from wavcse.benchmarks.workloads import WORKLOADS, Workload, count_flop, waveforms
+from wavcse.configuration_wavcse import WAVLM_LARGE
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LARGE = WavLMConfig(**{name: value for name, value in WAVLM_LARGE.items() if name != "model_type"})
+
+
+def run_script(name: str, *arguments: str | Path) -> str:
+    """Standard output of a benchmark; fails with its error output."""
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("seconds", "blocks", "packed", "gflop_per_audio_s"),
+    [(1, 24, False, 36.2), (1, 17, False, 27.4), (1, 17, True, 26.1), (8, 17, True, 27.3), (30, 24, False, 43.4)],
+)
+def test_arithmetic_of_wavlm_large(seconds, blocks, packed, gflop_per_audio_s):
+    flop = count_flop(LARGE, 16_000 * seconds, blocks, packed)
+    assert sum(flop.values()) / seconds / 1e9 == pytest.approx(gflop_per_audio_s, rel=0.03)
+
+
+def test_paired_ratio_is_the_median_over_rounds():
+    ratio = PairedRatio.of([2.0, 4.0, 9.0], [1.0, 1.0, 3.0])
+    assert ratio == PairedRatio(3.0, pytest.approx(2 / 3))
+    assert PairedRatio.of([2.0], [1.0]).spread is None
+
+
+def test_errors_are_found_in_the_worst_layer():
+    reference = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    errors = Errors.of(reference + torch.tensor([[[0.0, 0.5], [0.0, 0.0]]]), reference)
+    assert errors.max_abs == pytest.approx(0.5)
+    assert errors.relative == pytest.approx(0.1)
+    assert errors.min_cosine == errors.min_cosine_per_layer[0] < errors.min_cosine_per_layer[1] == 1.0
+
+
+def test_peak_memory_sees_a_tensor_that_is_gone_again():
+    with PeakMemory(torch.device("cpu")) as before:
+        pass
+    with PeakMemory(torch.device("cpu")) as memory:
+        for _ in range(20):
+            torch.ones(25_000_000)
+    assert 50 < memory.peak_mb - before.peak_mb < 400
+
+
+def test_the_rivals_memory_grows_with_the_square_of_the_length():
+    def estimate(seconds: float) -> float:
+        return rival_memory_mb(LARGE, Workload("", "", (seconds,)), keeps_states=True, batch_size=1)
+
+    assert estimate(60) == pytest.approx(3_300, rel=0.1)  # measured with transformers 5.23
+    assert estimate(600) > 80 * estimate(60)
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+def test_all_variants_compute_the_same_and_take_clips_in_any_order():
+    bench = make_bench(True, torch.device("cpu"))
+    clips = waveforms(WORKLOADS[0].scaled(0.05))
+    reference, *others = [variant.run(clips, variant.batch_sizes[0]) for variant in all_variants(bench)]
+    for variant, output in zip(all_variants(bench)[1:], others):
+        assert variant.accepts(Errors.of(output, reference)), variant.name
+        assert not variant.accepts(Errors.of(output.flip(0), reference)), variant.name
+
+
+def test_a_variant_outside_its_tolerance_gets_no_speed():
+    row = {"name": "int8", "title": "ours", "within_tolerance": False, "max_abs": 1.0, "relative": 1.0, "min_cosine": 0.1}
+    workload = {"title": "clips", "name": "c", "clip_seconds": [1.0], "audio_s": 1.0, "padded_s": 1.0, "rounds": 2}
+    run = {"threads": 1, "allocator": "default", "gflop_per_s": {"float32": 100.0}, "memory": []}
+    run["workloads"] = [workload | {"gflop_per_s": {"float32": 100.0}, "variants": [row]}]
+    report = {"date": "2026-01-31", "device": "cpu", "machine": {"processor": "p"}, "runs": [run]}
+    assert "outside its tolerance" in markdown_of(report)
+
+
+def test_table_is_markdown():
+    assert table(["a", "b", "c"], [["x", "y", 1.5]]) == "| a | b |   c |\n| - | - | --: |\n| x | y | 1.5 |"
+
+
+def test_upstream_benchmark_writes_report_and_pictures(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    bench_upstream.main(["--quick", "--memory", "--workloads", "mixed", "8s", "--out", str(path)])
+    shown = capsys.readouterr().out
+    run_script("bench_upstream.py", "--quick", "--allocator", "warm", "--workloads", "8s", "--out", path)
+    report = json.loads(path.read_text(encoding="utf-8"))
+    default, warm = report["runs"]
+    assert (default["allocator"], warm["allocator"]) == ("default", "warm")
+    assert [workload["name"] for workload in default["workloads"]] == ["mixed", "8s"]
+    for workload in default["workloads"] + warm["workloads"]:
+        for row in workload["variants"]:
+            assert row["within_tolerance"], row["name"]
+            assert len(row["seconds"]) == workload["rounds"] == 2
+    assert {row["variant"] for row in default["memory"]} == {"ordinary", "float32"}
+    assert "wavCSE float32" in shown
+    for suffix in (".md", ".png", ".svg"):
+        assert path.with_suffix(suffix).stat().st_size > 0
+    path.with_suffix(".png").unlink()
+    bench_upstream.main(["--plot", str(path)])
+    assert path.with_suffix(".png").exists()
+
+
+def test_corpus_benchmark_writes_a_report(tmp_path, capsys):
+    path = tmp_path / "corpus.json"
+    bench_corpus.main(["--quick", "--out", str(path)])
+    shown = capsys.readouterr().out
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["processes"] for row in report["rows"]] == [1, 1, 1, 2]
+    assert 0 <= report["summary"]["waiting_percent_one_process"] <= 100
+    assert report["summary"]["gain"]["ratio"] > 0
+    assert path.with_suffix(".md").read_text(encoding="utf-8") in shown
