@@ -9,7 +9,7 @@ ROOMS = ["data", "data.synthetic", "training", "eval", "eval.tasks", "eval.basel
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9"]
 APP = ["gradio>=5"]
-DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "tensorboard>=2.17", "datasets>=4"]
+DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "tensorboard>=2.17", "datasets>=4", "matplotlib>=3.9"]
 
 setup(
     name="wavcse",
