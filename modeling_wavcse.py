@@ -66,7 +66,10 @@ class WavCSEMultiTaskOutput(ModelOutput):
 
 
 class WavCSEDownstream(nn.Module):
-    """Pooled layers `[B, K, D]` -> embeddings `[B, E]`: FC1, layer pooling, dropout, FC2; no activation (Figure 1)."""
+    """Pooled layers `[B, K, D]` -> embeddings `[B, E]`: FC1, layer pooling, dropout, FC2; no activation (Figure 1).
+
+    A linear pooling comes before FC1 instead, which is the same up to rounding and K times less work.
+    """
 
     def __init__(self, config: WavCSEConfig):
         super().__init__()
@@ -78,8 +81,15 @@ class WavCSEDownstream(nn.Module):
         self.embedding_projection = nn.Linear(size, config.embedding_size)
 
     def forward(self, pooled_layers: Tensor) -> Tensor:
-        projected = self.layer_projection(pooled_layers)  # [B, K, 512]
-        return self.embedding_projection(self.dropout(self.layer_pooling(projected)))
+        return self.embedding_projection(self.dropout(self.pool(pooled_layers)))
+
+    def pool(self, layers: Tensor) -> Tensor:
+        """FC1 and layer pooling: `[B, K, D]`, or `[B, D]` where a linear pooling was applied already, -> `[B, 512]`."""
+        if layers.dim() == 2:
+            return self.layer_projection(layers)
+        if self.layer_pooling.is_linear:
+            return self.layer_projection(self.layer_pooling(layers))
+        return self.layer_pooling(self.layer_projection(layers))
 
 
 class WavCSEHeads(nn.Module):
@@ -92,13 +102,17 @@ class WavCSEHeads(nn.Module):
             {name: nn.Linear(config.embedding_size, len(task["labels"])) for name, task in config.tasks.items()}
         )
 
-    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
+    def forward(self, embeddings: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Logits of all clips, or of task t for the clips `rows[t]` `[n_t]` only, such as those that have a label for it."""
         embeddings = self.dropout(embeddings)
-        return {name: head(embeddings) for name, head in self.tasks.items()}
+        return {
+            name: head(embeddings if rows is None else embeddings.index_select(0, rows[name]))
+            for name, head in self.tasks.items()
+        }
 
 
 def cross_entropy_per_task(
-    logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_labelled: Mapping[str, float] | None = None
+    logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_labelled: Mapping[str, int | Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Cross-entropy of every task, averaged over the clips that have a label for it; 0 for a task that has none here.
 
@@ -114,8 +128,8 @@ def cross_entropy_per_task(
             losses[task] = task_logits.sum() * 0.0
             continue
         total = nn.functional.cross_entropy(task_logits.float(), labels[task], ignore_index=IGNORED_LABEL, reduction="sum")
-        count = (labels[task] != IGNORED_LABEL).sum() if num_labelled is None else num_labelled[task]
-        losses[task] = total / max(count, 1)
+        count = (labels[task] != IGNORED_LABEL).sum() if num_labelled is None else torch.as_tensor(num_labelled[task])
+        losses[task] = total / count.clamp(min=1)
     return losses
 
 

@@ -20,7 +20,14 @@ MEAN_BELOW_R = 1e-6  # log-sum-exp tends to the mean as r -> 0, where 1/r cannot
 
 
 class LayerPooling(nn.Module):
-    """Base of the poolings: `forward` maps `[B, K, D]` to `[B, D]`."""
+    """Base of the poolings: `forward` maps `[B, K, D]` to `[B, D]`.
+
+    Attributes:
+        is_linear: a weighted sum of the layers, the weights `layer_weights` `[K]` adding up to 1. It commutes with any affine
+            map of a layer, so that pooling first and mapping once is the same as mapping every layer.
+    """
+
+    is_linear = False
 
     def __init__(self, num_layers: int, size: int):
         super().__init__()
@@ -31,6 +38,8 @@ class LayerPooling(nn.Module):
 
 class WeightedAveragePooling(LayerPooling):
     """`y = sum_l softmax(w)_l x_l`, weights shared by all channels (SUPERB, Yang et al. 2021)."""
+
+    is_linear = True
 
     def __init__(self, num_layers: int, size: int):
         super().__init__(num_layers, size)
@@ -58,6 +67,17 @@ class MaxPooling(LayerPooling):
 
 class MeanPooling(LayerPooling):
     """`y = mean_l x_l`."""
+
+    is_linear = True
+
+    def __init__(self, num_layers: int, size: int):
+        super().__init__(num_layers, size)
+        self.num_layers = num_layers
+
+    @property
+    def layer_weights(self) -> Tensor:
+        """1/K each, `[K]`, on the CPU."""
+        return torch.full((self.num_layers,), 1 / self.num_layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=1)

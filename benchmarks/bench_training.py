@@ -13,35 +13,46 @@ import argparse
 import json
 import platform
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from wavcse import WavCSEConfig
 from wavcse.benchmarks.measure import gemm_rate, timed
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
-from wavcse.train_accelerate import Run, train_step
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import Batch, MemoryTable, SplitFeatures, epoch_order
-from wavcse.training.network import MultiTaskNetwork
+from wavcse.training.loop import Learner, new_learner, train_step
 
 CLASSES = {"keyword": 12, "speaker": 1251, "emotion": 4}  # the paper's tasks
 
 
+@dataclass
+class Bench:
+    """A model, its accelerator and its training clips."""
+
+    config: WavCSEConfig
+    accelerator: Accelerator
+    learner: Learner
+    split: SplitFeatures
+
+
 def flops_per_clip(config: WavCSEConfig) -> float:
-    """Multiply-adds (as 2) of one clip forward and backward; the first layer needs no gradient of its input."""
+    """Multiply-adds (as 2) of one clip forward and backward; the first layer needs no gradient of its input.
+
+    Every clip has a label of one task, and goes through that task's head only.
+    """
     first = len(config.selected_layers) * config.upstream_config.hidden_size * config.layer_projection_size
-    later = config.embedding_size * (config.layer_projection_size + sum(CLASSES.values()))
+    later = config.embedding_size * (config.layer_projection_size + sum(CLASSES.values()) / len(CLASSES))
     return 2 * (2 * first + 3 * later)
 
 
-def make_run(num_clips: int, num_layers: int, batch_size: int, device: str) -> Run:
-    """A run on random features with one task per clip, as in the paper's composite set."""
+def make_bench(num_clips: int, num_layers: int, batch_size: int, device: str) -> Bench:
+    """A model on random features with one task per clip, as in the paper's composite set."""
     generator = np.random.default_rng(0)
     task_of = generator.integers(len(CLASSES), size=num_clips)
     targets = {
@@ -53,29 +64,29 @@ def make_run(num_clips: int, num_layers: int, batch_size: int, device: str) -> R
     args = RunArguments(tasks=tasks, selected_layers=list(range(num_layers)), batch_size=batch_size, save_hub=False)
     config = WavCSEConfig(selected_layers=args.selected_layers, tasks={k: {"labels": v} for k, v in labels.items()})
     accelerator = Accelerator(cpu=device == "cpu")
-    network = MultiTaskNetwork(config)
-    model, optimizer = accelerator.prepare(network, AdamW(network.parameters(), lr=args.learning_rate))
     features = torch.randn(num_clips, num_layers, config.upstream_config.hidden_size, device=accelerator.device)
-    composite = CompositeSet([None] * num_clips, labels, {"train": targets})
+    composite = CompositeSet([], labels, {"train": targets})
     split = SplitFeatures(MemoryTable(features), composite, "train", accelerator.device)
-    scheduler = ReduceLROnPlateau(optimizer)
-    return Run(args, accelerator, None, config, {"train": split}, network, model, optimizer, scheduler, None)
+    return Bench(config, accelerator, new_learner(args, config, accelerator.device), split)
 
 
-def our_epoch(run: Run, epoch: int) -> None:
-    """As `train_accelerate.train_epoch` feeds its steps."""
-    split = run.splits["train"]
-    order = epoch_order(len(split), 0, epoch, run.args.batch_size, drop_last=True)
-    for batch in split.batches(run.args.batch_size, order):
-        train_step(run, batch, world=1)
+def our_epoch(bench: Bench, epoch: int) -> None:
+    """As `training.loop.train_epoch` feeds its steps."""
+    args = bench.learner.args
+    order = epoch_order(len(bench.split), 0, epoch, args.batch_size, drop_last=True)
+    for batch in bench.split.batches(args.batch_size, order):
+        train_step(bench.accelerator, [bench.learner], [batch])
 
 
-def dataloader_epoch(run: Run, loader: DataLoader) -> None:
+def dataloader_epoch(bench: Bench, loader: DataLoader) -> None:
     """The same steps from a DataLoader that collates clip by clip."""
-    for features, *labels in loader:
-        named = {task: values.to(run.accelerator.device) for task, values in zip(CLASSES, labels)}
-        counts = {task: int((values != IGNORED_LABEL).sum()) for task, values in named.items()}
-        train_step(run, Batch(features.to(run.accelerator.device), named, counts), world=1)
+    device = bench.accelerator.device
+    for features, *of_tasks in loader:
+        rows = {task: (values != IGNORED_LABEL).nonzero()[:, 0] for task, values in zip(CLASSES, of_tasks)}
+        labels = {task: values[rows[task]].to(device) for task, values in zip(CLASSES, of_tasks)}
+        layers = MemoryTable(features.to(device)).take(torch.arange(len(features), device=device))
+        batch = Batch(layers, {task: r.to(device) for task, r in rows.items()}, labels, {t: len(r) for t, r in rows.items()})
+        train_step(bench.accelerator, [bench.learner], [batch])
 
 
 def main() -> None:
@@ -86,17 +97,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
-    run = make_run(args.clips, args.layers, args.batch_size, args.device)
-    device, split = run.accelerator.device, run.splits["train"]
+    bench = make_bench(args.clips, args.layers, args.batch_size, args.device)
+    device, split = bench.accelerator.device, bench.split
     dataset = TensorDataset(split.table.features.cpu(), *(labels.cpu() for labels in split.labels.values()))
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True, drop_last=True)
     rate = gemm_rate(device)
-    our_epoch(run, 0)
+    our_epoch(bench, 0)
     seconds: dict[str, list[float]] = {"from memory": [], "DataLoader": []}
     for i in range(args.rounds):
-        seconds["from memory"].append(timed(lambda i=i: our_epoch(run, i), device))
-        seconds["DataLoader"].append(timed(lambda: dataloader_epoch(run, loader), device))
-    limit = rate / flops_per_clip(run.config)
+        seconds["from memory"].append(timed(lambda i=i: our_epoch(bench, i), device))
+        seconds["DataLoader"].append(timed(lambda: dataloader_epoch(bench, loader), device))
+    limit = rate / flops_per_clip(bench.config)
     num_clips = args.clips // args.batch_size * args.batch_size
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",

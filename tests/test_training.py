@@ -21,7 +21,7 @@ from wavcse.data.manifest import Manifest
 from wavcse.train_accelerate import main, train
 from wavcse.training.arguments import RunArguments, parse_arguments
 from wavcse.training.features import epoch_order
-from wavcse.training.network import MultiTaskNetwork
+from wavcse.training.network import MultiTaskNetwork, model_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,8 +118,8 @@ def test_killed_in_the_middle_and_continued_is_not_stopped(recipe, undisturbed, 
     folder = tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": str(folder)}))
     slow = (
-        "import sys, time; from wavcse import train_accelerate as t; step = t.train_step\n"
-        "t.train_step = lambda *a: (time.sleep(0.1), step(*a))[1]\nt.main(sys.argv[1:])"
+        "import sys, time; from wavcse import train_accelerate as t; from wavcse.training import loop\n"
+        "step = loop.train_step; loop.train_step = lambda *a: (time.sleep(0.1), step(*a))[1]\nt.main(sys.argv[1:])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", slow, str(tmp_path / "recipe.yaml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -205,7 +205,6 @@ def test_the_first_step_is_the_hand_written_one(recipe, undisturbed, cache_dir):
     """One AdamW step on the paper's loss, written out, gives the weights after an epoch of one batch."""
     from wavcse.data.composite import load_composite
     from wavcse.data.features import open_cache
-    from wavcse.train_accelerate import model_config
     from wavcse.training.features import cached_digests
 
     args = RunArguments(
@@ -217,7 +216,7 @@ def test_the_first_step_is_the_hand_written_one(recipe, undisturbed, cache_dir):
 
     cache, composite = open_cache(cache_dir), load_composite(args.task_sources())
     torch.manual_seed(args.seed)
-    network = MultiTaskNetwork(model_config(args, cache, composite))
+    network = MultiTaskNetwork(model_config(args, cache.key.upstream_config, composite.classes))
     rows = composite.rows("train")
     features = torch.from_numpy(cache.read(cached_digests(cache, composite), args.selected_layers))[rows]
     logits = network(features)

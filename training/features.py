@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.features import FeatureCache
@@ -20,15 +20,50 @@ from wavcse.data.inspection import Inspector
 MEMORY_SHARE = 0.5  # of the memory that is free now; the rest is for activations and the system
 
 
+@dataclass(frozen=True)
+class PooledLayers:
+    """Some clips' layers, still in their table: `table[rows][:, layers]`, `[n, K, D]`, read when it is known how.
+
+    `table` `[N, L, D]` holds more clips and layers than are wanted; `rows` `[n]`, `layers` `[K]`.
+    """
+
+    table: Tensor
+    rows: Tensor
+    layers: Tensor
+
+    def stacked(self) -> Tensor:
+        """The copy `[n, K, D]`."""
+        num_clips, num_layers, size = self.table.shape
+        copied = self.table.view(num_clips * num_layers, size).index_select(0, self._flat().flatten())
+        return copied.view(len(self.rows), len(self.layers), size)
+
+    def averaged(self, weights: Tensor) -> Tensor:
+        """`sum_k weights_k layer_k`, `[n, D]`, and its gradient in `weights` `[K]`; each layer is read once, not copied."""
+        num_clips, num_layers, size = self.table.shape
+        weights = weights.expand(len(self.rows), -1).contiguous()
+        return nn.functional.embedding_bag(
+            self._flat(), self.table.view(num_clips * num_layers, size), mode="sum", per_sample_weights=weights
+        )
+
+    def _flat(self) -> Tensor:
+        return self.rows[:, None] * self.table.shape[1] + self.layers
+
+
 class MemoryTable:
-    """All features as one float32 tensor `[N, K, D]` on the training device: a batch is one `index_select`."""
+    """Features of all clips as one float32 tensor `[N, L, D]` on the training device, of which a run uses some layers.
 
-    def __init__(self, features: Tensor):
+    Args:
+        features: the tensor; tables of several runs may share it.
+        layers: positions in it of the layers to use, all of them if not given.
+    """
+
+    def __init__(self, features: Tensor, layers: Sequence[int] | None = None):
         self.features = features
+        self.layers = torch.tensor(range(features.shape[1]) if layers is None else layers, device=features.device)
 
-    def take(self, rows: Tensor) -> Tensor:
-        """`[n, K, D]` of the given rows."""
-        return self.features.index_select(0, rows)
+    def take(self, rows: Tensor) -> PooledLayers:
+        """The given rows, not copied."""
+        return PooledLayers(self.features, rows, self.layers)
 
 
 class DiskTable:
@@ -37,10 +72,10 @@ class DiskTable:
     def __init__(self, cache: FeatureCache, digests: Sequence[str], layers: Sequence[int], device: torch.device):
         self.cache, self.digests, self.layers, self.device = cache, list(digests), list(layers), device
 
-    def take(self, rows: Tensor) -> Tensor:
-        """`[n, K, D]` of the given rows."""
-        batch = self.cache.read([self.digests[row] for row in rows.tolist()], self.layers)
-        return torch.from_numpy(batch).to(self.device)
+    def take(self, rows: Tensor) -> PooledLayers:
+        """The given rows, read now."""
+        batch = torch.from_numpy(self.cache.read([self.digests[row] for row in rows.tolist()], self.layers)).to(self.device)
+        return MemoryTable(batch).take(torch.arange(len(batch), device=self.device))
 
 
 def open_table(
@@ -79,13 +114,14 @@ def cached_digests(cache: FeatureCache, composite: CompositeSet) -> list[str]:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's share of this process.
+    """One step's share of this process: `n` clips.
 
-    `features` `[n, K, D]`; `labels` task -> `[n]` with -100 = no label; `num_labelled` task -> labelled clips of the whole
-    batch over all processes.
+    `rows` task -> positions `[n_t]` of the clips that have a label for it, `labels` task -> these labels `[n_t]`,
+    `num_labelled` task -> labelled clips of the whole batch over all processes.
     """
 
-    features: Tensor
+    features: PooledLayers
+    rows: dict[str, Tensor]
     labels: dict[str, Tensor]
     num_labelled: dict[str, int]
 
@@ -98,27 +134,34 @@ class SplitFeatures:
 
     def __init__(self, table: MemoryTable | DiskTable, composite: CompositeSet, split: str, device: torch.device):
         self.table, self.device = table, device
-        rows = torch.from_numpy(composite.rows(split))
-        targets = {task: torch.from_numpy(targets)[rows] for task, targets in composite.targets[split].items()}
-        self.is_labelled = {task: target != IGNORED_LABEL for task, target in targets.items()}
-        self.rows = rows.to(device)
-        self.labels = {task: target.to(device) for task, target in targets.items()}
+        self.rows = torch.from_numpy(composite.rows(split))
+        self.labels = {task: torch.from_numpy(targets)[self.rows] for task, targets in composite.targets[split].items()}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def num_labelled(self, task: str) -> int:
         """Clips of this split that have a label for the task."""
-        return int(self.is_labelled[task].sum())
+        return int((self.labels[task] != IGNORED_LABEL).sum())
 
     def batches(self, size: int, order: Tensor | None = None, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Batches of `size` clips in the given order; of each, process `rank` of `world` gets every world-th clip."""
         order = torch.arange(len(self)) if order is None else order
         for whole in order.split(size):
-            counts = {task: int(is_labelled[whole].sum()) for task, is_labelled in self.is_labelled.items()}
-            share = whole[rank::world].to(self.device)
-            labels = {task: labels[share] for task, labels in self.labels.items()}
-            yield Batch(self.table.take(self.rows[share]), labels, counts)
+            share = whole[rank::world]
+            rows, labels, counts = {}, {}, {}
+            for task, of_split in self.labels.items():
+                counts[task] = int((of_split[whole] != IGNORED_LABEL).sum())
+                rows[task] = (of_split[share] != IGNORED_LABEL).nonzero()[:, 0]
+                labels[task] = of_split[share][rows[task]]
+            yield Batch(self.table.take(self._there(self.rows[share])), *map(self._all_there, (rows, labels)), counts)
+
+    def _all_there(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._there(tensor) for name, tensor in tensors.items()}
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """On the training device, without waiting for what runs there."""
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def epoch_order(num_clips: int, seed: int, epoch: int, batch_size: int, drop_last: bool) -> Tensor:

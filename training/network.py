@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.modeling_wavcse import WavCSEDownstream, WavCSEForMultiTask, WavCSEHeads
+from wavcse.training.arguments import RunArguments
+from wavcse.training.features import PooledLayers
 
 
 class MultiTaskNetwork(nn.Module):
@@ -16,14 +20,69 @@ class MultiTaskNetwork(nn.Module):
         super().__init__()
         self.downstream = WavCSEDownstream(config)
         self.heads = WavCSEHeads(config)
+        self.downstream.dropout = Dropout(config.layer_dropout)
+        self.heads.dropout = Dropout(config.embedding_dropout)
 
-    def forward(self, pooled_layers: Tensor) -> dict[str, Tensor]:
-        return self.heads(self.downstream(pooled_layers))
+    def forward(self, features: PooledLayers | Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Logits of all clips, or of task t for the clips `rows[t]` only; `features` may be what `gather` returned."""
+        layers = self.gather(features) if isinstance(features, PooledLayers) else features
+        return self.heads(self.downstream(layers), rows)
 
+    def gather(self, features: PooledLayers) -> Tensor:
+        """The clips' layers from their table: `[B, K, D]`, or `[B, D]` if the pooling is linear, for it is applied here."""
+        pooling = self.downstream.layer_pooling
+        if not pooling.is_linear:
+            return features.stacked()
+        return features.averaged(pooling.layer_weights.to(features.table.device))
+
+    def folded_heads(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per task FC2 and head as one map of the pooled layers, weight `[C, 512]` and bias `[C]`: exact without dropout."""
+        last = self.downstream.embedding_projection
+        return {
+            task: (head.weight @ last.weight, nn.functional.linear(last.bias, head.weight, head.bias))
+            for task, head in self.heads.tasks.items()
+        }
+
+    @torch.no_grad()
     def penalty(self, l1: float, l2: float) -> Tensor:
         """`l1 * sum |w| + l2 * sum w^2` over all parameters, biases and heads too (as the authors' code does)."""
-        weights = torch.cat([parameter.flatten() for parameter in self.parameters()])
-        return l1 * weights.abs().sum() + l2 * weights.square().sum()
+        absolute, square = (torch.stack(torch._foreach_norm(list(self.parameters()), order)) for order in (1, 2))
+        return l1 * absolute.sum() + l2 * square.square().sum()
+
+    @torch.no_grad()
+    def add_penalty_gradient(self, l1: float, l2: float) -> None:
+        """Add the gradient of `penalty` to that of every parameter: in closed form, for no graph has to hold the weights."""
+        weights = [weight for weight in self.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        torch._foreach_add_(gradients, weights, alpha=2 * l2)
+        torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=l1)
+
+
+class Dropout(nn.Module):
+    """`nn.Dropout` with a mask from uniform numbers, half the time on a CPU, and the rate in a buffer.
+
+    Networks that train together can so have different rates (`training/together.py`).
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+        self.is_off = rate == 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_off or not self.training:
+            return x
+        is_kept = torch.rand_like(x, dtype=torch.float32) >= self.rate
+        return x * (is_kept / (1 - self.rate)).to(x.dtype)
+
+
+def model_config(args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]]) -> WavCSEConfig:
+    """The configuration of the model to train: the recipe's sizes, the cache's upstream, the tasks' labels."""
+    weights = args.loss_weights()
+    tasks = {
+        name: {"kind": "classification", "labels": labels, "loss_weight": weights[name]} for name, labels in classes.items()
+    }
+    return WavCSEConfig(upstream_config=upstream_config, **args.model_fields(), tasks=tasks)
 
 
 def load_network(model: WavCSEForMultiTask, weights: dict[str, Tensor]) -> None:

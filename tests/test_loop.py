@@ -1,0 +1,182 @@
+"""The loop's shortcuts equal the plain formulas: pooled before FC1, heads on labelled rows, folded heads, together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.modeling_wavcse import combine_losses, cross_entropy_per_task
+from wavcse.training.arguments import RunArguments
+from wavcse.training.features import MemoryTable, PooledLayers, SplitFeatures
+from wavcse.training.loop import evaluate, new_learner, train_epoch
+from wavcse.training.network import Dropout, model_config
+
+N, L, D = 60, 5, 16
+UPSTREAM = {"model_type": "wavlm", "hidden_size": D, "num_hidden_layers": L - 1, "num_attention_heads": 2}
+CLASSES = {"keyword": ["a", "b", "c"], "speaker": ["d", "e", "f", "g"]}
+LINEAR = ("weighted_average", "mean")
+every_pooling = pytest.mark.parametrize("pooling_type", [*LINEAR, "learned_norm", "gated", "self_attention"])
+
+
+def arguments(**changes) -> RunArguments:
+    sizes = {"layer_projection_size": 8, "embedding_size": 12, "layer_dropout": 0.0, "embedding_dropout": 0.0}
+    tasks = {name: {"loss_weight": weight} for name, weight in (("keyword", 1.0), ("speaker", 0.5))}
+    fields = {"tasks": tasks, "selected_layers": [0, 1, 3], "batch_size": 16, "l1": 1e-3, "l2": 1e-2, **sizes, **changes}
+    return RunArguments(**fields, save_hub=False)
+
+
+@pytest.fixture(scope="module")
+def features() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((N, L, D), dtype=np.float32))
+
+
+@pytest.fixture(scope="module")
+def composite() -> CompositeSet:
+    """Some clips have one label, some both, each split its third of the clips."""
+    generator = np.random.default_rng(1)
+    targets = {}
+    for i, split in enumerate(("train", "validation", "test")):
+        is_here = np.arange(N) % 3 == i
+        which = generator.integers(3, size=N)  # 0 = keyword only, 1 = speaker only, 2 = both
+        keyword = np.where(is_here & (which != 1), generator.integers(3, size=N), IGNORED_LABEL)
+        speaker = np.where(is_here & (which != 0), generator.integers(4, size=N), IGNORED_LABEL)
+        targets[split] = {"keyword": keyword, "speaker": speaker}
+    return CompositeSet([], CLASSES, targets)
+
+
+def learner_of(args: RunArguments):
+    learner = new_learner(args, model_config(args, UPSTREAM, CLASSES), torch.device("cpu"))
+    pooling = learner.network.downstream.layer_pooling
+    if args.pooling_type in ("weighted_average", "gated"):
+        with torch.no_grad():
+            pooling.weight.copy_(torch.linspace(-1, 1, len(args.selected_layers)))
+    return learner
+
+
+def splits_of(features, composite, args) -> dict[str, SplitFeatures]:
+    table = MemoryTable(features, args.selected_layers)
+    return {split: SplitFeatures(table, composite, split, torch.device("cpu")) for split in composite.targets}
+
+
+def plain_logits(network, layers: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Figure 1 of the paper, word for word: FC1 on every layer, pooling, FC2, all heads on all clips."""
+    downstream = network.downstream
+    pooled = downstream.layer_pooling(downstream.layer_projection(layers))
+    embeddings = downstream.embedding_projection(pooled)
+    return {task: head(embeddings) for task, head in network.heads.tasks.items()}
+
+
+def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm().clamp_min(1e-12)).item()
+
+
+def gradients_of(network, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    network.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+@every_pooling
+def test_loss_and_every_gradient_are_those_of_the_plain_formula(features, composite, pooling_type):
+    args = arguments(pooling_type=pooling_type)
+    learner = learner_of(args)
+    (batch,) = splits_of(features, composite, args)["train"].batches(1000)
+    losses = cross_entropy_per_task(learner.network(batch.features, batch.rows), batch.labels, batch.num_labelled)
+    loss = combine_losses(losses, args.loss_weights())
+    learner.network.zero_grad()
+    loss.backward()
+    learner.network.add_penalty_gradient(args.l1, args.l2)
+    fast = {name: parameter.grad.clone() for name, parameter in learner.network.named_parameters()}
+
+    rows = composite.rows("train")
+    labels = {task: torch.from_numpy(targets[rows]) for task, targets in composite.targets["train"].items()}
+    logits = plain_logits(learner.network, features[rows][:, args.selected_layers])
+    plain_loss = combine_losses(cross_entropy_per_task(logits, labels), args.loss_weights())
+    penalty = sum(args.l1 * p.abs().sum() + args.l2 * p.square().sum() for p in learner.network.parameters())
+    plain = gradients_of(learner.network, plain_loss + penalty)
+    assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-5)
+    assert learner.network.penalty(args.l1, args.l2).item() == pytest.approx(penalty.item(), rel=1e-5)
+    assert max(relative_difference(fast[name], plain[name]) for name in plain) < 1e-5
+    if pooling_type == "weighted_average":
+        assert plain["downstream.layer_pooling.weight"].abs().min() > 0
+
+
+@every_pooling
+def test_evaluation_with_folded_heads_is_that_of_the_plain_formula(features, composite, pooling_type):
+    args = arguments(pooling_type=pooling_type, layer_dropout=0.4, embedding_dropout=0.6)
+    learner, accelerator = learner_of(args), Accelerator(cpu=True)
+    result = evaluate(accelerator, learner, splits_of(features, composite, args)["validation"])
+    rows = composite.rows("validation")
+    labels = {task: torch.from_numpy(targets[rows]) for task, targets in composite.targets["validation"].items()}
+    with torch.no_grad():
+        logits = plain_logits(learner.network, features[rows][:, args.selected_layers])
+        loss = combine_losses(cross_entropy_per_task(logits, labels), args.loss_weights())
+        loss = loss + sum(args.l1 * p.abs().sum() + args.l2 * p.square().sum() for p in learner.network.parameters())
+    assert result.loss == pytest.approx(loss.item(), rel=1e-5)
+    for task in CLASSES:
+        is_labelled = labels[task] != IGNORED_LABEL
+        is_correct = (logits[task].argmax(dim=1) == labels[task])[is_labelled]
+        assert result.is_correct[task].tolist() == is_correct.tolist()
+        assert result.accuracy[task] == pytest.approx(is_correct.double().mean().item())
+    assert result.mean_accuracy == pytest.approx(sum(result.accuracy.values()) / 2)
+
+
+def test_layers_are_read_where_they_lie(features):
+    rows, layers = torch.tensor([7, 0, 7, 59]), torch.tensor([4, 1])
+    taken = PooledLayers(features, rows, layers)
+    assert torch.equal(taken.stacked(), features[rows][:, layers])
+    weights = torch.tensor([0.25, 0.75])
+    torch.testing.assert_close(taken.averaged(weights), torch.einsum("k,nkd->nd", weights, features[rows][:, layers]))
+    table = MemoryTable(features, [4, 1])
+    assert table.take(rows).table.data_ptr() == features.data_ptr()
+
+
+def test_dropout_keeps_the_expectation_and_the_rate():
+    torch.manual_seed(0)
+    dropout, x = Dropout(0.6), torch.full((400, 500), 2.0, requires_grad=True)
+    y = dropout(x)
+    assert (y == 0).float().mean().item() == pytest.approx(0.6, abs=0.005)
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 2.0 / 0.4))
+    y.sum().backward()
+    assert torch.equal(x.grad == 0, y == 0)
+    assert dropout.eval()(x) is x
+
+
+def test_each_network_of_a_stack_has_its_own_dropout_rate():
+    dropouts, x = [Dropout(rate) for rate in (0.2, 0.7)], torch.ones(2, 300, 300)
+    rates = torch.stack([dropout.rate for dropout in dropouts])
+
+    def drop(rate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(dropouts[0], {"rate": rate}, (x,))
+
+    torch.manual_seed(0)
+    y = torch.func.vmap(drop, randomness="different")(rates, x)
+    assert (y == 0).float().mean(dim=(1, 2)).tolist() == pytest.approx([0.2, 0.7], abs=0.01)
+
+
+@every_pooling
+def test_networks_that_train_together_train_as_each_alone(features, composite, pooling_type):
+    changes = [
+        {"seed": 0},
+        {"seed": 1, "learning_rate": 1e-2, "l1": 0.0},
+        {"seed": 2, "l2": 0.0, "scheduler_patience": 0, "selected_layers": [4, 2, 0]},
+    ]
+    many = [arguments(pooling_type=pooling_type, **change) for change in changes]
+    accelerator = Accelerator(cpu=True)
+    alone = [learner_of(args) for args in many]
+    together = [learner_of(args) for args in many]
+    splits = [splits_of(features, composite, args) for args in many]
+    for epoch in (1, 2, 3):
+        entries = train_epoch(accelerator, splits, together, epoch)
+        for learner, own_splits, entry in zip(alone, splits, entries):
+            (own,) = train_epoch(accelerator, [own_splits], [learner], epoch)
+            assert entry["train_loss"] == pytest.approx(own["train_loss"], rel=1e-4)
+            assert entry["validation"]["loss"] == pytest.approx(own["validation"]["loss"], rel=1e-4)
+            assert entry["learning_rate"] == own["learning_rate"]
+    for one, other in zip(alone, together):
+        theirs = other.network.state_dict()
+        for name, weight in one.network.state_dict().items():
+            assert relative_difference(theirs[name], weight) < 1e-3, name
