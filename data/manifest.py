@@ -72,6 +72,11 @@ class Manifest:
             raise ValueError(f"{self.path}: column {name!r} holds {unknown}; allowed are {', '.join(SPLITS)} or empty.")
         return values
 
+    @property
+    def protocol(self) -> str:
+        """What the column `protocol` says of how a corpus was labelled and split; several are joined, empty = not said."""
+        return ", ".join(sorted(set(self.table.get("protocol", ())) - {""}))
+
     def _clip(self, row: dict[str, str]) -> Clip:
         name, start, end = row["file_name"], row.get("start", ""), row.get("end", "")
         if not name:

@@ -91,7 +91,9 @@ def _test_split(record: dict) -> str:
     counts = record["counts"]
     num_speakers = counts["speakers"]["test"]
     speakers = f", {num_speakers} speakers" if num_speakers else ""
-    return f"{counts['clips']['test']} clips{speakers}, {len(record['task']['classes'])} classes"
+    protocols = sorted({manifest.get("protocol", "") for manifest in record["manifests"]} - {""})
+    named = f", protocol {', '.join(protocols)}" if protocols else ""
+    return f"{counts['clips']['test']} clips{speakers}, {len(record['task']['classes'])} classes{named}"
 
 
 def _cell(record: dict, best: float) -> str:

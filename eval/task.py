@@ -36,11 +36,12 @@ class Task:
 
 @dataclass(frozen=True)
 class ManifestRecord:
-    """What a result file keeps of a manifest: which bytes were read, and which column gave the split."""
+    """What a result file keeps of a manifest: which bytes were read, which column gave the split, by which protocol."""
 
     path: Path
     sha256: str
     split_column: str
+    protocol: str  # empty where the manifest names none
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def load_task(task: Task, manifests: Sequence[str | Path]) -> TaskData:
     source = TaskSource(tuple(str(m.path) for m in used), task.label_column, task.split_columns, task.disjoint_by)
     table = load_task_clips(task.name, source)
     _refuse_overlap_across_splits(table)
-    records = [ManifestRecord(m.path, _sha256(m.path), _split_column(task, m)) for m in used]
+    records = [ManifestRecord(m.path, _sha256(m.path), _split_column(task, m), m.protocol) for m in used]
     return TaskData(task, _without_duplicates(table), records)
 
 

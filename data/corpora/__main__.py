@@ -1,0 +1,80 @@
+"""`python -m wavcse.data.corpora`: from a corpus on disk, or a copy of it on the Hub, to its manifest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from wavcse.data.corpora import CORPORA
+from wavcse.data.corpora.corpus import write_manifest
+from wavcse.data.corpora.hub import write_hub_copy
+
+EXIT_USAGE = 2
+EXIT_PARTIAL = 3
+DESCRIPTION = """\
+Write the manifest of a public corpus from its official folders and lists. Nothing is downloaded, unless --hub_id names a
+copy. The numbers of clips are checked against the complete corpus.
+"""
+EXAMPLE = """\
+example:
+  python -m wavcse.data.corpora voxceleb1 --root /data/voxceleb1 --out manifests/voxceleb1.csv --protocol superb
+
+exit code: 0 = done; 2 = refused, see the message; 3 = done with --allow_partial, but the corpus is not complete
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, 3 for a part of a corpus, or 2 with one line on what is missing or wrong."""
+    args = _parser().parse_args(argv)
+    corpus = CORPORA[args.corpus]
+    try:
+        if args.hub_id:
+            write_hub_copy(corpus, args.hub_id, args.root, args.protocol, args.hub_config, args.hub_revision)
+        written = write_manifest(corpus, args.root, args.out, args.protocol, args.allow_partial)
+    except (ValueError, OSError) as error:
+        print(f"wavcse corpora: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+    found = ", ".join(f"{name} {count:,}" for name, count in written.found.items())
+    print(f"{args.out}: {written.clips:,} clips of {corpus.title} ({found}); licence: {corpus.licence}")
+    if written.problems:
+        print(f"wavcse corpora: this is a part of the corpus: {'; '.join(written.problems)}", file=sys.stderr)
+        return EXIT_PARTIAL
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wavcse corpora",
+        description=DESCRIPTION,
+        epilog=f"{_described()}\n\n{EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("corpus", choices=CORPORA, metavar="CORPUS", help=", ".join(CORPORA))
+    add(
+        "--root", required=True, metavar="DIR", help="folder of the unpacked corpus (with --hub_id: where the copy is written)"
+    )
+    add("--out", required=True, metavar="M.csv", help="the manifest; paths in it are relative to it")
+    add("--protocol", metavar="P", help="how it is labelled and split; see below (default: the first)")
+    add("--allow_partial", action="store_true", help="write what is there of an incomplete corpus, and say what is missing")
+    add(
+        "--hub_id",
+        metavar="ID",
+        help="first write a Hub copy (Parquet with a column audio) below --root in the official layout",
+    )
+    add("--hub_config", metavar="NAME", help="its configuration")
+    add("--hub_revision", metavar="REV", help="its branch or commit, for example refs/convert/parquet")
+    return parser
+
+
+def _described() -> str:
+    lines = ["corpora, the layout below --root, and protocols:"]
+    for corpus in CORPORA.values():
+        lines += [f"  {corpus.name}: {corpus.layout}", f"    from {corpus.source}; licence: {corpus.licence}"]
+        lines += [f"    {name}: {protocol.text}" for name, protocol in corpus.protocols.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""What an adapter of a corpus gives, and the one way from it to a checked manifest."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from wavcse.data.features import write_atomically
+
+SHOWN = 3  # how many names a message lists
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a corpus is labelled and split: `text` says it in a line, `counts` is what `Rows.found` is for the whole corpus."""
+
+    text: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What an adapter read from a corpus.
+
+    Args:
+        table: one row per clip; `file_name` relative to the root with `/`, the other columns as in a manifest (text, empty =
+            none).
+        found: numbers of clips (speakers, folders) under the names of `Protocol.counts`.
+        problems: one sentence for each part that the lists name and the disk lacks, or that has no place in the layout.
+    """
+
+    table: pd.DataFrame
+    found: Mapping[str, int]
+    problems: Sequence[str]
+
+
+@dataclass(frozen=True)
+class HubClip:
+    """Where a row of a Hub copy belongs in the official layout: the audio file, and its line in a list, if it has one."""
+
+    file_name: str
+    list_name: str = ""
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One corpus in its official layout.
+
+    Args:
+        name: on the command line.
+        title: in messages.
+        source: official page.
+        licence: in a few words.
+        layout: what lies below the root, in one line.
+        protocols: name -> protocol; the first is the default.
+        parts: (root, protocol) -> files and folders that must be there.
+        rows: (root, protocol) -> the clips; ValueError for a list that cannot be read as the corpus's own.
+        from_hub: (row of a Hub copy, its split, protocol) -> its place; ValueError if the row does not say it.
+    """
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    layout: str
+    protocols: Mapping[str, Protocol]
+    parts: Callable[[Path, str], Sequence[Path]]
+    rows: Callable[[Path, str], Rows]
+    from_hub: Callable[[Mapping[str, Any], str, str], HubClip]
+
+    def protocol(self, name: str | None) -> str:
+        """The protocol of that name, or the first one; ValueError if there is no such protocol."""
+        if name and name not in self.protocols:
+            raise ValueError(f"{self.name}: there is no protocol {name!r}; there are {', '.join(self.protocols)}.")
+        return name or next(iter(self.protocols))
+
+
+@dataclass(frozen=True)
+class Written:
+    """A manifest that was written: its number of clips, what was found of the corpus, and what the corpus lacks."""
+
+    clips: int
+    found: Mapping[str, int]
+    problems: Sequence[str]
+
+
+def write_manifest(
+    corpus: Corpus, root: str | Path, out: str | Path, protocol: str | None = None, allow_partial: bool = False
+) -> Written:
+    """Read a corpus below `root` and write its manifest `out` (CSV; the column `protocol` names the protocol).
+
+    Args:
+        protocol: one of `corpus.protocols`; `None` = the first.
+        allow_partial: write what is there of an incomplete corpus.
+
+    Raises:
+        ValueError: the corpus is not there or not complete (the message names source, layout and what is missing), one of its
+            lists is malformed, or an argument is wrong.
+        OSError: the manifest cannot be written.
+    """
+    root, out, protocol = Path(root), Path(out), corpus.protocol(protocol)
+    expected = corpus.protocols[protocol].counts
+    if out.suffix.lower() != ".csv":
+        raise ValueError(f"{out}: the manifest is written as CSV; give a name that ends in .csv.")
+    parts = corpus.parts(root, protocol)
+    absent = [f"{part} is not there" for part in parts if not part.exists()]
+    if len(absent) == len(parts):
+        raise ValueError(_where_from(corpus, root))
+    if absent and not allow_partial:
+        raise ValueError(f"{_incomplete(absent)} {_where_from(corpus, root)}")
+    rows = corpus.rows(root, protocol)
+    problems = [*absent, *rows.problems, *_differences(rows.found, expected)]
+    if problems and not allow_partial:
+        raise ValueError(f"{corpus.name}, protocol {protocol}: {_incomplete(problems)}")
+    if rows.table.empty:
+        raise ValueError(f"{corpus.name}, protocol {protocol}: no clip was found below {root}.")
+    _write(rows.table.assign(protocol=protocol), root, out)
+    return Written(len(rows.table), {name: rows.found.get(name, 0) for name in expected}, problems)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list of the corpus, without line ends and without blank ones; ValueError if there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); the protocol needs this list.") from error
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def some(names: Iterable[str]) -> str:
+    """How many names there are, and the first few of them: `5: a, b, c, ...`."""
+    names = list(names)
+    return f"{len(names):,}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+
+
+def tally(values: pd.Series) -> dict[str, int]:
+    """How often each value occurs, without the empty one."""
+    return {str(value): int(count) for value, count in values[values != ""].value_counts(sort=False).items()}
+
+
+def _differences(found: Mapping[str, int], expected: Mapping[str, int]) -> list[str]:
+    return [
+        f"{name}: {found.get(name, 0):,} instead of {count:,}"
+        for name, count in expected.items()
+        if found.get(name, 0) != count
+    ]
+
+
+def _incomplete(problems: Sequence[str]) -> str:
+    return f"The corpus is not complete. {'; '.join(problems)}. Add what is missing, or go on without it: --allow_partial."
+
+
+def _where_from(corpus: Corpus, root: Path) -> str:
+    return (
+        f"{corpus.title} is expected below {root} as {corpus.layout}. It comes from {corpus.source} (licence: "
+        f"{corpus.licence}). Unpack it there, or write a Hub copy there with --hub_id."
+    )
+
+
+def _write(table: pd.DataFrame, root: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = Path(os.path.relpath(root.resolve(), out.parent.resolve())).as_posix()
+    names = [posixpath.normpath(posixpath.join(prefix, name)) for name in table["file_name"]]
+    write_atomically(out, table.assign(file_name=names).to_csv(index=False, lineterminator="\n"))

@@ -1,0 +1,125 @@
+"""From a copy of a corpus on the Hub (Parquet) to its official layout on disk, which is then read like the corpus itself.
+
+Audio is decoded by this package, not by `datasets`, which would need torchcodec and FFmpeg.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+from tqdm.auto import tqdm
+
+from wavcse.audio_wavcse import decode
+from wavcse.data.features import write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from wavcse.data.corpora.corpus import Corpus
+
+
+def write_hub_copy(
+    corpus: Corpus,
+    hub_id: str,
+    root: str | Path,
+    protocol: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> int:
+    """Write the audio of a Hub copy below `root` where the corpus has it, and the lists that it implies.
+
+    Files that are there already are kept (an official list wins, and a killed run goes on). The lists come last.
+
+    Args:
+        hub_id: data set on the Hub with a column `audio`, or a folder of Parquet files.
+        config: name of its configuration, where it has several.
+        revision: branch or commit.
+
+    Returns:
+        How many clips the copy has.
+
+    Raises:
+        ValueError: `datasets` is not installed, the copy cannot be loaded, or a row does not say which clip it is.
+    """
+    root, protocol = Path(root), corpus.protocol(protocol)
+    lists: dict[str, set[str]] = {}
+    clips = 0
+    for split, rows in _load(hub_id, config, revision).items():
+        for number, row in enumerate(tqdm(rows, f"write {split}", unit="clip")):
+            try:
+                place = corpus.from_hub(_readable(row, rows), split, protocol)
+                _write_audio(row["audio"], root / place.file_name)
+            except ValueError as error:
+                raise ValueError(f"{hub_id}, split {split}, row {number}: {error}") from error
+            if place.list_name:
+                lists.setdefault(place.list_name, set()).add(place.line)
+            clips += 1
+    for name, lines in lists.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (root / name).exists():
+            write_atomically(root / name, "\n".join(sorted(lines)) + "\n")
+    return clips
+
+
+def matching_text(pattern: re.Pattern, row: Mapping[str, Any]) -> re.Match:
+    """The match of the first text of a row that `pattern` finds; the name of the audio is the last one looked at.
+
+    Raises:
+        ValueError: there is none.
+    """
+    audio_name = Path((row.get("audio") or {}).get("path") or "").name
+    texts = [value for value in row.values() if isinstance(value, str)] + [audio_name]
+    match = next(filter(None, map(pattern.search, texts)), None)
+    if match is None:
+        raise ValueError(f"no column names the clip as the corpus does; its columns are {list(row)}")
+    return match
+
+
+def _load(hub_id: str, config: str | None, revision: str | None) -> DatasetDict:
+    try:
+        from datasets import Audio, load_dataset
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise ValueError("--hub_id needs the library datasets: pip install 'datasets>=4'.") from error
+    try:
+        splits = load_dataset(hub_id, config, revision=revision)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise ValueError(f"{hub_id}: cannot be loaded as a data set ({error}).") from error
+    for split, rows in splits.items():
+        if "audio" not in rows.column_names:
+            raise ValueError(f"{hub_id}, split {split}: has no column 'audio'; its columns are {rows.column_names}.")
+    return splits.cast_column("audio", Audio(decode=False))
+
+
+def _readable(row: Mapping[str, Any], rows: Dataset) -> dict[str, Any]:
+    """The row with the names of its class labels instead of their numbers."""
+    labels = {name: feature for name, feature in rows.features.items() if hasattr(feature, "int2str")}
+    return {name: labels[name].int2str(value) if name in labels else value for name, value in row.items()}
+
+
+def _write_audio(audio: Mapping[str, Any], path: Path) -> None:
+    if path.exists():
+        return
+    encoded = audio["bytes"] or Path(audio["path"]).read_bytes()
+    if not encoded.startswith(b"RIFF"):
+        encoded = _as_wav(encoded, path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(encoded)
+    os.replace(partial, path)
+
+
+def _as_wav(encoded: bytes, name: str) -> bytes:
+    """The same samples as 16-bit wav."""
+    waveform, rate = decode(encoded, name=name)
+    buffer = io.BytesIO()
+    samples = np.clip(np.rint(waveform * 2.0**15), -(2**15), 2**15 - 1).astype(np.int16)
+    soundfile.write(buffer, samples, rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
