@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-ROOMS = ["data", "data.synthetic", "data.corpora", "training", "eval", "eval.tasks", "eval.baselines"]
+ROOMS = ["data", "data.synthetic", "data.corpora", "training", "search", "eval", "eval.tasks", "eval.baselines"]
 
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9"]

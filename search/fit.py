@@ -1,0 +1,91 @@
+"""One model from the feature table: `fit(table, args)` -> a JSON-able result. What every search is made of.
+
+    args = parse_arguments(["conf/quickstart.yaml"])                         # a training recipe
+    table = read_table(args)                                                 # search/table.py: features of all layers
+    result = fit(table, replace(args, selected_layers=[2, 5], seed=1))       # replace() of dataclasses changes settings
+    result["validation"]["mean_accuracy"], result["layer_weights"]
+
+Many of them, stored, resumed, spread over processes or trained together on a GPU: `search/runner.py`.
+
+    results = fit_all([Fit(replace(args, seed=s), f"seed {s}") for s in range(5)], table, FitStore(folder), workers=2)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from accelerate import Accelerator
+
+from wavcse.configuration_wavcse import LAYER_POOLINGS
+from wavcse.search.table import SearchTable
+from wavcse.training.arguments import FREE_ON_RESUME, RunArguments
+from wavcse.training.loop import Evaluation, Learner, evaluate, new_learner, train_epoch
+
+# Recipe fields that do not reach a fit: where data come from (the table's fingerprint stands for them), where a run writes.
+NOT_OF_A_FIT = {"tasks", "cache_dir", "upstream", "revision", *FREE_ON_RESUME} - {"num_epochs"}
+# Settings that may differ between models that train together.
+FREE_TOGETHER = ("seed", "learning_rate", "weight_decay", "l1", "l2", "scheduler_patience", "scheduler_factor")
+
+
+def settings_of(args: RunArguments) -> dict:
+    """Everything in a recipe that changes a fit on given data, defaults written out."""
+    settings = {name: value for name, value in asdict(args).items() if name not in NOT_OF_A_FIT}
+    kwargs = {**LAYER_POOLINGS.get(args.pooling_type, {}), **args.pooling_kwargs}
+    return {**settings, "pooling_kwargs": kwargs, "loss_weights": args.loss_weights()}
+
+
+def fit(table: SearchTable, args: RunArguments) -> dict:
+    """Train a model as `train_accelerate.py` would, and judge the epoch with the best mean validation accuracy.
+
+    Returns:
+        `settings` and `data` (what it was fitted on); `best_epoch`; `validation` and `test`, each with `accuracy` per task,
+        their `mean_accuracy` and `is_correct`, task -> a string of 0 and 1 per clip in the order of the split;
+        `layer_weights`, what the pooling gives each of `selected_layers` (`None` where it has no such weights); `curve`, mean
+        validation accuracy per epoch; `seconds`, `device` and `together`, how many models shared these seconds.
+
+    Raises:
+        ValueError: the settings are out of range, or name layers that the table has not.
+    """
+    return fit_together(table, [args])[0]
+
+
+def fit_together(table: SearchTable, many: Sequence[RunArguments]) -> list[dict]:
+    """`fit` of several models of one shape (`shape_of`), trained in step; they differ from fits one by one in dropout only."""
+    started = time.perf_counter()
+    device = table.features.device
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=many[0].mixed_precision)
+    learners = [new_learner(args, table.config(args), device) for args in many]
+    splits = [table.splits(args) for args in many]
+    curves: list[list[float]] = [[] for _ in many]
+    for epoch in range(1, many[0].num_epochs + 1):
+        for curve, entry in zip(curves, train_epoch(accelerator, splits, learners, epoch)):
+            curve.append(entry["validation"]["mean_accuracy"])
+    results = []
+    for learner, own_splits, curve in zip(learners, splits, curves):
+        learner.network.load_state_dict(learner.best_weights)
+        figures = {split: _figures(evaluate(accelerator, learner, own_splits[split])) for split in ("validation", "test")}
+        results.append({**_described(table, learner), **figures, "curve": curve, "together": len(many)})
+    seconds = round(time.perf_counter() - started, 3)
+    return [{**result, "seconds": seconds, "device": str(device)} for result in results]
+
+
+def shape_of(args: RunArguments) -> tuple:
+    """Fits with equal shapes can train together."""
+    settings = settings_of(args)
+    layers, rates = len(settings.pop("selected_layers")), [settings.pop("layer_dropout"), settings.pop("embedding_dropout")]
+    fixed = sorted((name, str(value)) for name, value in settings.items() if name not in FREE_TOGETHER)
+    return layers, *(rate == 0 for rate in rates), *fixed
+
+
+def _described(table: SearchTable, learner: Learner) -> dict:
+    pooling = learner.network.downstream.layer_pooling
+    weights = pooling.layer_weights.tolist() if pooling.is_linear else None
+    best = {"best_epoch": learner.progress.best_epoch, "layer_weights": weights}
+    return {"settings": settings_of(learner.args), "data": table.fingerprint, **best}
+
+
+def _figures(evaluation: Evaluation) -> dict:
+    is_correct = {task: "".join(map(str, values.int().tolist())) for task, values in evaluation.is_correct.items()}
+    return {"accuracy": evaluation.accuracy, "mean_accuracy": evaluation.mean_accuracy, "is_correct": is_correct}

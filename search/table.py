@@ -1,0 +1,137 @@
+"""The table that a search trains on: pooled layers of all clips, all layers, in memory once, shared by its processes.
+
+Shapes: `N` clips, `L` all layers, `D` upstream width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.data.composite import CompositeSet, load_composite
+from wavcse.data.features import FeatureCache, open_cache
+from wavcse.data.manifest import SPLITS
+from wavcse.training.arguments import RunArguments
+from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, free_memory
+from wavcse.training.network import model_config
+
+CHUNK = 4096  # clips copied at a time
+LARGEST_SHARE = 0.8  # of the memory that is free
+
+
+@dataclass(frozen=True)
+class SearchTable:
+    """Features of all layers with the tasks' labels.
+
+    Attributes:
+        features: float32 `[N, L, D]` on the training device.
+        composite: labels and splits; its clips are left out.
+        upstream_config: fields of the upstream that made the features.
+        fingerprint: hex digits that change with any clip, label, split or upstream weight.
+        path: the file that `features` are a map of, if they are.
+    """
+
+    features: Tensor
+    composite: CompositeSet
+    upstream_config: dict
+    fingerprint: str
+    path: Path | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """All layers, 0..L-1."""
+        return list(range(self.features.shape[1]))
+
+    def splits(self, args: RunArguments) -> dict[str, SplitFeatures]:
+        """The splits as a run with these layers sees them; nothing is copied."""
+        table = MemoryTable(self.features, args.selected_layers)
+        return {split: SplitFeatures(table, self.composite, split, self.features.device) for split in SPLITS}
+
+    def config(self, args: RunArguments) -> WavCSEConfig:
+        """The configuration of the model that `args` describes on these features."""
+        return model_config(args, self.upstream_config, self.composite.classes)
+
+
+def read_table(args: RunArguments, device: torch.device | None = None, folder: Path | None = None) -> SearchTable:
+    """The recipe's clips with all layers of its cache.
+
+    Args:
+        device: where fits will run; on a GPU the table lies in its memory.
+        folder: keep the features in a file there, mapped into memory, so that processes can share them; else in memory.
+
+    Raises:
+        ValueError: as `load_composite`, `open_cache` and `cached_digests`; or the table does not fit into memory.
+    """
+    device = device or torch.device("cpu")
+    composite, cache = load_composite(args.task_sources()), open_cache(args.cache_dir)
+    digests = cached_digests(cache, composite)
+    shape = (len(digests), *cache.shards[0].shape[1:])
+    fingerprint = _fingerprint(cache, digests, composite)
+    path = None if folder is None else _new_file(folder, fingerprint)
+    features = _empty(shape, device) if path is None else _mapped(path, shape)
+    for start in range(0, len(digests), CHUNK):
+        part = cache.read(digests[start : start + CHUNK], range(shape[1]))
+        features[start : start + CHUNK] = torch.from_numpy(part)
+    return SearchTable(features, replace(composite, clips=[]), cache.key.upstream_config, fingerprint, path)
+
+
+@contextmanager
+def shared(table: SearchTable, folder: Path) -> Iterator[Callable[[], SearchTable]]:
+    """What another process calls to get the same table without a copy of its features; valid while the context lasts."""
+    path = table.path or _new_file(folder, table.fingerprint)
+    rest = replace(table, features=torch.empty(0), path=path)
+    try:
+        if table.path is None:
+            table.features.cpu().numpy().tofile(path)
+        yield partial(_reopened, rest, tuple(table.features.shape))
+    finally:
+        if table.path is None:
+            path.unlink(missing_ok=True)
+
+
+def _reopened(rest: SearchTable, shape: tuple[int, int, int]) -> SearchTable:
+    return replace(rest, features=_mapped(rest.path, shape))
+
+
+def _empty(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    needed, free = 4 * math.prod(shape), free_memory(device)
+    if needed > LARGEST_SHARE * free:
+        raise ValueError(
+            f"The features of {shape[0]} clips x {shape[1]} layers need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            "free. Search on fewer clips, or on a machine with more memory."
+        )
+    return torch.empty(shape, device=device)
+
+
+def _mapped(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float32).view(shape)
+
+
+def _new_file(folder: Path, fingerprint: str) -> Path:
+    """A name that carries the process; what killed processes left is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("features-*-*.f32"):
+        if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):
+            left.unlink()
+    return folder / f"features-{fingerprint}-{os.getpid()}.f32"
+
+
+def _fingerprint(cache: FeatureCache, digests: list[str], composite: CompositeSet) -> str:
+    words = {"cache": cache.key.digest(), "clips": digests, "classes": composite.classes}
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
+    for split, tasks in sorted(composite.targets.items()):
+        for task, targets in sorted(tasks.items()):
+            digest.update(f"{split}/{task}".encode() + targets.tobytes())
+    return digest.hexdigest()[:16]
