@@ -9,17 +9,14 @@ command is given again, and ends with the same numbers to the bit.
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import accelerate
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
@@ -34,7 +31,7 @@ from wavcse.training.checkpoint import Checkpoint
 from wavcse.training.features import SplitFeatures, cached_digests, open_table
 from wavcse.training.loop import Evaluation, Learner, Progress, evaluate, new_learner, train_epoch
 from wavcse.training.network import load_network, model_config
-from wavcse.training.run_folder import RunFolder
+from wavcse.training.run_folder import RunFolder, versions
 
 
 @dataclass
@@ -185,16 +182,6 @@ def _task_result(run: Run, task: str, validation: Evaluation, test: Evaluation) 
         "accuracy": {"validation": validation.accuracy[task], "test": test.accuracy[task]},
         "num_classes": len(run.config.tasks[task]["labels"]),
         "num_clips": counts,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions that a figure depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
     }
 
 

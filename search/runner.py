@@ -128,9 +128,12 @@ class _Progress:
         self.waiting[name] = [(self.store.key(fit.args, self.fingerprint), fit) for fit in fits]
         stored = {key: self.results.get(key) or self.store.get(key) for key, _ in self.waiting[name]}
         self.results |= {key: result for key, result in stored.items() if result is not None}
-        # What was there already takes no time and says nothing about the rest.
+        self._show(name)
+
+    def _show(self, name: str) -> None:
         num_there = sum(key in self.results for key, _ in self.waiting[name])
-        self.bar.initial += num_there
+        if not self.bar.disable:
+            self.bar.initial += num_there  # what was stored takes no time and says nothing about the rest
         self.bar.update(num_there)
         self.bar.set_postfix_str(next((fit.label for key, fit in self.waiting[name] if key not in self.results), ""))
 

@@ -88,6 +88,18 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
 
 
 @contextmanager
+def table_for(args: RunArguments, folder: Path, workers: int) -> Iterator[SearchTable]:
+    """`read_table` on the GPU if there is one, else in memory; for several workers in a file in `folder` meanwhile."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    table = read_table(args, device, folder if workers > 1 and device.type == "cpu" else None)
+    try:
+        yield table
+    finally:
+        if table.path is not None:
+            table.path.unlink(missing_ok=True)
+
+
+@contextmanager
 def shared(table: SearchTable, folder: Path) -> Iterator[Callable[[], SearchTable]]:
     """What another process calls to get the same table without a copy of its features; valid while the context lasts."""
     path = table.path or _new_file(folder, table.fingerprint)

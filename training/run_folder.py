@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import accelerate
+import torch
+import transformers
 import yaml
 
 from wavcse.data.features import write_atomically
@@ -66,6 +70,16 @@ class RunFolder:
         path = self.results / f"{name}.json"
         write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False))
         return path
+
+
+def versions() -> dict[str, str]:
+    """Versions that a figure depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
 
 
 def _parsed(line: str) -> dict | None:

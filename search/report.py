@@ -1,0 +1,160 @@
+"""layers.md from results/layers.json; no figure in it is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+TITLES = {
+    "consensus": "recursion, consensus of the seeds",
+    "recursion": "recursion, each seed's own sets",
+    "all": "all layers",
+    "top_weights": "top weights of the first round",
+    "top_single": "best single layers",
+    "greedy": "greedy forward",
+    "random": "random sets",
+}
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def percent(moments: Mapping) -> str:
+    """Mean and, with several seeds, standard deviation, in percent."""
+    deviation = "" if moments["deviation"] is None else f" ± {100 * moments['deviation']:.2f}"
+    return f"{100 * moments['mean']:.2f}{deviation}"
+
+
+def layers_markdown(report: Mapping) -> str:
+    """The report of a layer selection: verdict, sets with their costs, rivals, stability, pictures."""
+    settings = report["settings"]
+    head = (
+        f"{report['num_layers']} layers, {len(report['seeds'])} seed(s), {settings['num_epochs']} epochs a fit, "
+        f"{_clips(report)}. Sets are chosen by the mean validation accuracy of the tasks; test figures are only shown. "
+        "Accuracies in %, ± standard deviation over seeds."
+    )
+    parts = ["# Layer selection", head, *([f"Note: {report['note']}"] if report["note"] else []), *_verdict(report)]
+    parts += ["## Sets of the consensus order", _sets_table(report), "## Beside other ways to choose", _rivals_table(report)]
+    parts += [_differences(report)] if report["over_rivals"] else []
+    parts += ["## Stability", *_stability(report), "## Pictures"]
+    titles = {
+        "first_round": "Layer weights of the first round (Figure 2 of the paper)",
+        "weights": "Layer weights over the rounds",
+        "accuracy": "Accuracy against the number of layers",
+        "cost": "Cost against accuracy",
+    }
+    parts += [f"![{title}](pictures/{name}.png)" for name, title in titles.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _clips(report: Mapping) -> str:
+    tasks = [
+        f"{task} {facts['num_train']}/{facts['num_validation']}/{facts['num_test']} clips, {facts['num_classes']} classes"
+        for task, facts in report["tasks"].items()
+    ]
+    return "train/validation/test: " + "; ".join(tasks)
+
+
+def _verdict(report: Mapping) -> list[str]:
+    choice, points = report["choice"], {point["size"]: point for point in report["curves"]["consensus"]}
+    lines = [_chance_verdict(report)]
+    for name, size in (("Best", choice["best"]), ("Smallest within one standard error", choice["smallest"])):
+        cost = next(cost for cost in report["costs"] if cost["size"] == size)
+        layers = _ranges(report["sets"][str(size)])
+        lines.append(
+            f"**{name}: {size} layer(s)** {layers}, validation {percent(points[size]['validation'])}, "
+            f"test {percent(points[size]['test'])}; {cost['blocks']} blocks, {cost['parameters'] / 1e6:.1f} M parameters, "
+            f"{cost['megabytes']:.0f} MB, {cost['gflop_per_audio_s']:.2f} GFLOP per second of audio."
+        )
+    basis = "over seeds" if choice["basis"] == "seeds" else "of drawing the validation clips; one seed shows no spread"
+    lines.append(
+        f"Standard error of the best: {100 * choice['standard_error']:.2f} ({basis}). Not told apart from it: sets of "
+        f"{_ranges(choice['within'])} layers."
+    )
+    return lines
+
+
+def _chance_verdict(report: Mapping) -> str:
+    chance = report["chance"]
+    above = [task for task, verdict in chance.items() if verdict["is_above"]]
+    figures = "; ".join(
+        f"{task} {100 * v['accuracy']:.1f} [{100 * v['interval'][0]:.1f}, {100 * v['interval'][1]:.1f}] against "
+        f"{100 * v['majority']:.1f}"
+        for task, v in chance.items()
+    )
+    detail = f"Test accuracy of the best set with its interval, against the most frequent class: {figures}."
+    if not above:
+        return (
+            f"**No set beats chance: the layers say nothing about these labels, so no choice below has a meaning.** {detail}"
+        )
+    not_above = [task for task in chance if task not in above]
+    tail = f" **Not above chance: {', '.join(not_above)}.**" if not_above else ""
+    return f"Above chance: {', '.join(above)}.{tail} {detail}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`[0, 1, 2, 5]` -> `{0-2, 5}`."""
+    groups: list[list[int]] = []
+    for number in sorted(numbers):
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return "{" + ", ".join(str(g[0]) if len(g) == 1 else f"{g[0]}-{g[-1]}" for g in groups) + "}"
+
+
+def _sets_table(report: Mapping) -> str:
+    tasks, costs = list(report["tasks"]), {cost["size"]: cost for cost in report["costs"]}
+    has_speed = "audio_s_per_s" in report["costs"][0]
+    columns = ["layers", "set", *(f"{task} val." for task in tasks), "mean val.", "mean test", "blocks", "M param.", "MB"]
+    rows = []
+    for point in reversed(report["curves"]["consensus"]):
+        size, cost = point["size"], costs[point["size"]]
+        own = [percent(point["validation"]["tasks"][task]) for task in tasks]
+        cells = [str(size), _ranges(report["sets"][str(size)]), *own, percent(point["validation"]), percent(point["test"])]
+        cells += [str(cost["blocks"]), f"{cost['parameters'] / 1e6:.1f}", f"{cost['megabytes']:.0f}"]
+        cells += [f"{cost['gflop_per_audio_s']:.2f}", *([f"{cost['audio_s_per_s']:.2f}"] if has_speed else [])]
+        rows.append([f"**{cell}**" if size == report["choice"]["best"] else cell for cell in cells])
+    return markdown_table([*columns, "GFLOP/audio-s", *(["audio-s/s"] if has_speed else [])], rows)
+
+
+def _rivals_table(report: Mapping) -> str:
+    names = [name for name in TITLES if name in report["curves"] and name != "all"]
+    by_size = {name: {point["size"]: point for point in report["curves"][name]} for name in names}
+    sizes = sorted({size for points in by_size.values() for size in points}, reverse=True)
+    rows = []
+    for size in sizes:
+        figures = [by_size[name].get(size) for name in names]
+        rows.append([str(size), *("" if point is None else percent(point["validation"]) for point in figures)])
+    return "Mean validation accuracy.\n\n" + markdown_table(["layers", *(TITLES[name] for name in names)], rows)
+
+
+def _differences(report: Mapping) -> str:
+    rows = []
+    for name, difference in report["over_rivals"].items():
+        interval = difference["interval"]
+        shown = "one seed" if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
+        rows.append([TITLES[name], f"{100 * difference['mean']:+.2f}", shown])
+    columns = ["the best set minus, at its size (all layers: at theirs)", "mean val.", "95 % interval over seeds"]
+    return markdown_table(columns, rows)
+
+
+def _stability(report: Mapping) -> list[str]:
+    own, lines = report["stability"], []
+    if own["kendall_tau"]:
+        lines.append(
+            "Agreement of the seeds' removal orders: Kendall tau {:.2f} [{:.2f}, {:.2f}], ".format(
+                *own["kendall_tau"].values()
+            )
+            + "Spearman {:.2f} [{:.2f}, {:.2f}] (mean, smallest and largest pair).".format(*own["spearman"].values())
+        )
+    else:
+        lines.append("One seed: nothing to compare the removal order with.")
+    rows = [
+        [str(i + 1), str(layer), "{mean:.1f} [{min}, {max}]".format(**own["layers"][str(layer)]), f"{100 * share:.0f} %"]
+        for i, (layer, share) in enumerate(zip(report["order"], own["agreement"]))
+    ]
+    columns = ["round", "dropped after it", "round in the seeds: mean [first, last]", "seeds that dropped it by then"]
+    return [*lines, markdown_table(columns, rows)]

@@ -1,0 +1,358 @@
+"""The search room: planted layers are found, noise is called noise, a killed search goes on, workers change nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from wavcse import WavCSEConfig
+from wavcse.data.cache import build_cache
+from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.search import runner
+from wavcse.search.costs import cost_of
+from wavcse.search.fit import fit, fit_together, shape_of
+from wavcse.search.layers import main, search_layers
+from wavcse.search.runner import Fit, FitError, fit_all, run_plans
+from wavcse.search.stability import against_chance, choose, consensus_order, consensus_set, removal_ranks, stability
+from wavcse.search.store import FitStore
+from wavcse.search.table import SearchTable, read_table
+from wavcse.train_accelerate import train
+from wavcse.training.arguments import RunArguments, parse_arguments
+
+L, D, NUM_CLIPS = 9, 16, 600
+UPSTREAM = {
+    "model_type": "wavlm",
+    "hidden_size": D,
+    "num_hidden_layers": L - 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+CLASSES = {"keyword": ["a", "b", "c"], "speaker": ["d", "e", "f", "g"]}
+
+
+def arguments(**changes) -> RunArguments:
+    sizes = {"layer_projection_size": 16, "embedding_size": 24, "layer_dropout": 0.0, "embedding_dropout": 0.0}
+    fields = {"tasks": {task: {} for task in CLASSES}, "batch_size": 100, "num_epochs": 12, "learning_rate": 1e-2, **sizes}
+    return RunArguments(**{**fields, **changes}, save_hub=False)
+
+
+def planted(carriers: dict[str, list[int]], shuffled: bool = False, strength: float = 2.0) -> SearchTable:
+    """Noise of unit variance in all layers; for each task, a vector per class in the layers that carry its labels."""
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal((NUM_CLIPS, L, D))
+    labels = {}
+    for task, classes in CLASSES.items():
+        labels[task] = generator.integers(len(classes), size=NUM_CLIPS)
+        signal_of = strength * generator.standard_normal((len(classes), D))[labels[task]]
+        for layer in carriers[task]:
+            features[:, layer] = signal_of + 0.5 * features[:, layer]
+        if shuffled:
+            generator.shuffle(labels[task])
+    split = generator.permutation(NUM_CLIPS) % 3
+    targets = {
+        name: {task: np.where(split == i, own, IGNORED_LABEL) for task, own in labels.items()}
+        for i, name in enumerate(("train", "validation", "test"))
+    }
+    features = torch.from_numpy(features.astype(np.float32))
+    return SearchTable(features, CompositeSet([], CLASSES, targets), UPSTREAM, "planted")
+
+
+def test_planted_layers_are_kept_until_last_with_every_seed(tmp_path):
+    table = planted({"keyword": [2], "speaker": [5]})
+    report = search_layers(table, arguments(), tmp_path, seeds=3, rivals=["top_single", "random"], sizes=[1, 2, 3, 9])
+    for rounds in report["trials"]["recursion"].values():
+        assert [len(trial["layers"]) for trial in rounds] == list(range(L, 0, -1))
+        assert rounds[-2]["layers"] == [2, 5]
+    assert report["sets"]["2"] == [2, 5]
+    best = {point["size"]: point["validation"]["mean"] for point in report["curves"]["consensus"]}
+    assert best[2] > best[1] + 0.2  # each carries one task only
+    assert report["choice"]["best"] in (2, 3)
+    assert report["choice"]["smallest"] == 2
+    assert all(verdict["is_above"] for verdict in report["chance"].values())
+    assert all(own[1]["layers"] == [2, 5] for own in report["trials"]["top_single"].values())
+    assert report["stability"]["layers"]["2"]["min"] >= L - 1
+    assert report["over_rivals"]["random"]["mean"] > 0
+
+
+def test_a_redundant_pair_outlives_noise_and_one_of_it_suffices(tmp_path):
+    report = search_layers(planted({"keyword": [3, 6], "speaker": [3, 6]}), arguments(), tmp_path, seeds=2, rivals=[])
+    for rounds in report["trials"]["recursion"].values():
+        assert rounds[-2]["layers"] == [3, 6]
+    (single,) = report["sets"]["1"]
+    assert single in (3, 6)
+    values = {point["size"]: point["validation"]["mean"] for point in report["curves"]["consensus"]}
+    assert values[1] > 0.9
+
+
+def test_labels_that_mean_nothing_are_called_so(tmp_path):
+    table = planted({"keyword": [2], "speaker": [5]}, shuffled=True)
+    report = search_layers(table, arguments(num_epochs=3), tmp_path, seeds=2, rivals=["random"], sizes=[1, 4, 9])
+    assert not any(verdict["is_above"] for verdict in report["chance"].values())
+    assert "**No set beats chance" in (tmp_path / "layers.md").read_text()
+
+
+def test_the_files_of_a_search_agree_with_each_other(tmp_path):
+    table = planted({"keyword": [2], "speaker": [5]})
+    args = arguments(num_epochs=2, selected_layers=[0])
+    report = search_layers(table, args, tmp_path, seeds=2, rivals=["all", "top_weights", "greedy"], sizes=[1, 2, 9])
+    assert json.loads((tmp_path / "results/layers.json").read_text()) == report
+    text = (tmp_path / "layers.md").read_text()
+    for point in report["curves"]["consensus"]:
+        assert f"{100 * point['validation']['mean']:.2f} ± {100 * point['validation']['deviation']:.2f}" in text
+    for name in ("first_round", "weights", "accuracy", "cost"):
+        assert (tmp_path / "pictures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "<svg" in (tmp_path / "pictures" / f"{name}.svg").read_text()[:2000]
+    for name, size in (("recipe", report["choice"]["best"]), ("recipe_smallest", report["choice"]["smallest"])):
+        recipe = yaml.safe_load((tmp_path / f"{name}.yaml").read_text())
+        assert recipe["selected_layers"] == report["sets"][str(size)]
+        assert recipe["num_epochs"] == 2
+    greedy = report["trials"]["greedy"]["0"]
+    assert [len(trial["layers"]) for trial in greedy] == [1, 2, 9]
+    assert set(greedy[0]["layers"]) < set(greedy[1]["layers"])
+    assert [cost["blocks"] for cost in report["costs"]] == [max(report["sets"][size]) for size in ("1", "2", "9")]
+
+
+# -- fits, store and workers
+
+
+def same_figures(a: dict, b: dict) -> bool:
+    return {name: a[name] for name in a if name != "seconds"} == {name: b[name] for name in b if name != "seconds"}
+
+
+def test_workers_change_nothing_and_an_error_names_its_fit(tmp_path):
+    table, args = planted({"keyword": [2], "speaker": [5]}), arguments(num_epochs=2, layer_dropout=0.3, selected_layers=[2, 5])
+    fits = [Fit(replace(args, seed=seed), f"seed {seed}") for seed in range(3)]
+    one = fit_all(fits, table, FitStore(tmp_path / "one"), show_progress=False)
+    store = FitStore(tmp_path / "two")
+    bad = Fit(replace(args, selected_layers=[L]), "the impossible fit")
+    with pytest.raises(FitError, match="the impossible fit: ValueError: selected_layers asks for layer 9"):
+        fit_all([*fits, bad], table, store, workers=2, show_progress=False)
+    two = [store.get(store.key(fit.args, table.fingerprint)) for fit in fits]
+    assert all(same_figures(a, b) for a, b in zip(one, two))
+    assert not list((tmp_path / "two").glob("*.f32"))
+
+
+def test_a_fit_is_done_once_whoever_wants_it(tmp_path, monkeypatch):
+    table, args = planted({"keyword": [2], "speaker": [5]}), arguments(num_epochs=1, selected_layers=[2])
+    counted = []
+    do_fit = runner.fit_together
+    monkeypatch.setattr(runner, "fit_together", lambda table, many: (counted.extend(many), do_fit(table, many))[1])
+
+    def plan(seeds):
+        first = yield [Fit(replace(args, seed=seed), f"seed {seed}") for seed in seeds]
+        second = yield []
+        return len(first), second
+
+    plans = lambda: {"a": plan([0, 1]), "b": plan([1, 2, 1])}  # noqa: E731
+    assert run_plans(plans(), table, FitStore(tmp_path), show_progress=False) == {"a": (2, []), "b": (3, [])}
+    assert sorted(args.seed for args in counted) == [0, 1, 2]
+    run_plans(plans(), table, FitStore(tmp_path), show_progress=False)
+    assert len(counted) == 3
+
+
+def test_a_stored_fit_is_addressed_by_what_changes_it(tmp_path):
+    store, args = FitStore(tmp_path), arguments()
+    key = store.key(args, "data")
+    assert key == store.key(replace(args, output_dir="elsewhere", cache_dir="there", note="!"), "data")
+    assert key == store.key(replace(args, pooling_kwargs={"p": 16.0}), "data")  # learned_norm's default
+    changes = [{"seed": 1}, {"num_epochs": 3}, {"selected_layers": [1]}, {"pooling_kwargs": {"p": 4.0}}, {"l1": 0.5}]
+    changes += [{"tasks": {"keyword": {}, "speaker": {"loss_weight": 2.0}}}]
+    keys = {store.key(replace(args, **change), "data") for change in changes} | {store.key(args, "other data")}
+    assert len(keys) == len(changes) + 1
+    assert key not in keys
+
+
+def test_fits_together_give_what_each_gives_alone():
+    table = planted({"keyword": [2], "speaker": [5]})
+    args = arguments(num_epochs=3, pooling_type="weighted_average", selected_layers=[2, 4, 5])
+    many = [args, replace(args, seed=1, learning_rate=3e-3, l2=1e-3), replace(args, seed=2, selected_layers=[0, 1, 5])]
+    assert len({shape_of(own) for own in many}) == 1
+    assert shape_of(replace(args, selected_layers=[1])) != shape_of(args) != shape_of(replace(args, batch_size=50))
+    for own, together in zip(many, fit_together(table, many)):
+        alone = fit(table, own)
+        assert together["curve"] == pytest.approx(alone["curve"], abs=0.011)  # a clip or two on the edge
+        assert together["layer_weights"] == pytest.approx(alone["layer_weights"], abs=1e-3)
+        assert together["settings"] == alone["settings"]
+        assert (alone["together"], together["together"]) == (1, 3)
+
+
+def test_on_a_gpu_fits_of_one_shape_go_together(tmp_path, monkeypatch):
+    table, args = planted({"keyword": [2], "speaker": [5]}), arguments(num_epochs=1, selected_layers=[2, 5])
+    fits = [Fit(replace(args, seed=seed), f"{seed}") for seed in range(3)] + [Fit(replace(args, batch_size=50), "other")]
+    store = FitStore(tmp_path)
+    queue = {store.key(fit.args, table.fingerprint): fit for fit in fits}
+    done = runner._do_together(table, store, queue)
+    assert list(done) == list(queue)[:3]
+    assert [store.get(key)["together"] for key in done] == [3, 3, 3]
+
+
+# -- from a recipe and its cache
+
+
+@pytest.fixture(scope="module")
+def recipe(toy_corpus, upstream_folder, tmp_path_factory) -> dict:
+    """A small training recipe with its cache of four layers."""
+    cache_dir = tmp_path_factory.mktemp("caches")
+    build_cache([toy_corpus], str(upstream_folder), cache_dir)
+    task = {"manifest": str(toy_corpus), "label_column": "keyword", "split_column": "split_ks", "disjoint_by": "speaker_id"}
+    speaker = {"manifest": str(toy_corpus), "label_column": "speaker_id", "split_column": "split_sid"}
+    return {
+        "tasks": {"keyword": task, "speaker": speaker},
+        "cache_dir": str(cache_dir),
+        "upstream": str(upstream_folder),
+        "selected_layers": [0, 1, 3],
+        "layer_projection_size": 24,
+        "embedding_size": 40,
+        "batch_size": 16,
+        "num_epochs": 3,
+    }
+
+
+@pytest.fixture
+def config(recipe, tmp_path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.mark.parametrize("pooling_type", ["weighted_average", "learned_norm"])
+def test_a_fit_is_a_run_of_the_training_script_to_the_bit(recipe, tmp_path, pooling_type):
+    args = RunArguments(**recipe, pooling_type=pooling_type, output_dir=str(tmp_path / "run"), save_hub=False)
+    trained, fitted = train(args), fit(read_table(args), args)
+    assert fitted["best_epoch"] == trained["best_epoch"]
+    for split in ("validation", "test"):
+        accuracy = {task: figures["accuracy"][split] for task, figures in trained["tasks"].items()}
+        assert fitted[split]["accuracy"] == accuracy
+        assert fitted[split]["is_correct"]["keyword"].count("1") / 12 == accuracy["keyword"]
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert fitted["curve"] == [entry["validation"]["mean_accuracy"] for entry in log]
+
+
+def figures_of(folder: Path) -> dict:
+    """The report without times."""
+    text = (folder / "results/layers.json").read_text()
+    return json.loads(text, object_hook=lambda fields: {name: v for name, v in fields.items() if name != "seconds"})
+
+
+def test_a_killed_search_goes_on_and_fits_nothing_twice(config, tmp_path, capsys):
+    options = ["--seeds", "2", "--rivals", "top_single", "--workers", "1"]
+    assert main([str(config), "--output_dir", str(tmp_path / "whole"), *options]) == 0
+    assert "## Stability" in capsys.readouterr().out
+    slow = (
+        "import sys, time; from wavcse.search import layers, runner; do = runner.fit_together\n"
+        "runner.fit_together = lambda *a: (time.sleep(0.2), do(*a))[1]\nlayers.main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", slow, str(config), "--output_dir", str(tmp_path / "killed"), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    fits = tmp_path / "killed/fits"
+    while process.poll() is None and len(list(fits.glob("*.json"))) < 4:
+        time.sleep(0.01)
+    assert process.poll() is None, "the search ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in fits.glob("*.json")}
+    assert 4 <= len(before) < len(list((tmp_path / "whole/fits").iterdir()))
+    assert main([str(config), "--output_dir", str(tmp_path / "killed"), *options]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert figures_of(tmp_path / "killed") == figures_of(tmp_path / "whole")
+    names = [sorted(path.name for path in (tmp_path / run / "fits").iterdir()) for run in ("killed", "whole")]
+    assert names[0] == names[1]
+
+
+def test_the_recipe_that_a_search_leaves_trains_as_it_stands(config, tmp_path):
+    options = ["--seeds", "1", "--rivals", "--workers", "1", "--num_epochs", "1", "--measure_speed"]
+    assert main([str(config), "--output_dir", str(tmp_path / "out"), *options]) == 0
+    report = figures_of(tmp_path / "out")
+    assert report["settings"]["num_epochs"] == 1
+    assert all(cost["audio_s_per_s"] > 0 for cost in report["costs"])
+    args = parse_arguments([str(tmp_path / "out/recipe.yaml")])
+    assert args.selected_layers == report["sets"][str(report["choice"]["best"])]
+    assert args.pooling_type == "learned_norm"
+    assert train(args)["best_epoch"] == 1
+    assert (tmp_path / "out/final/hub/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sizes", "0", "2"], "sizes is [0, 2]; the cache has 4 layers"),
+        (["--sizes", "5"], "sizes is [5]"),
+        (["--seeds", "0"], "seeds is 0"),
+        (["--workers", "0"], "workers is 0"),
+        (["--num_epochs", "0"], "num_epochs is 0"),
+        (["--embedding_size", "0"], "embedding_size is 0"),
+        (["--cache_dir", "nowhere"], "nowhere: holds no feature cache"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(config, tmp_path, capsys, options, message):
+    assert main([str(config), "--output_dir", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("out/fits/*"))
+
+
+# -- arithmetic of the report, by hand
+
+
+def test_consensus_and_stability_by_hand():
+    orders = [[0, 1, 2, 3], [1, 0, 2, 3], [3, 2, 1, 0]]  # removed first ... last
+    recursions = [[{"layers": order[i:]} for i in range(4)] for order in orders]
+    ranks = [removal_ranks(rounds) for rounds in recursions]
+    assert ranks[1] == {1: 1, 0: 2, 2: 3, 3: 4}
+    order = consensus_order(ranks)  # mean ranks 7/3, 2, 8/3, 3
+    assert order == [1, 0, 2, 3]
+    assert consensus_set(order, 2) == [2, 3]
+    found = stability(ranks, order)
+    assert found["kendall_tau"] == {"mean": pytest.approx((2 / 3 - 1 - 2 / 3) / 3), "min": -1.0, "max": pytest.approx(2 / 3)}
+    assert found["agreement"] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+    assert found["removals"][0] == pytest.approx({0: 1 / 3, 1: 1 / 3, 3: 1 / 3})
+    assert found["layers"][3] == {"mean": 3.0, "min": 1, "max": 4}
+    assert stability(ranks[:1], order)["kendall_tau"] is None
+    assert consensus_order([{0: 1, 1: 2}, {0: 2, 1: 1}]) == [1, 0]  # a tie: the dearer layer goes
+
+
+def point(size: int, *values: float) -> dict:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    figures = {"mean": float(np.mean(values)), "deviation": deviation, "values": list(values)}
+    return {"size": size, "validation": {**figures, "tasks": {"keyword": figures, "speaker": figures}}}
+
+
+def test_the_smallest_set_within_one_standard_error_by_hand():
+    points = [point(1, 0.5, 0.5), point(2, 0.77, 0.77), point(3, 0.8, 0.76), point(4, 0.76, 0.84)]
+    choice = choose(points, {"keyword": 100, "speaker": 400})
+    # best: 0.80 of 4 layers, deviation 0.0566 / sqrt 2 = 0.04
+    assert choice == {"best": 4, "smallest": 2, "within": [2, 3, 4], "standard_error": pytest.approx(0.04), "basis": "seeds"}
+    choice = choose([point(1, 0.75), point(2, 0.8)], {"keyword": 100, "speaker": 400})
+    assert choice["standard_error"] == pytest.approx(np.sqrt(0.16 / 100 + 0.16 / 400) / 2)
+    assert (choice["best"], choice["smallest"], choice["basis"]) == (2, 2, "validation clips")
+
+
+def test_chance_is_judged_by_the_wilson_interval():
+    test = {"keyword": {"mean": 0.3}, "speaker": {"mean": 0.3}}
+    verdicts = against_chance(test, {"keyword": 0.25, "speaker": 0.18}, {"keyword": 200, "speaker": 200})
+    z = 2.2414027276  # 97.5 %, two sides: 5 % shared by two tasks
+    centre, half = (0.3 + z**2 / 400) / (1 + z**2 / 200), z * np.sqrt(0.21 / 200 + z**2 / 160000) / (1 + z**2 / 200)
+    assert verdicts["keyword"]["interval"] == pytest.approx([centre - half, centre + half], rel=1e-6)
+    assert [verdicts[task]["is_above"] for task in test] == [False, True]
+
+
+@pytest.mark.parametrize(("last", "parameters", "gflop"), [(17, 227.3e6, 28.6), (24, 315.5e6, 38.0)])
+def test_costs_of_wavlm_large(last, parameters, gflop):
+    cost = cost_of({**WavCSEConfig().to_dict()["upstream_config"], "num_hidden_layers": 24}, [0, last])
+    assert cost["blocks"] == last
+    assert cost["parameters"] == pytest.approx(parameters, rel=1e-3)
+    assert cost["gflop_per_audio_s"] == pytest.approx(gflop, rel=0.02)
