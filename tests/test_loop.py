@@ -139,7 +139,10 @@ def test_dropout_keeps_the_expectation_and_the_rate():
     dropout, x = Dropout(0.6), torch.full((400, 500), 2.0, requires_grad=True)
     y = dropout(x)
     assert (y == 0).float().mean().item() == pytest.approx(0.6, abs=0.005)
-    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 2.0 / 0.4))
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 2.0 / 0.4), rtol=5e-5, atol=0.0)
+    both_kept = (y[:, 1:] != 0) & (y[:, :-1] != 0)
+    assert both_kept.float().mean().item() == pytest.approx(0.4**2, abs=0.005)  # neighbours share one random number
+    assert not torch.equal(dropout(x), y)
     y.sum().backward()
     assert torch.equal(x.grad == 0, y == 0)
     assert dropout.eval()(x) is x

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from wavcse import WavCSEConfig
+from wavcse.benchmarks import bench_search
 from wavcse.data.cache import build_cache
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.search import runner
@@ -356,3 +357,24 @@ def test_costs_of_wavlm_large(last, parameters, gflop):
     assert cost["blocks"] == last
     assert cost["parameters"] == pytest.approx(parameters, rel=1e-3)
     assert cost["gflop_per_audio_s"] == pytest.approx(gflop, rel=0.02)
+
+
+# -- benchmark
+
+
+def test_the_benchmark_counts_the_products_of_a_step():
+    config = WavCSEConfig(selected_layers=list(range(25)))
+    plain = 2 * (25 * 2 * 1024 * 512 + 3 * 2000 * (512 + 12 + 1251 + 4))
+    assert bench_search.flop_per_clip(True, 25, config) == plain
+    share = 138_361 / 193_874  # of the clips that have a speaker label and go through the largest head
+    ours = 2 * (3 * 1024 * 512 + 6000 * (512 + 1251 * share))
+    assert bench_search.flop_per_clip(False, 25, config) == pytest.approx(ours, rel=0.01)
+    assert bench_search.flop_per_clip(False, 1, config) == bench_search.flop_per_clip(False, 25, config)
+    per_clip = {("train", 1): 1.0, ("train", 25): 25.0, ("evaluate", 1): 0.0, ("evaluate", 25): 0.0}
+    assert bench_search.whole_recursion(per_clip, [25, 1]) == pytest.approx(100 * 193_874 * 25 * 13)
+
+
+def test_the_benchmark_runs(capsys):
+    bench_search.main("--tiny --clips 150 --batch_size 32 --layers 4 1 --rounds 1 --workers 0".split())
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| (")]
+    assert [row[2:5] for row in rows] == ["(a)", "(b)", "(c)", "(d)", "(c)", "(d)"]

@@ -59,21 +59,26 @@ class MultiTaskNetwork(nn.Module):
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout` with a mask from uniform numbers, half the time on a CPU, and the rate in a buffer.
+    """`nn.Dropout` at a fifth of its time on a CPU: one 64-bit random number decides over four values.
 
-    Networks that train together can so have different rates (`training/together.py`).
+    The rate is rounded to 1/65536, and kept in a buffer, so that networks that train together can have different ones.
     """
+
+    STEPS = 2**16
 
     def __init__(self, rate: float):
         super().__init__()
-        self.register_buffer("rate", torch.tensor(rate), persistent=False)
-        self.is_off = rate == 0.0
+        steps = min(round(rate * self.STEPS), self.STEPS - 1)
+        self.is_off = steps == 0
+        self.register_buffer("rate", torch.tensor(steps / self.STEPS), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_off or not self.training:
             return x
-        is_kept = torch.rand_like(x, dtype=torch.float32) >= self.rate
-        return x * (is_kept / (1 - self.rate)).to(x.dtype)
+        numbers = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device)
+        numbers = numbers.view(torch.int16)[: x.numel()].view(x.shape)
+        is_kept = numbers >= (self.STEPS * self.rate - self.STEPS // 2).to(torch.int16)
+        return x * (is_kept.to(x.dtype) / (1 - self.rate).to(x.dtype))
 
 
 def model_config(args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]]) -> WavCSEConfig:
