@@ -19,14 +19,18 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 # Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
+from .attention_wavcse import Attention  # noqa: F401
 from .audio_wavcse import load_waveform  # noqa: F401
 from .configuration_wavcse import WavCSEConfig
 from .encoding_wavcse import encode
 from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
 from .packed_wavcse import PackedUpstream  # noqa: F401
+from .packing_wavcse import Window  # noqa: F401
 from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
 from .pooling_wavcse import LayerPooling, build_layer_pooling
+from .products_wavcse import FloatLinear  # noqa: F401
 from .repository_wavcse import complete_repository
+from .stem_wavcse import Stem  # noqa: F401
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream
 from .whisper_wavcse import is_whisper
 

@@ -10,15 +10,19 @@ from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .pipeline_wavcse import WavCSEFeatureExtractionPipeline
 
 CODE_FILES = (
+    "attention_wavcse.py",
     "audio_wavcse.py",
     "configuration_wavcse.py",
     "encoding_wavcse.py",
     "feature_extraction_wavcse.py",
     "modeling_wavcse.py",
     "packed_wavcse.py",
+    "packing_wavcse.py",
     "pipeline_wavcse.py",
     "pooling_wavcse.py",
+    "products_wavcse.py",
     "repository_wavcse.py",
+    "stem_wavcse.py",
     "upstream_wavcse.py",
     "whisper_wavcse.py",
 )

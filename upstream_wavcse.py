@@ -142,8 +142,8 @@ class UpstreamRunner:
         waveforms = _waveforms(upstream, input_values, attention_mask)
         return UpstreamOutput(self.packed_for(upstream, precision)(waveforms, layers, window_frames))
 
-    def __deepcopy__(self, memo: dict) -> UpstreamRunner:
-        return UpstreamRunner()  # the copied encoder's weights lie elsewhere, so it arranges its own
+    def __reduce__(self) -> tuple:
+        return UpstreamRunner, ()  # a copy of the encoder has its weights elsewhere, so it arranges its own
 
     def packed_for(self, upstream: PreTrainedModel, precision: str) -> PackedUpstream:
         """The packed form of the encoder's present weights."""

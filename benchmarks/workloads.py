@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 
-from wavcse.packed_wavcse import FFT_SIZE
+from wavcse.stem_wavcse import FFT_SIZE
 
 SAMPLING_RATE = 16_000
 

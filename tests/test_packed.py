@@ -13,19 +13,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import PreTrainedModel
 
-from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel, packed_wavcse, upstream_wavcse
-from wavcse.packed_wavcse import (
-    FFT_FROM_KERNEL,
-    FFT_SIZE,
-    PACK_FRAMES,
-    PackedUpstream,
-    Window,
-    packs,
-    spans_of,
-    unsupported_part,
-    windows_of,
+from wavcse import (
+    WavCSEConfig,
+    WavCSEFeatureExtractor,
+    WavCSEForMultiTask,
+    WavCSEModel,
+    attention_wavcse,
+    packed_wavcse,
+    products_wavcse,
+    stem_wavcse,
+    upstream_wavcse,
 )
+from wavcse.packed_wavcse import PackedUpstream, unsupported_part
+from wavcse.packing_wavcse import GPU_BUDGET, Budget, Window, packs, spans_of, windows_of
 from wavcse.pipeline_wavcse import WavCSEFeatureExtractionPipeline
+from wavcse.stem_wavcse import FFT_FROM_KERNEL, FFT_SIZE
 from wavcse.upstream_wavcse import UpstreamRunner, count_frames, run_upstream, visiting_layers
 
 RATE = 16_000
@@ -152,6 +154,21 @@ def test_every_layer_at_random_lengths(encoder, family, norm, kernel):
     assert error(packed(upstream, clips), expected) <= EXACT
     steps = (expected[:, 1:] - expected[:, :-1]).abs().amax(dim=-1)
     assert (steps > 0.1).all()  # no two layers alike, so a shifted one would show
+
+
+@every_shape
+@pytest.mark.parametrize("precision", packed_wavcse.PRECISIONS)
+def test_without_onednn(encoder, monkeypatch, family, norm, precision):
+    """Another device, or a PyTorch without that operator, multiplies by the ordinary one."""
+    upstream, clips = encoder(family, norm), noise(400, 20_000, 4 * RATE)
+    monkeypatch.setattr(products_wavcse, "HAS_ONEDNN_LINEAR", False)
+    with Products() as products:
+        without = PackedUpstream(upstream, precision)(clips, LAYERS)
+    assert "_linear_pointwise" not in products.names
+    if precision == "float32":
+        assert error(without, ordinary(upstream, clips)) <= EXACT
+    else:
+        assert cosine(without, ordinary(upstream, clips)) >= NEAR[precision]
 
 
 @both_norms
@@ -291,15 +308,15 @@ def test_one_window(num_frames):
 @pytest.mark.parametrize("seed", range(5))
 def test_packs(seed):
     generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, PACK_FRAMES // 2, 60)
-    lengths[generator.integers(0, 60, 8)] = generator.integers(PACK_FRAMES, 3 * PACK_FRAMES, 8)
+    lengths = generator.integers(1, 4096 // 2, 60)
+    lengths[generator.integers(0, 60, 8)] = generator.integers(4096, 3 * 4096, 8)
     windows = [Window(i, 5, 5 + int(length), 5, 5 + int(length)) for i, length in enumerate(lengths)]
-    made = list(packs(windows))
+    made = list(packs(windows, 4096))
     assert [window for pack in made for window in pack] == windows
     sizes = [sum(window.end - window.start for window in pack) for pack in made]
-    assert all(size <= PACK_FRAMES or len(pack) == 1 for size, pack in zip(sizes, made))
+    assert all(size <= 4096 or len(pack) == 1 for size, pack in zip(sizes, made))
     for size, following in zip(sizes, made[1:]):
-        assert size + following[0].end - following[0].start > PACK_FRAMES  # the next did not fit
+        assert size + following[0].end - following[0].start > 4096  # the next did not fit
     for size, pack in zip(sizes, made):
         spans = spans_of(pack)
         assert [span.end - span.start for span in spans] == [window.end - window.start for window in pack]
@@ -308,11 +325,23 @@ def test_packs(seed):
 
 
 def test_no_packs():
-    assert list(packs([])) == []
+    assert list(packs([], 9)) == []
 
 
-SMALL = {"PACK_FRAMES": 40, "STEM_CHUNK_FRAMES": 7, "QUERY_ROWS": 5, "ROWS_PER_PRODUCT": 13, "MOMENT_WINDOWS": 101}
-BORDERS = [*({name: value} for name, value in SMALL.items()), SMALL, {"PACK_FRAMES": 1}, {"MASK_ELEMENTS": 1}]
+SMALL = {"QUERY_ROWS": 5, "MOMENT_WINDOWS": 101, "FRAMES_BY_HEAD": 20, "CPU_BUDGET": Budget(40, 7, 13)}
+LARGEST = {"FRAMES_BY_HEAD": 10**6}  # all heads at once, whatever the length
+BORDERS = [
+    *({name: value} for name, value in SMALL.items()),
+    SMALL,
+    {"CPU_BUDGET": Budget(1, 50, 512)},
+    {"CPU_BUDGET": Budget(1024, 7, 512)},
+    {"CPU_BUDGET": Budget(1024, 50, 13)},
+    {"CPU_BUDGET": GPU_BUDGET},
+    {"MASK_ELEMENTS": 1, **LARGEST},
+    {"QUERY_ROWS": 5, **LARGEST},
+    {"FRAMES_BY_HEAD": 1, "SCORE_ELEMENTS": 200},
+]
+MODULES = (attention_wavcse, packed_wavcse, stem_wavcse)
 
 
 @both_norms
@@ -323,7 +352,8 @@ def test_every_border_of_the_chunks(encoder, monkeypatch, norm, kernel, sizes):
     clips = noise(400, 20_000, 720, 8_000, 8_321)
     expected = ordinary(upstream, clips)
     for name, value in sizes.items():
-        monkeypatch.setattr(packed_wavcse, name, value)
+        (module,) = (module for module in MODULES if hasattr(module, name))
+        monkeypatch.setattr(module, name, value)
     assert error(packed(upstream, clips), expected) <= EXACT
 
 
@@ -669,20 +699,22 @@ def test_int8_scales_every_row_and_every_output():
         linear.bias.zero_()
         expected = linear(rows)
     largest = rows.norm(dim=1)[:, None] * linear.weight.detach().norm(dim=1)
-    actual = packed_wavcse.Int8Linear(linear, "int8")(rows).float()
+    actual = products_wavcse.Int8Linear(linear.weight, linear.bias)(rows).float()
     assert ((actual - expected).abs() <= 0.005 * largest).all()
 
 
 class Products(TorchDispatchMode):
-    """Dtypes of the operands of matrix products."""
+    """Names of the operators that run, and dtypes of the operands of matrix products."""
 
     def __init__(self):
         super().__init__()
-        self.dtypes = set()
+        self.names, self.dtypes = set(), set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "_int_mm", "linear"):
-            self.dtypes |= {tensor.dtype for tensor in args[-2:]}
+        self.names.add(func.overloadpacket.__name__)
+        operands = {"_linear_pointwise": args[:2], "addmm": args[1:3]}
+        operands |= dict.fromkeys(("mm", "_int_mm", "linear"), args[:2])
+        self.dtypes |= {tensor.dtype for tensor in operands.get(func.overloadpacket.__name__, ())}
         return func(*args, **(kwargs or {}))
 
 
@@ -886,7 +918,11 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and not tensor.is_mkldnn
+                and tensor.untyped_storage().data_ptr() not in self.known
+            ):
                 self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
         return result
 
@@ -929,7 +965,7 @@ def test_memory_of_an_hour_is_that_of_a_window():
         outputs = []
         largest[seconds] = largest_tensor(lambda values=values, outputs=outputs: outputs.append(model(values)), values)
         assert torch.isfinite(outputs[0].embeddings).all()
-    assert largest[3_600] <= largest[100] <= 128 * PACK_FRAMES
+    assert largest[3_600] <= largest[100] <= attention_wavcse.SCORE_ELEMENTS
 
 
 def test_runner_keeps_one_arrangement(encoder):
