@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="training recipe (YAML), as for train_accelerate.py")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for results, pictures, recipes and fits")
     parser.add_argument("--seeds", type=int, default=3, help="seeds per set; the spread between them judges differences")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS), help="other ways to choose layers")
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of layers to compare at (default: all)")
     parser.add_argument("--measure_speed", action="store_true", help="time the upstream for every set")
