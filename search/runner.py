@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -63,13 +63,13 @@ def fit_all(
 
 
 def run_plans(
-    plans: Mapping[str, Plan],
+    plans: Mapping[Hashable, Plan],
     table: SearchTable,
     store: FitStore,
     workers: int = 1,
     num_fits: int | None = None,
     show_progress: bool = True,
-) -> dict[str, Any]:
+) -> dict[Hashable, Any]:
     """What every plan returned.
 
     Args:
@@ -93,11 +93,11 @@ def run_plans(
 class _Progress:
     """Which plans wait for which fits."""
 
-    def __init__(self, plans: Mapping[str, Plan], store: FitStore, fingerprint: str, bar: tqdm):
+    def __init__(self, plans: Mapping[Hashable, Plan], store: FitStore, fingerprint: str, bar: tqdm):
         self.plans, self.store, self.fingerprint, self.bar = plans, store, fingerprint, bar
-        self.waiting: dict[str, list[tuple[str, Fit]]] = {}  # plan -> key and fit of all that it waits for
+        self.waiting: dict[Hashable, list[tuple[str, Fit]]] = {}  # plan -> key and fit of all that it waits for
         self.results: dict[str, dict] = {}  # of fits that a plan waits for
-        self.found: dict[str, Any] = {}
+        self.found: dict[Hashable, Any] = {}
 
     def queue(self) -> dict[str, Fit]:
         """Key -> fit of all that is still to do, fits of earlier plans first."""
@@ -117,7 +117,7 @@ class _Progress:
         needed = {key for pairs in self.waiting.values() for key, _ in pairs}
         self.results = {key: result for key, result in self.results.items() if key in needed}
 
-    def _step(self, name: str) -> None:
+    def _step(self, name: Hashable) -> None:
         results = [self.results[key] for key, _ in self.waiting[name]] if name in self.waiting else None
         try:
             fits = self.plans[name].send(results)
@@ -130,7 +130,7 @@ class _Progress:
         self.results |= {key: result for key, result in stored.items() if result is not None}
         self._show(name)
 
-    def _show(self, name: str) -> None:
+    def _show(self, name: Hashable) -> None:
         num_there = sum(key in self.results for key, _ in self.waiting[name])
         if not self.bar.disable:
             self.bar.initial += num_there  # what was stored takes no time and says nothing about the rest
