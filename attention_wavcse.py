@@ -40,54 +40,59 @@ class Attention:
         """`[N, D]` each, gate `[N, H]` -> `[N, D]`."""
         attended = torch.empty_like(value)
         for span in spans:
-            at = slice(span.start, span.end)
+            at, num_frames = slice(span.start, span.end), span.end - span.start
             q, k, v, out = (_heads(rows[at], self.num_heads) for rows in (query, key, value, attended))
-            if gate is None:
-                bias = clip_gate = None
-            else:  # the reverse order makes the bias a view
-                bias, clip_gate, q = self.bias.reversed_rows(span.end - span.start), gate[at].T.flip(1)[..., None], q.flip(1)
-            by_head = uses_onednn(value) and span.end - span.start >= FRAMES_BY_HEAD
-            z = (attend_by_head if by_head else attend_all_heads)(q, k, v, bias, clip_gate)
-            out.copy_(z if gate is None else z.flip(1))
+            bias = clip_gate = None
+            if gate is not None:
+                bias, clip_gate, q = self.bias.reversed_rows(num_frames), gate[at].T.flip(1)[..., None], q.flip(1)
+            attend = attend_by_head if uses_onednn(value) and num_frames >= FRAMES_BY_HEAD else attend_all_heads
+            attend(q, k, v, bias, clip_gate, out)
         return attended
 
 
-def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None) -> Tensor:
-    """Attention `[H, T, d]` in products of one head's query rows with all its keys.
+def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None, out: Tensor) -> None:
+    """Attention in products of one head's query rows with all its keys.
 
     Scores and softmax are float32 in every case, the sum over values has the values' precision.
 
     Args:
-        q, k, v: `[H, T, d]`.
-        bias: `[H, T, T]`, a view.
-        gate: `[H, T, 1]`.
+        q, k, v: `[H, T, d]`; `q` in reverse order if there is a bias.
+        bias: `[H, T, T]`, a view, for the reversed queries.
+        gate: `[H, T, 1]`, likewise.
+        out: `[H, T, d]`, receives the result in the frames' order.
     """
     num_heads, num_frames, size = q.shape
-    q, k, v = (q.float() * size**-0.5).contiguous(), k.float().contiguous(), v.transpose(1, 2).contiguous()
-    out = v.new_empty(num_heads, num_frames, size)
     rows = max(1, SCORE_ELEMENTS // num_frames)
-    for head in range(num_heads):
+    for head in range(num_heads):  # oneDNN wants operands that lie in one piece
+        queries = (q[head].float() * size**-0.5).contiguous()
+        keys, values = k[head].float().contiguous(), v[head].T.contiguous()
         for a in range(0, num_frames, rows):
-            b = min(num_frames, a + rows)
-            scores = linear(q[head, a:b], k[head])
+            scores = linear(queries[a : a + rows], keys)
             if bias is not None:
-                scores.addcmul_(bias[head, a:b], gate[head, a:b])
-            out[head, a:b] = linear(torch.softmax(scores, dim=-1).to(v.dtype), v[head])
-    return out
+                scores.addcmul_(bias[head, a : a + rows], gate[head, a : a + rows])
+            _put(out[head], a, linear(torch.softmax(scores, dim=-1).to(v.dtype), values), bias is not None)
 
 
-def attend_all_heads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None) -> Tensor:
+def attend_all_heads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None, out: Tensor) -> None:
     """As `attend_by_head`, by PyTorch's fused attention on blocks of query rows of all heads."""
     if bias is None:
-        return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+        out.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None])[0])
+        return
     num_heads, num_frames, _ = q.shape
-    out = torch.empty_like(q)
     rows = min(QUERY_ROWS, max(16, MASK_ELEMENTS // (num_heads * num_frames)))
     for a in range(0, num_frames, rows):
-        b = min(num_frames, a + rows)
-        mask = (bias[:, a:b] * gate[:, a:b]).to(q.dtype)
-        out[:, a:b] = F.scaled_dot_product_attention(q[None, :, a:b], k[None], v[None], attn_mask=mask[None])[0]
-    return out
+        mask = (bias[:, a : a + rows] * gate[:, a : a + rows]).to(q.dtype)
+        z = F.scaled_dot_product_attention(q[None, :, a : a + rows], k[None], v[None], attn_mask=mask[None])[0]
+        _put(out, a, z, True)
+
+
+def _put(out: Tensor, a: int, z: Tensor, is_reversed: bool) -> None:
+    """Rows `a` and following of a result, in the order of the queries, to their frames in `[..., T, d]`."""
+    b, num_frames = a + z.shape[-2], out.shape[-2]
+    if is_reversed:
+        out[..., num_frames - b : num_frames - a, :] = z.flip(-2)
+    else:
+        out[..., a:b, :] = z
 
 
 def _heads(rows: Tensor, num_heads: int) -> Tensor:
