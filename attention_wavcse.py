@@ -124,17 +124,19 @@ class RelativeBias:
         self.attention = upstream.encoder.layers[0].attention
         self.num_frames = 0
         self.table = torch.empty(0)
+        self.farthest = upstream.config.max_bucket_distance  # the bias is the same beyond
+        self.saturated: Tensor | None = None  # the bias up to there
 
     def reversed_rows(self, num_frames: int) -> Tensor:
         """`[H, T, T]` as a view: row r is the bias of query `T - 1 - r` towards keys 0..T-1."""
         if num_frames > self.num_frames:
-            self.num_frames = num_frames
-            distance = torch.arange(-(num_frames - 1), num_frames)
-            # Buckets on the CPU, so that a border cannot fall differently on a GPU.
-            bucket = self.attention._relative_positions_bucket(distance)
-            embedding = self.attention.rel_attn_embed.weight.detach().float()
-            self.table = embedding[bucket.to(embedding.device)].T.contiguous()  # [H, 2 * num_frames - 1]
-        length = self.table.shape[1]
-        return self.table.as_strided(
-            (self.table.shape[0], num_frames, num_frames), (length, 1, 1), self.num_frames - num_frames
-        )
+            self.num_frames, self.table = num_frames, self.by_distance(num_frames - 1)
+        num_heads, length = self.table.shape
+        return self.table.as_strided((num_heads, num_frames, num_frames), (length, 1, 1), self.num_frames - num_frames)
+
+    def by_distance(self, farthest: int) -> Tensor:
+        """`[H, 2 * farthest + 1]`, contiguous: the bias at key minus query = `-farthest`..`farthest`."""
+        # Buckets on the CPU, so that a border cannot fall differently on a GPU.
+        bucket = self.attention._relative_positions_bucket(torch.arange(-farthest, farthest + 1))
+        embedding = self.attention.rel_attn_embed.weight.detach().float()
+        return embedding[bucket.to(embedding.device)].T.contiguous()

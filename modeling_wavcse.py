@@ -24,6 +24,7 @@ from .audio_wavcse import load_waveform  # noqa: F401
 from .configuration_wavcse import WavCSEConfig
 from .encoding_wavcse import encode
 from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
+from .flex_wavcse import FlexAttention  # noqa: F401
 from .packed_wavcse import PackedUpstream  # noqa: F401
 from .packing_wavcse import Window  # noqa: F401
 from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401

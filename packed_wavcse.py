@@ -19,6 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .attention_wavcse import Attention, Gate, RelativeBias
 from .configuration_wavcse import PRECISIONS
+from .flex_wavcse import HAS_FLEX, FlexAttention
 from .packing_wavcse import CPU_BUDGET, GPU_BUDGET, Span, Window, packs, spans_of, time_means, windows_of
 from .products_wavcse import Projections, build_linear, normed
 from .stem_wavcse import PositionalConvolution, RowConvolution, Stem
@@ -127,7 +128,8 @@ class Block:
     def __init__(self, block: nn.Module, norm_before: bool, bias: RelativeBias | None, precision: str, product_rows: int):
         self.norm_before, self.product_rows = norm_before, product_rows
         self.attention_norm, self.output_norm = block.layer_norm, block.final_layer_norm
-        self.attention = Attention(block.attention.num_heads, bias)
+        attention = FlexAttention if HAS_FLEX and block.layer_norm.weight.is_cuda else Attention
+        self.attention = attention(block.attention.num_heads, bias)
         query, key, value, output, inner, outer = _linear_layers(block)
         self.projections = Projections([query, key, value], precision)
         self.output, self.inner, self.outer = (build_linear([layer], precision) for layer in (output, inner, outer))

@@ -15,6 +15,7 @@ CODE_FILES = (
     "configuration_wavcse.py",
     "encoding_wavcse.py",
     "feature_extraction_wavcse.py",
+    "flex_wavcse.py",
     "modeling_wavcse.py",
     "packed_wavcse.py",
     "packing_wavcse.py",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -70,6 +72,12 @@ def measure_memory(quick: bool, device: str, threads: int) -> Iterator[MemoryRow
                 print(f"memory of {name}: its process was killed, most likely for want of memory; no rows")
 
 
+def return_freed_memory() -> None:
+    """Make glibc give freed pages back, so that one workload's leftovers are not counted to the next, whatever the variant."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _measure_variant(name: str, quick: bool, device_name: str, threads: int) -> list[MemoryRow]:
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
     torch.set_num_threads(threads)
@@ -79,6 +87,7 @@ def _measure_variant(name: str, quick: bool, device_name: str, threads: int) -> 
     if not (variant.is_rival and variant.num_blocks == bench.config.num_hidden_layers):
         bench.full = bench.truncated  # blocks that this variant does not use take no memory
     variant.run(waveforms(Workload("warm", "", (0.5,))), 1)
+    return_freed_memory()
     with PeakMemory(device) as loaded:
         pass
     rows = []
@@ -91,6 +100,7 @@ def _measure_variant(name: str, quick: bool, device_name: str, threads: int) -> 
         if variant.is_rival and (too_much or max(workload.clip_seconds) > LONGEST_RIVAL_S):
             rows.append(MemoryRow(*fields, estimate_mb, None, is_estimate=True))
             continue
+        return_freed_memory()
         try:
             with PeakMemory(device) as memory:
                 seconds = timed(partial(variant.run, waveforms(workload), batch_size), device)

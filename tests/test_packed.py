@@ -19,11 +19,13 @@ from wavcse import (
     WavCSEForMultiTask,
     WavCSEModel,
     attention_wavcse,
+    flex_wavcse,
     packed_wavcse,
     products_wavcse,
     stem_wavcse,
     upstream_wavcse,
 )
+from wavcse.flex_wavcse import FlexAttention
 from wavcse.packed_wavcse import PackedUpstream, unsupported_part
 from wavcse.packing_wavcse import GPU_BUDGET, Budget, Window, packs, spans_of, windows_of
 from wavcse.pipeline_wavcse import WavCSEFeatureExtractionPipeline
@@ -169,6 +171,38 @@ def test_without_onednn(encoder, monkeypatch, family, norm, precision):
         assert error(without, ordinary(upstream, clips)) <= EXACT
     else:
         assert cosine(without, ordinary(upstream, clips)) >= NEAR[precision]
+
+
+@every_shape
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_attention_of_a_whole_pack(encoder, family, norm, precision):
+    """What a GPU runs compiled, here by PyTorch's uncompiled kernel: clips that end inside, at and after a block of rows."""
+    upstream = encoder(family, norm, max_bucket_distance=100)
+    clips = noise(*(400 + 320 * (frames - 1) for frames in (1, 3, 124, 128, 300, 5)))
+    runner = PackedUpstream(upstream, precision)
+    one_by_one = runner(clips, LAYERS)
+    for block in runner.blocks:
+        block.attention = FlexAttention(block.attention.num_heads, block.attention.bias, is_compiled=False)
+    together = runner(clips, LAYERS)
+    assert not any(block.attention.is_broken for block in runner.blocks)
+    if precision == "float32":
+        assert error(together, ordinary(upstream, clips)) <= EXACT
+    assert cosine(together, one_by_one) >= (1 - 1e-6 if precision == "float32" else NEAR[precision])
+
+
+def test_attention_of_a_pack_that_cannot_be_compiled(encoder, monkeypatch):
+    upstream, clips = encoder(), noise(5_000, 30_000)
+    runner = PackedUpstream(upstream)
+    expected = runner(clips, LAYERS)
+
+    def refuses(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(flex_wavcse, "_compiled", refuses)
+    for block in runner.blocks:
+        block.attention = FlexAttention(block.attention.num_heads, block.attention.bias)
+    with pytest.warns(UserWarning, match="no compiler.*clip by clip"):
+        assert torch.equal(runner(clips, LAYERS), expected)
 
 
 @both_norms
