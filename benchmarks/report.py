@@ -73,7 +73,8 @@ def memory_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = []
     for row in sorted(rows, key=lambda row: list(ordinary).index(row["workload"])):
         base = ordinary[row["workload"]]
-        less = "" if row is base else f"{base['working_mb'] / row['working_mb']:.1f}x"
+        compares = row is not base and not base["is_estimate"] and not row["is_estimate"]
+        less = f"{base['working_mb'] / row['working_mb']:.1f}x" if compares else ""
         megabytes = f"{row['working_mb']:,.0f} MB"
         estimate = " (estimate, not run)" if row["is_estimate"] else ""
         cells.append([row["title"], row["variant_title"], megabytes + estimate, less])
