@@ -9,22 +9,27 @@ fit: the same command goes on where a killed one was.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.features import write_atomically
 from wavcse.search.costs import cost_of, measured_speed
 from wavcse.search.fit import settings_of
 from wavcse.search.pictures import draw_layers
+from wavcse.search.program import (
+    as_read,
+    at_least_one,
+    expectation,
+    new_parser,
+    recipe_text,
+    run_program,
+    task_facts,
+    write_result,
+)
 from wavcse.search.report import layers_markdown
 from wavcse.search.runner import Plan, run_plans
 from wavcse.search.selection import RIVALS, accuracy_of, count_fits, fixed_sets, recursion
@@ -39,8 +44,8 @@ from wavcse.search.stability import (
     stability,
 )
 from wavcse.search.store import FitStore
-from wavcse.search.table import SearchTable, table_for
-from wavcse.training.arguments import RunArguments, parse_arguments
+from wavcse.search.table import SearchTable
+from wavcse.training.arguments import RunArguments
 from wavcse.training.run_folder import versions
 
 Trials = dict[int, list[dict]]  # seed -> trials
@@ -104,8 +109,7 @@ def _checked_sizes(sizes: Sequence[int] | None, num_layers: int) -> list[int]:
 
 
 def _check(seeds: int, rivals: Sequence[str], args: RunArguments, measure_speed: bool) -> None:
-    if seeds < 1:
-        raise ValueError(f"seeds is {seeds}; at least 1 is needed.")
+    at_least_one("seeds", seeds)
     unknown = sorted(set(rivals) - set(RIVALS))
     if unknown:
         raise ValueError(f"rivals {unknown} unknown; allowed: {', '.join(RIVALS)}.")
@@ -124,7 +128,7 @@ def _report(
     table: SearchTable, args: RunArguments, found: Mapping[str, Trials], order: Sequence[int], sizes: Sequence[int]
 ) -> dict:
     ranks = [removal_ranks(rounds) for rounds in found["recursion"].values()]
-    tasks = _task_facts(table.composite)
+    tasks = task_facts(table.composite)
     curves = {name: curve(trials) for name, trials in found.items()}
     choice = choose(curves["consensus"], {task: facts["num_validation"] for task, facts in tasks.items()})
     best = next(point for point in curves["consensus"] if point["size"] == choice["best"])
@@ -147,20 +151,7 @@ def _report(
         "trials": found,
         "versions": versions(),
     }
-    return json.loads(json.dumps(report))  # as a reader of the file sees it
-
-
-def _task_facts(composite: CompositeSet) -> dict[str, dict]:
-    facts = {}
-    for task, classes in composite.classes.items():
-        labels = {split: of_split[task][of_split[task] != IGNORED_LABEL] for split, of_split in composite.targets.items()}
-        most_frequent = np.bincount(labels["train"]).argmax()
-        facts[task] = {
-            "num_classes": len(classes),
-            **{f"num_{split}": len(own) for split, own in labels.items()},
-            "majority": float(np.mean(labels["test"] == most_frequent)),
-        }
-    return facts
+    return as_read(report)
 
 
 def _over_rivals(found: Mapping[str, Trials], size: int) -> dict[str, dict]:
@@ -184,58 +175,35 @@ def _costs(table: SearchTable, args: RunArguments, sets: Sequence[Sequence[int]]
 
 
 def _write(output_dir: Path, args: RunArguments, report: dict) -> None:
-    (output_dir / "results").mkdir(parents=True, exist_ok=True)
-    write_atomically(output_dir / "results" / "layers.json", json.dumps(report, indent=1) + "\n")
+    write_result(output_dir, "layers", report)
     for name, size in (("recipe", report["choice"]["best"]), ("recipe_smallest", report["choice"]["smallest"])):
         own = output_dir / ("final" if name == "recipe" else "final_smallest")
         final = replace(args, selected_layers=report["sets"][str(size)], output_dir=str(own))
-        write_atomically(output_dir / f"{name}.yaml", recipe_text(final, report, size))
+        write_atomically(output_dir / f"{name}.yaml", recipe_text(final, _recipe_head(report, size)))
     draw_layers(report, output_dir / "pictures")
     write_atomically(output_dir / "layers.md", layers_markdown(report))
 
 
-def recipe_text(args: RunArguments, report: Mapping, size: int) -> str:
-    """The recipe as YAML, what differs from the defaults only, with what to expect of it on top."""
+def _recipe_head(report: Mapping, size: int) -> list[str]:
     point = next(point for point in report["curves"]["consensus"] if point["size"] == size)
-    defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(RunArguments)}
-    changed = {name: value for name, value in asdict(args).items() if value != defaults[name] or name == "selected_layers"}
-    validation, test = (point[split]["mean"] for split in ("validation", "test"))
-    head = (
-        f"# {size} of {report['num_layers']} layers, chosen by wavcse.search.layers over {len(report['seeds'])} seed(s).\n"
-        f"# What to expect: a mean accuracy of about {validation:.2%} on validation and {test:.2%} on test, which is what\n"
-        "# a weighted average of them gives.\n"
-    )
-    return head + yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, default_flow_style=None, width=127)
+    chosen = f"{size} of {report['num_layers']} layers, chosen by wavcse.search.layers over {len(report['seeds'])} seed(s)."
+    return [chosen, f"{expectation(point['validation'], point['test'])}, which is what", "a weighted average of them gives."]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 with one line of explanation where the recipe or the data do not fit."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wavcse.search.layers",
-        description="Choose layers by recursive elimination, beside its rivals. Fields of the recipe can be overridden.",
-        epilog="Example: python -m wavcse.search.layers conf/quickstart.yaml --output_dir runs/layers --num_epochs 20",
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", help="training recipe (YAML), as for train_accelerate.py")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for results, pictures, recipes and fits")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds per set; the spread between them judges differences")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    description = "Choose layers by recursive elimination, beside its rivals."
+    parser = new_parser("layers", description, "seeds per set; the spread between them judges differences")
     parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS), help="other ways to choose layers")
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of layers to compare at (default: all)")
     parser.add_argument("--measure_speed", action="store_true", help="time the upstream for every set")
-    own, overrides = parser.parse_known_args(argv)
-    try:
-        args = parse_arguments([own.config, *overrides])
-        if own.workers < 1:
-            raise ValueError(f"workers is {own.workers}; at least 1 is needed.")
-        with table_for(args, own.output_dir / "fits", own.workers) as table:
-            options = (own.seeds, own.workers, own.rivals, own.sizes, own.measure_speed)
-            search_layers(table, args, own.output_dir, *options)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print((own.output_dir / "layers.md").read_text(encoding="utf-8"))
-    return 0
+    return run_program(
+        parser,
+        argv,
+        lambda table, args, own: search_layers(
+            table, args, own.output_dir, own.seeds, own.workers, own.rivals, own.sizes, own.measure_speed
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Pictures of a layer selection, each as SVG and PNG, from results/layers.json."""
+"""Pictures of a layer selection, each as SVG and PNG, from results/layers.json; and what all pictures of searches share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +27,15 @@ STYLES = {
 
 def draw_layers(report: Mapping, folder: Path) -> list[Path]:
     """Draw first_round, weights, accuracy and cost; returns the files."""
+    return draw_all({"first_round": _first_round, "weights": _weights, "accuracy": _accuracy, "cost": _cost}, report, folder)
+
+
+def draw_all(drawings: Mapping[str, Callable[[Mapping], Figure]], report: Mapping, folder: Path) -> list[Path]:
+    """Draw a report's pictures, name -> what draws it, into a folder; returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = {"first_round": _first_round, "weights": _weights, "accuracy": _accuracy, "cost": _cost}
     return [path for name, draw in drawings.items() for path in save_figure(draw(report), folder / name)]
 
 
@@ -47,11 +51,25 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
+def new_axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of this size in inches with axes side by side."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
     return figure, axes[0]
+
+
+def heat_map(
+    axes: Axes, colors: np.ndarray, figures: np.ndarray, columns: Sequence[str], rows: Sequence[str], label: str
+) -> None:
+    """Cells `[rows, columns]` in colours, each with its figure; `label` says what the colours mean."""
+    image = axes.imshow(colors, aspect="auto", cmap="viridis")
+    axes.figure.colorbar(image, label=label)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    middle = (colors.min() + colors.max()) / 2
+    for (i, j), value in np.ndenumerate(figures):
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if colors[i, j] <= middle else "black")
 
 
 def _weights_of_rounds(report: Mapping) -> np.ndarray:
@@ -66,7 +84,7 @@ def _weights_of_rounds(report: Mapping) -> np.ndarray:
 
 def _first_round(report: Mapping) -> Figure:
     weights = _weights_of_rounds(report)[0]
-    figure, (axes,) = _axes(7, 3.6)
+    figure, (axes,) = new_axes(7, 3.6)
     spread = weights.std(axis=1, ddof=1) if weights.shape[1] > 1 else None
     axes.bar(range(len(weights)), weights.mean(axis=1), yerr=spread, capsize=2)
     axes.axhline(1 / len(weights), color="gray", linestyle=":", label="equal weights")
@@ -81,7 +99,7 @@ def _weights(report: Mapping) -> Figure:
     mean = np.where(is_there, weights, 0).sum(axis=2) / np.maximum(is_there.sum(axis=2), 1)
     # Times the number of layers left, so that equal weights look equal in every round.
     shown = np.ma.masked_array(mean * np.arange(len(mean), 0, -1)[:, None], mask=~is_there.any(axis=2))
-    figure, (axes,) = _axes(7, 6)
+    figure, (axes,) = new_axes(7, 6)
     image = axes.imshow(shown, aspect="auto", cmap="viridis", extent=(-0.5, len(mean) - 0.5, len(mean) + 0.5, 0.5))
     figure.colorbar(image, label="weight / equal weight, mean over seeds that have the layer")
     axes.set(xlabel="layer", ylabel="round", title="Layer weights over the rounds")
@@ -90,7 +108,7 @@ def _weights(report: Mapping) -> Figure:
 
 def _accuracy(report: Mapping) -> Figure:
     tasks = list(report["tasks"])
-    figure, axes = _axes(6 + 4 * len(tasks), 4.4, 1 + len(tasks))
+    figure, axes = new_axes(6 + 4 * len(tasks), 4.4, 1 + len(tasks))
     for name in TITLES:
         if name in report["curves"]:
             _plot_curve(axes[0], name, report["curves"][name])
@@ -130,7 +148,7 @@ def _cost(report: Mapping) -> Figure:
     cost = [own["audio_s_per_s" if is_measured else "gflop_per_audio_s"] for own in costs]
     mean = [100 * point["validation"]["mean"] for point in points]
     deviation = [100 * (point["validation"]["deviation"] or 0.0) for point in points]
-    figure, (axes,) = _axes(6.5, 4.4)
+    figure, (axes,) = new_axes(6.5, 4.4)
     axes.errorbar(cost, mean, yerr=deviation, fmt="o", color="black", markersize=4, elinewidth=0.8)
     for x, y, point in zip(cost, mean, points):
         axes.annotate(str(point["size"]), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)

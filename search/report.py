@@ -32,7 +32,7 @@ def layers_markdown(report: Mapping) -> str:
     settings = report["settings"]
     head = (
         f"{report['num_layers']} layers, {len(report['seeds'])} seed(s), {settings['num_epochs']} epochs a fit, "
-        f"{_clips(report)}. Sets are chosen by the mean validation accuracy of the tasks; test figures are only shown. "
+        f"{clips_words(report)}. Sets are chosen by the mean validation accuracy of the tasks; test figures are only shown. "
         "Accuracies in %, ± standard deviation over seeds."
     )
     parts = ["# Layer selection", head, *([f"Note: {report['note']}"] if report["note"] else []), *_verdict(report)]
@@ -49,7 +49,8 @@ def layers_markdown(report: Mapping) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _clips(report: Mapping) -> str:
+def clips_words(report: Mapping) -> str:
+    """How many clips and classes each task has."""
     tasks = [
         f"{task} {facts['num_train']}/{facts['num_validation']}/{facts['num_test']} clips, {facts['num_classes']} classes"
         for task, facts in report["tasks"].items()
@@ -62,7 +63,7 @@ def _verdict(report: Mapping) -> list[str]:
     lines = [_chance_verdict(report)]
     for name, size in (("Best", choice["best"]), ("Smallest within one standard error", choice["smallest"])):
         cost = next(cost for cost in report["costs"] if cost["size"] == size)
-        layers = _ranges(report["sets"][str(size)])
+        layers = ranges(report["sets"][str(size)])
         lines.append(
             f"**{name}: {size} layer(s)** {layers}, validation {percent(points[size]['validation'])}, "
             f"test {percent(points[size]['test'])}; {cost['blocks']} blocks, {cost['parameters'] / 1e6:.1f} M parameters, "
@@ -71,7 +72,7 @@ def _verdict(report: Mapping) -> list[str]:
     basis = "over seeds" if choice["basis"] == "seeds" else "of drawing the validation clips; one seed shows no spread"
     lines.append(
         f"Standard error of the best: {100 * choice['standard_error']:.2f} ({basis}). Not told apart from it: sets of "
-        f"{_ranges(choice['within'])} layers."
+        f"{ranges(choice['within'])} layers."
     )
     return lines
 
@@ -94,7 +95,7 @@ def _chance_verdict(report: Mapping) -> str:
     return f"Above chance: {', '.join(above)}.{tail} {detail}"
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """`[0, 1, 2, 5]` -> `{0-2, 5}`."""
     groups: list[list[int]] = []
     for number in sorted(numbers):
@@ -113,7 +114,7 @@ def _sets_table(report: Mapping) -> str:
     for point in reversed(report["curves"]["consensus"]):
         size, cost = point["size"], costs[point["size"]]
         own = [percent(point["validation"]["tasks"][task]) for task in tasks]
-        cells = [str(size), _ranges(report["sets"][str(size)]), *own, percent(point["validation"]), percent(point["test"])]
+        cells = [str(size), ranges(report["sets"][str(size)]), *own, percent(point["validation"]), percent(point["test"])]
         cells += [str(cost["blocks"]), f"{cost['parameters'] / 1e6:.1f}", f"{cost['megabytes']:.0f}"]
         cells += [f"{cost['gflop_per_audio_s']:.2f}", *([f"{cost['audio_s_per_s']:.2f}"] if has_speed else [])]
         rows.append([f"**{cell}**" if size == report["choice"]["best"] else cell for cell in cells])

@@ -55,6 +55,33 @@ def _spread(values: Sequence[float]) -> dict | None:
     return {"mean": float(np.mean(values)), "min": min(values), "max": max(values)} if values else None
 
 
+def rank_agreement(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> dict:
+    """Do two settings rank the same candidates alike, measured by how alike seeds of one setting rank them?
+
+    Args:
+        first, second: per seed, a figure of every candidate in one order.
+
+    Returns:
+        `spearman` and `kendall_tau` of the means over seeds; `across`, Spearman's rho between a seed of the first and another
+        seed of the second, and `within`, between two seeds of one setting: mean, smallest and largest pair. `None` where
+        there is no pair (one seed), or where all candidates are equal.
+    """
+    means = [np.mean(own, axis=0) for own in (first, second)]
+    across = [_rho(a, b) for i, a in enumerate(first) for j, b in enumerate(second) if i != j]
+    within = [_rho(*pair) for own in (first, second) for pair in itertools.combinations(own, 2)]
+    return {
+        "spearman": _rho(*means),
+        "kendall_tau": None if _rho(*means) is None else float(kendalltau(*means).statistic),
+        "across": _spread([rho for rho in across if rho is not None]),
+        "within": _spread([rho for rho in within if rho is not None]),
+    }
+
+
+def _rho(first: Sequence[float], second: Sequence[float]) -> float | None:
+    is_constant = min(np.ptp(first), np.ptp(second)) == 0
+    return None if is_constant else float(spearmanr(first, second).statistic)
+
+
 def curve(trials: Mapping[int, Sequence[Mapping]]) -> list[dict]:
     """Seed -> trials, as one point per number of layers: `size`, then per split mean, deviation and values, and per task."""
     of_size: dict[int, list[Mapping]] = {}
@@ -63,15 +90,21 @@ def curve(trials: Mapping[int, Sequence[Mapping]]) -> list[dict]:
             of_size.setdefault(len(trial["layers"]), []).append(trial)
     points = []
     for size, own in sorted(of_size.items()):
-        point: dict = {"size": size}
-        for split in ("validation", "test"):
-            tasks = {task: _moments([trial[split]["accuracy"][task] for trial in own]) for task in own[0][split]["accuracy"]}
-            point[split] = {**_moments([trial[split]["mean_accuracy"] for trial in own]), "tasks": tasks}
-        points.append(point)
+        points.append({"size": size, **moments_of(own)})
     return points
 
 
-def _moments(values: Sequence[float]) -> dict:
+def moments_of(trials: Sequence[Mapping]) -> dict[str, dict]:
+    """Of trials or fits of one setting with several seeds: per split the moments of the mean accuracy, and of the `tasks`."""
+    figures = {}
+    for split in ("validation", "test"):
+        tasks = {task: moments([trial[split]["accuracy"][task] for trial in trials]) for task in trials[0][split]["accuracy"]}
+        figures[split] = {**moments([trial[split]["mean_accuracy"] for trial in trials]), "tasks": tasks}
+    return figures
+
+
+def moments(values: Sequence[float]) -> dict:
+    """Mean, deviation (`None` of a single value) and the values."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "deviation": deviation, "values": list(values)}
 
@@ -98,7 +131,7 @@ def choose(points: Sequence[Mapping], num_validation: Mapping[str, int]) -> dict
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict:
     """Mean of first minus second, one of each per seed, with a 95 % t interval (`None` with one seed)."""
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    figures = _moments(differences)
+    figures = moments(differences)
     if figures["deviation"] is None:
         return {**figures, "interval": None}
     half = float(t.ppf(1 - ERROR_RATE / 2, len(differences) - 1)) * figures["deviation"] / math.sqrt(len(differences))

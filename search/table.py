@@ -11,10 +11,11 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.composite import CompositeSet, load_composite
 from wavcse.data.features import FeatureCache, open_cache
 from wavcse.data.manifest import SPLITS
+from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, free_memory
 from wavcse.training.network import model_config
@@ -41,6 +43,7 @@ class SearchTable:
         upstream_config: fields of the upstream that made the features.
         fingerprint: hex digits that change with any clip, label, split or upstream weight.
         path: the file that `features` are a map of, if they are.
+        groups: task -> number of each clip's speaker, `[N]`, for tasks whose splits have no speaker in common.
     """
 
     features: Tensor
@@ -48,6 +51,7 @@ class SearchTable:
     upstream_config: dict
     fingerprint: str
     path: Path | None = None
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[int]:
@@ -75,7 +79,8 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
         ValueError: as `load_composite`, `open_cache` and `cached_digests`; or the table does not fit into memory.
     """
     device = device or torch.device("cpu")
-    composite, cache = load_composite(args.task_sources()), open_cache(args.cache_dir)
+    sources = args.task_sources()
+    composite, cache = load_composite(sources), open_cache(args.cache_dir)
     digests = cached_digests(cache, composite)
     shape = (len(digests), *cache.shards[0].shape[1:])
     fingerprint = _fingerprint(cache, digests, composite)
@@ -84,7 +89,8 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
     for start in range(0, len(digests), CHUNK):
         part = cache.read(digests[start : start + CHUNK], range(shape[1]))
         features[start : start + CHUNK] = torch.from_numpy(part)
-    return SearchTable(features, replace(composite, clips=[]), cache.key.upstream_config, fingerprint, path)
+    groups = groups_of(sources, composite.clips)
+    return SearchTable(features, replace(composite, clips=[]), cache.key.upstream_config, fingerprint, path, groups)
 
 
 @contextmanager

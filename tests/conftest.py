@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
+from wavcse.data.cache import build_cache
 
 SAMPLING_RATE = 16_000
 # The shape of the real encoders (same stem, so 400 samples per frame and a hop of 320), 1/32 of their width.
@@ -191,6 +193,33 @@ def toy_corpus(tmp_path_factory) -> Path:
         )
     (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder / "metadata.csv"
+
+
+@pytest.fixture(scope="session")
+def search_recipe(toy_corpus, upstream_folder, tmp_path_factory) -> dict:
+    """A small training recipe with its cache of four layers."""
+    cache_dir = tmp_path_factory.mktemp("caches")
+    build_cache([toy_corpus], str(upstream_folder), cache_dir)
+    task = {"manifest": str(toy_corpus), "label_column": "keyword", "split_column": "split_ks", "disjoint_by": "speaker_id"}
+    speaker = {"manifest": str(toy_corpus), "label_column": "speaker_id", "split_column": "split_sid"}
+    return {
+        "tasks": {"keyword": task, "speaker": speaker},
+        "cache_dir": str(cache_dir),
+        "upstream": str(upstream_folder),
+        "selected_layers": [0, 1, 3],
+        "layer_projection_size": 24,
+        "embedding_size": 40,
+        "batch_size": 16,
+        "num_epochs": 3,
+    }
+
+
+@pytest.fixture
+def search_config(search_recipe, tmp_path) -> Path:
+    """The recipe as a file."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(search_recipe))
+    return path
 
 
 def tone(generator: np.random.Generator, pitch_hz: float, clicks_hz: float, duration_s: float) -> np.ndarray:

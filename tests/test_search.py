@@ -18,7 +18,6 @@ import yaml
 
 from wavcse import WavCSEConfig
 from wavcse.benchmarks import bench_search
-from wavcse.data.cache import build_cache
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.search import runner
 from wavcse.search.costs import cost_of
@@ -204,35 +203,9 @@ def test_on_a_gpu_fits_of_one_shape_go_together(tmp_path, monkeypatch):
 # -- from a recipe and its cache
 
 
-@pytest.fixture(scope="module")
-def recipe(toy_corpus, upstream_folder, tmp_path_factory) -> dict:
-    """A small training recipe with its cache of four layers."""
-    cache_dir = tmp_path_factory.mktemp("caches")
-    build_cache([toy_corpus], str(upstream_folder), cache_dir)
-    task = {"manifest": str(toy_corpus), "label_column": "keyword", "split_column": "split_ks", "disjoint_by": "speaker_id"}
-    speaker = {"manifest": str(toy_corpus), "label_column": "speaker_id", "split_column": "split_sid"}
-    return {
-        "tasks": {"keyword": task, "speaker": speaker},
-        "cache_dir": str(cache_dir),
-        "upstream": str(upstream_folder),
-        "selected_layers": [0, 1, 3],
-        "layer_projection_size": 24,
-        "embedding_size": 40,
-        "batch_size": 16,
-        "num_epochs": 3,
-    }
-
-
-@pytest.fixture
-def config(recipe, tmp_path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
-
-
 @pytest.mark.parametrize("pooling_type", ["weighted_average", "learned_norm"])
-def test_a_fit_is_a_run_of_the_training_script_to_the_bit(recipe, tmp_path, pooling_type):
-    args = RunArguments(**recipe, pooling_type=pooling_type, output_dir=str(tmp_path / "run"), save_hub=False)
+def test_a_fit_is_a_run_of_the_training_script_to_the_bit(search_recipe, tmp_path, pooling_type):
+    args = RunArguments(**search_recipe, pooling_type=pooling_type, output_dir=str(tmp_path / "run"), save_hub=False)
     trained, fitted = train(args), fit(read_table(args), args)
     assert fitted["best_epoch"] == trained["best_epoch"]
     for split in ("validation", "test"):
@@ -243,8 +216,8 @@ def test_a_fit_is_a_run_of_the_training_script_to_the_bit(recipe, tmp_path, pool
     assert fitted["curve"] == [entry["validation"]["mean_accuracy"] for entry in log]
 
 
-def test_a_table_in_a_file_is_the_table_in_memory(recipe, tmp_path):
-    args = RunArguments(**recipe)
+def test_a_table_in_a_file_is_the_table_in_memory(search_recipe, tmp_path):
+    args = RunArguments(**search_recipe)
     with table_for(args, tmp_path / "fits", workers=2) as mapped, shared(mapped, tmp_path / "fits") as reopen:
         in_memory, again = read_table(args), reopen()
         assert torch.equal(mapped.features, in_memory.features)
@@ -257,13 +230,13 @@ def test_a_table_in_a_file_is_the_table_in_memory(recipe, tmp_path):
     assert not list((tmp_path / "fits").iterdir())
 
 
-def test_what_a_killed_search_left_in_the_way_is_removed(recipe, tmp_path):
+def test_what_a_killed_search_left_in_the_way_is_removed(search_recipe, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     dead, alive = (tmp_path / f"features-0123-{pid}.f32" for pid in (process.pid, os.getpid()))
     for path in (dead, alive):
         path.touch()
-    with table_for(RunArguments(**recipe), tmp_path, workers=2):
+    with table_for(RunArguments(**search_recipe), tmp_path, workers=2):
         assert not dead.exists()
         assert alive.exists()
 
@@ -274,15 +247,15 @@ def figures_of(folder: Path) -> dict:
     return json.loads(text, object_hook=lambda fields: {name: v for name, v in fields.items() if name != "seconds"})
 
 
-def test_a_killed_search_goes_on_and_fits_nothing_twice(config, tmp_path, capsys):
+def test_a_killed_search_goes_on_and_fits_nothing_twice(search_config, tmp_path, capsys):
     options = ["--seeds", "2", "--rivals", "top_single", "--workers", "1"]
-    assert main([str(config), "--output_dir", str(tmp_path / "whole"), *options]) == 0
+    assert main([str(search_config), "--output_dir", str(tmp_path / "whole"), *options]) == 0
     assert "## Stability" in capsys.readouterr().out
     slow = (
         "import sys, time; from wavcse.search import layers, runner; do = runner.fit_together\n"
         "runner.fit_together = lambda *a: (time.sleep(0.2), do(*a))[1]\nlayers.main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", slow, str(config), "--output_dir", str(tmp_path / "killed"), *options]
+    command = [sys.executable, "-c", slow, str(search_config), "--output_dir", str(tmp_path / "killed"), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     fits = tmp_path / "killed/fits"
     while process.poll() is None and len(list(fits.glob("*.json"))) < 4:
@@ -292,16 +265,16 @@ def test_a_killed_search_goes_on_and_fits_nothing_twice(config, tmp_path, capsys
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in fits.glob("*.json")}
     assert 4 <= len(before) < len(list((tmp_path / "whole/fits").iterdir()))
-    assert main([str(config), "--output_dir", str(tmp_path / "killed"), *options]) == 0
+    assert main([str(search_config), "--output_dir", str(tmp_path / "killed"), *options]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert figures_of(tmp_path / "killed") == figures_of(tmp_path / "whole")
     names = [sorted(path.name for path in (tmp_path / run / "fits").iterdir()) for run in ("killed", "whole")]
     assert names[0] == names[1]
 
 
-def test_the_recipe_that_a_search_leaves_trains_as_it_stands(config, tmp_path):
+def test_the_recipe_that_a_search_leaves_trains_as_it_stands(search_config, tmp_path):
     options = ["--seeds", "1", "--rivals", "--workers", "1", "--num_epochs", "1", "--measure_speed"]
-    assert main([str(config), "--output_dir", str(tmp_path / "out"), *options]) == 0
+    assert main([str(search_config), "--output_dir", str(tmp_path / "out"), *options]) == 0
     report = figures_of(tmp_path / "out")
     assert report["settings"]["num_epochs"] == 1
     assert all(cost["audio_s_per_s"] > 0 for cost in report["costs"])
@@ -324,8 +297,8 @@ def test_the_recipe_that_a_search_leaves_trains_as_it_stands(config, tmp_path):
         (["--cache_dir", "nowhere"], "nowhere: holds no feature cache"),
     ],
 )
-def test_bad_options_are_refused_in_one_line(config, tmp_path, capsys, options, message):
-    assert main([str(config), "--output_dir", str(tmp_path / "out"), *options]) == 2
+def test_bad_options_are_refused_in_one_line(search_config, tmp_path, capsys, options, message):
+    assert main([str(search_config), "--output_dir", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
