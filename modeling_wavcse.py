@@ -110,10 +110,11 @@ class WavCSEHeads(nn.Module):
     def forward(self, embeddings: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Logits of all clips, or of task t for the clips `rows[t]` `[n_t]` only, such as those that have a label for it."""
         embeddings = self.dropout(embeddings)
-        return {
-            name: head(embeddings if rows is None else embeddings.index_select(0, rows[name]))
-            for name, head in self.tasks.items()
-        }
+        if rows is None:
+            return {name: head(embeddings) for name, head in self.tasks.items()}
+        own = [rows[name] for name in self.tasks]
+        taken = embeddings.index_select(0, torch.cat(own)).split([len(part) for part in own])  # one gradient, not one per task
+        return {name: head(part) for (name, head), part in zip(self.tasks.items(), taken)}
 
 
 def cross_entropy_per_task(

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from wavcse import products_wavcse
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
-from wavcse.modeling_wavcse import combine_losses, cross_entropy_per_task
+from wavcse.modeling_wavcse import WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, PooledLayers, SplitFeatures
 from wavcse.training.loop import evaluate, new_learner, train_epoch
-from wavcse.training.network import Dropout, model_config
+from wavcse.training.network import Dropout, MultiTaskNetwork, model_config
+from wavcse.training.products import linear
 
 N, L, D = 60, 5, 16
 UPSTREAM = {"model_type": "wavlm", "hidden_size": D, "num_hidden_layers": L - 1, "num_attention_heads": 2}
@@ -183,3 +186,109 @@ def test_networks_that_train_together_train_as_each_alone(features, composite, p
         theirs = other.network.state_dict()
         for name, weight in one.network.state_dict().items():
             assert relative_difference(theirs[name], weight) < 1e-3, name
+
+
+# -- products by oneDNN
+
+needs_onednn = pytest.mark.skipif(not products_wavcse.HAS_ONEDNN_LINEAR, reason="PyTorch without oneDNN")
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def operands(shape: tuple[int, ...], layout: str = "dense", has_bias: bool = True) -> list[torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+    x, wide = torch.randn(*shape, 7, generator=generator), torch.randn(5, 14, generator=generator)
+    weight = {"dense": wide[:, :7].clone(), "transposed": wide[:, :7].T.contiguous().T, "slice": wide[:, :7]}[layout]
+    bias = torch.randn(5, generator=generator) if has_bias else None
+    return [None if tensor is None else tensor.requires_grad_() for tensor in (x, weight, bias)]
+
+
+def value_and_gradients(function, tensors) -> list[torch.Tensor]:
+    """Also the gradient of the gradients' squared length."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    y = function(*tensors)
+    first = torch.autograd.grad(y.square().sum(), given, create_graph=True)
+    second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), given)
+    return [y, *first, *second]
+
+
+@needs_onednn
+@pytest.mark.parametrize("layout", ["dense", "transposed", "slice"])
+@pytest.mark.parametrize("shape", [(6,), (1,), (3, 4), ()])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_products_and_gradients_are_those_in_float64(layout, shape, has_bias):
+    tensors = operands(shape, layout, has_bias)
+    exact = [None if tensor is None else tensor.detach().double().requires_grad_() for tensor in tensors]
+    with Operators() as operators:
+        found = value_and_gradients(linear, tensors)
+    assert "_linear_pointwise" in operators.names
+    assert not operators.names & {"mm", "addmm", "bmm"}
+    for own, expected in zip(found, value_and_gradients(torch.nn.functional.linear, exact), strict=True):
+        assert own.shape == expected.shape
+        assert relative_difference(own.double(), expected) < 1e-6
+
+
+def test_a_product_of_no_rows_has_gradients_of_zero():
+    x, weight, bias = operands((0,))
+    linear(x, weight, bias).sum().backward()
+    assert x.grad.shape == (0, 7)
+    assert not weight.grad.any()
+    assert not bias.grad.any()
+
+
+@pytest.mark.parametrize("case", ["float64", "autocast", "vmap", "func.grad", "compile", "without the operator"])
+def test_where_onednn_is_not_for_us_the_ordinary_operator_runs(case, monkeypatch):
+    x, weight, bias = operands((6,))
+    expected = torch.nn.functional.linear(x, weight, bias)
+    with Operators() as operators:
+        if case == "float64":
+            y = linear(x.double(), weight.double(), bias.double())
+        elif case == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                y = linear(x, weight, bias)
+            assert y.dtype == torch.bfloat16
+        elif case == "vmap":
+            y = torch.func.vmap(linear, in_dims=(0, None, None))(x, weight, bias)
+        elif case == "func.grad":
+            y = torch.func.grad(lambda x: linear(x, weight, bias).square().sum() / 2)(x)
+            expected = expected @ weight
+        elif case == "without the operator":
+            monkeypatch.setattr(products_wavcse, "HAS_ONEDNN_LINEAR", False)
+            y = linear(x, weight, bias)
+    if case == "compile":
+        y = torch.compile(linear, backend="eager", fullgraph=True)(x, weight, bias)
+    assert "_linear_pointwise" not in operators.names
+    tolerance = 2e-2 if case == "autocast" else 1e-5
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+@needs_onednn
+def test_a_training_step_multiplies_by_onednn_alone(features, composite):
+    args = arguments()
+    learner = learner_of(args)
+    (batch,) = splits_of(features, composite, args)["train"].batches(1000)
+    with Operators() as operators:
+        losses = cross_entropy_per_task(learner.network(batch.features, batch.rows), batch.labels, batch.num_labelled)
+        combine_losses(losses, args.loss_weights()).backward()
+    assert "_linear_pointwise" in operators.names
+    assert not operators.names & {"mm", "addmm", "bmm"}
+
+
+def test_the_network_has_the_names_and_first_weights_of_the_models_parts():
+    config = model_config(arguments(pooling_type="gated"), UPSTREAM, CLASSES)
+    torch.manual_seed(0)
+    network = MultiTaskNetwork(config).state_dict()
+    torch.manual_seed(0)
+    parts = torch.nn.ModuleDict({"downstream": WavCSEDownstream(config), "heads": WavCSEHeads(config)}).state_dict()
+    assert list(network) == list(parts)
+    assert all(torch.equal(network[name], parts[name]) for name in parts)

@@ -23,6 +23,7 @@ from wavcse.modeling_wavcse import combine_losses, cross_entropy_per_task
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import Batch, SplitFeatures, epoch_order
 from wavcse.training.network import MultiTaskNetwork
+from wavcse.training.products import linear
 from wavcse.training.together import losses_together
 
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
@@ -159,7 +160,7 @@ def evaluate(accelerator: Accelerator, learner: Learner, split: SplitFeatures) -
     for batch in split.batches(EVALUATION_BATCH):
         with accelerator.autocast():
             pooled = network.downstream.pool(network.gather(batch.features))
-            logits = {task: nn.functional.linear(pooled[batch.rows[task]], *head) for task, head in heads.items()}
+            logits = {task: linear(pooled[batch.rows[task]], *head) for task, head in heads.items()}
         losses = cross_entropy_per_task(logits, batch.labels, counts)
         for task, values in logits.items():
             sums[task] += losses[task]

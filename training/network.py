@@ -11,6 +11,7 @@ from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.modeling_wavcse import WavCSEDownstream, WavCSEForMultiTask, WavCSEHeads
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import PooledLayers
+from wavcse.training.products import linear, use_linear
 
 
 class MultiTaskNetwork(nn.Module):
@@ -22,6 +23,7 @@ class MultiTaskNetwork(nn.Module):
         self.heads = WavCSEHeads(config)
         self.downstream.dropout = Dropout(config.layer_dropout)
         self.heads.dropout = Dropout(config.embedding_dropout)
+        use_linear(self)
 
     def forward(self, features: PooledLayers | Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Logits of all clips, or of task t for the clips `rows[t]` only; `features` may be what `gather` returned."""
@@ -39,7 +41,7 @@ class MultiTaskNetwork(nn.Module):
         """Per task FC2 and head as one map of the pooled layers, weight `[C, 512]` and bias `[C]`: exact without dropout."""
         last = self.downstream.embedding_projection
         return {
-            task: (head.weight @ last.weight, nn.functional.linear(last.bias, head.weight, head.bias))
+            task: (linear(head.weight, last.weight.T), linear(last.bias, head.weight, head.bias))
             for task, head in self.heads.tasks.items()
         }
 
@@ -78,7 +80,7 @@ class Dropout(nn.Module):
         numbers = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device)
         numbers = numbers.view(torch.int16)[: x.numel()].view(x.shape)
         is_kept = numbers >= (self.STEPS * self.rate - self.STEPS // 2).to(torch.int16)
-        return x * (is_kept.to(x.dtype) / (1 - self.rate).to(x.dtype))
+        return x * is_kept.to(x.dtype).div_((1 - self.rate).to(x.dtype))
 
 
 def model_config(args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]]) -> WavCSEConfig:

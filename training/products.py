@@ -1,0 +1,69 @@
+"""Linear layers in training: on a CPU in float32, forward and both backward products by oneDNN.
+
+PyTorch's own float32 products there come from a library that reaches half of what some processors can do, and most of a
+training step is three products of every layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wavcse import products_wavcse
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def use_linear(network: nn.Module) -> None:
+    """Turn every `nn.Linear` of a network into a `Linear`, its parameters and their names untouched."""
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear  # a new module would draw random weights, and shift the seed of those that follow
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, `[..., in]` -> `[..., out]`, by oneDNN if all is float32 on a CPU; any order of gradient.
+
+    Autocast, `torch.func` and `torch.compile` have their own ways with the ordinary operator, which they get.
+    """
+    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    if _is_special() or 0 in x.shape or not all(_is_exact(tensor) for tensor in tensors):  # oneDNN refuses sums of nothing
+        return F.linear(x, weight, bias)
+    y = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), _dense(weight), bias)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
+
+
+def _is_special() -> bool:
+    is_transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return is_transformed or torch.is_autocast_enabled("cpu")
+
+
+def _is_exact(tensor: Tensor) -> bool:
+    return products_wavcse.uses_onednn(tensor) and tensor.dtype == torch.float32
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """A contiguous matrix or the transpose of one, which oneDNN takes at full speed; a slice is a thousand times slower."""
+    return weight if weight.T.is_contiguous() else weight.contiguous()
+
+
+class _Product(torch.autograd.Function):
+    """`x @ weight.T + bias` of rows."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return products_wavcse.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x = linear(gradient, weight.T) if ctx.needs_input_grad[0] else None
+        of_weight = linear(gradient.T, x.T) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, gradient.sum(dim=0) if ctx.needs_input_grad[2] else None
