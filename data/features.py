@@ -15,7 +15,7 @@ import math
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,19 @@ class CacheKey:
     dtype: str  # "float32" or "float16"
     format_version: int = FORMAT_VERSION
 
+    @classmethod
+    def read(cls, path: Path) -> CacheKey:
+        """The key in a `cache.json`; ValueError if its fields are not those of this version."""
+        key = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted({field.name for field in fields(cls)} ^ set(key))
+        if differing or key["format_version"] != FORMAT_VERSION:
+            what = ", ".join(differing) or "format_version"
+            raise ValueError(
+                f"{path}: was made by another version of wavCSE (differs in {what}). "
+                "Build the cache again with `python -m wavcse.data.cache`."
+            )
+        return cls(**key)
+
     def digest(self) -> str:
         """Twelve hex digits that name the cache's folder; the upstream's display name does not count."""
         fields = {name: value for name, value in asdict(self).items() if name not in ("upstream", "revision")}
@@ -55,7 +68,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.key = CacheKey(**json.loads((self.folder / "cache.json").read_text(encoding="utf-8")))
+        self.key = CacheKey.read(self.folder / "cache.json")
         self.refresh()
 
     @classmethod
@@ -110,7 +123,7 @@ def open_cache(root: str | Path) -> FeatureCache:
     """Open the only cache below `root` (or `root` itself, if it is one).
 
     Raises:
-        ValueError: there is none, or more than one to choose from.
+        ValueError: there is none, or more than one to choose from, or another version made it.
     """
     root = Path(root)
     folders = [root] if (root / "cache.json").exists() else sorted(path.parent for path in root.glob("*/cache.json"))

@@ -1,6 +1,7 @@
 """The feature cache: equal to the model, resumable, one result whatever the batches and processes."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -214,3 +215,17 @@ def test_mistakes_on_the_command_line_are_one_line(toy_corpus, upstream_folder, 
     assert "batch_seconds is 0.0" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"holds no feature cache\. Make one with"):
         open_cache(Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(lambda key: key.pop("window_s"), "window_s"), (lambda key: key.update(format_version=99), "format_version")],
+)
+def test_a_cache_of_another_version_is_refused(built, tmp_path, change, what):
+    folder = tmp_path / built.folder.name
+    shutil.copytree(built.folder, folder)
+    key = json.loads((folder / "cache.json").read_text())
+    change(key)
+    (folder / "cache.json").write_text(json.dumps(key))
+    with pytest.raises(ValueError, match=rf"made by another version of wavCSE \(differs in {what}\)\. Build the cache again"):
+        open_cache(tmp_path)
