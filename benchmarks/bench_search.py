@@ -30,8 +30,9 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from wavcse.benchmarks.measure import SPREAD_LIMIT, PairedRatio, gemm_rate, interleaved, machine_facts, timed
-from wavcse.benchmarks.report import table as markdown_table
+from wavcse.benchmarks.measure import PairedRatio, gemm_rate, interleaved, machine_facts, timed
+from wavcse.benchmarks.rerun import CLIP_SECONDS, UpstreamRates, newest_rates, over_rerun
+from wavcse.benchmarks.search_report import GOAL_EPOCHS, markdown_of
 from wavcse.configuration_wavcse import WAVLM_LARGE, WavCSEConfig
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.modeling_wavcse import combine_losses, cross_entropy_per_task
@@ -355,20 +356,19 @@ def whole_recursion(per_clip: Mapping[tuple[str, int], float], sizes: Sequence[i
     )
 
 
-def summarise(ways: Sequence[Way], sizes: Sequence[int], measured: Mapping, config: WavCSEConfig) -> list[dict]:
-    """Per way: speed and share of its bound by number of layers, the extrapolated recursion, and its ratio to (a)."""
+def summarise(
+    ways: Sequence[Way], sizes: Sequence[int], measured: Mapping, config: WavCSEConfig, upstream: UpstreamRates | None
+) -> list[dict]:
+    """Per way: speed and share of its bound by number of layers, the extrapolated recursion, and its ratios to others."""
     rounds = len(measured["rates"]["bytes"])
     totals = {way.name: [_total(way, measured, sizes, i) for i in range(rounds)] for way in ways}
     rows = []
     for way in ways:
-        row: dict = {"name": way.name, "title": way.title, "processes": way.cores, "by_layers": []}
+        row: dict = {"name": way.name, "title": way.title, "precision": way.precision, "is_plain": way.is_plain}
+        row |= {"processes": way.cores, "by_layers": []}
         for size in sizes:
-            shares, speeds = [], []
-            for i, seconds in enumerate(measured["seconds"][way.name, "train", size]):
-                products = flop_per_clip(way.is_plain, size, config) / measured["rates"][way.precision][i] / way.cores
-                reading = bytes_per_clip(way.is_plain, size, config) / measured["rates"]["bytes"][i]
-                shares.append(max(products, reading) / seconds)
-                speeds.append(1 / seconds)
+            speeds = [1 / seconds for seconds in measured["seconds"][way.name, "train", size]]
+            shares = [_bound(way, size, measured["rates"], config, i) * speed for i, speed in enumerate(speeds)]
             figures = {
                 "clips_per_s": round(statistics.median(speeds), 1),
                 "share_of_bound": round(statistics.median(shares), 3),
@@ -376,6 +376,7 @@ def summarise(ways: Sequence[Way], sizes: Sequence[int], measured: Mapping, conf
             row["by_layers"].append({"layers": size, **figures})
         row["recursion_hours"] = round(statistics.median(totals[way.name]) / 3600, 3)
         row["over_plain"] = asdict(PairedRatio.of(totals[ways[0].name], totals[way.name]))
+        row["over_rerun"] = {} if upstream is None else _over_rerun(way, upstream, statistics.median(totals[way.name]))
         rows.append(row)
     return rows
 
@@ -386,35 +387,22 @@ def _bound(way: Way, size: int, rates: Mapping[str, Sequence[float]], config: Wa
     return max(products, bytes_per_clip(way.is_plain, size, config) / rates["bytes"][i])
 
 
+def _over_rerun(way: Way, upstream: UpstreamRates, recursion_s: float) -> dict[str, dict[str, float]]:
+    epoch_core_s = recursion_s * way.cores / (PAPER_LAYERS * PAPER_EPOCHS)
+    return {
+        str(epochs): over_rerun(upstream, audio_seconds(), way.precision, PAPER_LAYERS * epochs, epoch_core_s)
+        for epochs in (GOAL_EPOCHS, PAPER_EPOCHS)
+    }
+
+
+def audio_seconds() -> float:
+    """Audio of an epoch of the paper's corpora, validation included."""
+    return sum(CLIP_SECONDS[task] * (PAPER_TRAIN[task] + PAPER_VALIDATION[task]) for task in CLASSES)
+
+
 def _total(way: Way, measured: Mapping, sizes: Sequence[int], i: int) -> float:
     per_clip = {(part, size): measured["seconds"][way.name, part, size][i] for part in ("train", "evaluate") for size in sizes}
     return whole_recursion(per_clip, sizes)
-
-
-def markdown_of(report: Mapping) -> str:
-    """The result as a page."""
-    settings, rates = report["settings"], report["rates"]
-    sizes = [own["layers"] for own in report["rows"][0]["by_layers"]]
-    columns = ["way", "processes", *(f"{size} layers, clips/s (of bound)" for size in sizes), "recursion, h"]
-    text = (
-        f"# Layer search, {report['device']}\n\n{' x '.join(map(str, report['shape']))} features, batches of "
-        f"{settings['batch_size']}, {settings['rounds']} round(s), one thread per process. Products "
-        f"{rates['float32'] / 1e9:.0f} (float32) and {rates['bfloat16'] / 1e9:.0f} (bfloat16) GFLOP/s, reading "
-        f"{rates['bytes'] / 1e9:.1f} GB/s (medians). The recursion is extrapolated to the paper's corpora: "
-        f"{sum(PAPER_TRAIN.values()):,} training clips, {PAPER_LAYERS} rounds of {PAPER_EPOCHS} epochs, validation included. "
-        "Ratios are of whole recursions, paired by round; spread is (largest - smallest) / median, marked above "
-        f"{SPREAD_LIMIT:.0%}. A way's bound: its own products at the measured rate, or reading its features, whichever takes "
-        "longer.\n\n"
-    )
-    return text + markdown_table([*columns, "x (a)", "spread"], map(_cells, report["rows"])) + "\n"
-
-
-def _cells(row: Mapping) -> list[str]:
-    speeds = [f"{own['clips_per_s']:,.0f} ({own['share_of_bound']:.0%})" for own in row["by_layers"]]
-    ratio, spread = row["over_plain"]["ratio"], row["over_plain"]["spread"]
-    mark = "*" if spread is not None and spread > SPREAD_LIMIT else ""
-    ratios = [f"{ratio:.2f}{mark}", "-" if spread is None else f"{spread:.0%}"]
-    return [row["title"], str(row["processes"]), *speeds, f"{row['recursion_hours']:.2f}", *ratios]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -445,13 +433,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         measured = measure(ways, sizes, args.rounds, device)
     AcceleratorState._reset_state(True)
+    upstream = newest_rates(RESULTS, args.device)
+    paper = {"train_clips": sum(PAPER_TRAIN.values()), "rounds": PAPER_LAYERS, "epochs": PAPER_EPOCHS}
+    config = table.config(arguments(1, args.batch_size, "float32"))
     report = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "machine": machine_facts(device),
         "settings": vars(args),
         "shape": list(table.features.shape),
         "rates": {name: statistics.median(own) for name, own in measured["rates"].items()},
-        "rows": summarise(ways, sizes, measured, table.config(arguments(1, args.batch_size, "float32"))),
+        "paper": {**paper, "audio_s": audio_seconds()},
+        "upstream": None if upstream is None else asdict(upstream),
+        "rows": summarise(ways, sizes, measured, config, upstream),
         "seconds_per_clip": {" / ".join(map(str, key)): own for key, own in measured["seconds"].items()},
     }
     text = markdown_of(report)

@@ -18,6 +18,7 @@ import yaml
 
 from wavcse import WavCSEConfig
 from wavcse.benchmarks import bench_search
+from wavcse.benchmarks.rerun import UpstreamRates
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.search import runner
 from wavcse.search.costs import cost_of
@@ -376,6 +377,11 @@ def test_the_benchmark_counts_the_products_of_a_step():
 def test_the_benchmark_runs(capsys, monkeypatch):
     for name in ("gemm_rate", "read_rate"):
         monkeypatch.setattr(bench_search, name, lambda *_: 1e11)  # they take seconds
+    rates = UpstreamRates("a-file.json", 0.5, 2.0, "HF", {"float32": 3.0, "bfloat16": 9.0})
+    monkeypatch.setattr(bench_search, "newest_rates", lambda *_: rates)
     bench_search.main("--tiny --clips 100 --batch_size 32 --layers 2 --rounds 1 --workers 0".split())
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| (")]
-    assert [row[2:5] for row in rows] == ["(a)", "(b)", "(c)", "(d)", "(c)", "(d)"]
+    page = capsys.readouterr().out
+    rows = [line for line in page.splitlines() if line.startswith("| (")]
+    assert [row[2:5] for row in rows] == 2 * ["(a)", "(b)", "(c)", "(d)", "(c)", "(d)"]  # speeds, then the upstream again
+    assert "Extrapolated, never run" in page
+    assert "a-file.json" in page
