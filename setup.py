@@ -7,10 +7,10 @@ from setuptools import setup
 ROOMS = ["data", "data.synthetic", "data.corpora", "training", "search", "eval", "eval.tasks", "eval.baselines"]
 
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13"]
-SEARCH = ["optuna>=4", "matplotlib>=3.9"]
+SEARCH = ["optuna>=4", "matplotlib>=3.9", "scikit-learn>=1.5", "scipy>=1.13"]
 APP = ["gradio>=5"]
 HUB = ["datasets>=4"]
-DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "tensorboard>=2.17", "matplotlib>=3.9"]
+DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "tensorboard>=2.17"]
 
 setup(
     name="wavcse",
@@ -40,6 +40,6 @@ setup(
         "tqdm>=4.66",
         "espeakng-loader>=0.2.4",
     ],
-    extras_require={"eval": EVAL, "search": SEARCH, "app": APP, "hub": HUB, "dev": [*DEV, *EVAL, *HUB]},
+    extras_require={"eval": EVAL, "search": SEARCH, "app": APP, "hub": HUB, "dev": [*DEV, *EVAL, *SEARCH, *HUB]},
     entry_points={"console_scripts": ["wavcse=wavcse_cli:main"]},
 )

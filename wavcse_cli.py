@@ -13,6 +13,7 @@ COMMANDS = {
     "synthesize": ("wavcse.data.synthetic.__main__", "make a labelled corpus of synthetic speech"),
     "cache": ("wavcse.data.cache", "run a frozen upstream once over a corpus and keep its pooled layers"),
     "train": ("wavcse.train_accelerate", "train an embedding on the cache (one process; else `accelerate launch`)"),
+    "search": ("wavcse.search.__main__", "choose layers, pooling or sizes: many models on one cache"),
     "embed": ("wavcse.embed", "embed every clip of a manifest or folder into one Parquet file"),
     "eval": ("wavcse.eval.__main__", "judge a model on tasks, beside baselines"),
 }

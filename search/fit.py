@@ -13,7 +13,7 @@ Many of them, stored, resumed, spread over processes or trained together on a GP
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from accelerate import Accelerator
@@ -27,6 +27,8 @@ from wavcse.training.loop import Evaluation, Learner, evaluate, new_learner, tra
 NOT_OF_A_FIT = {"tasks", "cache_dir", "upstream", "revision", *FREE_ON_RESUME} - {"num_epochs"}
 # Settings that may differ between models that train together.
 FREE_TOGETHER = ("seed", "learning_rate", "weight_decay", "l1", "l2", "scheduler_patience", "scheduler_factor")
+
+AfterEpoch = Callable[[int, list[float]], None]
 
 
 def settings_of(args: RunArguments) -> dict:
@@ -51,8 +53,11 @@ def fit(table: SearchTable, args: RunArguments) -> dict:
     return fit_together(table, [args])[0]
 
 
-def fit_together(table: SearchTable, many: Sequence[RunArguments]) -> list[dict]:
-    """`fit` of several models of one shape (`shape_of`), trained in step; they differ from fits one by one in dropout only."""
+def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: AfterEpoch | None = None) -> list[dict]:
+    """`fit` of several models of one shape (`shape_of`), trained in step; they differ from fits one by one in dropout only.
+
+    `after_epoch` gets every epoch's number, from 1, and the models' mean validation accuracies; what it raises ends the fits.
+    """
     started = time.perf_counter()
     device = table.features.device
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=many[0].mixed_precision)
@@ -62,6 +67,8 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments]) -> list[dict]
     for epoch in range(1, many[0].num_epochs + 1):
         for curve, entry in zip(curves, train_epoch(accelerator, splits, learners, epoch)):
             curve.append(entry["validation"]["mean_accuracy"])
+        if after_epoch is not None:
+            after_epoch(epoch, [curve[-1] for curve in curves])
     results = []
     for learner, own_splits, curve in zip(learners, splits, curves):
         learner.network.load_state_dict(learner.best_weights)

@@ -43,7 +43,8 @@ def _constants(report: Mapping) -> Figure:
     families: dict[str, list[Mapping]] = {}
     for setting in report["grid"]:
         if setting_words(setting):
-            families.setdefault(setting["pooling_type"], []).append(setting)
+            pooling = setting["pooling_type"]
+            families.setdefault("smooth_maximum" if pooling == "auto" else pooling, []).append(setting)  # `auto` learns it
     figure, axes = new_axes(1 + 3 * len(families), 3.2, len(families))
     for own, (pooling, settings) in zip(axes, families.items()):
         mean = [100 * setting["validation"]["mean"] for setting in settings]

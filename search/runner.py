@@ -144,15 +144,22 @@ def _chosen_way(table: SearchTable, store: FitStore, workers: int) -> Iterator[D
     if table.features.device.type == "cuda":
         yield partial(_do_together, table, store)
     elif workers == 1:
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in a worker, so that both give the same figures
-        try:
+        with one_thread():
             yield partial(_do_first, table, store)
-        finally:
-            torch.set_num_threads(num_threads)
     else:
-        with shared(table, store.folder) as reopen:
-            yield from _in_workers(reopen, store, workers)
+        with worker_pool(table, store, workers) as pool:
+            yield _in_workers(pool, workers)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """This process computes with one thread, as a worker does, so that both give the same figures."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _do_first(table: SearchTable, store: FitStore, queue: Mapping[str, Fit]) -> dict[str, dict]:
@@ -176,9 +183,8 @@ def _do(table: SearchTable, store: FitStore, fits: Mapping[str, Fit]) -> dict[st
     return results
 
 
-def _in_workers(reopen: Callable[[], SearchTable], store: FitStore, workers: int) -> Iterator[DoSome]:
+def _in_workers(pool: ProcessPoolExecutor, workers: int) -> DoSome:
     running: dict[str, tuple[Future, str]] = {}
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (reopen, store))
 
     def do_some(queue: Mapping[str, Fit]) -> dict[str, dict]:
         for key, fit in queue.items():
@@ -194,10 +200,23 @@ def _in_workers(reopen: Callable[[], SearchTable], store: FitStore, workers: int
             del running[key]
         return results
 
-    try:
-        yield do_some
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return do_some
+
+
+@contextmanager
+def worker_pool(table: SearchTable, store: FitStore, workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of one thread each that have table and store (`at_hand`) and end when this process does."""
+    with shared(table, store.folder) as reopen:
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (reopen, store))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def at_hand() -> tuple[SearchTable, FitStore]:
+    """The table and store of the worker process that this is called in."""
+    return _table, _store
 
 
 def _start_worker(reopen: Callable[[], SearchTable], store: FitStore) -> None:
@@ -214,4 +233,4 @@ def _end_with_parent() -> None:
 
 
 def _work(key: str, fit: Fit) -> dict:
-    return _do(_table, _store, {key: fit})[key]
+    return _do(*at_hand(), {key: fit})[key]

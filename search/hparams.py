@@ -1,0 +1,240 @@
+"""Sizes, penalties, dropouts, batch size and learning rate, searched as in section 3 of the paper.
+
+    python -m wavcse.search.hparams conf/quickstart.yaml --output_dir runs/hparams --trials 40 --seeds 2 --workers 2
+
+First a grid over batch size and learning rate, then Bayesian optimisation of the rest at the best point of the grid
+(`search/study.py`). CONFIG is a training recipe; its fields can be overridden as in training. Left in the folder:
+`hparams.md`, `results/hparams.json`, `pictures/`, `recipe.yaml` to train with, `hparams.sqlite`, the Optuna study, and
+`fits/`, one file per finished fit: the same command goes on where a killed one was, and more `--trials` continue it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from tqdm.auto import tqdm
+
+from wavcse.data.features import write_atomically
+from wavcse.search.fit import settings_of
+from wavcse.search.hparams_report import draw_hparams, hparams_markdown
+from wavcse.search.program import (
+    as_read,
+    at_least_one,
+    expectation,
+    new_parser,
+    recipe_text,
+    run_program,
+    task_facts,
+    write_result,
+)
+from wavcse.search.runner import Fit, FitError, at_hand, fit_all, one_thread, worker_pool
+from wavcse.search.stability import moments_of, paired_difference
+from wavcse.search.store import FitStore
+from wavcse.search.study import Objective, finished, importances, open_study, requeue_lost, run_trial, search_space
+from wavcse.search.table import SearchTable
+from wavcse.training.arguments import RunArguments
+from wavcse.training.run_folder import versions
+
+BATCH_FACTORS = (0.5, 1, 2)
+RATE_FACTORS = (0.4, 1, 2.5)
+
+Runs = list[dict]  # results of one setting, one per seed
+
+
+def search_hparams(
+    table: SearchTable,
+    args: RunArguments,
+    output_dir: Path,
+    trials: int = 40,
+    seeds: int = 3,
+    workers: int = 1,
+    batch_sizes: Sequence[int] | None = None,
+    learning_rates: Sequence[float] | None = None,
+    show_progress: bool = True,
+) -> dict:
+    """Search, and write what the module's docstring names below `output_dir`.
+
+    Everything is chosen by the mean over seeds of the mean validation accuracy; test figures of the recipe and of the best
+    trial are read when all is chosen.
+
+    Args:
+        table: the recipe's clips (`table_for`).
+        args: the recipe: its layers and pooling stay, its own settings are the first trial; seeds count up from its own.
+        trials: of the Bayesian optimisation, those of an earlier run in this folder counted.
+        workers: processes, each with its own trial; on a GPU a trial's seeds train together in this process instead.
+        batch_sizes, learning_rates: the grid; half, once and twice, and 0.4, 1 and 2.5 times the recipe's if not given.
+
+    Returns:
+        What is written to results/hparams.json.
+
+    Raises:
+        ValueError: an argument is out of range.
+        FitError: a fit failed.
+    """
+    at_least_one("seeds", seeds)
+    at_least_one("trials", trials)
+    table.config(args)  # every mistake in the recipe shows before the first fit
+    store = FitStore(output_dir / "fits")
+    grid = _grid(args, batch_sizes, learning_rates)
+    found = _fit_seeds(table, grid, store, seeds, workers, show_progress)
+    base = grid[max(range(len(grid)), key=lambda i: moments_of(found[i])["validation"]["mean"])]
+    name = f"{store.key(base, table.fingerprint)}-{seeds}"
+    objective = Objective(base, seeds, output_dir / "hparams.sqlite", name)
+    study = open_study(objective)
+    requeue_lost(study, base)
+    _run_trials(study, table, store, objective, trials, workers, show_progress)
+    done = finished(study)[:trials]
+    ends = [replace(base, **trial.params) for trial in (done[0], _best(done))]
+    runs = _fit_seeds(table, ends, store, seeds, 1, show_progress=False)  # all in the store
+    report = as_read(
+        {"grid": _points(grid, found), **_report(table, objective, study, done, dict(zip(("recipe", "best"), runs)))}
+    )
+    _write(output_dir, base, report)
+    return report
+
+
+def _grid(args: RunArguments, batch_sizes: Sequence[int] | None, learning_rates: Sequence[float] | None) -> list[RunArguments]:
+    sizes = batch_sizes or [max(1, round(args.batch_size * factor)) for factor in BATCH_FACTORS]
+    rates = learning_rates or [args.learning_rate * factor for factor in RATE_FACTORS]
+    pairs = itertools.product(sorted(set(sizes)), sorted(set(rates)))
+    return [replace(args, batch_size=size, learning_rate=rate) for size, rate in pairs]
+
+
+def _points(grid: Sequence[RunArguments], found: Sequence[Runs]) -> list[dict]:
+    return [
+        {"batch_size": own.batch_size, "learning_rate": own.learning_rate, "validation": moments_of(runs)["validation"]}
+        for own, runs in zip(grid, found)
+    ]
+
+
+def _fit_seeds(
+    table: SearchTable, many: Sequence[RunArguments], store: FitStore, seeds: int, workers: int, show_progress: bool
+) -> list[Runs]:
+    """The results of every setting, one per seed."""
+    fits = [
+        Fit(replace(own, seed=own.seed + i), f"batch size {own.batch_size}, learning rate {own.learning_rate:g}, seed {i}")
+        for own in many
+        for i in range(seeds)
+    ]
+    results = fit_all(fits, table, store, workers, show_progress)
+    return [results[i * seeds : (i + 1) * seeds] for i in range(len(many))]
+
+
+def _run_trials(
+    study: optuna.Study, table: SearchTable, store: FitStore, objective: Objective, trials: int, workers: int, is_shown: bool
+) -> None:
+    """Trials until so many are finished, here or in workers."""
+    places = range(len(finished(study)), trials)
+    if workers == 1 or table.features.device.type == "cuda":
+        steps = (run_trial(study, place, table, store, objective) for place in places)
+    else:
+        steps = _in_workers(places, table, store, objective, workers)
+    with one_thread(), tqdm(total=trials, initial=places.start, desc="trials", unit="trial", disable=not is_shown) as bar:
+        for _ in steps:
+            bar.update()
+            bar.set_postfix_str(f"best {study.best_value:.2%}")
+
+
+def _in_workers(
+    places: Sequence[int], table: SearchTable, store: FitStore, objective: Objective, workers: int
+) -> Iterator[None]:
+    if not places:
+        return
+    with worker_pool(table, store, workers) as pool:
+        futures = [pool.submit(_work, place, objective) for place in places]
+        for future in as_completed(futures):
+            try:
+                future.result()
+            except BrokenProcessPool as error:
+                raise FitError("A worker process died during a trial, perhaps for want of memory.") from error
+            yield
+
+
+def _work(place: int, objective: Objective) -> None:
+    run_trial(open_study(objective), place, *at_hand(), objective)
+
+
+def _report(
+    table: SearchTable, objective: Objective, study: optuna.Study, trials: Sequence[FrozenTrial], runs: Mapping[str, Runs]
+) -> dict:
+    args, space = objective.args, search_space(objective.args)
+    best, recipe = (moments_of(runs[name]) for name in ("best", "recipe"))
+    return {
+        "settings": settings_of(args),
+        "data": table.fingerprint,
+        "note": args.note,
+        "num_layers": len(table.layers),
+        "seeds": [run["settings"]["seed"] for run in runs["recipe"]],
+        "tasks": task_facts(table.composite),
+        "ranges": {name: [at.low, at.high] for name, at in space.items()},
+        "trials": [_trial_facts(number, trial) for number, trial in enumerate(trials)],
+        "importances": importances(study, args.seed),
+        "recipe": {"params": trials[0].params, **recipe},
+        "best": {"params": _best(trials).params, "number": trials.index(_best(trials)), **best},
+        "gain": {split: paired_difference(best[split]["values"], recipe[split]["values"]) for split in ("validation", "test")},
+        "versions": {**versions(), "optuna": optuna.__version__},
+    }
+
+
+def _trial_facts(number: int, trial: FrozenTrial) -> dict:
+    """A pruned trial has no value; `reached` is the best epoch of any trial, `steps` how many epochs it had over its seeds."""
+    reached = max(trial.intermediate_values.values())
+    value = trial.value if trial.state == TrialState.COMPLETE else None
+    state = trial.state.name.lower()
+    return {
+        "number": number,
+        "state": state,
+        "value": value,
+        "reached": reached,
+        "steps": trial.last_step,
+        "params": trial.params,
+    }
+
+
+def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return max(complete, key=lambda trial: trial.value)  # of equals the first
+
+
+def _write(output_dir: Path, args: RunArguments, report: dict) -> None:
+    write_result(output_dir, "hparams", report)
+    best = report["best"]
+    chosen = replace(args, **best["params"], output_dir=str(output_dir / "final"))
+    head = [
+        f"Trial {best['number']} of {len(report['trials'])} of wavcse.search.hparams, over {len(report['seeds'])} seed(s).",
+        f"{expectation(best['validation'], best['test'])}.",
+    ]
+    recipe = recipe_text(chosen, head, ("selected_layers", "batch_size", "learning_rate", *best["params"]))
+    write_atomically(output_dir / "recipe.yaml", recipe)
+    draw_hparams(report, output_dir / "pictures")
+    write_atomically(output_dir / "hparams.md", hparams_markdown(report))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 with one line of explanation where the recipe or the data do not fit."""
+    description = "Search batch size and learning rate, then sizes, penalties and dropouts."
+    parser = new_parser("hparams", description, "seeds per trial; its value is their mean")
+    parser.add_argument("--trials", type=int, default=40, help="of the Bayesian optimisation, in this folder altogether")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", help="of the grid (default: half, once, twice the recipe's)")
+    parser.add_argument(
+        "--learning_rates", type=float, nargs="+", help="of the grid (default: 0.4, 1 and 2.5 times the recipe's)"
+    )
+    return run_program(
+        parser,
+        argv,
+        lambda table, args, own: search_hparams(
+            table, args, own.output_dir, own.trials, own.seeds, own.workers, own.batch_sizes, own.learning_rates
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Bayesian optimisation of a recipe on one feature table: an Optuna study in a file that survives kills and takes workers.
+
+A trial trains the recipe with other sizes, penalties and dropouts, with every seed; its value is the mean over seeds of the
+mean validation accuracy. Trials that were running when their process died are marked as failed and queued again. What a trial
+samples depends on the recipe's seed and on the trials that are finished, on nothing else: with one worker a continued search
+does what an undisturbed one would have done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import optuna
+import psutil
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from wavcse.search.fit import AfterEpoch, fit_together
+from wavcse.search.runner import FitError
+from wavcse.search.store import FitStore
+from wavcse.search.table import SearchTable
+from wavcse.training.arguments import RunArguments
+
+STARTUP_TRIALS = 8  # the recipe's own settings, then random ones, before the model of good settings is trusted
+WAIT_FOR_FILE_S = 120  # while other workers write
+LARGEST_DROPOUT = 0.8
+LEAST_FOR_IMPORTANCE = 4  # complete trials
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def search_space(args: RunArguments) -> dict[str, BaseDistribution]:
+    """Ranges around the recipe: FC1 and FC2 from a quarter to twice their size, penalties by 1000 either way, dropouts."""
+    space: dict[str, BaseDistribution] = {}
+    for name in ("layer_projection_size", "embedding_size"):
+        size = getattr(args, name)
+        space[name] = IntDistribution(max(1, size // 4), 2 * size, log=True)
+    for name, usual in (("l1", 1e-7), ("l2", 1e-5)):
+        middle = getattr(args, name) or usual  # a logarithm has no place for 0
+        space[name] = FloatDistribution(middle / 1e3, middle * 1e3, log=True)
+    for name in ("layer_dropout", "embedding_dropout"):
+        space[name] = FloatDistribution(0.0, max(LARGEST_DROPOUT, getattr(args, name)))
+    return space
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a study optimises: this recipe over so many seeds; the study is the one of this name in a SQLite file."""
+
+    args: RunArguments
+    seeds: int
+    path: Path
+    name: str
+
+
+def open_study(objective: Objective) -> optuna.Study:
+    """The objective's study, made if it is not there; its first trial is the recipe as it stands."""
+    args, options = objective.args, {"connect_args": {"timeout": WAIT_FOR_FILE_S}}
+    storage = optuna.storages.RDBStorage(f"sqlite:///{objective.path}", engine_kwargs=options)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2, n_warmup_steps=args.num_epochs // 4)
+    study = optuna.create_study(
+        storage=storage, study_name=objective.name, pruner=pruner, direction="maximize", load_if_exists=True
+    )
+    if not study.trials:
+        study.enqueue_trial({field: getattr(args, field) or at.low for field, at in search_space(args).items()})
+    return study
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that are done, pruned ones too, from the first."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def requeue_lost(study: optuna.Study, args: RunArguments) -> int:
+    """Mark trials whose process is gone as failed and queue their settings again; returns how many there were."""
+    lost = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if not _is_alive(trial)]
+    for trial in lost:
+        study.tell(trial.number, state=TrialState.FAIL)
+        settings = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if settings.keys() == search_space(args).keys():  # else it died while it sampled, and the next will sample the same
+            study.enqueue_trial(settings)
+    return len(lost)
+
+
+def _is_alive(trial: FrozenTrial) -> bool:
+    process = trial.user_attrs.get("process")
+    try:
+        return process is not None and psutil.Process(process[0]).create_time() == process[1]
+    except psutil.NoSuchProcess:
+        return False
+
+
+def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitStore, objective: Objective) -> None:
+    """Sample settings, fit them with every seed, tell the study.
+
+    Finished fits are in the store, and what is there is not fitted again. The pruner looks at every epoch.
+
+    Args:
+        place: how many trials are finished or started before this one; with the recipe's seed it seeds the sampler.
+    """
+    args = objective.args
+    seed = int(np.random.SeedSequence([args.seed, place]).generate_state(1)[0])
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
+    trial = study.ask(search_space(args))
+    trial.set_user_attr("process", [os.getpid(), psutil.Process().create_time()])
+    try:
+        study.tell(trial, _value(trial, table, store, replace(args, **trial.params), objective.seeds))
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+    except Exception as error:
+        study.tell(trial, state=TrialState.FAIL)
+        raise FitError(f"trial {place}, {trial.params}: {type(error).__name__}: {error}") from error
+
+
+def _value(trial: optuna.Trial, table: SearchTable, store: FitStore, args: RunArguments, seeds: int) -> float:
+    """Mean over seeds of the validation accuracy. Seeds train together on a GPU, one after another on a CPU."""
+    of_seeds = [replace(args, seed=args.seed + i) for i in range(seeds)]
+    groups = [of_seeds] if table.features.device.type == "cuda" else [[own] for own in of_seeds]
+    values = []
+    for i, group in enumerate(groups):
+        results = _results(table, store, group, partial(_judge, trial, i * args.num_epochs))
+        values += [result["validation"]["mean_accuracy"] for result in results]
+    return float(np.mean(values))
+
+
+def _results(table: SearchTable, store: FitStore, group: Sequence[RunArguments], after_epoch: AfterEpoch) -> list[dict]:
+    keys = [store.key(own, table.fingerprint) for own in group]
+    results = [store.get(key) for key in keys]
+    if None in results:
+        results = fit_together(table, group, after_epoch)
+        for key, result in zip(keys, results):
+            store.put(key, result)
+    else:  # the pruner meets the same epochs as when they were fitted
+        for epoch, accuracies in enumerate(zip(*(result["curve"] for result in results)), start=1):
+            after_epoch(epoch, accuracies)
+    return results
+
+
+def _judge(trial: optuna.Trial, steps_before: int, epoch: int, accuracies: Sequence[float]) -> None:
+    trial.report(float(np.mean(accuracies)), steps_before + epoch)
+    if trial.should_prune():
+        raise optuna.TrialPruned
+
+
+def importances(study: optuna.Study, seed: int) -> dict[str, float] | None:
+    """Setting -> its share of the variance between trials (fANOVA, Hutter et al. 2014), the largest first.
+
+    `None` with fewer than four complete trials, or where all of them are equal.
+    """
+    values = [trial.value for trial in finished(study) if trial.state == TrialState.COMPLETE]
+    if len(values) < LEAST_FOR_IMPORTANCE or np.ptp(values) == 0:
+        return None
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
