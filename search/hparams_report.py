@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wavcse.search.pictures import draw_all, heat_map, new_axes
-from wavcse.search.report import clips_words, markdown_table, percent, ranges
+from wavcse.search.report import clips_words, markdown_table, percent, ranges, signed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def _verdict(report: Mapping) -> list[str]:
     pruned = sum(trial["state"] == "pruned" for trial in report["trials"])
     if best["number"] == 0:
         return [f"**None of {len(report['trials'])} trials ({pruned} pruned) is better than the recipe's own sizes.**"]
-    differences = " and ".join(f"{_difference(gain[split])} on {split}" for split in gain)
+    differences = " and ".join(f"{signed(gain[split])} on {split}" for split in gain)
     return [
         f"**Best: trial {best['number']} of {len(report['trials'])}** ({pruned} pruned), validation "
         f"{percent(best['validation'])}, test {percent(best['test'])}; the recipe's own sizes (trial 0): validation "
@@ -64,13 +64,6 @@ def _verdict(report: Mapping) -> list[str]:
         f"Best minus recipe: {differences} (95 % over seeds). The best of many on validation clips looks better there than it "
         "is; the test clips took no part in the search.",
     ]
-
-
-def _difference(difference: Mapping) -> str:
-    if difference["interval"] is None:
-        return f"{100 * difference['mean']:+.2f} (one seed)"
-    low, high = difference["interval"]
-    return f"{100 * difference['mean']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def _settings(report: Mapping) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wavcse.search.report import clips_words, markdown_table, percent, ranges
+from wavcse.search.report import clips_words, markdown_table, percent, ranges, signed
 
 FEW_SPEAKERS = 10  # below this a bootstrap over speakers is known to be too narrow
 PICTURES = {
@@ -113,17 +113,11 @@ def _differences(report: Mapping) -> str:
         cells = [row["name"]]
         for split in ("validation", "test"):
             own = row[split]["difference"]
-            cells += [_signed(own), f"{own['p']:.3f}"]
-        seeds = row["validation"]["difference_over_seeds"]
-        over_seeds = "one seed" if seeds["interval"] is None else _signed(seeds)
-        rows.append([*cells, over_seeds, _verdict_on(row["test"]["difference"])])
+            cells += [signed(own), f"{own['p']:.3f}"]
+        over_seeds = row["validation"]["difference_over_seeds"]
+        rows.append([*cells, signed(over_seeds), _verdict_on(row["test"]["difference"])])
     columns = [f"{report['best']} minus", "validation", "p", "test", "p", "validation, over seeds", "on the test clips"]
     return markdown_table(columns, rows)
-
-
-def _signed(difference: Mapping) -> str:
-    low, high = difference["interval"]
-    return f"{100 * difference['mean']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def _difference_words(report: Mapping) -> str:

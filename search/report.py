@@ -27,6 +27,14 @@ def percent(moments: Mapping) -> str:
     return f"{100 * moments['mean']:.2f}{deviation}"
 
 
+def signed(difference: Mapping) -> str:
+    """A difference with its interval, in percent."""
+    if difference["interval"] is None:
+        return f"{100 * difference['mean']:+.2f} (one seed)"
+    low, high = difference["interval"]
+    return f"{100 * difference['mean']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
 def layers_markdown(report: Mapping) -> str:
     """The report of a layer selection: verdict, sets with their costs, rivals, stability, pictures."""
     settings = report["settings"]
