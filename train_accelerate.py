@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.composite import load_composite
 from wavcse.data.features import FeatureCache, open_cache
-from wavcse.data.manifest import SPLITS, Clip
+from wavcse.data.labels import TaskSource
+from wavcse.data.manifest import SPLITS, Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import WavCSEForMultiTask
 from wavcse.training.arguments import RunArguments, parse_arguments
@@ -182,7 +183,13 @@ def _task_result(run: Run, task: str, validation: Evaluation, test: Evaluation) 
         "accuracy": {"validation": validation.accuracy[task], "test": test.accuracy[task]},
         "num_classes": len(run.config.tasks[task]["labels"]),
         "num_clips": counts,
+        "protocol": protocol_of(run.args.task_sources()[task]),
     }
+
+
+def protocol_of(source: TaskSource) -> str:
+    """How the task's corpora were labelled and split, as their manifests say; empty where they say nothing."""
+    return ", ".join(sorted({Manifest(path).protocol for path in source.manifests} - {""}))
 
 
 def table(result: dict) -> str:

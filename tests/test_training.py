@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -96,6 +97,15 @@ def test_both_tasks_are_learnt(recipe, tmp_path):
     assert result["tasks"]["keyword"]["accuracy"]["test"] > 0.8  # chance 1/3
     assert result["tasks"]["speaker"]["accuracy"]["test"] > 0.4  # chance 1/4
     assert result["tasks"]["keyword"]["num_clips"] == {"train": 24, "validation": 12, "test": 12}
+
+
+def test_the_result_names_the_protocol_of_the_manifests(recipe, toy_corpus, tmp_path):
+    table = pd.read_csv(toy_corpus, dtype=str, keep_default_na=False)
+    absolute = [str(toy_corpus.parent / name) for name in table["file_name"]]
+    table.assign(file_name=absolute, protocol="wavcse-paper").to_csv(tmp_path / "named.csv", index=False)
+    tasks = {name: {**task, "manifest": str(tmp_path / "named.csv")} for name, task in recipe["tasks"].items()}
+    result = run(recipe, tmp_path / "run", tasks=tasks, num_epochs=1, save_hub=False)
+    assert [task["protocol"] for task in result["tasks"].values()] == ["wavcse-paper"] * 2
 
 
 def test_same_seed_same_figures_to_the_bit(recipe, undisturbed, tmp_path):
