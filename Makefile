@@ -9,14 +9,15 @@ REAL := runs/real_speech
 SHARED := ../shared/data
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 CLIPS ?= 4000
+CONFIG ?= conf/synthetic_phase1.yaml
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart real-speech test test-transformers lint bench clean
+.PHONY: help setup quickstart real-speech phase1 test test-transformers lint bench clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## Make .venv and install the package with the tested versions
 
@@ -40,6 +41,9 @@ real-speech: $(READY)  ## The same on real recordings in ../shared/data, where t
 		speech_commands_9 arabic_commands_10 nemo_pl ravdess_speech,$(SHARED)/$(corpus)/metadata.csv)
 	$(LAUNCH) train_accelerate.py conf/real_speech.yaml
 	$(BIN)/wavcse eval conf/eval_real_speech.yaml
+
+phase1: $(READY)  ## Phase 1 of the paper as CONFIG=conf/synthetic_phase1.yaml says: cache, searches, training, report
+	$(BIN)/python -m wavcse.search.phase1 $(CONFIG)
 
 test: $(READY)  ## The default tests: CPU, offline, a few minutes
 	$(BIN)/python -m pytest

@@ -7,7 +7,7 @@ from setuptools import setup
 ROOMS = ["data", "data.synthetic", "data.corpora", "training", "search", "eval", "eval.tasks", "eval.baselines"]
 
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13"]
-SEARCH = ["optuna>=4", "matplotlib>=3.9", "scikit-learn>=1.5", "scipy>=1.13"]
+SEARCH = ["optuna>=4", "matplotlib>=3.9", "markdown>=3.6", "scikit-learn>=1.5", "scipy>=1.13"]
 APP = ["gradio>=5"]
 HUB = ["datasets>=4"]
 DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "tensorboard>=2.17"]
@@ -23,7 +23,7 @@ setup(
     packages=["wavcse", *(f"wavcse.{room}" for room in ROOMS)],
     package_dir={"wavcse": "."},
     py_modules=["wavcse_cli"],
-    package_data={"wavcse": ["conf/*.yaml", "LICENSE"]},
+    package_data={"wavcse": ["conf/*.yaml", "conf/paper/*.yaml", "LICENSE"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.0",

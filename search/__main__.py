@@ -11,6 +11,7 @@ PROGRAMS = {
     "layers": "choose layers by recursive elimination, beside its rivals",
     "poolings": "compare the ten layer poolings with their constants",
     "hparams": "search batch size and learning rate, then sizes, penalties and dropouts",
+    "phase1": "all of them from corpus to trained model, with one report",
 }
 
 

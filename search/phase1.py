@@ -1,0 +1,151 @@
+"""Phase 1 of the paper in one command: manifests, cache, layers, poolings, hyper-parameters, final training, report.
+
+    python -m wavcse.search.phase1 conf/synthetic_phase1.yaml [--output_dir DIR]
+
+The configuration is a training recipe with sections for the other programs, each with the options of that program:
+
+    random_upstream   examples/random_upstream.py
+    synthesize        wavcse synthesize
+    corpora           wavcse corpora, a list of corpora
+    cache             wavcse cache; manifests, upstream and folder are those of the recipe
+    search            layers, poolings, hparams: the options of python -m wavcse.search.<name>
+    training          fields of the recipe that hold for the final training only
+
+Every step is the program's own `main`, and its choice is the next one's recipe. The same command goes on where a killed one
+was; a step whose settings and inputs are as before is not done again. Left in DIR: `report.md`, `report.html`, a folder per
+search, `training/` with `hub/`, and `steps/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from wavcse.data.features import write_atomically
+from wavcse.search.phase1_config import Phase1, corpus_step, read_config
+from wavcse.search.phase1_report import write_report
+from wavcse.search.program import recipe_text
+from wavcse.search.steps import Step, StepError, do_step
+
+FLAGS = ("allow_partial", "measure_speed")
+PACKAGES = ("matplotlib", "optuna", "markdown")
+
+
+def steps_of(config: Phase1) -> list[Step]:
+    """The steps in their order."""
+    return [*_data_steps(config), _cache_step(config), *_search_steps(config)]
+
+
+def _data_steps(config: Phase1) -> list[Step]:
+    steps = []
+    if config.random_upstream:
+        outputs = (_inside(config.random_upstream["out"], "*.safetensors"),)
+        argv = _argv(config.random_upstream)
+        steps.append(Step("random_upstream", "examples/random_upstream.py", argv, outputs=outputs))
+    if config.synthesize:
+        outputs = (_inside(config.synthesize["out"], "metadata.csv"),)
+        steps.append(Step("synthesize", "wavcse.data.synthetic.__main__", _argv(config.synthesize), outputs=outputs))
+    for corpus in config.corpora:
+        argv = (corpus["corpus"], *_argv({name: value for name, value in corpus.items() if name != "corpus"}))
+        outputs = (glob.escape(corpus["out"]),)
+        steps.append(Step(corpus_step(corpus), "wavcse.data.corpora.__main__", argv, outputs=outputs))
+    return steps
+
+
+def _cache_step(config: Phase1) -> Step:
+    recipe = config.recipe
+    options = {"manifest": config.manifests, "upstream": recipe.upstream, "out": recipe.cache_dir, "revision": recipe.revision}
+    inputs = (*map(glob.escape, config.manifests), _inside(recipe.upstream, "*"))
+    outputs = (_inside(recipe.cache_dir, "*", "cache.json"),)
+    return Step("cache", "wavcse.data.cache", _argv({**options, **config.cache}), inputs, outputs)
+
+
+def _search_steps(config: Phase1) -> list[Step]:
+    """The searches and the final training, each from the recipe that the one before leaves."""
+    recipe, folder, steps = config.recipe, config.folder, []
+    caches = [_inside(recipe.cache_dir, *names) for names in (("digests.json",), ("*", "cache.json"))]
+    data = (*map(glob.escape, config.manifests), *caches)
+    chosen = folder / "recipe.yaml"
+    results = {name: (name, "recipe.yaml") for name in config.search} | {"training": ("phase1", "config.yaml")}
+    for name, (result, left) in results.items():
+        own = config.search.get(name, config.training)
+        # An earlier search's own number of epochs is in its recipe, and ends with it.
+        argv = _argv({"output_dir": folder / name, "num_epochs": recipe.num_epochs, **own})
+        program = "wavcse.train_accelerate" if name == "training" else f"wavcse.search.{name}"
+        outputs = (_inside(folder / name, "results", f"{result}.json"), _inside(folder / name, left))
+        steps.append(Step(name, program, (str(chosen), *argv), (glob.escape(str(chosen)), *data), outputs))
+        chosen = folder / name / "recipe.yaml"
+    return steps
+
+
+def _inside(folder: str | Path, *names: str) -> str:
+    return str(Path(glob.escape(str(folder)), *names))
+
+
+def _argv(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """`--name value ...`; a flag stands alone or, like what is not given, is left out."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None or (name in FLAGS and not value):
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += map(str, value)
+        elif name not in FLAGS:
+            words.append(json.dumps(value) if isinstance(value, (dict, bool)) else str(value))
+    return tuple(words)
+
+
+def run_phase1(config: Phase1) -> Path:
+    """Do every step that is not done, and write the report anew; returns the path of report.md.
+
+    Raises:
+        ValueError: packages that the searches need are not installed.
+        StepError: a step refused or failed; what is done stays.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not installed. Add what the searches need: pip install 'wavcse[search]'.")
+    config.folder.mkdir(parents=True, exist_ok=True)
+    head = [f"What {config.path.name} says to every step; each search writes its choice into a recipe of its own."]
+    write_atomically(config.folder / "recipe.yaml", recipe_text(config.recipe, head))
+    started, records, steps = time.monotonic(), {}, steps_of(config)
+    for number, step in enumerate(steps, 1):
+        where = f"[{number}/{len(steps)}] {step.name}"
+        print(f"{where} ...", flush=True)
+        records[step.name] = record = do_step(step, config.folder / "steps")
+        ending = "was there" if record["was_there"] else f"done in {record['seconds']:.1f} s"
+        print(
+            f"{where} {ending}; {time.monotonic() - started:.0f} s since the start. {record['message']}".rstrip(), flush=True
+        )
+    return write_report(config, records)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 with one line that names the field or the step."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wavcse.search.phase1",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="recipe with sections (YAML), such as conf/synthetic_phase1.yaml")
+    parser.add_argument("--output_dir", help="instead of the configuration's own")
+    args = parser.parse_args(argv)
+    try:
+        report = run_phase1(read_config(args.config, args.output_dir))
+    except (ValueError, OSError, StepError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{report} and {report.with_suffix('.html').name} are written.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
