@@ -29,7 +29,7 @@ from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import WavCSEForMultiTask
 from wavcse.training.arguments import RunArguments, parse_arguments
 from wavcse.training.checkpoint import Checkpoint
-from wavcse.training.features import SplitFeatures, cached_digests, open_table
+from wavcse.training.features import SplitFeatures, cached_digests, data_fingerprint, open_table
 from wavcse.training.loop import Evaluation, Learner, Progress, evaluate, new_learner, train_epoch
 from wavcse.training.network import load_network, model_config
 from wavcse.training.run_folder import RunFolder, versions
@@ -89,7 +89,7 @@ def set_up(args: RunArguments) -> Run:
     if accelerator.is_main_process:
         if args.save_hub:
             hub_model = load_hub_model(args, config, cache, composite.clips[0], digests[0])
-        folder.prepare(args)
+        folder.prepare(args, data_fingerprint(cache, digests, composite))
     accelerator.wait_for_everyone()
     if args.report_to:
         accelerator.init_trackers("wavcse", config={name: str(value) for name, value in args.identity().items()})

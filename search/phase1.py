@@ -80,7 +80,10 @@ def _search_steps(config: Phase1) -> list[Step]:
         argv = _argv({"output_dir": folder / name, "num_epochs": recipe.num_epochs, **own})
         program = "wavcse.train_accelerate" if name == "training" else f"wavcse.search.{name}"
         outputs = (_inside(folder / name, "results", f"{result}.json"), _inside(folder / name, left))
-        steps.append(Step(name, program, (str(chosen), *argv), (glob.escape(str(chosen)), *data), outputs))
+        inputs = (glob.escape(str(chosen)), *data)
+        # A search keeps fits by settings and data; a run folder holds one run and would refuse another.
+        own_folder = folder / name if name == "training" else None
+        steps.append(Step(name, program, (str(chosen), *argv), inputs, outputs, own_folder))
         chosen = folder / name / "recipe.yaml"
     return steps
 

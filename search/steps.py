@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ class Step:
         argv: its command line.
         inputs: glob patterns of the files whose content its result depends on, as they are when its turn comes.
         outputs: glob patterns; each matches a file when the step is done.
+        own_folder: belongs to this step; removed when its settings or inputs are others than those it was begun with.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Step:
     argv: tuple[str, ...]
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    own_folder: Path | None = None
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the command line and the content of any input."""
@@ -75,6 +78,8 @@ def do_step(step: Step, folder: Path) -> dict:
     if is_same and earlier["is_done"] and all(map(glob.glob, step.outputs)):
         return {**earlier, "was_there": True}
     attempts = 1 + (earlier["attempts"] if is_same and not earlier["is_done"] else 0)
+    if step.own_folder is not None and earlier["fingerprint"] is not None and not is_same:
+        shutil.rmtree(step.own_folder, ignore_errors=True)  # before the record: a kill in between repeats it
     record = {"fingerprint": fingerprint, "command": _command(step), "is_done": False, "attempts": attempts}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1))

@@ -5,8 +5,6 @@ Shapes: `N` clips, `L` all layers, `D` upstream width.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -22,11 +20,11 @@ from torch import Tensor
 
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.composite import CompositeSet, load_composite
-from wavcse.data.features import FeatureCache, open_cache
+from wavcse.data.features import open_cache
 from wavcse.data.manifest import SPLITS
 from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
-from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, free_memory
+from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, data_fingerprint, free_memory
 from wavcse.training.network import model_config
 
 CHUNK = 4096  # clips copied at a time
@@ -83,7 +81,7 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
     composite, cache = load_composite(sources), open_cache(args.cache_dir)
     digests = cached_digests(cache, composite)
     shape = (len(digests), *cache.shards[0].shape[1:])
-    fingerprint = _fingerprint(cache, digests, composite)
+    fingerprint = data_fingerprint(cache, digests, composite)
     path = None if folder is None else _new_file(folder, fingerprint)
     features = _empty(shape, device) if path is None else _mapped(path, shape)
     for start in range(0, len(digests), CHUNK):
@@ -144,12 +142,3 @@ def _new_file(folder: Path, fingerprint: str) -> Path:
         if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):
             left.unlink()
     return folder / f"features-{fingerprint}-{os.getpid()}.f32"
-
-
-def _fingerprint(cache: FeatureCache, digests: list[str], composite: CompositeSet) -> str:
-    words = {"cache": cache.key.digest(), "clips": digests, "classes": composite.classes}
-    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
-    for split, tasks in sorted(composite.targets.items()):
-        for task, targets in sorted(tasks.items()):
-            digest.update(f"{split}/{task}".encode() + targets.tobytes())
-    return digest.hexdigest()[:16]

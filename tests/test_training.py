@@ -316,6 +316,42 @@ def test_another_recipe_in_the_same_folder_is_refused_and_keeps_the_run(recipe, 
     assert len(log_of(folder)) == 1
 
 
+def test_a_run_is_not_continued_on_other_labels(recipe, undisturbed, toy_corpus, tmp_path, capsys):
+    table = pd.read_csv(toy_corpus, dtype=str, keep_default_na=False)
+    table["file_name"] = [str(toy_corpus.parent / name) for name in table["file_name"]]
+    manifest, folder = tmp_path / "manifest.csv", tmp_path / "run"
+    tasks = {name: {**task, "manifest": str(manifest)} for name, task in recipe["tasks"].items()}
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({**recipe, "tasks": tasks, "output_dir": str(folder), "save_hub": False})
+    )
+    table.to_csv(manifest, index=False)
+    assert main([str(tmp_path / "recipe.yaml"), "--num_epochs", "2"]) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    is_train = table["split_ks"] == "train"
+    labels = table["keyword"].copy()
+    labels[is_train] = np.roll(labels[is_train], 1)
+    table.assign(keyword=labels).to_csv(manifest, index=False)
+    capsys.readouterr()
+    for num_epochs in ("2", "4"):  # finished, half-finished
+        assert main([str(tmp_path / "recipe.yaml"), "--num_epochs", num_epochs]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "the clips or labels of keyword, speaker" in line
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    table.to_csv(manifest, index=False)
+    assert main([str(tmp_path / "recipe.yaml")]) == 0
+    assert_same_run(undisturbed[0], folder)
+
+
+def test_a_run_that_does_not_name_its_data_is_continued_only_without_a_checkpoint(recipe, undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed[0], tmp_path / "run")
+    (folder / "data.json").unlink()
+    with pytest.raises(ValueError, match="have changed since this run"):
+        run(recipe, folder)
+    shutil.rmtree(folder / "checkpoints")
+    run(recipe, folder)
+    assert_same_run(undisturbed[0], folder)
+
+
 def test_clips_that_are_not_cached_are_counted(recipe, toy_corpus, tmp_path):
     corpus = shutil.copytree(toy_corpus.parent, tmp_path / "corpus")
     for name in ("000.flac", "032.flac"):

@@ -5,6 +5,8 @@ Shapes: `N` clips, `K` selected layers, `D` upstream width.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +112,16 @@ def cached_digests(cache: FeatureCache, composite: CompositeSet) -> list[str]:
             "skipped.csv, which must leave the manifests."
         )
     return [fact.digest for fact in facts]
+
+
+def data_fingerprint(cache: FeatureCache, digests: Sequence[str], composite: CompositeSet) -> str:
+    """Sixteen hex digits that change with any clip (`digests`, in order), label, class, split or upstream weight."""
+    words = {"cache": cache.key.digest(), "clips": list(digests), "classes": composite.classes}
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
+    for split, tasks in sorted(composite.targets.items()):
+        for task, targets in sorted(tasks.items()):
+            digest.update(f"{split}/{task}".encode() + targets.tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,19 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.last = self.path / "checkpoints" / "last"
+        self.data = self.path / "data.json"
         self.log = self.path / "log.jsonl"
         self.results = self.path / "results"
         self.hub = self.path / "hub"
 
-    def prepare(self, args: RunArguments) -> None:
-        """Make the folder, or check that the run in it is the one that `args` describes.
+    def prepare(self, args: RunArguments, fingerprint: str) -> None:
+        """Make the folder, or check that the run in it is the one that `args` describes, on the same data.
+
+        Args:
+            fingerprint: of the data (`data_fingerprint`).
 
         Raises:
-            ValueError: another run is there; the message names the fields that differ.
+            ValueError: another run is there; the message names the fields or the tasks that differ.
         """
         config = self.path / "config.yaml"
         if args.overwrite_output_dir:
@@ -49,9 +53,21 @@ class RunFolder:
                     f"{self.path}: holds a run with other settings ({', '.join(different)}). "
                     "Choose another --output_dir, or pass --overwrite_output_dir true."
                 )
+            if self._fingerprint(fingerprint) != fingerprint:
+                raise ValueError(
+                    f"{self.path}: the clips or labels of {', '.join(args.tasks)} (or their cache's upstream) have changed "
+                    "since this run. Choose another --output_dir, or pass --overwrite_output_dir true."
+                )
         for folder in (self.last.parent, self.results):
             folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.data, json.dumps({"fingerprint": fingerprint}) + "\n")
         write_atomically(config, yaml.safe_dump(asdict(args), sort_keys=False, allow_unicode=True))
+
+    def _fingerprint(self, otherwise: str) -> str | None:
+        """Of the run that is there; `otherwise` if it says nothing and has done nothing, `None` if it has a checkpoint."""
+        if self.data.exists():
+            return json.loads(self.data.read_text(encoding="utf-8"))["fingerprint"]
+        return None if any(self.last.parent.glob("last*")) else otherwise
 
     def keep_log_until(self, epoch: int) -> list[dict]:
         """Drop log lines after `epoch` (of an interrupted epoch) and return the others."""
