@@ -38,7 +38,16 @@ from wavcse.search.program import (
 from wavcse.search.runner import Fit, FitError, at_hand, fit_all, one_thread, worker_pool
 from wavcse.search.stability import moments_of, paired_difference
 from wavcse.search.store import FitStore
-from wavcse.search.study import Objective, finished, importances, open_study, requeue_lost, run_trial, search_space
+from wavcse.search.study import (
+    Objective,
+    finished,
+    importances,
+    is_recipe,
+    open_study,
+    requeue_lost,
+    run_trial,
+    search_space,
+)
 from wavcse.search.table import SearchTable
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run_folder import versions
@@ -91,12 +100,10 @@ def search_hparams(
     study = open_study(objective)
     requeue_lost(study, base)
     _run_trials(study, table, store, objective, trials, workers, show_progress)
-    done = finished(study)[:trials]
+    done = _recipe_first(study, base)[:trials]
     ends = [replace(base, **trial.params) for trial in (done[0], _best(done))]
     runs = _fit_seeds(table, ends, store, seeds, 1, show_progress=False)  # all in the store
-    report = as_read(
-        {"grid": _points(grid, found), **_report(table, objective, study, done, dict(zip(("recipe", "best"), runs)))}
-    )
+    report = as_read({"grid": _points(grid, found), **_report(table, objective, done, dict(zip(("recipe", "best"), runs)))})
     _write(output_dir, base, report)
     return report
 
@@ -141,6 +148,13 @@ def _run_trials(
         for _ in steps:
             bar.update()
             bar.set_postfix_str(f"best {study.best_value:.2%}")
+        while not is_recipe(_recipe_first(study, objective.args)[0], objective.args):  # still queued after a kill
+            run_trial(study, len(finished(study)), table, store, objective)
+
+
+def _recipe_first(study: optuna.Study, args: RunArguments) -> list[FrozenTrial]:
+    """Finished trials by number, the recipe's own before all others: after a kill it may have been queued again."""
+    return sorted(finished(study), key=lambda trial: not is_recipe(trial, args))
 
 
 def _in_workers(
@@ -162,9 +176,7 @@ def _work(place: int, objective: Objective) -> None:
     run_trial(open_study(objective), place, *at_hand(), objective)
 
 
-def _report(
-    table: SearchTable, objective: Objective, study: optuna.Study, trials: Sequence[FrozenTrial], runs: Mapping[str, Runs]
-) -> dict:
+def _report(table: SearchTable, objective: Objective, trials: Sequence[FrozenTrial], runs: Mapping[str, Runs]) -> dict:
     args, space = objective.args, search_space(objective.args)
     best, recipe = (moments_of(runs[name]) for name in ("best", "recipe"))
     return {
@@ -176,7 +188,7 @@ def _report(
         "tasks": task_facts(table.composite),
         "ranges": {name: [at.low, at.high] for name, at in space.items()},
         "trials": [_trial_facts(number, trial) for number, trial in enumerate(trials)],
-        "importances": importances(study, args.seed),
+        "importances": importances(trials, args.seed),
         "recipe": {"params": trials[0].params, **recipe},
         "best": {"params": _best(trials).params, "number": trials.index(_best(trials)), **best},
         "gain": {split: paired_difference(best[split]["values"], recipe[split]["values"]) for split in ("validation", "test")},

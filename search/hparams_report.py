@@ -71,9 +71,14 @@ def _settings(report: Mapping) -> str:
     for name, (low, high) in report["ranges"].items():
         own = [report["recipe"]["params"][name], low, high, report["best"]["params"][name]]
         recipe, low, high, best = (f"{value:.4g}" for value in own)
-        rows.append([TITLES[name], f"`{name}`", recipe, f"{low} to {high}", f"**{best}**", f"{shares.get(name, np.nan):.2f}"])
+        rows.append(
+            [TITLES[name], f"`{name}`", recipe, f"{low} to {high}", f"**{best}**", f"{shares[name]:.2f}" if shares else "-"]
+        )
     columns = ["setting", "field", "recipe", "range", "best", "importance"]
     note = "Importance: share of the variance between trials (fANOVA)" + ("." if shares else "; too few trials to say.")
+    zero = [f"`{name}`" for name in report["ranges"] if name in ("l1", "l2") and report["settings"][name] == 0]
+    if zero:
+        note += f" The recipe has 0 for {' and '.join(zero)}; a logarithmic range has none, so trial 0 has its low end."
     return f"{markdown_table(columns, rows)}\n\n{note}"
 
 

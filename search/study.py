@@ -59,16 +59,30 @@ class Objective:
 
 
 def open_study(objective: Objective) -> optuna.Study:
-    """The objective's study, made if it is not there; its first trial is the recipe as it stands."""
+    """The objective's study, made if it is not there, with the recipe's own settings queued unless they are in it."""
     args, options = objective.args, {"connect_args": {"timeout": WAIT_FOR_FILE_S}}
     storage = optuna.storages.RDBStorage(f"sqlite:///{objective.path}", engine_kwargs=options)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2, n_warmup_steps=args.num_epochs // 4)
     study = optuna.create_study(
         storage=storage, study_name=objective.name, pruner=pruner, direction="maximize", load_if_exists=True
     )
-    if not study.trials:
-        study.enqueue_trial({field: getattr(args, field) or at.low for field, at in search_space(args).items()})
+    if not any(is_recipe(trial, args) for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL):
+        study.enqueue_trial(recipe_settings(args))
     return study
+
+
+def recipe_settings(args: RunArguments) -> dict[str, int | float]:
+    """The recipe as a trial; a penalty of 0, for which a logarithmic range has no place, is at the low end of its range."""
+    return {field: getattr(args, field) or at.low for field, at in search_space(args).items()}
+
+
+def is_recipe(trial: FrozenTrial, args: RunArguments) -> bool:
+    """Is this the recipe's own trial, queued or run? Its number says nothing: after a kill it is queued again."""
+    return _settings_of(trial) == recipe_settings(args)
+
+
+def _settings_of(trial: FrozenTrial) -> dict:
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -81,7 +95,7 @@ def requeue_lost(study: optuna.Study, args: RunArguments) -> int:
     lost = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if not _is_alive(trial)]
     for trial in lost:
         study.tell(trial.number, state=TrialState.FAIL)
-        settings = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        settings = _settings_of(trial)
         if settings.keys() == search_space(args).keys():  # else it died while it sampled, and the next will sample the same
             study.enqueue_trial(settings)
     return len(lost)
@@ -98,7 +112,8 @@ def _is_alive(trial: FrozenTrial) -> bool:
 def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitStore, objective: Objective) -> None:
     """Sample settings, fit them with every seed, tell the study.
 
-    Finished fits are in the store, and what is there is not fitted again. The pruner looks at every epoch.
+    Finished fits are in the store, and what is there is not fitted again. The pruner looks at every epoch, but never ends
+    the recipe's own trial, which the others are measured against.
 
     Args:
         place: how many trials are finished or started before this one; with the recipe's seed it seeds the sampler.
@@ -109,7 +124,7 @@ def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitSto
     trial = study.ask(search_space(args))
     trial.set_user_attr("process", [os.getpid(), psutil.Process().create_time()])
     try:
-        study.tell(trial, _value(trial, table, store, replace(args, **trial.params), objective.seeds))
+        study.tell(trial, _value(trial, table, store, objective))
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
     except Exception as error:
@@ -117,13 +132,15 @@ def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitSto
         raise FitError(f"trial {place}, {trial.params}: {type(error).__name__}: {error}") from error
 
 
-def _value(trial: optuna.Trial, table: SearchTable, store: FitStore, args: RunArguments, seeds: int) -> float:
+def _value(trial: optuna.Trial, table: SearchTable, store: FitStore, objective: Objective) -> float:
     """Mean over seeds of the validation accuracy. Seeds train together on a GPU, one after another on a CPU."""
-    of_seeds = [replace(args, seed=args.seed + i) for i in range(seeds)]
+    args = replace(objective.args, **trial.params)
+    may_prune = trial.params != recipe_settings(objective.args)
+    of_seeds = [replace(args, seed=args.seed + i) for i in range(objective.seeds)]
     groups = [of_seeds] if table.features.device.type == "cuda" else [[own] for own in of_seeds]
     values = []
     for i, group in enumerate(groups):
-        results = _results(table, store, group, partial(_judge, trial, i * args.num_epochs))
+        results = _results(table, store, group, partial(_judge, trial, may_prune, i * args.num_epochs))
         values += [result["validation"]["mean_accuracy"] for result in results]
     return float(np.mean(values))
 
@@ -141,19 +158,22 @@ def _results(table: SearchTable, store: FitStore, group: Sequence[RunArguments],
     return results
 
 
-def _judge(trial: optuna.Trial, steps_before: int, epoch: int, accuracies: Sequence[float]) -> None:
+def _judge(trial: optuna.Trial, may_prune: bool, steps_before: int, epoch: int, accuracies: Sequence[float]) -> None:
     trial.report(float(np.mean(accuracies)), steps_before + epoch)
-    if trial.should_prune():
+    if may_prune and trial.should_prune():
         raise optuna.TrialPruned
 
 
-def importances(study: optuna.Study, seed: int) -> dict[str, float] | None:
-    """Setting -> its share of the variance between trials (fANOVA, Hutter et al. 2014), the largest first.
+def importances(trials: Sequence[FrozenTrial], seed: int) -> dict[str, float] | None:
+    """Setting -> its share of the variance between these trials (fANOVA, Hutter et al. 2014), the largest first.
 
     `None` with fewer than four complete trials, or where all of them are equal.
     """
-    values = [trial.value for trial in finished(study) if trial.state == TrialState.COMPLETE]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    values = [trial.value for trial in complete]
     if len(values) < LEAST_FOR_IMPORTANCE or np.ptp(values) == 0:
         return None
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(complete)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)

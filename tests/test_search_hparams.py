@@ -96,11 +96,11 @@ def test_importance_goes_to_what_decides(search_recipe):
         }
         value = math.log10(params["l2"]) + params["layer_dropout"]  # a range of 6 beside one of 0.8
         own.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
-    shares = study.importances(own, seed=0)
+    shares = study.importances(own.trials, seed=0)
     assert next(iter(shares)) == "l2"
     assert shares["l2"] > 0.7
     assert sum(shares.values()) == pytest.approx(1)
-    assert study.importances(optuna.create_study(), seed=0) is None
+    assert study.importances([], seed=0) is None
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -141,6 +141,29 @@ def test_only_trials_whose_process_is_gone_are_queued_again(search_recipe, tmp_p
     states = {trial.number: trial.state.name for trial in own.trials}
     assert states == {lost.number: "FAIL", running.number: "RUNNING", empty.number: "FAIL", 3: "WAITING"}
     assert own.ask(space).params == lost.params == {name: getattr(args, name) for name in space}
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_recipe_is_found_wherever_a_kill_left_it_and_is_never_pruned(planted, search_recipe, tmp_path):
+    """A kill with several workers: others finished, the recipe's own trial, far the worst, did not."""
+    args = RunArguments(**{**search_recipe, "l1": 0.0, "l2": 1e2, "embedding_dropout": 0.9})
+    grid = {"batch_sizes": [16], "learning_rates": [args.learning_rate]}
+    table, store, path = read_table(args), FitStore(tmp_path / "fits"), tmp_path / "hparams.sqlite"
+    objective = Objective(args, 1, path, f"{store.key(args, table.fingerprint)}-1")
+    own, space = open_study(objective), search_space(args)
+    lost = own.ask(space)
+    good = {name: getattr(args, name) for name in space} | {"l1": 1e-7, "embedding_dropout": 0.1}
+    for l2 in np.logspace(-1, 1, 6):
+        own.enqueue_trial({**good, "l2": float(l2)})
+        study.run_trial(own, 0, table, store, objective)
+    report = search_hparams(table, args, tmp_path, trials=4, seeds=1, **grid, show_progress=False)
+    first = report["trials"][0]
+    assert first["params"] == report["recipe"]["params"] == lost.params
+    assert (first["params"]["l1"], first["params"]["l2"], first["state"]) == (space["l1"].low, args.l2, "complete")
+    assert first["value"] == report["recipe"]["validation"]["mean"] < report["best"]["validation"]["mean"]
+    assert len(report["trials"]) == 4
+    assert report["importances"] is None or set(report["importances"]) == set(space)
+    assert "The recipe has 0 for `l1`;" in (tmp_path / "hparams.md").read_text()
 
 
 def figures_of(folder: Path) -> dict:
@@ -242,6 +265,8 @@ def test_bad_options_are_refused_in_one_line(search_config, tmp_path, capsys, op
 
 
 def test_the_console_script_reaches_every_search(search_config, tmp_path, capsys):
-    for program in PROGRAMS:
+    for program in set(PROGRAMS) - {"phase1"}:
         assert wavcse_cli.main(["search", program, str(search_config), "--output_dir", str(tmp_path), "--seeds", "0"]) == 2
         assert f"wavcse.search.{program}: seeds is 0" in capsys.readouterr().err
+    assert wavcse_cli.main(["search", "phase1", str(tmp_path / "missing.yaml")]) == 2
+    assert "wavcse.search.phase1: " in capsys.readouterr().err
