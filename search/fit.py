@@ -12,6 +12,7 @@ Many of them, stored, resumed, spread over processes or trained together on a GP
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -49,6 +50,7 @@ def fit(table: SearchTable, args: RunArguments) -> dict:
 
     Raises:
         ValueError: the settings are out of range, or name layers that the table has not.
+        FloatingPointError: the fit diverged; the message names its settings.
     """
     return fit_together(table, [args])[0]
 
@@ -65,7 +67,8 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: 
     splits = [table.splits(args) for args in many]
     curves: list[list[float]] = [[] for _ in many]
     for epoch in range(1, many[0].num_epochs + 1):
-        for curve, entry in zip(curves, train_epoch(accelerator, splits, learners, epoch)):
+        for learner, curve, entry in zip(learners, curves, train_epoch(accelerator, splits, learners, epoch)):
+            _refuse_divergence(learner, entry)
             curve.append(entry["validation"]["mean_accuracy"])
         if after_epoch is not None:
             after_epoch(epoch, [curve[-1] for curve in curves])
@@ -84,6 +87,18 @@ def shape_of(args: RunArguments) -> tuple:
     layers, rates = len(settings.pop("selected_layers")), [settings.pop("layer_dropout"), settings.pop("embedding_dropout")]
     fixed = sorted((name, str(value)) for name, value in settings.items() if name not in FREE_TOGETHER)
     return layers, *(rate == 0 for rate in rates), *fixed
+
+
+def _refuse_divergence(learner: Learner, entry: dict) -> None:
+    losses = [*entry["train_loss"].values(), entry["validation"]["loss"]]
+    is_finite = all(map(math.isfinite, losses)) and all(bool(w.isfinite().all()) for w in learner.network.parameters())
+    if not is_finite:
+        settings = settings_of(learner.args)
+        names = ("selected_layers", "pooling_type", "batch_size", *FREE_TOGETHER)
+        raise FloatingPointError(
+            f"the model diverged in epoch {entry['epoch']}: a loss or a weight is no finite number. Choose a smaller "
+            f"learning_rate or penalty than in {', '.join(f'{name} {settings[name]}' for name in names)}."
+        )
 
 
 def _described(table: SearchTable, learner: Learner) -> dict:

@@ -127,6 +127,9 @@ def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitSto
         study.tell(trial, _value(trial, table, store, objective))
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
+    except FloatingPointError:  # the fit diverged, which is no reason to end the study
+        trial.report(0.0, 0)
+        study.tell(trial, state=TrialState.PRUNED)
     except Exception as error:
         study.tell(trial, state=TrialState.FAIL)
         raise FitError(f"trial {place}, {trial.params}: {type(error).__name__}: {error}") from error
