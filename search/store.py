@@ -1,4 +1,4 @@
-"""Results of fits on disk: one JSON each, under a name made of settings and data, so that no fit is ever done twice."""
+"""Results of fits on disk: one JSON each, named by settings, data and version, so that none is done twice."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+
 from wavcse.data.features import write_atomically
 from wavcse.search.fit import settings_of
 from wavcse.training.arguments import RunArguments
+
+FIT_VERSION = 1  # of what a fit computes: a new number where figures change, so that no stored fit of the old way is taken
 
 
 class FitStore:
@@ -19,8 +23,8 @@ class FitStore:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def key(self, args: RunArguments, fingerprint: str) -> str:
-        """Sixteen hex digits of the fit with these settings on the data of this fingerprint."""
-        words = json.dumps([settings_of(args), fingerprint], sort_keys=True)
+        """Sixteen hex digits of the fit with these settings on the data of this fingerprint, by this version and PyTorch's."""
+        words = json.dumps([FIT_VERSION, torch.__version__, settings_of(args), fingerprint], sort_keys=True)
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def get(self, key: str) -> dict | None:
