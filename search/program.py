@@ -15,6 +15,7 @@ import yaml
 
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.features import write_atomically
+from wavcse.search.runner import FitError
 from wavcse.search.table import SearchTable, table_for
 from wavcse.training.arguments import RunArguments, parse_arguments
 
@@ -42,7 +43,7 @@ def new_parser(name: str, description: str, seeds: str) -> argparse.ArgumentPars
 
 
 def run_program(parser: argparse.ArgumentParser, argv: Sequence[str] | None, search: Search) -> int:
-    """Run a search on the recipe's table and print its report; 0, or 2 with one line where recipe or data do not fit."""
+    """Run a search on the recipe's table and print its report; 0, or 2 with one line on a mistake or a failed fit."""
     own, overrides = parser.parse_known_args(argv)
     name = parser.prog.rpartition(".")[2]
     try:
@@ -51,8 +52,8 @@ def run_program(parser: argparse.ArgumentParser, argv: Sequence[str] | None, sea
             at_least_one(option, getattr(own, option))
         with table_for(args, own.output_dir / "fits", own.workers) as table:
             search(table, args, own)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+    except (ValueError, OSError, FitError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print((own.output_dir / f"{name}.md").read_text(encoding="utf-8"))
     return 0
