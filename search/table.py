@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests,
 from wavcse.training.network import model_config
 
 CHUNK = 4096  # clips copied at a time
-LARGEST_SHARE = 0.8  # of the memory that is free
+LARGEST_SHARE = 0.8  # of the memory, and for a file of the disk space, that is free
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
         folder: keep the features in a file there, mapped into memory, so that processes can share them; else in memory.
 
     Raises:
-        ValueError: as `load_composite`, `open_cache` and `cached_digests`; or the table does not fit into memory.
+        ValueError: as `load_composite`, `open_cache` and `cached_digests`; or memory or disk are too small.
     """
     device = device or torch.device("cpu")
     sources = args.task_sources()
@@ -82,8 +83,9 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
     digests = cached_digests(cache, composite)
     shape = (len(digests), *cache.shards[0].shape[1:])
     fingerprint = data_fingerprint(cache, digests, composite)
-    path = None if folder is None else _new_file(folder, fingerprint)
-    features = _empty(shape, device) if path is None else _mapped(path, shape)
+    _refuse_too_large(shape, device)
+    path = None if folder is None else _new_file(folder, fingerprint, shape)
+    features = torch.empty(shape, device=device) if path is None else _mapped(path, shape)
     for start in range(0, len(digests), CHUNK):
         part = cache.read(digests[start : start + CHUNK], range(shape[1]))
         features[start : start + CHUNK] = torch.from_numpy(part)
@@ -105,13 +107,20 @@ def table_for(args: RunArguments, folder: Path, workers: int) -> Iterator[Search
 
 @contextmanager
 def shared(table: SearchTable, folder: Path) -> Iterator[Callable[[], SearchTable]]:
-    """What another process calls to get the same table without a copy of its features; valid while the context lasts."""
-    path = table.path or _new_file(folder, table.fingerprint)
+    """What another process calls to get the same table without a copy of its features; valid while the context lasts.
+
+    Raises:
+        ValueError: memory or disk have no room for the file.
+    """
+    shape = tuple(table.features.shape)
+    if table.path is None:
+        _refuse_too_large(shape, torch.device("cpu"))  # the pages of the file
+    path = table.path or _new_file(folder, table.fingerprint, shape)
     rest = replace(table, features=torch.empty(0), path=path)
     try:
         if table.path is None:
             table.features.cpu().numpy().tofile(path)
-        yield partial(_reopened, rest, tuple(table.features.shape))
+        yield partial(_reopened, rest, shape)
     finally:
         if table.path is None:
             path.unlink(missing_ok=True)
@@ -121,24 +130,26 @@ def _reopened(rest: SearchTable, shape: tuple[int, int, int]) -> SearchTable:
     return replace(rest, features=_mapped(rest.path, shape))
 
 
-def _empty(shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    needed, free = 4 * math.prod(shape), free_memory(device)
+def _refuse_too_large(shape: tuple[int, int, int], place: torch.device | Path) -> None:
+    """ValueError where float32 features of this shape would fill a device's memory or a folder's disk."""
+    is_disk = isinstance(place, Path)
+    needed, free = 4 * math.prod(shape), shutil.disk_usage(place).free if is_disk else free_memory(place)
     if needed > LARGEST_SHARE * free:
         raise ValueError(
             f"The features of {shape[0]} clips x {shape[1]} layers need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
-            "free. Search on fewer clips, or on a machine with more memory."
+            f"free {f'in {place}' if is_disk else 'in memory'}. Search on fewer clips, or where there is more room."
         )
-    return torch.empty(shape, device=device)
 
 
 def _mapped(path: Path, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float32).view(shape)
 
 
-def _new_file(folder: Path, fingerprint: str) -> Path:
-    """A name that carries the process; what killed processes left is removed."""
+def _new_file(folder: Path, fingerprint: str, shape: tuple[int, int, int]) -> Path:
+    """A name that carries the process; what killed processes left is removed, and there is room for features of this shape."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("features-*-*.f32"):
         if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):
             left.unlink()
+    _refuse_too_large(shape, folder)
     return folder / f"features-{fingerprint}-{os.getpid()}.f32"
