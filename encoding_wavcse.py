@@ -18,7 +18,7 @@ from .feature_extraction_wavcse import WavCSEFeatureExtractor
 logger = logging.get_logger(__name__)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode(
     model: PreTrainedModel,
     inputs: Any,

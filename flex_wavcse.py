@@ -26,6 +26,7 @@ except ImportError:  # PyTorch before 2.5, or a build without it
     HAS_FLEX = False
 
 BLOCK_ROWS = 128  # of queries and keys that the kernel takes or skips together
+MOST_SHAPES = 64  # that the kernel is compiled for: sizes of packs, types, with and without a bias
 FEWEST_ROWS = 1024  # packs are filled up to this or twice, four times, ... as many rows: each size is compiled once
 
 
@@ -41,26 +42,21 @@ class FlexAttention:
     def __init__(self, num_heads: int, bias: RelativeBias | None, is_compiled: bool = True):
         self.num_heads, self.bias, self.is_compiled = num_heads, bias, is_compiled
         self.clip_by_clip = Attention(num_heads, bias)
-        self.is_broken = False
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: Sequence[Span]) -> Tensor:
         """`[N, D]` each, gate `[N, H]` -> `[N, D]`."""
-        if not self.is_broken:
-            try:
-                return self._attend(query, key, value, gate, tuple(spans))
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # what the compiler raises has no narrower common type
-                self.is_broken = True
-                warnings.warn(f"FlexAttention does not run here ({error}); attention goes clip by clip.", stacklevel=2)
-        return self.clip_by_clip(query, key, value, gate, spans)
+        attended = None if Kernel.is_broken else self._attend(query, key, value, gate, tuple(spans))
+        return self.clip_by_clip(query, key, value, gate, spans) if attended is None else attended
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: tuple[Span, ...]) -> Tensor:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: tuple[Span, ...]
+    ) -> Tensor | None:
         num_rows = padded_rows(len(query))
         q, k, v = (_heads(_filled(rows, num_rows), self.num_heads) for rows in (query, key, value))
         score = None if gate is None else biased_score(_filled(gate, num_rows), self.table(), self.bias.farthest)
-        attended = self._kernel()(q, k, v, score_mod=score, block_mask=block_mask(spans, num_rows, query.device))
-        return attended[0].transpose(0, 1).flatten(1)[: len(query)]
+        run = Kernel.run if self.is_compiled else flex_attention
+        attended = run(q, k, v, score_mod=score, block_mask=block_mask(spans, num_rows, query.device))
+        return None if attended is None else attended[0].transpose(0, 1).flatten(1)[: len(query)]
 
     def table(self) -> Tensor:
         """The bias `[H, 2 * farthest + 1]`; it is the same for all distances beyond."""
@@ -68,16 +64,29 @@ class FlexAttention:
             self.bias.saturated = self.bias.by_distance(self.bias.farthest)
         return self.bias.saturated
 
-    def _kernel(self) -> Callable:
-        global _compiled
-        if not self.is_compiled:
-            return flex_attention
-        if _compiled is None:
-            _compiled = torch.compile(flex_attention, dynamic=False)
-        return _compiled
 
+class Kernel:
+    """The compiled kernel of this process: one for all blocks and models, compiled anew for other shapes and types."""
 
-_compiled = None  # one for all blocks: they differ in numbers only
+    compiled: Callable | None = None
+    is_broken = False  # it could not be compiled here
+
+    @classmethod
+    def run(cls, *args, **kwargs) -> Tensor | None:
+        """As `flex_attention`; `None`, and a warning for the first time, where it cannot be compiled."""
+        config = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        if cls.compiled is None:
+            cls.compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+        try:
+            with config.patch({limit: MOST_SHAPES}):
+                return cls.compiled(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers raise what they like
+            cls.is_broken = True
+            warnings.warn(f"FlexAttention does not run here ({error}); attention goes clip by clip.", stacklevel=2)
+            return None
 
 
 def biased_score(gate: Tensor, table: Tensor, farthest: int) -> Callable:

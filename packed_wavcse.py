@@ -207,10 +207,13 @@ def unsupported_part(upstream: PreTrainedModel) -> str | None:
         return "its positional convolution has a batch norm"
     if any(parameter.dtype != torch.float32 for parameter in upstream.parameters()):
         return "its weights are not float32"
+    projection = upstream.feature_projection
+    layers = [getattr(projection, "projection", projection)]
     for block in upstream.encoder.layers:
-        for linear in _linear_layers(block):
-            if not isinstance(linear, nn.Linear):  # LoRA and the like: there is more to it than a weight and a bias
-                return f"a linear layer of its blocks is a {type(linear).__name__}"
+        layers += [*_linear_layers(block), getattr(block.attention, "gru_rel_pos_linear", layers[0])]
+    for layer in layers:
+        if not isinstance(layer, nn.Linear):  # LoRA and the like: there is more to it than a weight and a bias
+            return f"one of its linear layers is a {type(layer).__name__}"
     return None
 
 

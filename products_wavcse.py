@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 # An operator that PyTorch's own compiler emits; where a build lacks it, the ordinary one gives the same numbers.
 HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+FEWEST_INT8_ROWS = 32  # that a GPU's int8 product takes
 LAYOUT_ROWS = 1024  # of the inputs that the layout of copied weights is chosen for
 
 gelu_ = torch.ops.aten.gelu_  # in place: fresh memory for every activation would cost more than the function itself
@@ -33,8 +35,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 
 
 def uses_onednn(x: Tensor) -> bool:
-    """Whether such rows are multiplied by oneDNN."""
-    return x.device.type == "cpu" and HAS_ONEDNN_LINEAR
+    """Whether such rows are multiplied by oneDNN; bfloat16 only where the processor has instructions for it."""
+    if x.device.type != "cpu" or not HAS_ONEDNN_LINEAR or not torch._C._get_mkldnn_enabled():
+        return False
+    return x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def own_layout(weight: Tensor) -> Tensor:
@@ -72,7 +76,7 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor):
         weight, self.out_features = weight.detach().float(), len(weight)
-        self.scale = _int8_scale(weight)  # [out, 1]
+        self.scale = _int8_scale(weight, weight_steps(weight.device))  # [out, 1]
         self.weight = (weight / self.scale).round_().to(torch.int8).T  # [in, out]
         self.scale, self.bias = self.scale.T, bias.detach().float()
 
@@ -89,12 +93,25 @@ class Int8Linear:
         x = x.float()
         scale = _int8_scale(x)  # [N, 1]
         quantised = (x / scale).round_().to(torch.int8)
-        y = torch._int_mm(quantised, self.weight).float()
+        if x.device.type != "cpu":
+            quantised = F.pad(quantised, (0, 0, 0, max(0, FEWEST_INT8_ROWS - len(x))))
+        y = torch._int_mm(quantised, self.weight)[: len(x)].float()
         return torch.addcmul(self.bias, y.mul_(self.scale), scale, out=y)
 
 
-def _int8_scale(rows: Tensor) -> Tensor:
-    return rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12) / 127
+@cache
+def weight_steps(device: torch.device) -> int:
+    """The largest int8 weight that `torch._int_mm` multiplies exactly: 127, or 63.
+
+    Processors without VNNI instructions add products in pairs of 16 bits, which 127 overflows without a word.
+    """
+    ones = torch.ones(32, 64, dtype=torch.int8, device=device)
+    is_exact = torch._int_mm(127 * ones, 127 * ones.T) == 127 * 127 * 64
+    return 127 if is_exact.all() else 63
+
+
+def _int8_scale(rows: Tensor, steps: int = 127) -> Tensor:
+    return rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12) / steps
 
 
 def build_linear(layers: Sequence[nn.Linear], precision: str) -> FloatLinear | Int8Linear:

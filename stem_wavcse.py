@@ -1,4 +1,4 @@
-"""STEM"""
+"""From waveforms to the frames that the first block sees: strided and positional convolutions and a projection, on rows."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Stem:
     def _convolve(self, samples: Tensor, first: RowConvolution) -> Tensor:
         x = samples[:, None]
         for convolution, norm in zip([first, *self.convolutions[1:]], self.norms):
-            x = convolution(x, gelu=True) if norm is None else gelu_(normed(convolution(x), norm))
+            x = convolution(x, gelu=True) if norm is None else gelu_(normed(convolution(x).float(), norm))
         return x
 
 

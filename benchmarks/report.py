@@ -73,7 +73,7 @@ def memory_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = []
     for row in sorted(rows, key=lambda row: list(ordinary).index(row["workload"])):
         base = ordinary[row["workload"]]
-        compares = row is not base and not base["is_estimate"] and not row["is_estimate"]
+        compares = row is not base and not base["is_estimate"] and not row["is_estimate"] and row["working_mb"] > 0
         less = f"{base['working_mb'] / row['working_mb']:.1f}x" if compares else ""
         megabytes = f"{row['working_mb']:,.0f} MB"
         estimate = " (estimate, not run)" if row["is_estimate"] else ""

@@ -181,7 +181,7 @@ def rivals(bench: Bench) -> list[Variant]:
             num_blocks,
             _everywhere("float32"),
             max_relative_error=1e-5,
-            batch_sizes=(ORDINARY_BATCH,),
+            batch_sizes=sweep if on_gpu else (ORDINARY_BATCH,),
         ),
         Variant(
             "sorted",

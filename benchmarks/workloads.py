@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 
-from wavcse.stem_wavcse import FFT_SIZE
+from wavcse.stem_wavcse import FFT_FROM_KERNEL, FFT_SIZE
 
 SAMPLING_RATE = 16_000
 
@@ -108,7 +108,7 @@ def count_flop(config: PretrainedConfig, num_samples: int, num_blocks: int, pack
 def _position_flop_per_frame(config: PretrainedConfig, by_fft: bool) -> float:
     width, kernel = config.hidden_size, config.num_conv_pos_embeddings
     per_group = width // config.num_conv_pos_embedding_groups
-    if not by_fft or kernel >= FFT_SIZE:
+    if not by_fft or not FFT_FROM_KERNEL <= kernel <= FFT_SIZE // 2:
         return 2 * kernel * per_group * width
     products = (FFT_SIZE // 2 + 1) * width * per_group * 8  # complex multiply-adds
     transforms = 2 * width * 2.5 * FFT_SIZE * math.log2(FFT_SIZE)  # there and back, of real numbers

@@ -60,6 +60,7 @@ def test_options(model, waves):
     unit = model.encode(clips, normalize_embeddings=True, truncate_dim=7)
     np.testing.assert_allclose(unit, plain[:, :7] / np.linalg.norm(plain[:, :7], axis=1, keepdims=True), rtol=1e-5)
     tensor = model.encode(clips, convert_to_numpy=False)
+    torch.nn.Linear(tensor.shape[1], 2)(tensor).sum().backward()  # a head can train on it
     assert torch.equal(tensor, torch.from_numpy(plain))
     low = model.encode(clips, precision="bfloat16")
     assert not np.array_equal(low, plain)
