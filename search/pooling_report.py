@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from wavcse.search.report import clips_words, markdown_table, percent, ranges, signed
 
+LEAST_SEEDS = 3  # for a verdict on rankings: two seeds are one pair, which shows no spread
 FEW_SPEAKERS = 10  # below this a bootstrap over speakers is known to be too narrow
 PICTURES = {
     "poolings": "Accuracy of the poolings, with 95 % intervals",
@@ -153,10 +154,10 @@ def _sets(report: Mapping) -> list[str]:
         for i, row in enumerate(report["poolings"])
     ]
     table = "Mean validation accuracy with the constants chosen on the selected layers.\n\n" + markdown_table(columns, rows)
-    return [table, *([_agreement_words(agreement)] if agreement else [])]
+    return [table, *([_agreement_words(agreement, len(report["seeds"]))] if agreement else [])]
 
 
-def _agreement_words(agreement: Mapping) -> str:
+def _agreement_words(agreement: Mapping, num_seeds: int) -> str:
     if agreement["spearman"] is None:
         return "All poolings are equal on one of the sets: there is no ranking."
     rho = (
@@ -167,7 +168,10 @@ def _agreement_words(agreement: Mapping) -> str:
         return f"{rho} One seed: how much of it is chance cannot be said."
     spread = "{mean:.2f} [{min:.2f}, {max:.2f}]"
     differs = across["mean"] < within["min"]
-    verdict = "the ranking depends on the set" if differs else "no sign that the ranking depends on the set"
+    if num_seeds < LEAST_SEEDS:
+        verdict = f"fewer than {LEAST_SEEDS} seeds, no verdict"
+    else:
+        verdict = "the ranking depends on the set" if differs else "no sign that the ranking depends on the set"
     return (
         f"{rho} Between seeds of one set Spearman is {spread.format(**within)}, between seeds of different sets "
         f"{spread.format(**across)} (mean, smallest and largest pair): {verdict}."
