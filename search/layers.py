@@ -71,7 +71,7 @@ def search_layers(
         table: the recipe's clips (`table_for`).
         args: the recipe; seeds count up from its own.
         rivals: of `RIVALS`.
-        sizes: numbers of layers at which rivals and consensus sets are trained, all if not given.
+        sizes: numbers of layers at which rivals are trained, all if not given; that of the best set is always one.
         measure_speed: time the recipe's upstream on this machine for every depth that the consensus sets need.
 
     Returns:
@@ -92,10 +92,19 @@ def search_layers(
     num_fits = sum(count_fits(name, len(layers), sizes) for name, _ in plans)
     found = _by_strategy(run_plans(plans, table, store, workers, num_fits, show_progress))
     order = consensus_order([removal_ranks(found["recursion"][seed]) for seed in seed_list])
-    sets = [consensus_set(order, size) for size in sizes]
+    sets = [consensus_set(order, size) for size in range(1, len(layers) + 1)]
     plans = {("consensus", seed): fixed_sets(args, sets, seed) for seed in seed_list}
     found |= _by_strategy(run_plans(plans, table, store, workers, len(sets) * seeds, show_progress))
-    report = _report(table, args, found, order, sizes)
+    num_validation = {task: facts["num_validation"] for task, facts in task_facts(table.composite).items()}
+    choice = choose(curve(found["consensus"]), num_validation)
+    best = [choice["best"]]
+    if best[0] not in sizes:  # rivals are compared with the best set at its own size
+        names = [name for name in rivals if name != "all"]
+        plans = {(name, seed): RIVALS[name](args, layers, seed, best) for name in names for seed in seed_list}
+        num_fits = sum(count_fits(name, len(layers), best) for name, _ in plans)
+        for name, trials in _by_strategy(run_plans(plans, table, store, workers, num_fits, show_progress)).items():
+            found[name] = {seed: own + trials[seed] for seed, own in found[name].items()}
+    report = _report(table, args, found, order, choice)
     report["costs"] = _costs(table, args, sets, measure_speed)
     _write(output_dir, args, report)
     return report
@@ -124,13 +133,10 @@ def _by_strategy(found: Mapping[tuple[str, int], list[dict]]) -> dict[str, Trial
     return strategies
 
 
-def _report(
-    table: SearchTable, args: RunArguments, found: Mapping[str, Trials], order: Sequence[int], sizes: Sequence[int]
-) -> dict:
+def _report(table: SearchTable, args: RunArguments, found: Mapping[str, Trials], order: Sequence[int], choice: dict) -> dict:
     ranks = [removal_ranks(rounds) for rounds in found["recursion"].values()]
     tasks = task_facts(table.composite)
     curves = {name: curve(trials) for name, trials in found.items()}
-    choice = choose(curves["consensus"], {task: facts["num_validation"] for task, facts in tasks.items()})
     best = next(point for point in curves["consensus"] if point["size"] == choice["best"])
     majority = {task: facts["majority"] for task, facts in tasks.items()}
     num_test = {task: facts["num_test"] for task, facts in tasks.items()}
@@ -142,7 +148,7 @@ def _report(
         "seeds": list(found["recursion"]),
         "tasks": tasks,
         "order": list(order),
-        "sets": {size: consensus_set(order, size) for size in sizes},
+        "sets": {size: consensus_set(order, size) for size in range(1, len(order) + 1)},
         "choice": choice,
         "chance": against_chance(best["test"]["tasks"], majority, num_test),
         "stability": stability(ranks, order),
@@ -155,14 +161,23 @@ def _report(
 
 
 def _over_rivals(found: Mapping[str, Trials], size: int) -> dict[str, dict]:
-    """Best consensus set minus every rival at the same size (all layers: at theirs), paired by seed."""
-    best = [next(trial for trial in own if len(trial["layers"]) == size) for own in found["consensus"].values()]
-    ours, differences = list(map(accuracy_of, best)), {}
+    """Best consensus set minus every rival at the same size (all layers: at theirs), paired by seed.
+
+    Of the validation accuracies, and in `test` of the test accuracies, which neither the best set nor a rival was chosen by.
+    """
+    best = [[trial for trial in own if len(trial["layers"]) == size] for own in found["consensus"].values()]
+    differences = {}
     for name, trials in found.items():
         if name in ("recursion", "consensus"):
             continue
         theirs = [[trial for trial in own if name == "all" or len(trial["layers"]) == size] for own in trials.values()]
-        differences[name] = paired_difference(ours, [float(np.mean(list(map(accuracy_of, own)))) for own in theirs])
+        validation, test = (
+            paired_difference(
+                *([float(np.mean([accuracy_of(trial, split) for trial in own])) for own in of] for of in (best, theirs))
+            )
+            for split in ("validation", "test")
+        )
+        differences[name] = {**validation, "test": test}
     return differences
 
 
@@ -195,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = "Choose layers by recursive elimination, beside its rivals."
     parser = new_parser("layers", description, "seeds per set; the spread between them judges differences")
     parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS), help="other ways to choose layers")
-    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of layers to compare at (default: all)")
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of layers to train rivals at (default: all)")
     parser.add_argument("--measure_speed", action="store_true", help="time the upstream for every set")
     return run_program(
         parser,

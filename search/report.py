@@ -13,6 +13,16 @@ TITLES = {
     "greedy": "greedy forward",
     "random": "random sets",
 }
+SPREAD_WORDS = (
+    "In the column of the consensus ± is the deviation of one set over seeds. In the others every seed has a set of its own, "
+    "of the random sets several, so ± holds what the sets differ by too."
+)
+SELECTION_WORDS = (
+    "The best set is the highest of all sizes on these validation clips and joins the removal orders of all seeds; greedy "
+    "figures are the highest of the candidates of a step. So validation differences are optimistic, and the verdict is that "
+    "of the test clips, which chose nothing. Budgets differ: the recursion and the consensus take up to two fits per number "
+    "of layers and seed, greedy half the square of the number of layers, the others less."
+)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -45,7 +55,7 @@ def layers_markdown(report: Mapping) -> str:
     )
     parts = ["# Layer selection", head, *([f"Note: {report['note']}"] if report["note"] else []), *_verdict(report)]
     parts += ["## Sets of the consensus order", _sets_table(report), "## Beside other ways to choose", _rivals_table(report)]
-    parts += [_differences(report)] if report["over_rivals"] else []
+    parts += [_differences(report), _rivals_verdict(report), SELECTION_WORDS] if report["over_rivals"] else []
     parts += ["## Stability", *_stability(report), "## Pictures"]
     titles = {
         "first_round": "Layer weights of the first round (Figure 2 of the paper)",
@@ -77,10 +87,13 @@ def _verdict(report: Mapping) -> list[str]:
             f"test {percent(points[size]['test'])}; {cost['blocks']} blocks, {cost['parameters'] / 1e6:.1f} M parameters, "
             f"{cost['megabytes']:.0f} MB, {cost['gflop_per_audio_s']:.2f} GFLOP per second of audio."
         )
-    basis = "over seeds" if choice["basis"] == "seeds" else "of drawing the validation clips; one seed shows no spread"
+    is_over_seeds = choice["basis"] == "seeds"
+    basis = (
+        "over seeds, pooled over the sizes" if is_over_seeds else "of drawing the validation clips; one seed shows no spread"
+    )
     lines.append(
-        f"Standard error of the best: {100 * choice['standard_error']:.2f} ({basis}). Not told apart from it: sets of "
-        f"{ranges(choice['within'])} layers."
+        f"Standard error of the best: {100 * choice['standard_error']:.2f} ({basis}). Within one standard error: sets of "
+        f"{ranges(choice['within'])} layers; a rule of thumb, no test."
     )
     return lines
 
@@ -93,11 +106,14 @@ def _chance_verdict(report: Mapping) -> str:
         f"{100 * v['majority']:.1f}"
         for task, v in chance.items()
     )
-    detail = f"Test accuracy of the best set with its interval, against the most frequent class: {figures}."
+    confidence = 100 * next(iter(chance.values()))["confidence"]
+    detail = (
+        f"Test accuracy of the best set with its {confidence:.1f} % interval, against the most frequent class: {figures}. "
+        "Clips are taken as independent; where speakers have several, the intervals are too narrow."
+    )
     if not above:
-        return (
-            f"**No set beats chance: the layers say nothing about these labels, so no choice below has a meaning.** {detail}"
-        )
+        clips = ", ".join(f"{v['num_clips']} ({task})" for task, v in chance.items())
+        return f"**The best set is not above chance on the test clips, {clips}: no choice below has a meaning.** {detail}"
     not_above = [task for task in chance if task not in above]
     tail = f" **Not above chance: {', '.join(not_above)}.**" if not_above else ""
     return f"Above chance: {', '.join(above)}.{tail} {detail}"
@@ -133,21 +149,32 @@ def _rivals_table(report: Mapping) -> str:
     names = [name for name in TITLES if name in report["curves"] and name != "all"]
     by_size = {name: {point["size"]: point for point in report["curves"][name]} for name in names}
     sizes = sorted({size for points in by_size.values() for size in points}, reverse=True)
-    rows = []
-    for size in sizes:
-        figures = [by_size[name].get(size) for name in names]
-        rows.append([str(size), *("" if point is None else percent(point["validation"]) for point in figures)])
-    return "Mean validation accuracy.\n\n" + markdown_table(["layers", *(TITLES[name] for name in names)], rows)
+    columns, parts = ["layers", *(TITLES[name] for name in names)], [SPREAD_WORDS]
+    for split in ("validation", "test"):
+        rows = []
+        for size in sizes:
+            figures = [by_size[name].get(size) for name in names]
+            rows.append([str(size), *("" if point is None else percent(point[split]) for point in figures)])
+        parts += [f"Mean {split} accuracy:", markdown_table(columns, rows)]
+    return "\n\n".join(parts)
 
 
 def _differences(report: Mapping) -> str:
-    rows = []
-    for name, difference in report["over_rivals"].items():
-        interval = difference["interval"]
-        shown = "one seed" if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
-        rows.append([TITLES[name], f"{100 * difference['mean']:+.2f}", shown])
-    columns = ["the best set minus, at its size (all layers: at theirs)", "mean val.", "95 % interval over seeds"]
-    return markdown_table(columns, rows)
+    rows = [[TITLES[name], signed(own), signed(own["test"])] for name, own in report["over_rivals"].items()]
+    first = "the best set minus, at its size (all layers: at theirs)"
+    return markdown_table([first, "mean val. [95 % over seeds]", "mean test [95 % over seeds]"], rows)
+
+
+def _rivals_verdict(report: Mapping) -> str:
+    groups: dict[str, list[str]] = {"better than": [], "not told apart from": [], "worse than": []}
+    for name, own in report["over_rivals"].items():
+        if own["test"]["interval"] is None:
+            return "**One seed: on the test clips the best set is told apart from no rival.**"
+        low, high = own["test"]["interval"]
+        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+        groups[verdict].append(TITLES[name])
+    found = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items() if names)
+    return f"**On the test clips the best set is {found}.**"
 
 
 def _stability(report: Mapping) -> list[str]:
@@ -161,9 +188,11 @@ def _stability(report: Mapping) -> list[str]:
         )
     else:
         lines.append("One seed: nothing to compare the removal order with.")
-    rows = [
-        [str(i + 1), str(layer), "{mean:.1f} [{min}, {max}]".format(**own["layers"][str(layer)]), f"{100 * share:.0f} %"]
-        for i, (layer, share) in enumerate(zip(report["order"], own["agreement"]))
-    ]
+    rows = []
+    for i, (layer, share, removals) in enumerate(zip(report["order"], own["agreement"], own["removals"])):
+        spread = "{mean:.1f} [{min}, {max}]".format(**own["layers"][str(layer)])
+        dropped = ", ".join(f"{name} ({100 * part:.0f} %)" for name, part in sorted(removals.items(), key=lambda x: -x[1]))
+        rows.append([str(i + 1), str(layer), spread, f"{100 * share:.0f} %", dropped])
     columns = ["round", "dropped after it", "round in the seeds: mean [first, last]", "seeds that dropped it by then"]
+    columns += ["what the seeds dropped in this round"]
     return [*lines, markdown_table(columns, rows)]

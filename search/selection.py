@@ -32,9 +32,9 @@ def trial_of(result: Mapping) -> dict:
     return {**trial, **accuracies, "best_epoch": result["best_epoch"], "seconds": result["seconds"]}
 
 
-def accuracy_of(trial: Mapping) -> float:
-    """What sets are chosen by: the mean of the tasks' validation accuracies."""
-    return trial["validation"]["mean_accuracy"]
+def accuracy_of(trial: Mapping, split: str = "validation") -> float:
+    """The mean of the tasks' accuracies; what sets are chosen by is that on the validation clips."""
+    return trial[split]["mean_accuracy"]
 
 
 def recursion(args: RunArguments, layers: Sequence[int], seed: int) -> Plan:
@@ -93,9 +93,9 @@ def greedy(args: RunArguments, layers: Sequence[int], seed: int, sizes: Sequence
 
 
 def random_sets(args: RunArguments, layers: Sequence[int], seed: int, sizes: Sequence[int]) -> Plan:
-    """`RANDOM_SETS` sets of every size, drawn anew for every seed."""
-    generator = np.random.default_rng([seed, len(layers)])
-    sets = [generator.permutation(list(layers))[:size].tolist() for size in sizes for _ in range(RANDOM_SETS)]
+    """`RANDOM_SETS` sets of every size, drawn anew for every seed; a size's sets do not depend on the other sizes."""
+    generators = {size: np.random.default_rng([seed, len(layers), size]) for size in sizes}
+    sets = [own.permutation(list(layers))[:size].tolist() for size, own in generators.items() for _ in range(RANDOM_SETS)]
     results = yield [layer_fit(args, chosen, seed, f"random, {len(chosen)} layers") for chosen in sets]
     return [trial_of(result) for result in results]
 

@@ -112,14 +112,17 @@ def moments(values: Sequence[float]) -> dict:
 def choose(points: Sequence[Mapping], num_validation: Mapping[str, int]) -> dict:
     """The size with the best mean validation accuracy, and the smallest that is within one standard error of it.
 
+    A rule of thumb, no test. The deviation over seeds is pooled over the sizes, for that of one size is too uncertain.
+
     Args:
-        points: `curve` of the consensus sets.
+        points: `curve` of the consensus sets, every one with the same seeds.
         num_validation: task -> labelled validation clips; with one seed the error is that of drawing these clips.
     """
     best = max(points, key=lambda point: (point["validation"]["mean"], -point["size"]))
     figures = best["validation"]
     if figures["deviation"] is not None:
-        error, basis = figures["deviation"] / math.sqrt(len(figures["values"])), "seeds"
+        pooled = math.sqrt(np.mean([point["validation"]["deviation"] ** 2 for point in points]))
+        error, basis = pooled / math.sqrt(len(figures["values"])), "seeds"
     else:
         shares = {task: own["mean"] for task, own in figures["tasks"].items()}
         error = math.sqrt(sum(p * (1 - p) / num_validation[task] for task, p in shares.items())) / len(shares)
