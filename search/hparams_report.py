@@ -133,7 +133,7 @@ def _history(report: Mapping) -> Figure:
     axes.plot(
         [own["number"] for own in pruned], [100 * own["reached"] for own in pruned], "x", color="tab:gray", label="pruned"
     )
-    axes.axhline(values[0], color="gray", linestyle=":", label="the recipe")
+    axes.axhline(100 * report["recipe"]["validation"]["mean"], color="gray", linestyle=":", label="the recipe")
     axes.set(xlabel="trial", ylabel="mean validation accuracy in %", title="Optimisation history")
     axes.legend(fontsize=7)
     return figure
