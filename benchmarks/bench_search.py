@@ -6,7 +6,8 @@ A table of random features in the paper's shape (25 layers of 1024), with its th
 steps of 2048 clips, every way in turn in every round; then the held-out clips are evaluated. From the seconds per clip at some
 numbers of layers, the whole recursion on the paper's corpora (25 rounds, 100 epochs) is extrapolated, and so marked. Beside
 each way stands the bound that the machine sets it: its own matrix products at the product rate measured in the same rounds, or
-reading its features at the measured bandwidth, whichever is longer. Results go to benchmarks/results/search-DEVICE.json, .md.
+reading its features at the measured bandwidth, whichever is longer; and the bound of the bandwidth alone. Results go to
+benchmarks/results/search-DEVICE.json, .md.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class PlainTrainer:
 
 
 def make_table(num_clips: int, device: torch.device, upstream: Mapping) -> SearchTable:
-    """Random features and labels; an eighth of the clips is held out."""
+    """Random features and labels; a ninth of the clips is held out."""
     generator = np.random.default_rng(0)
     total = sum(PAPER_TRAIN.values())
     task_of = generator.choice(len(CLASSES), num_clips, p=[count / total for count in PAPER_TRAIN.values()])
@@ -368,10 +369,11 @@ def summarise(
         row |= {"processes": way.cores, "by_layers": []}
         for size in sizes:
             speeds = [1 / seconds for seconds in measured["seconds"][way.name, "train", size]]
-            shares = [_bound(way, size, measured["rates"], config, i) * speed for i, speed in enumerate(speeds)]
+            bounds = [_bounds(way, size, measured["rates"], config, i) for i in range(rounds)]
             figures = {
                 "clips_per_s": round(statistics.median(speeds), 1),
-                "share_of_bound": round(statistics.median(shares), 3),
+                "share_of_bound": round(statistics.median(max(own) * speed for own, speed in zip(bounds, speeds)), 3),
+                "share_of_bandwidth_bound": round(statistics.median(own[1] * speed for own, speed in zip(bounds, speeds)), 3),
             }
             row["by_layers"].append({"layers": size, **figures})
         row["recursion_hours"] = round(statistics.median(totals[way.name]) / 3600, 3)
@@ -381,10 +383,27 @@ def summarise(
     return rows
 
 
-def _bound(way: Way, size: int, rates: Mapping[str, Sequence[float]], config: WavCSEConfig, i: int) -> float:
-    """Seconds per training clip that the rates of round i allow at best."""
-    products = flop_per_clip(way.is_plain, size, config) / rates[way.precision][i] / way.cores
-    return max(products, bytes_per_clip(way.is_plain, size, config) / rates["bytes"][i])
+def _bounds(way: Way, size: int, rates: Mapping[str, Sequence[float]], config: WavCSEConfig, i: int) -> tuple[float, float]:
+    """Least seconds per training clip by the rates of round i: for the products, for reading.
+
+    Both rates are of one process and count once for each, though processes share the memory: no share is flattered.
+    """
+    products = flop_per_clip(way.is_plain, size, config) / rates[way.precision][i]
+    return products / way.cores, bytes_per_clip(way.is_plain, size, config) / rates["bytes"][i] / way.cores
+
+
+def checked_sizes(asked: Sequence[int] | None, num_layers: int) -> list[int]:
+    """Numbers of layers to measure at, by default all, half and one.
+
+    Raises:
+        ValueError: without 1 and the largest, between which the recursion is interpolated, or beyond them.
+    """
+    sizes = sorted(set(asked or (1, (num_layers + 1) // 2, num_layers)), reverse=True)
+    if (sizes[0], sizes[-1]) != (num_layers, 1):
+        raise ValueError(
+            f"--layers is {asked}; it must go from {num_layers} to 1, both included, to extrapolate the recursion."
+        )
+    return sizes
 
 
 def _over_rerun(way: Way, upstream: UpstreamRates, recursion_s: float) -> dict[str, dict[str, float]]:
@@ -408,7 +427,9 @@ def _total(way: Way, measured: Mapping, sizes: Sequence[int], i: int) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=8192, help="clips in the table (100 KB each)")
-    parser.add_argument("--layers", type=int, nargs="+", default=[25, 13, 1], help="numbers of layers to measure at")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", help="numbers of layers to measure at, 1 and all among them (default: 25 13 1)"
+    )
     parser.add_argument("--batch_size", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="processes of (e), 0 leaves it out; CPU only")
@@ -418,8 +439,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     device = torch.device(args.device)
     small = {"model_type": "wavlm", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    table = make_table(args.clips, device, small if args.tiny else WAVLM_LARGE)
-    sizes = [size for size in args.layers if size <= table.features.shape[1]]
+    upstream_shape = small if args.tiny else WAVLM_LARGE
+    try:
+        sizes = checked_sizes(args.layers, upstream_shape["num_hidden_layers"] + 1)
+    except ValueError as error:
+        parser.error(str(error))
+    table = make_table(args.clips, device, upstream_shape)
     ways = [plain_way(table, sizes, args.batch_size, from_memory) for from_memory in (False, True)]
     precisions = ("float32", "bfloat16")
     ways += [our_way(table, sizes, args.batch_size, precision, n) for precision in precisions for n in (1, TOGETHER)]

@@ -30,18 +30,22 @@ def _how(report: Mapping) -> str:
         f"corpora: {paper['train_clips']:,} training clips, {paper['rounds']} rounds of {paper['epochs']} epochs, validation "
         "included. Ratios are of whole recursions, paired by round; spread is (largest - smallest) / median, marked above "
         f"{SPREAD_LIMIT:.0%}. A way's bound: its own products at the measured rate, or reading its features, whichever takes "
-        "longer."
+        "longer; the bandwidth bound: reading them alone. Rates are of one process; (e) is held to as many times them as it "
+        "has processes, which is more than a shared memory gives, so its shares are at least these."
     )
 
 
 def _speeds(rows: Sequence[Mapping]) -> str:
     sizes = [own["layers"] for own in rows[0]["by_layers"]]
-    speeds = [f"{size} layers, clips/s (of bound)" for size in sizes]
+    speeds = [f"{size} layers, clips/s (of bound; of bandwidth bound)" for size in sizes]
     return table(["way", "processes", *speeds, "recursion, h", "x (a)", "spread"], map(_cells, rows))
 
 
 def _cells(row: Mapping) -> list[str]:
-    speeds = [f"{own['clips_per_s']:,.0f} ({own['share_of_bound']:.0%})" for own in row["by_layers"]]
+    speeds = [
+        f"{own['clips_per_s']:,.0f} ({own['share_of_bound']:.0%}; {own['share_of_bandwidth_bound']:.0%})"
+        for own in row["by_layers"]
+    ]
     ratio, spread = row["over_plain"]["ratio"], row["over_plain"]["spread"]
     mark = "*" if spread is not None and spread > SPREAD_LIMIT else ""
     ratios = [f"{ratio:.2f}{mark}", "-" if spread is None else f"{spread:.0%}"]

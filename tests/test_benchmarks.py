@@ -132,7 +132,8 @@ def test_rates_come_from_the_newest_result_of_the_device(tmp_path):
 
 def test_the_search_page_says_which_goal_is_met():
     def row(name: str, precision: str, over_plain: float, shares: list[float], best: float) -> dict:
-        by_layers = [{"layers": i, "clips_per_s": 1.0, "share_of_bound": share} for i, share in enumerate(shares)]
+        speed = {"clips_per_s": 1.0, "share_of_bandwidth_bound": 0.1}
+        by_layers = [{"layers": i, **speed, "share_of_bound": share} for i, share in enumerate(shares)]
         again = {epochs: {"best": best, "ordinary": 3 * best} for epochs in ("10", "100")}
         facts = {"name": name, "title": name, "precision": precision, "is_plain": name == "a", "processes": 1}
         speeds = {"by_layers": by_layers, "recursion_hours": 0.1, "over_plain": {"ratio": over_plain, "spread": None}}
