@@ -168,12 +168,13 @@ def _layers_words(report: Mapping) -> str:
     choice, sets = report["choice"], report["sets"]
     within = [size for size in choice["within"] if size != choice["best"]]
     sizes = (
-        f"not told apart from sets of {ranges(within)} layers" if within else "told apart from every other number of layers"
+        f"within one standard error: sets of {ranges(within)} layers" if within else "no other size within one standard error"
     )
-    undecided = [TITLES[name] for name, own in report["over_rivals"].items() if _is_undecided(own)]
-    rivals = f"; at its size not told apart from: {', '.join(undecided)}" if undecided else ""
+    undecided = [TITLES[name] for name, own in report["over_rivals"].items() if _is_undecided(own["test"])]
+    rivals = f"; on the test clips not told apart from: {', '.join(undecided)}" if undecided else ""
     smallest = f" The smallest set within one standard error is {ranges(sets[str(choice['smallest'])])}."
-    hopeless = "" if any(own["is_above"] for own in report["chance"].values()) else " **No set beats chance.**"
+    is_above = any(own["is_above"] for own in report["chance"].values())
+    hopeless = "" if is_above else " **The best set is not above chance on the test clips.**"
     return f"**Layers:** {ranges(sets[str(choice['best'])])} of {report['num_layers']}, {sizes}{rivals}.{smallest}{hopeless}"
 
 
