@@ -39,8 +39,9 @@ def encode(
     embeddings = [torch.empty(0, size)]
     with logging.tqdm(total=len(clips), desc="encode", unit="clip", disable=not show_progress_bar) as bar:
         for waveforms in batches_in_order(clips, feature_extractor, batch_seconds):
-            batch = feature_extractor(waveforms, sampling_rate=feature_extractor.sampling_rate, return_tensors="pt")
-            output = model(**batch.to(model.device), precision=precision)
+            rate = feature_extractor.sampling_rate
+            batch = feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt", device=model.device)
+            output = model(**batch, precision=precision)
             embeddings.append(output.embeddings[:, :size].float().cpu())
             bar.update(len(waveforms))
     result = torch.cat(embeddings)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
 from .audio_wavcse import as_waveform
 from .configuration_wavcse import WavCSEConfig
+from .transfer_wavcse import send
 
 logger = logging.get_logger(__name__)
 
@@ -70,6 +72,7 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
         sampling_rate: int | None = None,
+        device: str | torch.device | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Turn one clip, or a list of clips, into model input.
@@ -80,6 +83,8 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
             padding, max_length, truncation, pad_to_multiple_of, return_attention_mask, return_tensors:
                 as in every transformers feature extractor, but padding to the longest clip is the default.
             sampling_rate: rate of `raw_speech` in Hz. Pass it: a wrong rate is then an error, not a wrong embedding.
+            device: where the tensors shall be (with `return_tensors="pt"`). A GPU receives 16-bit samples, where the clips
+                are 16-bit, and pads and normalises them itself.
 
         Returns:
             `BatchFeature` with `input_values` (float32 of shape `[B, samples]`) and `attention_mask` (int32, 1 = audio).
@@ -94,6 +99,10 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
             clips = [clip[:max_length] for clip in clips]
         for i, clip in enumerate(clips):
             self.check(clip, f"clip {i}")
+        is_plain = padding in (True, "longest") and max_length is None and pad_to_multiple_of is None
+        if return_tensors == "pt" and is_plain and return_attention_mask is not False and not _is_cpu(device):
+            floor = VARIANCE_FLOOR if self.do_normalize else None
+            return BatchFeature(send([clip.astype(np.float32, copy=False) for clip in clips], floor, torch.device(device)))
         if self.do_normalize:
             clips = [normalize(clip) for clip in clips]
         batch = self.pad(
@@ -104,7 +113,8 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
             pad_to_multiple_of=pad_to_multiple_of,
             return_attention_mask=return_attention_mask,
         )
-        return batch if return_tensors is None else batch.convert_to_tensors(return_tensors)
+        batch = batch if return_tensors is None else batch.convert_to_tensors(return_tensors)
+        return batch if _is_cpu(device) else batch.to(device)
 
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
@@ -132,6 +142,10 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
                 f"{name}: lasts {waveform.size / self.sampling_rate:.1f} s, more than max_duration_s={self.max_duration_s:g}. "
                 "Cut it into parts, or raise `max_duration_s` of the feature extractor if memory allows."
             )
+
+
+def _is_cpu(device: str | torch.device | None) -> bool:
+    return device is None or torch.device(device).type == "cpu"
 
 
 def normalize(waveform: np.ndarray) -> np.ndarray:

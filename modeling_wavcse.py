@@ -32,6 +32,7 @@ from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .products_wavcse import FloatLinear  # noqa: F401
 from .repository_wavcse import complete_repository
 from .stem_wavcse import Stem  # noqa: F401
+from .transfer_wavcse import send  # noqa: F401
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream
 from .whisper_wavcse import is_whisper
 

@@ -24,6 +24,7 @@ CODE_FILES = (
     "products_wavcse.py",
     "repository_wavcse.py",
     "stem_wavcse.py",
+    "transfer_wavcse.py",
     "upstream_wavcse.py",
     "whisper_wavcse.py",
 )

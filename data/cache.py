@@ -158,7 +158,7 @@ def _extract(
         return waveform
 
     def pool(waveforms: list[np.ndarray]) -> np.ndarray:
-        inputs = feature_extractor(waveforms, sampling_rate=config.sampling_rate, return_tensors="pt")
+        inputs = feature_extractor(waveforms, sampling_rate=config.sampling_rate, return_tensors="pt", device=model.device)
         return _pooled_layers(run, model, config, inputs)
 
     buffer: list[tuple[str, np.ndarray]] = []
@@ -176,8 +176,9 @@ def _extract(
 def _pooled_layers(
     run: UpstreamRunner, model: PreTrainedModel, config: WavCSEConfig, inputs: Mapping[str, torch.Tensor]
 ) -> np.ndarray:
-    values, mask = (inputs[name].to(model.device) for name in ("input_values", "attention_mask"))
-    output = run(model, values, mask, config.selected_layers, window_frames=config.window_frames)
+    output = run(
+        model, inputs["input_values"], inputs["attention_mask"], config.selected_layers, window_frames=config.window_frames
+    )
     return output.pooled_layers.cpu().numpy()
 
 

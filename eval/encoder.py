@@ -89,8 +89,9 @@ class WavCSEEncoder:
         The last output is kept with its batch: a baseline that reads another layer of the same model then costs nothing more.
         """
         if self._last is None or self._last[0] is not waveforms:
-            inputs = self.feature_extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt")
-            self._last = (waveforms, self.model(**inputs.to(self.model.device), precision=self.precision))
+            device = self.model.device
+            inputs = self.feature_extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt", device=device)
+            self._last = (waveforms, self.model(**inputs, precision=self.precision))
         return self._last[1]
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 
-from wavcse import WavCSEConfig, WavCSEFeatureExtractor
+from wavcse import WavCSEConfig, WavCSEFeatureExtractor, feature_extraction_wavcse
+from wavcse.transfer_wavcse import as_int16
 
 RATE = 16_000
 
@@ -165,3 +166,51 @@ def test_absurdly_long(waves):
     assert extractor(waves(8_000), sampling_rate=RATE)["input_values"][0].shape == (8_000,)
     with pytest.raises(ValueError, match="clip 1: lasts 1.0 s, more than max_duration_s=0.5. Cut it"):
         extractor(waves(8_000, 16_000), sampling_rate=RATE)
+
+
+# ---- on the way to a GPU ----
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Extractors treat the CPU like a GPU."""
+    monkeypatch.setattr(feature_extraction_wavcse, "_is_cpu", lambda device: False)
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "float32", "silence"])
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_a_device_gets_what_a_cpu_gets(sent, waves, kind, do_normalize):
+    clips = waves(8_000, 3_000, 400)
+    if kind == "16-bit":
+        clips = [(np.rint(clip / np.abs(clip).max() * 32_767) / 32_768).astype(np.float32) for clip in clips]
+    if kind == "silence":
+        clips = [np.zeros_like(clip) for clip in clips]
+    extractor = WavCSEFeatureExtractor(do_normalize=do_normalize)
+    on_device = extractor(clips, sampling_rate=16_000, return_tensors="pt", device="cpu")
+    expected = extractor(
+        clips, sampling_rate=16_000, padding="max_length", max_length=8_000, return_tensors="pt", device="cpu"
+    )
+    assert on_device["attention_mask"].dtype == torch.int32
+    assert torch.equal(on_device["attention_mask"], expected["attention_mask"])
+    torch.testing.assert_close(
+        on_device["input_values"], expected["input_values"], rtol=0, atol=0 if not do_normalize else 2e-6
+    )
+
+
+def test_samples_travel_in_16_bits_only_where_that_is_exact(waves):
+    pcm = np.array([-32_768, -1, 0, 1, 32_767], dtype=np.int16)
+    as_floats = (pcm / 32_768).astype(np.float32)
+    np.testing.assert_array_equal(as_int16(as_floats), pcm)
+    assert as_int16(as_floats * np.float32(1.1)) is None
+    assert as_int16(np.array([0.5, 1.0], dtype=np.float32)) is None  # 32768 is out of range
+    (clip,) = waves(1_000)
+    assert as_int16(clip) is None
+
+
+def test_embeddings_through_the_device_path(monkeypatch, tiny_model, waves):
+    model, clips = tiny_model(), waves(8_000, 3_000)
+    expected = model.encode(clips)
+    monkeypatch.setattr(feature_extraction_wavcse, "_is_cpu", lambda device: False)
+    through = model.encode(clips)
+    assert not np.array_equal(through, expected)  # it went the other way
+    np.testing.assert_allclose(through, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
