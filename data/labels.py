@@ -20,12 +20,15 @@ class TaskSource:
         label_column: column of the class labels; rows with an empty one are left out.
         split_columns: split column, or several of which the first that a manifest has is taken.
         disjoint_by: column whose values (speakers) may not cross splits; `None` where the task is about known ones.
+        classes: outputs of the task's head, in this order; `None` = the training labels, sorted. A class without a training
+            clip is an output that nothing trains, like `_silence_` in the paper's keyword spotting.
     """
 
     manifests: tuple[str, ...]
     label_column: str
     split_columns: tuple[str, ...] = ("split",)
     disjoint_by: str | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class TaskClips:
     """The clips of one task; all arrays have one entry per clip.
 
     `groups` holds the values of `disjoint_by`, or of `speaker_id` where the manifest has it, else the clip's own id: what an
-    interval resamples. `classes` are the training labels, sorted; `targets` index them.
+    interval resamples. `classes` are the outputs of the head (see `TaskSource`); `targets` index them.
     """
 
     name: str
@@ -66,9 +69,10 @@ def load_task_clips(name: str, source: TaskSource) -> TaskClips:
     parts = [_read_part(name, source, Manifest(path)) for path in source.manifests]
     clips = [clip for part in parts for clip in part[0]]
     labels, splits, groups = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
-    task = TaskClips(name, clips, labels, splits, groups, sorted(set(labels[splits == "train"])))
+    trained = sorted(set(labels[splits == "train"]))
+    task = TaskClips(name, clips, labels, splits, groups, trained if source.classes is None else list(source.classes))
     _check_splits(task)
-    _check_classes(task)
+    _check_classes(task, trained)
     _check_clips(task)
     if source.disjoint_by:
         _check_groups(task, source.disjoint_by)
@@ -107,10 +111,13 @@ def _check_splits(task: TaskClips) -> None:
             raise ValueError(f"task {task.name!r}: the {split} split has no clips; all of {', '.join(SPLITS)} are needed.")
 
 
-def _check_classes(task: TaskClips) -> None:
-    if len(task.classes) < 2:
-        raise ValueError(f"task {task.name!r}: training has only the label(s) {task.classes}; two are needed.")
-    unknown = sorted(set(task.labels) - set(task.classes))
+def _check_classes(task: TaskClips, trained: Sequence[str]) -> None:
+    if len(trained) < 2:
+        raise ValueError(f"task {task.name!r}: training has only the label(s) {trained}; two are needed.")
+    unlisted = sorted(set(trained) - set(task.classes))
+    if unlisted or len(set(task.classes)) < len(task.classes):
+        raise ValueError(f"task {task.name!r}: classes must name every label once; missing are {unlisted}.")
+    unknown = sorted(set(task.labels) - set(trained))
     if unknown:
         raise ValueError(f"task {task.name!r}: the labels {unknown} occur in validation or test but never in training.")
 

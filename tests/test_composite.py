@@ -1,5 +1,7 @@
 """Tasks and composite sets: labels, splits, and every leak that must be refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,29 @@ def test_a_split_that_leaks_or_cannot_be_scored_is_refused(tmp_path, old, new, m
     assert old in ROWS
     with pytest.raises(ValueError, match=message):
         load_task_clips("keyword", source(tmp_path, ROWS.replace(old, new)))
+
+
+def test_a_head_may_have_a_class_that_no_clip_trains(tmp_path):
+    task = load_task_clips("keyword", replace(source(tmp_path), classes=("yes", "_silence_", "no")))
+    assert task.classes == ["yes", "_silence_", "no"]
+    assert task.targets.tolist() == [0, 2, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "message"),
+    [
+        (("yes", "up"), ROWS, r"missing are \['no'\]"),
+        (("yes", "no", "yes"), ROWS, "name every label once"),
+        (
+            ("yes", "no", "stop"),
+            ROWS.replace("c0.wav,no", "c0.wav,stop"),
+            r"labels \['stop'\] occur in",
+        ),
+    ],
+)
+def test_classes_that_do_not_fit_the_labels_are_refused(tmp_path, classes, rows, message):
+    with pytest.raises(ValueError, match=message):
+        load_task_clips("keyword", replace(source(tmp_path, rows), classes=classes))
 
 
 def test_a_clip_on_two_sides_across_manifests_is_refused(tmp_path):

@@ -35,7 +35,7 @@ class RunArguments:
 
     tasks: dict | str = field(
         default_factory=dict,
-        metadata={"help": "Task -> manifest, label_column, split_column, disjoint_by, loss_weight (in the YAML, or as JSON)."},
+        metadata={"help": "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight (YAML or JSON)."},
     )
     cache_dir: str = field(default="caches", metadata={"help": "Folder of the feature cache (python -m wavcse.data.cache)."})
     upstream: str | None = field(
@@ -143,7 +143,7 @@ def _mapping(name: str, value: dict | str) -> dict:
 
 
 def _task_source(name: str, fields: Mapping[str, Any]) -> TaskSource:
-    unknown = sorted(set(fields) - {"manifest", "label_column", "split_column", "disjoint_by", "loss_weight"})
+    unknown = sorted(set(fields) - {"manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight"})
     if unknown:
         raise ValueError(f"tasks.{name}: unknown fields {unknown}.")
     for required in ("manifest", "label_column"):
@@ -154,6 +154,7 @@ def _task_source(name: str, fields: Mapping[str, Any]) -> TaskSource:
         label_column=fields["label_column"],
         split_columns=as_paths(fields.get("split_column", "split")),
         disjoint_by=fields.get("disjoint_by"),
+        classes=tuple(map(str, fields["classes"])) if fields.get("classes") else None,
     )
 
 
