@@ -9,17 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import soundfile
 
 from wavcse.data.corpora import CORPORA
 from wavcse.data.corpora.__main__ import main
-from wavcse.data.corpora.corpus import write_manifest
 from wavcse.data.corpora.hub import write_hub_copy
 from wavcse.data.corpora.speech_commands import official_split
 from wavcse.data.labels import TaskSource, load_task_clips
@@ -27,32 +24,10 @@ from wavcse.data.manifest import Manifest
 from wavcse.eval.__main__ import main as evaluate
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
+from wavcse.tests.corpus_trees import RATE, manifest_of, table_of, write_text, write_wav
 
-RATE = 16_000
 # Codes of real speakers with the split that the lists of the corpus give them.
 SPEAKERS = {"0a7c2a8d": "train", "7846fd85": "train", "026290a7": "validation", "a69b9b3e": "validation", "0c40e715": "test"}
-
-
-def write_wav(path: Path, seconds: float = 0.01, value: float = 0.1) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.full(round(seconds * RATE), value), RATE, subtype="PCM_16")
-
-
-def write_text(path: Path, *lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def table_of(path: Path) -> pd.DataFrame:
-    return Manifest(path).table.set_index("file_name")
-
-
-def manifest_of(name: str, root: Path, out: Path, protocol: str, counts: dict[str, int], **arguments) -> pd.DataFrame:
-    """The manifest of a miniature, whose counts stand for those of the complete corpus."""
-    corpus = CORPORA[name]
-    small = {key: replace(value, counts=counts) for key, value in corpus.protocols.items()}
-    write_manifest(replace(corpus, protocols=small), root, out, protocol, **arguments)
-    return table_of(out)
 
 
 # --- Speech Commands -------------------------------------------------------------------------------------------------
@@ -89,7 +64,8 @@ def test_the_papers_keyword_protocol_uses_the_lists_and_makes_every_other_word_u
     assert len(table) == 20
     bed = table.loc["../gsc/speech_commands_v0.01/bed/0c40e715_nohash_0.wav"]
     assert bed.to_dict() == {
-        **{"word": "bed", "keyword": "_unknown_", "speaker_id": "0c40e715", "split_ks": "test", "protocol": "wavcse-paper"}
+        **{"word": "bed", "keyword": "_unknown_", "speaker_id": "0c40e715", "split_ks": "test"},
+        **{"corpus": "speech_commands_v0.01", "protocol": "wavcse-paper"},
     }
     assert set(table["keyword"]) == {"yes", "go", "_unknown_"}
     assert dict(zip(table["speaker_id"], table["split_ks"])) == SPEAKERS
@@ -252,7 +228,7 @@ VOX_COUNTS = {"train": 3, "validation": 2, "test": 2, "speakers": 2}
 def test_voxcelebs_identification_split_is_read_from_its_list(voxceleb, tmp_path, protocol):
     table = manifest_of("voxceleb1", voxceleb, tmp_path / "m.csv", protocol, VOX_COUNTS)
     assert table.loc["vox/wav/id10270/na8-QEFmj44/00003.wav"].to_dict() == {
-        **{"speaker_id": "id10270", "split_sid": "test", "protocol": protocol}
+        **{"speaker_id": "id10270", "split_sid": "test", "corpus": "voxceleb1", "protocol": protocol}
     }
     expected = {f"vox/wav/{name}": ("train", "validation", "test")[split - 1] for name, split in UTTERANCES.items()}
     assert table["split_sid"].to_dict() == expected
@@ -261,13 +237,13 @@ def test_voxcelebs_identification_split_is_read_from_its_list(voxceleb, tmp_path
     assert task.has_known_speakers
 
 
-def test_results_name_the_protocol(voxceleb, tmp_path, capsys):
+def test_results_name_the_corpus_and_the_protocol(voxceleb, tmp_path):
     manifest_of("voxceleb1", voxceleb, tmp_path / "m.csv", "superb", VOX_COUNTS)
     arguments = ["--manifest", str(tmp_path / "m.csv"), "--tasks", "speaker", "--baselines", "majority", "--device", "cpu"]
     assert evaluate([*arguments, "--output_dir", str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out/results/speaker__majority.json").read_text())
     assert [manifest["protocol"] for manifest in record["manifests"]] == ["superb"]
-    assert "| Speaker identification | 2 clips, 2 speakers, 2 classes, protocol superb |" in capsys.readouterr().out
+    assert (record["task"]["corpus"], record["task"]["protocols"]) == ("voxceleb1", ["superb"])
 
 
 def test_voxcelebs_archives_may_lie_in_folders_of_their_own(voxceleb, tmp_path):
@@ -356,7 +332,8 @@ def test_the_papers_emotion_protocol_takes_every_tenth_turn_in_order_of_the_path
     row = table.loc[f"{prefix}/Ses03M_script01_1b/Ses03M_script01_1b_M000.wav"]
     assert row.drop("split_er").to_dict() == {
         **{"emotion": "", "emotion_code": "xxx", "valence": "3.0000", "activation": "2.3333", "dominance": "4.5000"},
-        **{"speaker_id": "Ses03M", "gender": "male", "session": "3", "style": "scripted", "protocol": "wavcse-paper"},
+        **{"speaker_id": "Ses03M", "gender": "male", "session": "3", "style": "scripted"},
+        **{"corpus": "iemocap", "protocol": "wavcse-paper"},
     }
     excited = table.loc[f"{prefix}/Ses03F_impro01/Ses03F_impro01_M001.wav"]
     assert (excited["emotion"], excited["emotion_code"], excited["style"]) == ("happy", "exc", "improvised")
@@ -382,6 +359,27 @@ def test_superbs_emotion_folds_test_one_session_each_and_validate_on_a_fifth_of_
         }
         assert set(table.index[table[column] == "validation"]) == set(sorted(digest, key=digest.get)[:8])
     assert "split_er" not in table
+
+
+@pytest.mark.parametrize("protocol", ["session-5", "paper-guess"])
+def test_valence_activation_and_dominance_have_a_split_of_all_turns(iemocap, tmp_path, protocol):
+    table = manifest_of("iemocap", iemocap, tmp_path / "m.csv", protocol, {**ER_COUNTS, "turns": 60})
+    if protocol == "session-5":
+        assert table.groupby("session")["split_vad"].agg(set).to_dict() == {
+            **{"1": {"train"}, "2": {"train"}, "3": {"train"}, "4": {"validation"}, "5": {"test"}}
+        }
+        assert (table["split_er"] == table["split_vad"].where(table["emotion"] != "", "")).all()
+    else:
+        assert list(np.flatnonzero(table["split_vad"] == "validation")) == list(range(4, 60, 10))
+        assert list(np.flatnonzero(table["split_vad"] == "test")) == list(range(9, 60, 10))
+    source = TaskSource((str(tmp_path / "m.csv"),), "valence", ("split_vad",), "speaker_id")
+    if protocol == "session-5":  # 12 turns of the two speakers of every session; the values name the session
+        speakers = table.groupby("split_vad")["speaker_id"].agg(set)
+        assert speakers["test"] == {"Ses05F", "Ses05M"}
+        assert not speakers["train"] & (speakers["validation"] | speakers["test"])
+    else:
+        with pytest.raises(ValueError, match="speaker_id .* occur in both train and validation"):
+            load_task_clips("affect", source)
 
 
 def break_iemocap(root: Path, fault: str) -> None:
@@ -558,6 +556,51 @@ def test_a_hub_copy_of_iemocap_becomes_its_sessions(hub_copy, tmp_path, emotion,
     assert last[["emotion_code", "valence", "activation", "dominance"]].tolist() == ["fru", "5.0000", "3.5000", "2.2500"]
 
 
+def test_a_hub_copy_of_kathbath_has_its_audio_in_another_column(hub_copy, tmp_path):
+    """`ai4bharat/Kathbath`: a configuration per language, splits train and valid, the audio in `audio_filepath`."""
+    datasets = pytest.importorskip("datasets")
+
+    def row(name: str) -> dict:
+        return {"fname": name, "lang": "hindi", "speaker_id": 594, "audio": encoded(NOISE, name.replace("m4a", "wav"))}
+
+    features = {"fname": datasets.Value("string"), "lang": datasets.Value("string"), "speaker_id": datasets.Value("int64")}
+    train = [row(f"84442493102985{number}-594-f.m4a") for number in range(5)]
+    copy = hub_copy(features, train=train, valid=[row("844424931537866-594-f.m4a")])
+    for path in copy.rglob("*.parquet"):
+        data = datasets.Dataset.from_parquet(str(path)).cast_column("audio", datasets.Audio(decode=False))
+        data.cast_column("audio", datasets.Audio(sampling_rate=RATE)).rename_column("audio", "audio_filepath").to_parquet(path)
+    assert write_hub_copy(CORPORA["kathbath"], str(copy), tmp_path / "kb", "train-valid") == 6
+    table = manifest_of("kathbath", tmp_path / "kb", tmp_path / "m.csv", "train-valid", {}, allow_partial=True)
+    assert table.loc["kb/hindi/valid/844424931537866-594-f.wav"].to_dict() == {
+        **{"language": "hi", "speaker_id": "hi-594", "gender": "female", "split_sid": "validation"},
+        **{"corpus": "kathbath", "protocol": "train-valid"},
+    }
+    assert len(table) == 6
+
+
+def test_a_hub_copy_of_voxforge_becomes_its_archives(hub_copy, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    row = {"path": "ralfherzog-20071217-de1/wav/de1-01.wav", "locale": "de", "audio": encoded(NOISE, "de1-01.flac")}
+    features = {"path": datasets.Value("string"), "locale": datasets.Value("string")}
+    assert write_hub_copy(CORPORA["voxforge"], str(hub_copy(features, train=[row])), tmp_path / "vf") == 1
+    assert (tmp_path / "vf/de/ralfherzog-20071217-de1/wav/de1-01.wav").is_file()
+    copy = hub_copy(features, train=[{**row, "locale": "nl"}])
+    with pytest.raises(
+        ValueError, match="row 0: no column of ralfherzog-20071217-de1/wav/de1-01.wav names one of the languages"
+    ):
+        write_hub_copy(CORPORA["voxforge"], str(copy), tmp_path / "vf")
+
+
+@pytest.mark.parametrize("name", [name for name, corpus in CORPORA.items() if corpus.from_hub is None])
+def test_a_corpus_without_a_copy_on_the_hub_says_so(name, tmp_path, capsys):
+    arguments = [name, "--root", str(tmp_path / "root"), "--out", str(tmp_path / "m.csv"), "--hub_id", "some/copy"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert f"{name}: no copy with its audio is known on the Hub; get it from {CORPORA[name].source}" in error
+    assert main(arguments[:-2]) == 2
+    assert "--hub_id" not in capsys.readouterr().err  # where it lies is told without an advice that leads nowhere
+
+
 def test_a_hub_copy_that_does_not_fit_is_refused(hub_copy, tmp_path, capsys):
     datasets = pytest.importorskip("datasets")
     arguments = ["voxceleb1", "--root", str(tmp_path / "vox"), "--out", str(tmp_path / "m.csv"), "--hub_id"]
@@ -614,9 +657,12 @@ def test_the_complete_corpora_have_the_published_sizes():
     assert sums["speech_commands_v0.01", "wavcse-paper"] == 64_721
     assert sums["speech_commands_v0.02", "official-35"] == 105_829
     assert sums["voxceleb1", "superb"] == 153_516
+    assert sums["fluent_speech_commands", "official"] == 30_043
     counts = CORPORA["iemocap"].protocols["wavcse-paper"].counts
     assert sum(counts[emotion] for emotion in ("neutral", "happy", "angry", "sad")) == 5_531
     assert sum(counts[f"session {session}"] for session in range(1, 6)) == 5_531
+    trials = CORPORA["cnceleb1"].protocols["official"].counts
+    assert trials["trials"] == trials["enrolment"] * trials["test clips"]  # every model against every clip
 
 
 def test_the_command_runs_as_a_module(voxceleb, tmp_path):

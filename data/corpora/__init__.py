@@ -1,8 +1,17 @@
 """Public corpora, one file each: from a corpus's official folders and lists to a manifest."""
 
+from wavcse.data.corpora.aesdd import AESDD
+from wavcse.data.corpora.cnceleb1 import CNCELEB1
 from wavcse.data.corpora.corpus import Corpus
+from wavcse.data.corpora.fluent_speech_commands import FLUENT_SPEECH_COMMANDS
+from wavcse.data.corpora.football import FOOTBALL
 from wavcse.data.corpora.iemocap import IEMOCAP
+from wavcse.data.corpora.kathbath import KATHBATH
 from wavcse.data.corpora.speech_commands import V1, V2
+from wavcse.data.corpora.timit import TIMIT
 from wavcse.data.corpora.voxceleb1 import VOXCELEB1
+from wavcse.data.corpora.voxforge import VOXFORGE
 
-CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (V1, V2, VOXCELEB1, IEMOCAP)}
+PHASE_1 = (V1, V2, VOXCELEB1, IEMOCAP)
+PHASE_2 = (FOOTBALL, VOXFORGE, KATHBATH, CNCELEB1, TIMIT, AESDD, FLUENT_SPEECH_COMMANDS)
+CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (*PHASE_1, *PHASE_2)}

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wavcse corpora: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
     found = ", ".join(f"{name} {count:,}" for name, count in written.found.items())
-    print(f"{args.out}: {written.clips:,} clips of {corpus.title} ({found}); licence: {corpus.licence}")
+    files = f"{args.out} and {written.trials}" if written.trials else args.out
+    print(f"{files}: {written.clips:,} clips of {corpus.title} ({found}); licence: {corpus.licence}")
     if written.problems:
         print(f"wavcse corpora: this is a part of the corpus: {'; '.join(written.problems)}", file=sys.stderr)
         return EXIT_PARTIAL

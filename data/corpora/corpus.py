@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,11 +34,14 @@ class Rows:
             none).
         found: numbers of clips (speakers, folders) under the names of `Protocol.counts`.
         problems: one sentence for each part that the lists name and the disk lacks, or that has no place in the layout.
+        trials: columns `label` (1 = same speaker, 0 = different), `enrolment` and `test`: a `file_name` of the table, or for
+            `enrolment` a value of its column `enrolment_id`. None where the corpus has no verification trials.
     """
 
     table: pd.DataFrame
     found: Mapping[str, int]
     problems: Sequence[str]
+    trials: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Corpus:
         protocols: name -> protocol; the first is the default.
         parts: (root, protocol) -> files and folders that must be there.
         rows: (root, protocol) -> the clips; ValueError for a list that cannot be read as the corpus's own.
-        from_hub: (row of a Hub copy, its split, protocol) -> its place; ValueError if the row does not say it.
+        from_hub: (row of a Hub copy, its split, protocol) -> its place; ValueError if the row does not say it. None where
+            no copy with audio is known on the Hub.
     """
 
     name: str
@@ -73,7 +78,7 @@ class Corpus:
     protocols: Mapping[str, Protocol]
     parts: Callable[[Path, str], Sequence[Path]]
     rows: Callable[[Path, str], Rows]
-    from_hub: Callable[[Mapping[str, Any], str, str], HubClip]
+    from_hub: Callable[[Mapping[str, Any], str, str], HubClip] | None = None
 
     def protocol(self, name: str | None) -> str:
         """The protocol of that name, or the first one; ValueError if there is no such protocol."""
@@ -84,17 +89,20 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Written:
-    """A manifest that was written: its number of clips, what was found of the corpus, and what the corpus lacks."""
+    """A manifest that was written: its number of clips, what was found of the corpus, what it lacks, the list of trials."""
 
     clips: int
     found: Mapping[str, int]
     problems: Sequence[str]
+    trials: Path | None = None
 
 
 def write_manifest(
     corpus: Corpus, root: str | Path, out: str | Path, protocol: str | None = None, allow_partial: bool = False
 ) -> Written:
-    """Read a corpus below `root` and write its manifest `out` (CSV; the column `protocol` names the protocol).
+    """Read a corpus below `root` and write its manifest `out` (CSV; the columns `corpus` and `protocol` name both).
+
+    Verification trials are written beside it, `M.csv` -> `M_trials.csv`, with paths that are relative like the manifest's.
 
     Args:
         protocol: one of `corpus.protocols`; `None` = the first.
@@ -121,8 +129,8 @@ def write_manifest(
         raise ValueError(f"{corpus.name}, protocol {protocol}: {_incomplete(problems)}")
     if rows.table.empty:
         raise ValueError(f"{corpus.name}, protocol {protocol}: no clip was found below {root}.")
-    _write(rows.table.assign(protocol=protocol), root, out)
-    return Written(len(rows.table), {name: rows.found.get(name, 0) for name in expected}, problems)
+    trials = _write(rows, {"corpus": corpus.name, "protocol": protocol}, root, out)
+    return Written(len(rows.table), {**dict.fromkeys(expected, 0), **rows.found}, problems, trials)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -145,6 +153,25 @@ def tally(values: pd.Series) -> dict[str, int]:
     return {str(value): int(count) for value, count in values[values != ""].value_counts(sort=False).items()}
 
 
+def hash_fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone: the first six bytes of its sha1 as a fraction."""
+    return int.from_bytes(hashlib.sha1(name.encode()).digest()[:6], "big") / 2**48
+
+
+def split_by_hash(name: str, validation: float, test: float = 0.0) -> str:
+    """The split of a speaker (or clip) where a corpus has none of its own: these shares of all names, the rest trains."""
+    fraction = hash_fraction(name)
+    return "test" if fraction < test else "validation" if fraction < test + validation else "train"
+
+
+def refuse_shared_speakers(table: pd.DataFrame, split_column: str, source: Path) -> None:
+    """ValueError if a speaker has clips in two splits of a corpus that promises disjoint ones; `source` says where."""
+    used = table[table[split_column] != ""]
+    splits = used.groupby("speaker_id")[split_column].nunique()
+    if (shared := splits.index[splits > 1]).size:
+        raise ValueError(f"{source}: speakers are in two splits, {some(shared)}; the corpus keeps them apart.")
+
+
 def _differences(found: Mapping[str, int], expected: Mapping[str, int]) -> list[str]:
     return [
         f"{name}: {found.get(name, 0):,} instead of {count:,}"
@@ -158,14 +185,26 @@ def _incomplete(problems: Sequence[str]) -> str:
 
 
 def _where_from(corpus: Corpus, root: Path) -> str:
+    hub = ", or write a Hub copy there with --hub_id" if corpus.from_hub else ""
     return (
         f"{corpus.title} is expected below {root} as {corpus.layout}. It comes from {corpus.source} (licence: "
-        f"{corpus.licence}). Unpack it there, or write a Hub copy there with --hub_id."
+        f"{corpus.licence}). Unpack it there{hub}."
     )
 
 
-def _write(table: pd.DataFrame, root: Path, out: Path) -> None:
+def _write(rows: Rows, constants: Mapping[str, str], root: Path, out: Path) -> Path | None:
+    """Write trials and manifest; returns the path of the trials, if there are any."""
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = Path(os.path.relpath(root.resolve(), out.parent.resolve())).as_posix()
-    names = [posixpath.normpath(posixpath.join(prefix, name)) for name in table["file_name"]]
-    write_atomically(out, table.assign(file_name=names).to_csv(index=False, lineterminator="\n"))
+    paths = {name: posixpath.normpath(posixpath.join(prefix, name)) for name in rows.table["file_name"]}
+    beside = None
+    if rows.trials is not None:
+        beside = out.with_name(f"{out.stem}_trials.csv")
+        sides = {side: [paths.get(name, name) for name in rows.trials[side]] for side in ("enrolment", "test")}
+        _write_csv(rows.trials[["label"]].assign(**sides), beside)
+    _write_csv(rows.table.assign(file_name=rows.table["file_name"].map(paths), **constants), out)
+    return beside
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n"))

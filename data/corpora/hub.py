@@ -38,7 +38,7 @@ def write_hub_copy(
     Files that are there already are kept (an official list wins, and a killed run goes on). The lists come last.
 
     Args:
-        hub_id: data set on the Hub with a column `audio`, or a folder of Parquet files.
+        hub_id: data set on the Hub with a column `audio` (or one other column of audio), or a folder of Parquet files.
         config: name of its configuration, where it has several.
         revision: branch or commit.
 
@@ -46,8 +46,11 @@ def write_hub_copy(
         How many clips the copy has.
 
     Raises:
-        ValueError: `datasets` is not installed, the copy cannot be loaded, or a row does not say which clip it is.
+        ValueError: the adapter knows no copy, `datasets` is not installed, the copy cannot be loaded, or a row does not say
+            which clip it is.
     """
+    if corpus.from_hub is None:
+        raise ValueError(f"{corpus.name}: no copy with its audio is known on the Hub; get it from {corpus.source}.")
     root, protocol = Path(root), corpus.protocol(protocol)
     lists: dict[str, set[str]] = {}
     clips = 0
@@ -92,10 +95,12 @@ def _load(hub_id: str, config: str | None, revision: str | None) -> DatasetDict:
         splits = load_dataset(hub_id, config, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise ValueError(f"{hub_id}: cannot be loaded as a data set ({error}).") from error
-    for split, rows in splits.items():
-        if "audio" not in rows.column_names:
-            raise ValueError(f"{hub_id}, split {split}: has no column 'audio'; its columns are {rows.column_names}.")
-    return splits.cast_column("audio", Audio(decode=False))
+    rows = next(iter(splits.values()))  # the splits have the same columns
+    audio = [name for name, feature in rows.features.items() if name == "audio" or isinstance(feature, Audio)]
+    column = "audio" if "audio" in audio else audio[0] if len(audio) == 1 else None
+    if column is None:
+        raise ValueError(f"{hub_id}: has no column 'audio' and not one other of audio; its columns are {rows.column_names}.")
+    return splits.rename_columns({column: "audio"} if column != "audio" else {}).cast_column("audio", Audio(decode=False))
 
 
 def _readable(row: Mapping[str, Any], rows: Dataset) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """IEMOCAP (Busso et al. 2008): emotions of ten actors in five dyadic sessions, improvised and scripted.
 
 Labels are the consensus lines of dialog/EmoEvaluation. The four classes are neutral, happy (with excited), angry and sad;
-other turns have no `emotion`. All have valence, activation and dominance from 1 to 5.
+other turns have no `emotion`. All have valence, activation and dominance from 1 to 5, the dimensional task (`split_vad`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ GENDERS = {"F": "female", "M": "male"}
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 LINE = re.compile(rf"\[{NUMBER} - {NUMBER}\]\t(\w+)\t(\w+)\t\[{NUMBER}, {NUMBER}, {NUMBER}\]")
 TURN = re.compile(r"(Ses0([1-5])[FM]_(impro|script)\w*)_([FM])\w+")  # dialog, session, style, who speaks
+BY_SESSION = {"4": "validation", "5": "test"}
 TRAIN_SHARE = 0.8  # of the sessions that a fold does not test, SUPERB's
 COUNTS = {
     **{"neutral": 1_708, "happy": 1_636, "angry": 1_103, "sad": 1_084},
     **{"session 1": 1_085, "session 2": 1_023, "session 3": 1_151, "session 4": 1_031, "session 5": 1_241},
 }
+TURNS = 10_039
 
 
 def _parts(root: Path, protocol: str) -> list[Path]:
@@ -44,9 +46,14 @@ def _rows(root: Path, protocol: str) -> Rows:
     if protocol == "superb":
         for session in SESSIONS:
             table[f"split_er_fold{session}"] = _fold(labelled, str(session)).reindex(table.index, fill_value="")
+    elif protocol == "session-5":
+        table["split_vad"] = table["session"].map(BY_SESSION).fillna("train")
+        table["split_er"] = table["split_vad"].where(table["emotion"] != "", "")
     else:
         table["split_er"] = _every_tenth(labelled).reindex(table.index, fill_value="")
-    found = tally(labelled["emotion"]) | tally("session " + labelled["session"])
+    if protocol == "paper-guess":
+        table["split_vad"] = _every_tenth(table)
+    found = tally(labelled["emotion"]) | tally("session " + labelled["session"]) | {"turns": len(table)}
     return Rows(table, found, [problem for of_session in problems for problem in of_session])
 
 
@@ -138,6 +145,14 @@ IEMOCAP = Corpus(
             "every tenth turn is tested (9::10) or validates (4::10); the speakers are in all splits", COUNTS
         ),
         "superb": Protocol("five folds, split_er_fold1 to split_er_fold5, each testing one session", COUNTS),
+        "session-5": Protocol(
+            "split_vad (all turns) and split_er: session 5 is tested, session 4 validates; no speaker is in two splits",
+            {**COUNTS, "turns": TURNS},
+        ),
+        "paper-guess": Protocol(
+            "wavcse-paper's split_er, and split_vad (all turns) in the same way; a guess, the paper does not state it",
+            {**COUNTS, "turns": TURNS},
+        ),
     },
     parts=_parts,
     rows=_rows,

@@ -1,0 +1,40 @@
+"""What tests of public corpora share: files of a miniature tree, and its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+
+from wavcse.data.corpora import CORPORA
+from wavcse.data.corpora.corpus import write_manifest
+from wavcse.data.manifest import Manifest
+
+RATE = 16_000
+
+
+def write_wav(path: Path, seconds: float = 0.01, value: float = 0.1) -> None:
+    """A constant, in the container that the suffix names; `.WAV` in capitals is NIST's SPHERE, as on TIMIT's disc."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    container = {".WAV": "NIST", ".flac": "FLAC"}.get(path.suffix, "WAV")
+    soundfile.write(path, np.full(round(seconds * RATE), value), RATE, subtype="PCM_16", format=container)
+
+
+def write_text(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def table_of(path: Path) -> pd.DataFrame:
+    return Manifest(path).table.set_index("file_name")
+
+
+def manifest_of(name: str, root: Path, out: Path, protocol: str, counts: dict[str, int], **arguments) -> pd.DataFrame:
+    """The manifest of a miniature, whose counts stand for those of the complete corpus."""
+    corpus = CORPORA[name]
+    small = {key: replace(value, counts=counts) for key, value in corpus.protocols.items()}
+    write_manifest(replace(corpus, protocols=small), root, out, protocol, **arguments)
+    return table_of(out)
