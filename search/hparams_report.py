@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wavcse.search.pictures import draw_all, heat_map, new_axes
-from wavcse.search.report import clips_words, markdown_table, percent, ranges, signed
+from wavcse.reports.figures import draw_all, heat_map, new_axes
+from wavcse.reports.page import markdown_table
+from wavcse.search.report import clips_words, percent, ranges, signed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

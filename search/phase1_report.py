@@ -6,7 +6,6 @@ manifests are the corpus and protocol that the paper names, complete, and the up
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,23 +14,16 @@ from pathlib import Path
 import yaml
 
 from wavcse.data.corpora import CORPORA
-from wavcse.data.features import write_atomically
 from wavcse.data.recipes import read_recipe
+from wavcse.reports.page import markdown_table, write_page
 from wavcse.search.phase1_config import SEARCHES, Phase1, corpus_step
-from wavcse.search.report import TITLES, markdown_table, percent, ranges, signed
+from wavcse.search.report import TITLES, percent, ranges, signed
 from wavcse.search.stability import against_chance
 from wavcse.search.steps import ROOT
 
 FIGURES = ROOT / "conf/paper/phase1_figures.yaml"
 SETTINGS = ("selected_layers", "pooling_type", "pooling_kwargs", "layer_projection_size", "embedding_size", "layer_dropout")
 SETTINGS += ("embedding_dropout", "batch_size", "learning_rate", "weight_decay", "l1", "l2", "num_epochs", "seed")
-MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
-STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
-td, th { border: 1px solid #ccc; padding: 2px 8px; }
-img { max-width: 100%; } pre { background: #f4f4f4; padding: 1em; overflow-x: auto; }
-"""
 
 
 def write_report(config: Phase1, records: Mapping[str, Mapping]) -> Path:
@@ -43,11 +35,7 @@ def write_report(config: Phase1, records: Mapping[str, Mapping]) -> Path:
     Returns:
         The path of report.md.
     """
-    text = _markdown(config, records)
-    path = config.folder / "report.md"
-    write_atomically(path, text)
-    write_atomically(path.with_suffix(".html"), _html(text, config.folder))
-    return path
+    return write_page(config.folder / "report.md", "Phase 1", _markdown(config, records))
 
 
 def _markdown(config: Phase1, records: Mapping[str, Mapping]) -> str:
@@ -253,19 +241,3 @@ def _versions(results: Mapping[str, Mapping]) -> str:
     names = list(dict.fromkeys(name for own in results.values() for name in own["versions"]))
     rows = [[name, *(own["versions"].get(name, "") for own in results.values())] for name in names]
     return markdown_table(["", *results], rows)
-
-
-def _html(text: str, folder: Path) -> str:
-    import markdown
-
-    body = markdown.markdown(text, extensions=["tables", "fenced_code"])
-    body = re.sub(r'src="([^"]+)"', lambda match: f'src="{_data_uri(folder / match[1])}"', body)
-    head = f'<meta charset="utf-8"><title>Phase 1</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
-
-
-def _data_uri(picture: Path) -> str:
-    """The picture itself; the drawing, where there is one beside the PNG."""
-    drawing = picture.with_suffix(".svg")
-    picture = drawing if drawing.exists() else picture
-    return f"data:{MEDIA_TYPES[picture.suffix]};base64,{base64.b64encode(picture.read_bytes()).decode()}"

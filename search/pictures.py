@@ -1,13 +1,14 @@
-"""Pictures of a layer selection, each as SVG and PNG, from results/layers.json; and what all pictures of searches share."""
+"""Pictures of a layer selection, each as SVG and PNG, from results/layers.json."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wavcse.reports.figures import draw_all, new_axes
 from wavcse.search.report import TITLES
 
 if TYPE_CHECKING:
@@ -28,48 +29,6 @@ STYLES = {
 def draw_layers(report: Mapping, folder: Path) -> list[Path]:
     """Draw first_round, weights, accuracy and cost; returns the files."""
     return draw_all({"first_round": _first_round, "weights": _weights, "accuracy": _accuracy, "cost": _cost}, report, folder)
-
-
-def draw_all(drawings: Mapping[str, Callable[[Mapping], Figure]], report: Mapping, folder: Path) -> list[Path]:
-    """Draw a report's pictures, name -> what draws it, into a folder; returns the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    folder.mkdir(parents=True, exist_ok=True)
-    return [path for name, draw in drawings.items() for path in save_figure(draw(report), folder / name)]
-
-
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """The figure as `stem`.svg and `stem`.png; the same figure gives the same bytes."""
-    from matplotlib import pyplot
-
-    paths = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
-    with pyplot.rc_context({"svg.hashsalt": stem.name}):
-        for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
-    return paths
-
-
-def new_axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of this size in inches with axes side by side."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, axes[0]
-
-
-def heat_map(
-    axes: Axes, colors: np.ndarray, figures: np.ndarray, columns: Sequence[str], rows: Sequence[str], label: str
-) -> None:
-    """Cells `[rows, columns]` in colours, each with its figure; `label` says what the colours mean."""
-    image = axes.imshow(colors, aspect="auto", cmap="viridis")
-    axes.figure.colorbar(image, label=label)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    middle = (colors.min() + colors.max()) / 2
-    for (i, j), value in np.ndenumerate(figures):
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if colors[i, j] <= middle else "black")
 
 
 def _weights_of_rounds(report: Mapping) -> np.ndarray:

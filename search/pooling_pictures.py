@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wavcse.search.pictures import draw_all, heat_map, new_axes
+from wavcse.reports.figures import draw_all, heat_map, new_axes
 from wavcse.search.pooling_report import pictures_of, setting_words
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wavcse.search.report import clips_words, markdown_table, percent, ranges, signed
+from wavcse.reports.page import markdown_table
+from wavcse.search.report import clips_words, percent, ranges, signed
 
 LEAST_SEEDS = 3  # for a verdict on rankings: two seeds are one pair, which shows no spread
 FEW_SPEAKERS = 10  # below this a bootstrap over speakers is known to be too narrow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from wavcse.reports.page import markdown_table
 
 TITLES = {
     "consensus": "recursion, consensus of the seeds",
@@ -23,12 +25,6 @@ SELECTION_WORDS = (
     "of the test clips, which chose nothing. Budgets differ: the recursion and the consensus take up to two fits per number "
     "of layers and seed, greedy half the square of the number of layers, the others less."
 )
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def percent(moments: Mapping) -> str:
