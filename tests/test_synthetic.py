@@ -1,6 +1,7 @@
 """The synthetic corpus: splits that do not leak, labels that are covered, bytes that depend on the seed alone."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ import soundfile
 from wavcse.data.synthetic import plan_corpus, write_corpus
 from wavcse.data.synthetic.__main__ import main
 from wavcse.data.synthetic.espeak import _data_folder, speak
+from wavcse.data.synthetic.plan import SPLITS
 from wavcse.data.synthetic.render import render
-from wavcse.data.synthetic.table import ACCENTS, EMOTIONS, KEYWORDS, KNOWN_SPEAKERS, MIN_CLIPS, SPLITS, VARIANTS
+from wavcse.data.synthetic.table import ACCENTS, EMOTIONS, KEYWORDS, KNOWN_SPEAKERS, MIN_CLIPS
+from wavcse.data.synthetic.voices import VARIANTS
 
 CLIPS = MIN_CLIPS
 TASKS = {"split_ks": "keyword", "split_sid": "speaker_id", "split_er": "emotion"}
@@ -34,7 +37,7 @@ def corpus(tmp_path_factory):
 def plan():
     """The table of the default size."""
     rows = plan_corpus(4000, seed=0)
-    return pd.DataFrame([vars(u) | {"speaker_id": u.speaker.speaker_id, "gender": u.speaker.gender} for u in rows])
+    return pd.DataFrame([vars(u.speaker) | vars(u) | u.labels | u.splits for u in rows])
 
 
 def contents(folder):
@@ -73,9 +76,9 @@ def test_known_speakers_serve_speaker_identification_and_train_the_rest(plan):
 def test_every_class_occurs_in_every_split_of_the_smallest_corpus(seed):
     classes = defaultdict(set)
     for u in plan_corpus(MIN_CLIPS, seed):
-        classes["ks", u.split_ks].add(u.keyword)
-        classes["sid", u.split_sid].add(u.speaker.speaker_id)
-        classes["er", u.split_er].add(u.emotion)
+        classes["ks", u.splits["split_ks"]].add(u.labels["keyword"])
+        classes["sid", u.splits["split_sid"]].add(u.speaker.speaker_id)
+        classes["er", u.splits["split_er"]].add(u.labels["emotion"])
     for split in SPLITS:
         assert classes["ks", split] == set(KEYWORDS)
         assert len(classes["sid", split]) == KNOWN_SPEAKERS
@@ -92,6 +95,13 @@ def test_labels_are_balanced_and_not_tied_to_each_other(plan):
 
 def test_a_longer_plan_starts_with_the_shorter_one():
     assert plan_corpus(300, seed=3)[:200] == plan_corpus(200, seed=3)
+
+
+def test_the_plan_of_folders_already_written_is_kept(corpus):
+    """A folder is continued only by the plan that it was begun with, so a change here makes every old folder useless."""
+    identity = json.loads((corpus / "corpus.json").read_text())
+    assert identity["plan_sha256"] == "6792ab982a8da14331dc5443831d0f86583f33e883b3c4096ebe16d4f0267d58"
+    assert (identity["corpus"], identity["renderer_version"]) == ("wavcse synthetic speech", 1)
 
 
 def test_too_few_clips_raise():
@@ -220,7 +230,7 @@ def test_a_killed_run_leaves_no_worker_behind(tmp_path):
     assert not (tmp_path / "metadata.csv").exists()
 
 
-def wait_until(condition, timeout_s=30):
+def wait_until(condition, timeout_s=120):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "timed out"

@@ -1,6 +1,8 @@
-"""An offline, seeded corpus of synthesised speech for keyword spotting, speaker and emotion recognition."""
+"""Offline, seeded corpora of synthesised speech: one for three tasks at once, and a twin of each downstream corpus."""
 
-from .corpus import write_corpus
-from .table import Speaker, Utterance, plan_corpus
+from .corpus import write_corpus, write_plan
+from .plan import Plan, Speaker, Utterance
+from .table import plan_corpus
+from .twins import TWINS, plan_twin
 
-__all__ = ["Speaker", "Utterance", "plan_corpus", "write_corpus"]
+__all__ = ["TWINS", "Plan", "Speaker", "Utterance", "plan_corpus", "plan_twin", "write_corpus", "write_plan"]

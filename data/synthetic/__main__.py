@@ -1,49 +1,80 @@
-"""Write a corpus of synthesised speech: `python -m wavcse.data.synthetic --help`."""
+"""Write corpora of synthesised speech: `wavcse synthesize --help`."""
+
+from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-from .corpus import write_corpus
+from .corpus import write_plan
 from .espeak import EspeakError
-from .table import MIN_CLIPS
+from .plan import Plan
+from .table import MIN_CLIPS, plan_multitask
+from .twins import TWINS, plan_twin
 
+DEFAULT_CLIPS = 4000
+MIN_TWIN_CLIPS = sorted(twin.min_clips for twin in TWINS.values())
 DESCRIPTION = f"""\
-Write a corpus of synthesised speech, made offline by espeak-ng, for keyword
-spotting, speaker identification and emotion recognition.
+Write speech made offline by espeak-ng, with labels and splits: a corpus for
+keyword spotting, speaker identification and emotion recognition, or with
+--twins a stand-in for each corpus of the twelve downstream tasks.
 
-The folder gets audio/*.flac (16 kHz, mono) and metadata.csv, one row per clip
-with labels and splits. The same clips and seed give the same bytes, whatever
-the number of workers. Killed? Run the same command again, and it continues.
-At least {MIN_CLIPS} clips, so that every class occurs in every split.
+The folder gets audio/*.flac (16 kHz, mono) and metadata.csv, one row per clip.
+The same clips and seed give the same bytes, whatever the number of workers.
+Killed? Run the same command again, and it continues. At least {MIN_CLIPS} clips
+(a twin: {MIN_TWIN_CLIPS[0]} to {MIN_TWIN_CLIPS[-1]}), so that every class occurs in every split.
 """
-EXAMPLE = """\
-example, 4,000 clips of 0.8 s each in about 15 seconds on two cores:
-  python -m wavcse.data.synthetic --out corpora/synthetic --clips 4000 --seed 0
+EXAMPLE = f"""\
+twins:
+{chr(10).join(f"  {name:<10} {twin.title}, {twin.clips} clips" for name, twin in TWINS.items())}
+
+examples, 4,000 clips of 0.8 s each in about 15 seconds on two cores; all twins,
+one folder each (DIR/football/metadata.csv, ...); two of them, smaller:
+  wavcse synthesize --out corpora/synthetic --clips 4000 --seed 0
+  wavcse synthesize --out corpora/twins --twins
+  wavcse synthesize --out corpora/twins --twins football timit --clips 200
 """
+
+
+def plans(args: argparse.Namespace) -> Iterator[tuple[Path, Plan]]:
+    """Folder and plan of every corpus that was asked for."""
+    if args.twins is None:
+        yield args.out, plan_multitask(DEFAULT_CLIPS if args.clips is None else args.clips, args.seed)
+        return
+    for name in args.twins or TWINS:
+        yield args.out / name, plan_twin(TWINS[name], args.clips, args.seed)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, write, and return the exit status: 0, 2 after an error message, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
-        prog="python -m wavcse.data.synthetic",
+        prog="wavcse synthesize",
         description=DESCRIPTION,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", "--output_dir", required=True, metavar="DIR", help="folder to write into")
-    parser.add_argument("--clips", type=int, default=4000, metavar="N", help="number of clips (default: %(default)s)")
+    parser.add_argument("--out", "--output_dir", required=True, type=Path, metavar="DIR", help="folder to write into")
+    parser.add_argument(
+        *("--twins",),
+        nargs="*",
+        choices=TWINS,
+        metavar="NAME",
+        help="write these twins, or all if none is named, each into DIR/NAME",
+    )
+    parser.add_argument("--clips", type=int, metavar="N", help=f"of each corpus (default: {DEFAULT_CLIPS}; twins: see below)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all random draws (default: %(default)s)")
     parser.add_argument("--workers", type=int, metavar="K", help="processes (default: the number of CPUs)")
     args = parser.parse_args(argv)
     try:
-        metadata = write_corpus(args.out, args.clips, args.seed, workers=args.workers)
+        for out, plan in list(plans(args)):  # all are checked before the first is written
+            print(write_plan(plan, out, args.workers))
     except (ValueError, ImportError, EspeakError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
-    print(metadata)
     return 0
 
 

@@ -1,4 +1,6 @@
-"""Writing the synthetic corpus: worker processes, atomic files, and a restart that continues."""
+"""Writing a planned corpus: worker processes, atomic files, and a restart that continues."""
+
+from __future__ import annotations
 
 import csv
 import hashlib
@@ -18,18 +20,15 @@ import soundfile
 from tqdm import tqdm
 
 from .espeak import engine_version
+from .plan import Plan, Utterance
 from .render import SAMPLING_RATE_HZ, render
-from .table import Utterance, plan_corpus
+from .table import plan_multitask
 
 RENDERER_VERSION = 1  # raise it when the same plan comes to sound different
 CLIPS_PER_JOB = 16
 # Forked workers start at once, spawned ones first import torch (it comes with the root package). A fork is safe on
 # Linux because workers use neither torch nor any thread of the caller's; macOS' system libraries do not allow it.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-COLUMNS = (
-    *("file_name", "duration", "keyword", "speaker_id", "emotion", "gender", "language", "accent", "text"),
-    *("split_ks", "split_sid", "split_er"),
-)
 
 
 def write_corpus(out: str | Path, clips: int, seed: int, workers: int | None = None) -> Path:
@@ -53,30 +52,37 @@ def write_corpus(out: str | Path, clips: int, seed: int, workers: int | None = N
         ImportError: the package espeakng-loader is not installed.
         EspeakError: espeak-ng failed.
     """
+    return write_plan(plan_multitask(clips, seed), out, workers)
+
+
+def write_plan(plan: Plan, out: str | Path, workers: int | None = None) -> Path:
+    """Write a planned corpus into the folder `out`; arguments, result and errors as for :func:`write_corpus`."""
     workers = (os.cpu_count() or 1) if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    utterances = plan_corpus(clips, seed)
     out = Path(out)
-    identity = _identity(utterances, seed)
+    identity = _identity(plan)
     _claim(out, identity)
-    _write_atomically(out / "README.md", _readme(identity))
-    samples = _speak_all(utterances, out, workers)
+    _write_atomically(out / "README.md", _readme(plan, identity))
+    samples = _speak_all(plan.utterances, out, workers)
+    for name, text in plan.tables.items():
+        _write_atomically(out / name, text)
     metadata = out / "metadata.csv"
-    _write_atomically(metadata, _metadata_csv(utterances, samples))
+    _write_atomically(metadata, _metadata_csv(plan, samples))
     return metadata
 
 
-def _identity(utterances: list[Utterance], seed: int) -> dict[str, str | int]:
+def _identity(plan: Plan) -> dict[str, str | int]:
     """Everything that the bytes of the corpus depend on."""
+    rows = "\n".join([*map(repr, plan.utterances), *plan.tables.values()])
     return {
-        "corpus": "wavcse synthetic speech",
+        "corpus": plan.corpus,
         "engine": "espeak-ng",
         "engine_version": engine_version(),
         "renderer_version": RENDERER_VERSION,
-        "seed": seed,
-        "clips": len(utterances),
-        "plan_sha256": hashlib.sha256("\n".join(map(repr, utterances)).encode()).hexdigest(),
+        "seed": plan.seed,
+        "clips": len(plan.utterances),
+        "plan_sha256": hashlib.sha256(rows.encode()).hexdigest(),
     }
 
 
@@ -134,15 +140,14 @@ def _speak_clip(utterance: Utterance, out: Path) -> int:
     return len(wave)
 
 
-def _metadata_csv(utterances: list[Utterance], samples: list[int]) -> str:
+def _metadata_csv(plan: Plan, samples: list[int]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for u, n in zip(utterances, samples, strict=True):
-        duration = f"{n / SAMPLING_RATE_HZ:.5f}"
-        who = (u.speaker.gender, u.speaker.language, u.speaker.accent)
-        splits = (u.split_ks, u.split_sid, u.split_er)
-        writer.writerow((u.file_name, duration, u.keyword, u.speaker.speaker_id, u.emotion, *who, u.text, *splits))
+    writer.writerow(plan.columns)
+    for u, n in zip(plan.utterances, samples, strict=True):
+        clip = {"file_name": u.file_name, "duration": f"{n / SAMPLING_RATE_HZ:.5f}", "text": u.text}
+        row = vars(u.speaker) | clip | u.labels | u.splits | plan.constants
+        writer.writerow([row[column] for column in plan.columns])
     return text.getvalue()
 
 
@@ -152,31 +157,25 @@ def _write_atomically(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def _readme(identity: dict[str, str | int]) -> str:
-    return f"""# Synthetic speech
+def _readme(plan: Plan, identity: dict[str, str | int]) -> str:
+    readme = plan.readme
+    columns = "\n".join(f"| {cell} | {text} |" for cell, text in readme.columns.items())
+    return f"""# {readme.title}
 
 Every clip in this folder is **synthesised**: no human voice was recorded. It exists to test and demonstrate training
 and evaluation without a download; results on it say nothing about human speech.
-
+{readme.about}
 | | |
 |---|---|
 | engine | {identity["engine"]} {identity["engine_version"]} (package espeakng-loader) |
 | clips | {identity["clips"]}, 16 kHz, mono, 16-bit FLAC |
 | seed | {identity["seed"]} |
-| written by | `python -m wavcse.data.synthetic --out DIR --clips {identity["clips"]} --seed {identity["seed"]}` |
+| written by | `{readme.command.format(clips=identity["clips"], seed=identity["seed"])}` |
 
 `metadata.csv` has one row per clip. An empty split means that the task does not use the clip.
 
 | column | holds |
 |---|---|
-| `file_name` | path relative to this folder |
-| `duration` | seconds |
-| `keyword` | one of ten commands or `unknown`; `text` is the word that is spoken |
-| `speaker_id`, `gender`, `language`, `accent` | who speaks; accents are espeak-ng's |
-| `emotion` | prosody class: neutral, happy, angry or sad |
-| `split_ks`, `split_er` | keyword spotting and emotion recognition: speakers of the splits are disjoint |
-| `split_sid` | speaker identification: the same speakers in each split, other clips |
+{columns}
 
-No clip trains one task and tests another, and no validation or test speaker of `split_ks` or `split_er` is heard in a
-training clip of any task.
-"""
+{readme.closing}"""

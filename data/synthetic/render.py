@@ -1,4 +1,6 @@
-"""One row of the table becomes one waveform: speak, shape the vocal tract, colour, set the level, add the room."""
+"""One row of a plan becomes one waveform: speak, shape the vocal tract, colour, set the level, add the room."""
+
+from __future__ import annotations
 
 import math
 
@@ -6,10 +8,11 @@ import numpy as np
 import soxr
 
 from .espeak import ENGINE_RATE_HZ, speak
-from .table import EQ_NODES_HZ, Utterance
+from .plan import EQ_NODES_HZ, Utterance
 
 SAMPLING_RATE_HZ = 16_000
 PEAK_LIMIT = 0.98
+BREATH_WINDOW_S = 0.02  # breath noise follows the loudness of the voice over this time
 
 
 def render(utterance: Utterance) -> np.ndarray:
@@ -24,6 +27,8 @@ def render(utterance: Utterance) -> np.ndarray:
         ImportError, ValueError, EspeakError: see :func:`wavcse.data.synthetic.espeak.speak`.
     """
     speech = _speak_with_tract(utterance)
+    if utterance.breath_db is not None:
+        speech += _breath(speech, utterance.noise_seed) * _amplitude(utterance.breath_db) * _rms(speech)
     speech = _colour(speech, utterance.speaker.eq_db, utterance.tilt_db_per_octave)
     speech *= _amplitude(utterance.level_dbfs) / _rms(speech)
     wave = _add_room(speech, utterance)
@@ -44,6 +49,14 @@ def _speak_with_tract(utterance: Utterance) -> np.ndarray:
         seed=utterance.noise_seed,
     )
     return soxr.resample(wave, ENGINE_RATE_HZ * ratio, SAMPLING_RATE_HZ).astype(np.float64)
+
+
+def _breath(speech: np.ndarray, seed: int) -> np.ndarray:
+    """White noise with the envelope of the speech, of RMS 1: what leaks through vocal folds that do not close."""
+    window = round(BREATH_WINDOW_S * SAMPLING_RATE_HZ)
+    envelope = np.sqrt(np.convolve(np.square(speech), np.full(window, 1 / window), mode="same"))
+    noise = np.random.default_rng([seed, 1]).standard_normal(len(speech)) * envelope
+    return noise / _rms(noise)
 
 
 def _colour(wave: np.ndarray, eq_db: tuple[float, ...], tilt_db_per_octave: float) -> np.ndarray:
