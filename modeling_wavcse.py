@@ -5,6 +5,7 @@ Shapes: `B` clips, `K` selected layers, `D` upstream width, `E` embedding size, 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor
 from transformers import initialization as init
@@ -21,6 +23,7 @@ from transformers.utils import ModelOutput
 # Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
 from .attention_wavcse import Attention  # noqa: F401
 from .audio_wavcse import load_waveform  # noqa: F401
+from .card_wavcse import model_card  # noqa: F401
 from .configuration_wavcse import WavCSEConfig
 from .encoding_wavcse import encode
 from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
@@ -30,13 +33,17 @@ from .packing_wavcse import Window  # noqa: F401
 from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .products_wavcse import FloatLinear  # noqa: F401
-from .repository_wavcse import complete_repository
+from .repository_wavcse import complete_repository, upload_repository, write_card
 from .stem_wavcse import Stem  # noqa: F401
 from .transfer_wavcse import send  # noqa: F401
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream
 from .whisper_wavcse import is_whisper
 
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+UPLOAD_KWARGS = (  # of `save_pretrained(push_to_hub=True)`, for `push_to_hub`
+    *("repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description"),
+    *("max_shard_size", "tags"),
+)
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
 
 
@@ -192,10 +199,14 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         align_weights(model).base_model.freeze()
         return loaded
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, **kwargs) -> None:
         """Write a complete Hub repository: float32 weights, configuration, preprocessor, code files and model card.
 
         Weights are saved in float32 whatever the model runs in, so that a reload never loses precision twice.
+
+        Args:
+            push_to_hub: also call the method `push_to_hub`, with `repo_id` (the folder's name if not given) and its other
+                arguments; nothing but the model is uploaded, whatever else is in `save_directory`.
         """
         if "state_dict" not in kwargs and self.dtype != torch.float32:
             kwargs["state_dict"] = {
@@ -204,6 +215,27 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             complete_repository(Path(save_directory), self.config)
+            if push_to_hub:
+                upload = {name: kwargs[name] for name in UPLOAD_KWARGS if name in kwargs}
+                self.push_to_hub(**{"repo_id": Path(save_directory).resolve().name, **upload})
+
+    def push_to_hub(
+        self, repo_id: str, *, tags: Sequence[str] | None = None, max_shard_size: int | str = "50GB", **upload
+    ) -> CommitInfo:
+        """Publish what `save_pretrained` writes, with a card that names `repo_id`, in one commit.
+
+        transformers' own method would put its general card in the place of ours. Figures are not known here: a run with its
+        results is published by `wavcse push`.
+
+        Args:
+            tags: further tags of the card.
+            upload: `private`, `token`, `revision`, `create_pr`, `commit_message`, `commit_description`, as of
+                `upload_repository`, which also says what is raised.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            write_card(Path(folder), self.config, repo_id, {"tags": list(tags or ())})
+            return upload_repository(Path(folder), repo_id, **upload)
 
 
 class WavCSEModel(WavCSEPreTrainedModel):

@@ -1,10 +1,15 @@
-"""What makes a saved folder a complete Hub repository: code, `auto_map`, the pipeline, the preprocessor and a model card."""
+"""A saved folder as a complete Hub repository (code, `auto_map`, pipeline, preprocessor, model card), and its upload."""
 
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+
+from .card_wavcse import PLACEHOLDER, hash_code_files, is_generated, model_card
 from .configuration_wavcse import WavCSEConfig
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .pipeline_wavcse import WavCSEFeatureExtractionPipeline
@@ -12,6 +17,7 @@ from .pipeline_wavcse import WavCSEFeatureExtractionPipeline
 CODE_FILES = (
     "attention_wavcse.py",
     "audio_wavcse.py",
+    "card_wavcse.py",
     "configuration_wavcse.py",
     "encoding_wavcse.py",
     "feature_extraction_wavcse.py",
@@ -40,77 +46,102 @@ CUSTOM_PIPELINES = {
         "pt": ["AutoModel"],
     }
 }
-
-CARD = """---
-library_name: transformers
-pipeline_tag: feature-extraction
-tags:
-- speech
-- speech-embeddings
-- wavcse
----
-
-# wavCSE speech embeddings
-
-One vector of {embedding_size} numbers per clip, whatever its length; small heads for words, speakers and emotions train on it.
-
-| | |
-|---|---|
-| upstream | {family}, {num_blocks} transformer blocks, width {upstream_size} |
-| selected layers | {layers} |
-| layer pooling | `{pooling_type}` {pooling_kwargs} |
-| embedding size | {embedding_size} |
-| trained tasks | {tasks} |
-| input | mono speech at {sampling_rate} Hz, {min_ms:g} ms to {max_s:g} s |
-
-```python
-from transformers import pipeline
-
-embed = pipeline("feature-extraction", model="path/or/hub-id", trust_remote_code=True)
-embedding = embed("clip.wav", return_tensors=True)  # [1, {embedding_size}]
-```
-
-```python
-from transformers import AutoFeatureExtractor, AutoModel
-
-feature_extractor = AutoFeatureExtractor.from_pretrained("path/or/hub-id", trust_remote_code=True)
-model = AutoModel.from_pretrained("path/or/hub-id", trust_remote_code=True)
-inputs = feature_extractor([clip_a, clip_b], sampling_rate={sampling_rate}, return_tensors="pt")
-embeddings = model(**inputs).embeddings  # [2, {embedding_size}]; a clip's row does not depend on its batch
-```
-
-`trust_remote_code=True` runs the Python files of this repository: read them, and pin `revision` to a commit.
-"""
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")  # formats that can run code when they are read
+NOT_PUBLISHED = (".git", ".cache", "__pycache__")
+# Of an earlier push: removed where the new folder has no such file any more, else weights or figures of two models would mix.
+REPLACED = ("/*_wavcse.py", "/*.safetensors", "/*.safetensors.index.json", "/.eval_results/*.yaml")
 
 
 def complete_repository(folder: Path, config: WavCSEConfig) -> None:
-    """Add to a folder with weights everything else that `AutoModel` and `pipeline` need; an existing README.md is kept."""
+    """Add to a folder with weights everything else that `AutoModel` and `pipeline` need."""
     here = Path(__file__).parent
     for name in CODE_FILES:
         if (here / name).resolve() != (folder / name).resolve():
             shutil.copyfile(here / name, folder / name)
-    config.auto_map, config.custom_pipelines, config.dtype = dict(AUTO_MAP), dict(CUSTOM_PIPELINES), "float32"
+    config.auto_map, config.custom_pipelines = dict(AUTO_MAP), dict(CUSTOM_PIPELINES)
+    config.dtype = config.upstream_config.dtype = "float32"
     config.save_pretrained(folder)
     feature_extractor = WavCSEFeatureExtractor.from_config(config)
     feature_extractor.auto_map = {"AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"]}
     feature_extractor.save_pretrained(folder)
-    if not (folder / "README.md").exists():
-        (folder / "README.md").write_text(model_card(config), encoding="utf-8")
+    write_card(folder, config)
 
 
-def model_card(config: WavCSEConfig) -> str:
-    """The model card that follows from the configuration alone; figures are added from result files elsewhere."""
-    upstream = config.upstream_config
-    return CARD.format(
-        embedding_size=config.embedding_size,
-        family=upstream.model_type,
-        num_blocks=upstream.num_hidden_layers,
-        upstream_size=upstream.hidden_size,
-        layers=", ".join(map(str, config.selected_layers)),
-        pooling_type=config.pooling_type,
-        pooling_kwargs=config.pooling_kwargs or "",
-        tasks=", ".join(f"{name} ({len(task['labels'])} classes)" for name, task in config.tasks.items()) or "none",
-        sampling_rate=config.sampling_rate,
-        min_ms=1000 * config.min_samples / config.sampling_rate,
-        max_s=config.max_duration_s,
+def write_card(
+    folder: Path,
+    config: WavCSEConfig,
+    model_id: str = PLACEHOLDER,
+    metadata: Mapping[str, Any] | None = None,
+    sections: Mapping[str, str] | None = None,
+) -> bool:
+    """Write README.md for the code files in the folder; a card that was not generated is kept, and False returned."""
+    card = folder / "README.md"
+    if not is_generated(card):
+        return False
+    card.write_text(model_card(config, hash_code_files(folder), model_id, metadata, sections), encoding="utf-8")
+    return True
+
+
+def repository_files(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file, of all that an upload of the folder holds, by name.
+
+    Raises:
+        ValueError: a file is of a format that can run code when it is read; weights are safetensors here.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    files = {name: path for name, path in files.items() if not set(PurePosixPath(name).parts) & set(NOT_PUBLISHED)}
+    pickles = [name for name in files if name.lower().endswith(PICKLES)]
+    if pickles:
+        raise ValueError(
+            f"{pickles[0]}: is of a format that can run code when it is read, so it is not published. "
+            "Take it out of the folder; weights belong in *.safetensors."
+        )
+    return files
+
+
+def upload_repository(
+    folder: Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+) -> CommitInfo:
+    """Make the Hub repository hold this folder, in one commit; files that only the Hub has are kept, see `REPLACED`.
+
+    Args:
+        repo_id: `organisation/name` or `name`; made if it does not exist.
+        private: of a new repository; an existing one stays as it is.
+        token: as everywhere in `huggingface_hub`; `None` = the one of `hf auth login` or `HF_TOKEN`.
+        revision: branch, made from the main one if it does not exist.
+
+    Returns:
+        The commit, or the latest one if nothing has changed.
+
+    Raises:
+        ValueError: the folder holds a file that must not be published; nothing was sent then.
+        OSError: the Hub refuses, or somebody else has committed meanwhile.
+    """
+    files = repository_files(folder)
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/pr"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    parent = api.model_info(repo_id, revision=revision).sha
+    there = set(api.list_repo_files(repo_id, revision=parent))
+    replaced = [name for name in there if any(PurePosixPath("/", name).match(pattern) for pattern in REPLACED)]
+    return api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationAdd(name, path) for name, path in files.items()),
+            *(CommitOperationDelete(name) for name in sorted(replaced) if name not in files),
+        ],
+        commit_message=commit_message or "Upload wavCSE model",
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+        parent_commit=parent,
     )

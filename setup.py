@@ -4,13 +4,27 @@ from pathlib import Path
 
 from setuptools import setup
 
-ROOMS = ["data", "data.synthetic", "data.corpora", "training", "search", "eval", "eval.tasks", "eval.baselines"]
+ROOMS = [
+    "data",
+    "data.synthetic",
+    "data.synthetic.twins",
+    "data.corpora",
+    "reports",
+    "hub",
+    "pretraining",
+    "training",
+    "search",
+    "eval",
+    "eval.tasks",
+    "eval.baselines",
+    "eval.metrics",
+]
 
-EVAL = ["scikit-learn>=1.5", "scipy>=1.13"]
+EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9", "markdown>=3.6", "scikit-learn>=1.5", "scipy>=1.13"]
 APP = ["gradio>=5"]
 HUB = ["datasets>=4"]
-DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "tensorboard>=2.17"]
+DEV = ["pytest>=8", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "evaluate>=0.4.6", "tensorboard>=2.17"]
 
 setup(
     name="wavcse",
@@ -23,13 +37,13 @@ setup(
     packages=["wavcse", *(f"wavcse.{room}" for room in ROOMS)],
     package_dir={"wavcse": "."},
     py_modules=["wavcse_cli"],
-    package_data={"wavcse": ["conf/*.yaml", "conf/paper/*.yaml", "LICENSE"]},
+    package_data={"wavcse": ["conf/*.yaml", "conf/paper/*.yaml", "eval/metrics/*/*.py", "LICENSE"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.0",
         "accelerate>=1.2",
         "safetensors>=0.4.3",
-        "huggingface_hub>=1.0",
+        "huggingface_hub>=1.4",
         "numpy>=1.26",
         "pandas>=2.2",
         "pyarrow>=15",

@@ -1,0 +1,37 @@
+"""The folder that is pushed, built beside the run so that the run is never half changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from wavcse.hub.card import metadata_of, sections_of
+from wavcse.hub.source import PushSource
+from wavcse.repository_wavcse import CODE_FILES, complete_repository, repository_files, write_card
+
+MADE_ANEW = (*CODE_FILES, "config.json", "preprocessor_config.json")
+
+
+def build_repository(source: PushSource, folder: Path, repo_id: str, **given: Any) -> bool:
+    """Fill an empty folder: weights and what else lies beside them as they are, today's code, card and figures from results.
+
+    Args:
+        given: fields of the card's header that the caller states, as of `metadata_of`.
+
+    Returns:
+        Whether the card was generated; a README.md that somebody wrote is taken as it is.
+
+    Raises:
+        ValueError: the model folder holds a file that must not be published.
+    """
+    for name, path in repository_files(source.model).items():
+        if name not in MADE_ANEW and not name.startswith(".eval_results/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+    complete_repository(folder, source.config)
+    if source.own:
+        from wavcse.hub.figures import figures_of, write_eval_results
+
+        write_eval_results(folder, figures_of(source.own))
+    return write_card(folder, source.config, repo_id, metadata_of(source, repo_id, **given), sections_of(source))

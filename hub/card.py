@@ -1,0 +1,171 @@
+"""The card of a run: what its results add to the card that follows from the configuration (`card_wavcse.py`).
+
+    python -m wavcse.hub.card runs/mine --repo_id org/wavcse
+
+prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from wavcse.card_wavcse import PLACEHOLDER, hash_code_files, model_card
+from wavcse.data.manifest import Manifest
+from wavcse.eval.paths import shown_path
+from wavcse.hub.source import PushSource, read_source
+
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")  # ISO 639
+DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HIDDEN_SETTINGS = ("tasks", "cache_dir")  # the first has a table of its own, the second is a place on one machine
+
+
+def metadata_of(source: PushSource, model_id: str, **given: Any) -> dict[str, Any]:
+    """Fields of the YAML header that follow from the results (see `huggingface_hub.ModelCardData`).
+
+    Args:
+        model_id: Hub id.
+        given: fields that somebody states (`license`, `language`, `base_model`, `tags`); they win, `None` is not said.
+    """
+    found: dict[str, Any] = {}
+    if source.training:
+        found["base_model"] = base_model_of(source.training["config"])
+        found["language"] = languages_of(source.training["config"])
+    if source.own:
+        from wavcse.hub.figures import corpora_of, figures_of, model_index
+
+        corpora = {corpus for record in source.own for corpus in corpora_of(record)}
+        found["datasets"] = sorted(filter(DATASET_ID.fullmatch, corpora))
+        found["metrics"] = list(dict.fromkeys(record["task"]["metrics"][0] for record in source.own))
+        found["model_name"] = model_id.rpartition("/")[2]
+        found["eval_results"] = model_index(figures_of(source.own))
+    return {name: value for name, value in {**found, **_said(given)}.items() if value}
+
+
+def sections_of(source: PushSource) -> dict[str, str]:
+    """Markdown per title of the card, from the result files alone."""
+    sections = {}
+    if source.records:
+        sections["Evaluation"] = evaluation_section(source)
+    limits = limits_of(source)
+    if limits:
+        sections["Bias, risks and limits"] = "\n".join(f"- {limit}" for limit in limits)
+    if source.training:
+        sections["Training details"] = training_section(source.training)
+    return sections
+
+
+def base_model_of(config: Mapping[str, Any]) -> str | None:
+    """The upstream, where it is a Hub id and no folder of this machine."""
+    upstream = config.get("upstream") or ""
+    try:
+        validate_repo_id(upstream)
+    except HFValidationError:
+        return None
+    return upstream if "/" in upstream and not Path(upstream).exists() else None
+
+
+def languages_of(config: Mapping[str, Any]) -> list[str]:
+    """ISO 639 codes in the column `language` of the training manifests that are still there."""
+    paths = {str(path) for task in config["tasks"].values() for path in _as_list(task["manifest"])}
+    tables = [Manifest(path).table for path in sorted(paths) if Path(path).is_file()]
+    found = {language for table in tables for language in table.get("language", ())}
+    return sorted(language for language in found if LANGUAGE_CODE.fullmatch(language))
+
+
+def evaluation_section(source: PushSource) -> str:
+    """The evaluation's own table of this model and the baselines, with its notes."""
+    from wavcse.eval.results import markdown_table
+    from wavcse.eval.rows import rows_of
+    from wavcse.eval.significance import compare
+
+    table = markdown_table(source.records, compare(rows_of(source.records), source.results))
+    return f"Measured on the weights with SHA-256 `{source.sha256}`.\n\n{table.strip()}"
+
+
+def limits_of(source: PushSource) -> list[str]:
+    """What results say against relying on them: remarks of the runs, terms of the corpora."""
+    remarks = [record.get("note") for record in source.own] + [(source.training or {}).get("note")]
+    limits = [f"Remark of the run: {remark}" for remark in dict.fromkeys(remarks) if remark]
+    tasks = [record["task"] for record in source.own]
+    benchmarks = [task["benchmark"] for task in tasks if task["benchmark"] and task["benchmark"]["corpus"] == task["corpus"]]
+    licences = {benchmark["title"]: benchmark["licence"] for benchmark in benchmarks}
+    if licences:
+        limits.append(
+            "Terms of the corpora of the evaluation: " + "; ".join(f"{name}: {text}" for name, text in licences.items())
+        )
+    return limits
+
+
+def training_section(training: Mapping[str, Any]) -> str:
+    """Corpora with counts and accuracies, settings, circumstances."""
+    lines = [
+        "| task | corpora | classes | clips: train, validation, test | accuracy in %: validation, test |",
+        "|---|---|---|---|---|",
+        *(_task_row(name, task, training["config"]["tasks"][name]) for name, task in training["tasks"].items()),
+        "",
+        "Accuracies are those of the heads that were trained with the embedding; the epoch was chosen on the validation "
+        f"splits (epoch {training['best_epoch']} of {training['num_epochs']}).",
+        "",
+        "```yaml",
+        _settings(training["config"]),
+        "```",
+        "",
+        f"Trained for {training['train_seconds']:g} s on cached features of the frozen upstream, in "
+        f"{training['num_processes']} process(es) on {training['device']}; "
+        + ", ".join(f"{name} {version}" for name, version in training["versions"].items())
+        + ".",
+    ]
+    return "\n".join(lines)
+
+
+def _task_row(name: str, task: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    corpora = ", ".join(f"`{shown_path(path)}`" for path in _as_list(settings["manifest"]))
+    protocol = f" ({task['protocol']})" if task.get("protocol") else ""
+    counts = ", ".join(str(task["num_clips"][split]) for split in ("train", "validation", "test"))
+    accuracies = ", ".join(f"{100 * task['accuracy'][split]:.1f}" for split in ("validation", "test"))
+    return f"| {name} | {corpora}{protocol} | {task['num_classes']} | {counts} | {accuracies} |"
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    shown = {name: value for name, value in config.items() if name not in HIDDEN_SETTINGS and value is not None}
+    if "upstream" in shown:
+        shown["upstream"] = shown_path(shown["upstream"])
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120).strip()
+
+
+def _as_list(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _said(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the card of a run; 0, or 2 with one line."""
+    parser = argparse.ArgumentParser(prog="python -m wavcse.hub.card", description="Print the model card of a run.")
+    parser.add_argument("run", help="run folder, or folder of a saved model")
+    parser.add_argument("--repo_id", default=PLACEHOLDER, help="Hub id that the examples name")
+    parser.add_argument("--results", help="folder that `wavcse eval` wrote (default: the run folder)")
+    args = parser.parse_args(argv)
+    try:
+        source = read_source(args.run, args.results)
+        code_files = hash_code_files(source.model)
+        print(model_card(source.config, code_files, args.repo_id, metadata_of(source, args.repo_id), sections_of(source)))
+    except (ValueError, OSError) as error:
+        print(f"wavcse card: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Result records -> the two forms in which the Hub reads figures: `model-index` of the card and `.eval_results/*.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+from wavcse.data.features import write_atomically
+from wavcse.eval.metrics import METRICS
+
+# How the Hub calls a kind of task; the last two are no task types of its own.
+TASK_TYPES = {
+    "classification": "audio-classification",
+    "verification": "speaker-verification",
+    "regression": "audio-regression",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one task: what both forms are made of.
+
+    Attributes:
+        task: name of the row of the table.
+        value: as in the result file (accuracies and error rates are shares of 1).
+        interval: low and high end, or `None`.
+        size: of the test split, in words.
+    """
+
+    task: str
+    title: str
+    kind: str
+    corpus: str
+    metric: str
+    metric_title: str
+    value: float
+    interval: Sequence[float] | None
+    size: str
+    date: str
+
+
+def figures_of(records: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """All metrics of the records, the primary metric of each record first."""
+    return [_figure(record, name) for record in records for name in record["task"]["metrics"]]
+
+
+def corpora_of(record: Mapping[str, Any]) -> list[str]:
+    """Names of the corpora that a record was measured on; folders of the manifests where these name none."""
+    named = {name for name in record["task"]["corpus"].split(", ") if name}
+    return sorted(named or {Path(manifest["path"]).parent.name for manifest in record["manifests"]} - {""})
+
+
+def model_index(figures: Sequence[Figure]) -> list[EvalResult]:
+    """For `ModelCardData(eval_results=...)`."""
+    return [
+        EvalResult(
+            task_type=TASK_TYPES[figure.kind],
+            task_name=figure.title,
+            dataset_type=figure.corpus,
+            dataset_name=f"{figure.title} on {figure.corpus}",
+            dataset_config=figure.task,  # else the client takes the targets of one corpus for one result
+            dataset_split="test",
+            metric_type=figure.metric,
+            metric_name=figure.metric_title,
+            metric_value=figure.value,
+        )
+        for figure in figures
+    ]
+
+
+def write_eval_results(folder: Path, figures: Sequence[Figure]) -> None:
+    """Write `.eval_results/<task>.yaml`, one entry each: the task's primary metric."""
+    primary = {figure.task: figure for figure in reversed(figures)}
+    if primary:
+        (folder / ".eval_results").mkdir()
+    for task, figure in primary.items():
+        entry = EvalResultEntry(
+            dataset_id=figure.corpus, task_id=task, value=figure.value, date=figure.date, notes=_notes(figure)
+        )
+        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
+        write_atomically(folder / ".eval_results" / f"{task}.yaml", text)
+
+
+def _figure(record: Mapping[str, Any], metric: str) -> Figure:
+    task, measured = record["task"], record["metrics"][metric]
+    unit = "trials" if task["kind"] == "verification" else "clips"
+    return Figure(
+        task=task["name"],
+        title=task["title"],
+        kind=task["kind"],
+        corpus="-".join(corpora_of(record)) or task["name"],
+        metric=metric,
+        metric_title=METRICS[metric].title,
+        value=measured["value"],
+        interval=measured["interval"],
+        size=f"{record['counts'][unit]['test']} test {unit}",
+        date=record["date"],
+    )
+
+
+def _notes(figure: Figure) -> str:
+    interval = "" if figure.interval is None else ", 95 % interval {:.4g} to {:.4g}".format(*figure.interval)
+    return f"{figure.metric_title}{interval}, {figure.size}, frozen embeddings"

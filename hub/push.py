@@ -1,0 +1,188 @@
+"""Publish a run on the Hugging Face Hub.
+
+    python -m wavcse.hub.push runs/mine --repo_id org/wavcse --dry_run
+
+builds the repository beside the run (weights, code, card with the run's figures), loads it in a fresh process without this
+package, compares its embeddings with the run's, and uploads it in one commit. The token is that of `hf auth login` or of the
+variable HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from wavcse.hub.build import build_repository
+from wavcse.hub.source import read_source
+from wavcse.hub.verify import verify_repository
+from wavcse.repository_wavcse import repository_files, upload_repository
+
+EXIT_USAGE = 2
+# The HTTP library's base error: httpx or its successor, whichever huggingface_hub is built on.
+HTTPError = HfHubHTTPError.__bases__[0]
+UPLOAD_ERRORS = (OSError, ValueError, RuntimeError, HTTPError)
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push did.
+
+    Attributes:
+        sizes: path in the repository -> bytes.
+        difference: largest difference of the reloaded embedding from the run's, relative.
+        card_generated: False if the run's README.md was somebody's own and went as it is.
+        commit: `None` after a dry run.
+        unchanged: the Hub held exactly these files already, so no commit was made.
+    """
+
+    sizes: dict[str, int]
+    difference: float
+    card_generated: bool
+    commit: CommitInfo | None = None
+    unchanged: bool = False
+
+
+def push(
+    run: str | Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    dry_run: bool = False,
+    message: str | None = None,
+    results: str | Path | None = None,
+    out: str | Path | None = None,
+    **given: Any,
+) -> Push:
+    """Build, check and upload; see the module.
+
+    Args:
+        run: run folder, or folder of a saved model; it is only read.
+        repo_id: `organisation/name`.
+        private: of a repository that is made; an existing one stays as it is.
+        revision: branch; made if it does not exist.
+        dry_run: do all but talk to the Hub.
+        results: folder that `wavcse eval` wrote, if not the run folder.
+        out: keep the built folder here.
+        given: header fields `license`, `language`, `base_model`, `tags`.
+
+    Raises:
+        ValueError: no token, no network, the Hub refuses; or the run cannot be published. Nothing was committed.
+    """
+    validate_repo_id(repo_id)
+    if out is not None and Path(out).exists():
+        raise ValueError(f"{out}: exists already. Name a new folder with --out.")
+    if not dry_run:
+        check_login()
+    source = read_source(run, results)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / repo_id.rpartition("/")[2]
+        folder.mkdir()
+        generated = build_repository(source, folder, repo_id, **given)
+        difference = verify_repository(folder, source.model)
+        sizes = {name: path.stat().st_size for name, path in repository_files(folder).items()}
+        if out is not None:
+            shutil.copytree(folder, out)
+        if dry_run:
+            return Push(sizes, difference, generated)
+        commit, unchanged = upload(folder, repo_id, private, revision, message)
+    return Push(sizes, difference, generated, commit, unchanged)
+
+
+def check_login() -> None:
+    """Ask the Hub who we are; ValueError without a token, without a network, or if the token is not accepted."""
+    try:
+        HfApi().whoami()
+    except LocalTokenNotFoundError:
+        raise ValueError("There is no token. Run `hf auth login`, or set HF_TOKEN; --dry_run needs none.") from None
+    except HfHubHTTPError as error:
+        raise ValueError(f"The Hub does not accept the token (HTTP {error.response.status_code}).") from error
+    except (HTTPError, OSError) as error:
+        raise ValueError(f"The Hub ({constants.ENDPOINT}) cannot be reached: {reason_of(error)}") from error
+
+
+def upload(folder: Path, repo_id: str, private: bool, revision: str | None, message: str | None) -> tuple[CommitInfo, bool]:
+    """Upload in one commit; also whether nothing had changed. ValueError, in one line, if that fails."""
+    try:
+        before = head_of(repo_id, revision)
+        commit = upload_repository(folder, repo_id, private or None, revision=revision, commit_message=message)
+    except UPLOAD_ERRORS as error:
+        raise ValueError(
+            f"The upload to {repo_id} failed: {reason_of(error)} "
+            "The Hub takes a commit whole or not at all; the same command can be given again."
+        ) from error
+    return commit, commit.oid == before
+
+
+def head_of(repo_id: str, revision: str | None) -> str | None:
+    """The latest commit of a branch, `None` if there is none yet."""
+    api = HfApi()
+    if not api.repo_exists(repo_id) or (revision is not None and not api.revision_exists(repo_id, revision)):
+        return None
+    return api.model_info(repo_id, revision=revision).sha
+
+
+def reason_of(error: BaseException) -> str:
+    """One line; the cause where the error itself says only that something failed."""
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if text.endswith(".") else f"{text}."
+
+
+def report(done: Push, repo_id: str) -> str:
+    """What the command prints."""
+    lines = [f"{size:>13,}  {name}" for name, size in done.sizes.items()]
+    lines.append(f"{sum(done.sizes.values()):>13,}  bytes in {len(done.sizes)} files")
+    lines.append(
+        "reloaded in a fresh process without wavcse: embeddings as the run's "
+        f"(largest difference {done.difference:.1g} of the largest value)"
+    )
+    if not done.card_generated:
+        lines.append("README.md was not generated by wavCSE and goes as it is; without it a card with the figures is made")
+    if done.commit is None:
+        return "\n".join([*lines, f"dry run: nothing was sent to {repo_id}"])
+    lines.append(f"{'nothing has changed since' if done.unchanged else 'commit'} {done.commit.commit_url}")
+    lines.append(f'AutoModel.from_pretrained("{repo_id}", revision="{done.commit.oid}", trust_remote_code=True)')
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="wavcse push", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run", help="run folder (its hub/ is the model), or folder of a saved model")
+    parser.add_argument("--repo_id", required=True, help="organisation/name on the Hub; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="commit to this branch; made if it does not exist")
+    parser.add_argument("--dry_run", action="store_true", help="build and check, show the files, send nothing")
+    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--results", metavar="FOLDER", help="folder that `wavcse eval` wrote (default: the run folder)")
+    parser.add_argument("--out", metavar="FOLDER", help="keep the built repository here, to look at it")
+    parser.add_argument("--license", help="of the weights, as the Hub names it (default: the code's, apache-2.0)")
+    parser.add_argument("--language", nargs="+", help="ISO 639 codes (default: those of the training manifests)")
+    parser.add_argument("--base_model", metavar="ID", help="Hub id of the upstream (default: as in the run's configuration)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 with one line of explanation."""
+    args = parse_arguments(argv)
+    try:
+        print(report(push(**vars(args)), args.repo_id))
+    except (ValueError, OSError) as error:
+        print(f"wavcse push: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What is published: the model of a run, the figures that were measured with exactly these weights, how it was trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.eval.checkpoint import Checkpoint
+
+RESULT_FILES = "*__*.json"
+TRAINING_RESULT = "phase1.json"
+TRAINING_FIELDS = ("tasks", "best_epoch", "num_epochs", "train_seconds", "num_processes", "device", "config", "versions")
+
+
+@dataclass(frozen=True)
+class PushSource:
+    """A model with what is known of it.
+
+    Attributes:
+        model: folder with `config.json` and safetensors.
+        config: read from it.
+        sha256: of its weights, as result files name them.
+        results: folder that `wavcse eval` wrote.
+        records: all result records of the evaluation, of this model and of baselines; empty if there was none.
+        own: those of `records` that were measured with these weights, baselines left out.
+        training: the result of the training run, `None` for a bare model folder.
+    """
+
+    model: Path
+    config: WavCSEConfig
+    sha256: str
+    results: Path
+    records: list[dict[str, Any]]
+    own: list[dict[str, Any]]
+    training: dict[str, Any] | None
+
+
+def read_source(run: str | Path, results: str | Path | None = None) -> PushSource:
+    """Find the model and its results.
+
+    Args:
+        run: a run folder (its `hub/` is the model), or the folder of a saved model.
+        results: folder that `wavcse eval` wrote, with `results/*.json`; the run folder if not given.
+
+    Raises:
+        ValueError: there is no wavCSE model, a result file cannot be read, or the results are of other weights.
+    """
+    run = Path(run)
+    model = run if (run / "config.json").is_file() else run / "hub"
+    config = _read_config(run, model)
+    sha256 = Checkpoint(str(model)).weights_sha256()
+    place = Path(results or run)
+    records = _read_records(place, required=results is not None)
+    return PushSource(
+        model=model,
+        config=config,
+        sha256=sha256,
+        results=place,
+        records=records,
+        own=_own_records(records, sha256, place),
+        training=_read_training(run / "results" / TRAINING_RESULT),
+    )
+
+
+def _read_config(run: Path, model: Path) -> WavCSEConfig:
+    path = model / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run}: holds no model. Give a run folder with hub/config.json, or the folder of a saved model.")
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: is not the configuration of a model ({error}).") from error
+    if model_type != WavCSEConfig.model_type:
+        raise ValueError(f"{path}: is of type {model_type!r}, not of a wavCSE model.")
+    if not any((model / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise ValueError(f"{model}: holds no {SAFE_WEIGHTS_NAME}; only safetensors are published.")
+    return WavCSEConfig.from_pretrained(model)
+
+
+def _read_training(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        training = json.loads(path.read_text(encoding="utf-8"))
+        missing = [field for field in TRAINING_FIELDS if field not in training]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path}: is not the result of a training run ({error}).") from error
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}. Train again with this version, or push the model folder alone.")
+    return training
+
+
+def _read_records(place: Path, required: bool) -> list[dict]:
+    if not required and not any((place / "results").glob(RESULT_FILES)):
+        return []
+    # Imported late: a model without results is published without the evaluation's libraries.
+    from wavcse.eval.records import read_results
+    from wavcse.eval.rows import rows_of
+
+    records = read_results(place)
+    rows_of(records)  # refuses those that lack what the card shows
+    return records
+
+
+def _own_records(records: list[dict], sha256: str, place: Path) -> list[dict]:
+    if not records:
+        return []
+    from wavcse.eval.baselines import BASELINES
+
+    own = [
+        record
+        for record in records
+        if record["encoder"].get("weights_sha256") == sha256 and record["encoder"]["name"] not in BASELINES
+    ]
+    if not own:
+        raise ValueError(
+            f"{place}/results: none of the {len(records)} results is of these weights (sha256 {sha256[:12]}). "
+            "Evaluate this model again, name other results with --results, or push the model folder alone."
+        )
+    return own
