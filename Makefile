@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 QUICK := runs/quickstart
 REAL := runs/real_speech
+SYNTHETIC := runs/eval_synthetic
 SHARED := ../shared/data
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 CLIPS ?= 4000
@@ -14,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart real-speech phase1 test test-transformers lint bench clean
+.PHONY: help setup quickstart real-speech phase1 eval-synthetic eval-real test test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -41,6 +42,19 @@ real-speech: $(READY)  ## The same on real recordings in ../shared/data, where t
 		speech_commands_9 arabic_commands_10 nemo_pl ravdess_speech,$(SHARED)/$(corpus)/metadata.csv)
 	$(LAUNCH) train_accelerate.py conf/real_speech.yaml
 	$(BIN)/wavcse eval conf/eval_real_speech.yaml
+
+eval-synthetic: $(READY) $(QUICK)/hub/model.safetensors  ## All twelve downstream tasks on synthetic twins of their corpora, under 15 minutes
+	$(BIN)/wavcse synthesize --out $(SYNTHETIC)/speech --twins --seed 0
+	$(BIN)/wavcse eval conf/eval_synthetic.yaml
+
+eval-real: $(READY) $(REAL)/hub/model.safetensors  ## The downstream tasks that ../shared/data supports, on real recordings
+	$(BIN)/wavcse eval conf/eval_real.yaml
+
+$(QUICK)/hub/model.safetensors:
+	$(MAKE) quickstart
+
+$(REAL)/hub/model.safetensors:
+	$(MAKE) real-speech
 
 phase1: $(READY)  ## Phase 1 of the paper as CONFIG=conf/synthetic_phase1.yaml says: cache, searches, training, report
 	$(BIN)/python -m wavcse.search.phase1 $(CONFIG)

@@ -22,6 +22,8 @@ class TaskSource:
         disjoint_by: column whose values (speakers) may not cross splits; `None` where the task is about known ones.
         classes: outputs of the task's head, in this order; `None` = the training labels, sorted. A class without a training
             clip is an output that nothing trains, like `_silence_` in the paper's keyword spotting.
+        closed_set: whether the labels are classes, of which training must have all; False for numbers, and for speakers who
+            are to be verified.
     """
 
     manifests: tuple[str, ...]
@@ -29,6 +31,7 @@ class TaskSource:
     split_columns: tuple[str, ...] = ("split",)
     disjoint_by: str | None = None
     classes: tuple[str, ...] | None = None
+    closed_set: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def load_task_clips(name: str, source: TaskSource) -> TaskClips:
     trained = sorted(set(labels[splits == "train"]))
     task = TaskClips(name, clips, labels, splits, groups, trained if source.classes is None else list(source.classes))
     _check_splits(task)
-    _check_classes(task, trained)
+    if source.closed_set:
+        _check_classes(task, trained)
     _check_clips(task)
     if source.disjoint_by:
         _check_groups(task, source.disjoint_by)

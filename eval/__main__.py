@@ -25,39 +25,28 @@ def run(arguments: EvalArguments) -> int:
     # Imported late: a wrong option is answered before the libraries are loaded.
     import torch
 
-    from wavcse.eval.evaluation import evaluate
+    from wavcse.eval.baselines import build_encoders
+    from wavcse.eval.evaluation import EvalSettings, evaluate
     from wavcse.eval.task import load_task
 
-    tasks = [load_task(task, manifests) for task, manifests in arguments.requests()]
+    tasks = [load_task(*request) for request in arguments.requests()]
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     evaluation = evaluate(
-        build_encoders(arguments, device),
+        build_encoders(arguments.model, arguments.name, arguments.baselines, device),
         tasks,
         arguments.output_dir,
-        seeds=range(arguments.seed, arguments.seed + arguments.seeds),
+        EvalSettings(tuple(range(arguments.seed, arguments.seed + arguments.seeds)), arguments.note),
         batch_seconds=arguments.batch_seconds,
         device=device,
-        note=arguments.note,
+        overwrite=arguments.overwrite,
     )
     print(evaluation.table, end="")
     if evaluation.skipped:
         where = f"{arguments.output_dir}/skipped.csv"
         print(f"{len(evaluation.skipped)} clips were skipped, see {where}; the first: {evaluation.skipped[0].reason}")
     return EXIT_SOME_SKIPPED if evaluation.skipped else 0
-
-
-def build_encoders(arguments: EvalArguments, device: str) -> list:
-    """The model (if one is given) and the baselines asked for, as encoders."""
-    from wavcse.eval.baselines import BASELINES
-    from wavcse.eval.encoder import WavCSEEncoder
-
-    unknown = sorted(set(arguments.baselines) - set(BASELINES))
-    if unknown:
-        raise ValueError(f"baselines: unknown {unknown}; allowed: {', '.join(BASELINES)}.")
-    model = WavCSEEncoder(arguments.model, arguments.name, device) if arguments.model else None
-    return [*([model] if model else []), *(BASELINES[name](model) for name in arguments.baselines)]
 
 
 if __name__ == "__main__":

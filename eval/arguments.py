@@ -6,22 +6,23 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from wavcse.data.recipes import read_recipe
-from wavcse.eval.task import Task
 from wavcse.eval.tasks import TASKS
+from wavcse.eval.tasks.definition import Task
 
 DESCRIPTION = """\
-How good are a model's embeddings? For every task, one linear layer is trained on the frozen embeddings of the training
-clips, chosen on the validation clips and tested once. Writes results/*.json, results.md and skipped.csv to --output_dir.
+How good are a model's embeddings? Of the frozen embeddings of the training clips, one linear layer learns classes or
+numbers, or PLDA learns speakers; it is chosen on the validation clips and tested once. Writes results/*.json,
+predictions/*.parquet, results.md and skipped.csv to --output_dir. A killed run goes on where it was.
 """
 EPILOG = """\
 example:
   python -m wavcse.eval --model runs/quickstart/hub --manifest corpus/metadata.csv \\
       --tasks keyword,speaker,emotion --baselines last_layer,mfcc,majority --output_dir runs/quickstart
 
-the same as a file, with a manifest of its own for one task:
+the same as a file, with manifests of their own for some tasks, and two instances of one task:
   python -m wavcse.eval eval.yaml --seeds 5
 
   # eval.yaml
@@ -31,17 +32,29 @@ the same as a file, with a manifest of its own for one task:
   manifest: corpus/metadata.csv
   tasks:
     keyword:
+    keyword_ar: {task: keyword, title: "Keyword spotting (ar)", manifest: arabic/metadata.csv}
     emotion: {manifest: [a.csv, b.csv], label_column: emotion, split_column: split_er}
+    verification: {manifest: sv/metadata.csv, trials: sv/trials.csv}
+    dialect: {manifest: timit.csv, disjoint_by: null, note: speakers are on both sides}
 
 exit code: 0 = done; 2 = wrong option or unsound data, see the message; 3 = done, but some clips could not be used
 (skipped.csv lists them)
 """
-TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by")
+TASK_FIELDS = ("task", "title", "manifest", "trials", "label_column", "split_column", "disjoint_by", "note")
+NAME = re.compile(r"[\w.-]+")
+
+
+class TaskRequest(NamedTuple):
+    """A task with the changes asked for, and the files that it reads."""
+
+    task: Task
+    manifests: list[str]
+    trials: str | None = None
 
 
 @dataclass
 class EvalArguments:
-    """Settings of one evaluation; `tasks` maps a task name to its own manifest, label_column, split_column, disjoint_by."""
+    """Settings of one evaluation; `tasks` maps the name of an instance of a task to settings of its own (`TASK_FIELDS`)."""
 
     model: str | None = None
     name: str = "wavcse"
@@ -54,22 +67,35 @@ class EvalArguments:
     device: str = "auto"
     batch_seconds: float = 60.0
     note: str = ""
+    overwrite: bool = False
 
-    def requests(self) -> list[tuple[Task, list[str]]]:
-        """Every task with the changes asked for, and its manifests."""
+    def requests(self) -> list[TaskRequest]:
+        """Every task with the changes asked for, and its files."""
         return [self._request(name, changes) for name, changes in self.tasks.items()]
 
-    def _request(self, name: str, changes: dict[str, Any]) -> tuple[Task, list[str]]:
-        unknown = sorted(set(changes) - set(TASK_FIELDS))
-        if unknown:
-            raise ValueError(f"tasks.{name}: unknown settings {unknown}; allowed: {', '.join(TASK_FIELDS)}.")
+    def _request(self, name: str, changes: dict[str, Any]) -> TaskRequest:
+        task = _family(name, changes)
         manifests = _as_list(changes.get("manifest")) or self.manifest
         if not manifests:
             raise ValueError(f"Task {name!r} has no manifest; give --manifest.")
-        columns = {key: changes[key] for key in ("label_column", "disjoint_by") if key in changes}
+        fields = {key: changes[key] for key in ("title", "note", "disjoint_by") if key in changes}
         if "split_column" in changes:
-            columns["split_columns"] = (changes["split_column"],)
-        return replace(TASKS[name], **columns), manifests
+            fields["split_columns"] = (changes["split_column"],)
+        if "label_column" in changes:
+            if len(task.targets) > 1:
+                raise ValueError(f"tasks.{name}: label_column is for tasks with one label; {task.family} has {task.targets}.")
+            fields["targets"] = (changes["label_column"],)
+        return TaskRequest(replace(task, name=name, **fields), manifests, changes.get("trials"))
+
+
+def _family(name: str, changes: dict[str, Any]) -> Task:
+    unknown = sorted(set(changes) - set(TASK_FIELDS))
+    if unknown:
+        raise ValueError(f"tasks.{name}: unknown settings {unknown}; allowed: {', '.join(TASK_FIELDS)}.")
+    for key, value in changes.items():
+        if key not in ("manifest", "disjoint_by") and not isinstance(value, str):
+            raise ValueError(f"tasks.{name}: {key} is {value!r}; a text is needed.")
+    return TASKS[changes.get("task", name)]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> EvalArguments:
@@ -82,8 +108,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> EvalArguments:
     config = given.pop("config", None)
     settings = read_recipe(config, allowed=[setting.name for setting in fields(EvalArguments)]) if config else {}
     from_file = _as_tasks(settings.pop("tasks", None))
-    asked = _as_tasks(given.pop("tasks", None)) or from_file
-    tasks = {name: from_file.get(name, changes) for name, changes in asked.items()}
+    asked = _as_list(given.pop("tasks", None)) or list(from_file)
+    tasks = {name: from_file.get(name, {}) for name in asked}
+    _check_tasks(tasks)
     arguments = EvalArguments(**{**settings, **given}, tasks=tasks)
     arguments.manifest = _as_list(arguments.manifest)
     arguments.baselines = _as_list(arguments.baselines)
@@ -101,17 +128,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG.yaml", help="YAML file with any of the settings below")
-    add("--model", metavar="DIR_OR_HUB_ID", help="wavCSE model; its Python files are run, so name only what you trust")
-    add("--name", help="what tables call the model (default wavcse)")
+    add("--model", metavar="DIR_OR_HUB_ID", help="wavCSE model (its Python files are run: name only what you trust), or any "
+        "transformers audio checkpoint, which is shown by its layer baselines; id@revision names a revision")  # fmt: skip
+    add("--name", help="what tables call the model (default wavcse, or the name of the checkpoint)")
     add("--manifest", nargs="+", metavar="M", help="CSV or Parquet tables with one row per clip; used by every task whose "
         "label column they have")  # fmt: skip
     add("--tasks", metavar="A,B", help=f"tasks to evaluate: {', '.join(TASKS)}")
     add("--output_dir", metavar="DIR", help="where results go; results of other models and tasks there stay in the table")
-    add("--baselines", metavar="A,B", help="what to compare with: last_layer, mfcc, majority (default none)")
+    add(
+        "--baselines",
+        metavar="A,B",
+        help="what to compare with: last_layer, mean_layers, best_layer, mfcc, majority (default none)",
+    )
     add("--seed", type=int, help="first seed of the probes (default 0)")
     add("--seeds", type=int, metavar="K", help="number of probes per task; figures are their mean (default 1)")
     add("--device", help="auto (default: the GPU if there is one), cpu, cuda, cuda:1, ...")
     add("--batch_seconds", type=float, help="seconds of audio per batch; less needs less memory (default 60)")
+    add("--overwrite", action="store_true", help="compute anew what an earlier run with the same settings has left there")
     add("--note", metavar="TEXT", help='shown under every table, e.g. "upstream with random weights"')
     return parser
 
@@ -122,12 +155,20 @@ def _as_list(value: str | Sequence[str] | None) -> list[str]:
 
 
 def _as_tasks(value: str | Sequence[str] | dict | None) -> dict[str, dict[str, Any]]:
-    tasks = {name: changes or {} for name, changes in value.items()} if isinstance(value, dict) else {}
-    tasks = tasks or {name: {} for name in _as_list(value)}
-    unknown = sorted(set(tasks) - set(TASKS))
+    if isinstance(value, dict):
+        return {str(name): changes or {} for name, changes in value.items()}
+    return {name: {} for name in _as_list(value)}
+
+
+def _check_tasks(tasks: dict[str, dict[str, Any]]) -> None:
+    for name, changes in tasks.items():
+        if not isinstance(changes, dict):
+            raise ValueError(f"tasks.{name}: must hold settings of the form `name: value`.")
+        if not NAME.fullmatch(name):
+            raise ValueError(f"tasks.{name}: the name names files, so only letters, digits and . _ - are allowed.")
+    unknown = sorted({str(changes.get("task", name)) for name, changes in tasks.items()} - set(TASKS))
     if unknown:
         raise ValueError(f"tasks: unknown {unknown}; allowed: {', '.join(TASKS)}.")
-    return tasks
 
 
 def _validate(arguments: EvalArguments) -> None:
@@ -137,8 +178,10 @@ def _validate(arguments: EvalArguments) -> None:
         raise ValueError("--output_dir is missing: the folder for the results.")
     if not arguments.model and not arguments.baselines:
         raise ValueError("Nothing to evaluate: give --model, --baselines or both.")
-    if not re.fullmatch(r"[\w.-]+", arguments.name):
+    if not NAME.fullmatch(arguments.name):
         raise ValueError(f"name is {arguments.name!r}; it names files, so only letters, digits and . _ - are allowed.")
+    if not isinstance(arguments.overwrite, bool):
+        raise ValueError(f"overwrite is {arguments.overwrite!r}; it must be true or false.")
     for name, kind, minimum in (("seed", int, 0), ("seeds", int, 1), ("batch_seconds", (int, float), 0.1)):
         value = getattr(arguments, name)
         if not isinstance(value, kind) or isinstance(value, bool) or value < minimum:

@@ -1,6 +1,6 @@
 """Embed the clips of manifests with one or several encoders: each clip is decoded once, and bad clips are listed.
 
-Shapes: `N` clips, `E` embedding size.
+Shapes: `N` clips, `E` embedding size (times the candidates that an encoder offers).
 """
 
 from __future__ import annotations
@@ -9,13 +9,25 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.corpus_pass import CorpusPass, SkippedClip, batches_by_length, readable_clips, skipped_clips
+from wavcse.data.corpus_pass import (
+    CorpusClip,
+    CorpusPass,
+    PassReport,
+    SkippedClip,
+    batches_by_length,
+    readable_clips,
+    skipped_clips,
+)
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip
-from wavcse.eval.encoder import Encoder, checked_embeddings
+from wavcse.eval.embedding_store import EmbeddingStore
+from wavcse.eval.encoder import Encoder, candidates_of, checked_embeddings
+
+STORE_INTERVAL_S = 30.0  # what a kill costs at most, besides the batch in progress
 
 
 @dataclass
@@ -27,7 +39,8 @@ class EmbeddedClips:
         embedded: `[N]`, False for skipped clips. A clip that one encoder refuses is skipped for all, so that every figure in
             a table rests on the same clips.
         skipped: the skipped clips, in order.
-        seconds: encoder name -> time spent in `embed`. A baseline that shares a model's forward pass costs almost nothing.
+        seconds: encoder name -> time spent in `embed` now; what is read from a store costs nothing, and a baseline that
+            shares a model's forward pass almost nothing.
     """
 
     tables: dict[str, np.ndarray]
@@ -37,34 +50,105 @@ class EmbeddedClips:
 
 
 def embed_clips(
-    encoders: Sequence[Encoder], clips: Sequence[Clip], batch_seconds: float = 60.0, show_progress: bool = True
+    encoders: Sequence[Encoder],
+    clips: Sequence[Clip],
+    batch_seconds: float = 60.0,
+    show_progress: bool = True,
+    store_dir: Path | None = None,
 ) -> EmbeddedClips:
     """Embed every clip with every encoder, in batches of similar lengths.
 
     Args:
         batch_seconds: padded audio per batch in seconds; a longer clip makes a batch of its own.
         show_progress: show a progress bar with clips/s and audio-s/s.
+        store_dir: folder that keeps embeddings; what is there is not computed again. `None` = nothing is kept.
     """
     readable, unreadable = readable_clips(clips, Inspector().inspect(clips, show_progress=show_progress))
-    tables = {encoder.name: np.full((len(clips), encoder.embedding_size), np.nan, np.float32) for encoder in encoders}
+    tables = {e.name: np.full((len(clips), candidates_of(e) * e.embedding_size), np.nan, np.float32) for e in encoders}
     result = EmbeddedClips(tables, np.zeros(len(clips), dtype=bool))
-    rates = sorted({encoder.sampling_rate for encoder in encoders})
-
-    def load(clip: Clip) -> dict[int, np.ndarray]:
-        return {rate: clip.load(rate) for rate in rates}
-
-    def compute(loaded: Sequence[dict[int, np.ndarray]]) -> dict[str, np.ndarray]:
-        by_rate = {rate: [waveforms[rate] for waveforms in loaded] for rate in rates}  # encoders of a rate get the same list
-        return {encoder.name: _timed(encoder, by_rate[encoder.sampling_rate], result.seconds) for encoder in encoders}
-
-    corpus_pass = CorpusPass(batches_by_length(readable, batch_seconds), load, compute, show_progress)
-    for batch, vectors in corpus_pass:
-        rows = [item.row for item in batch]
-        result.embedded[rows] = True
-        for name in tables:
-            tables[name][rows] = vectors[name]
-    result.skipped = skipped_clips(clips, unreadable | corpus_pass.report.skipped)
+    speaking = [encoder for encoder in encoders if encoder.embedding_size] or list(encoders)
+    stores = {e.name: EmbeddingStore(store_dir, e) for e in speaking} if store_dir is not None else {}
+    report = _compute_missing(speaking, stores, readable, batch_seconds, result, show_progress)
+    usable = [item for item in readable if item.row not in report.skipped]
+    result.embedded[[item.row for item in usable]] = True
+    for name, store in stores.items():
+        known = [item for item in usable if tables[name].size and np.isnan(tables[name][item.row, 0])]
+        store.read([item.digest for item in known], tables[name], [item.row for item in known])
+    for table in tables.values():
+        table[~result.embedded] = np.nan
+    result.skipped = skipped_clips(clips, unreadable | report.skipped)
     return result
+
+
+def _compute_missing(
+    encoders: Sequence[Encoder],
+    stores: dict[str, EmbeddingStore],
+    readable: Sequence[CorpusClip],
+    batch_seconds: float,
+    result: EmbeddedClips,
+    show_progress: bool,
+) -> PassReport:
+    """Put into `result.tables`, and into the stores, what the stores lack.
+
+    Batches are made of all clips and thinned afterwards: after a kill a clip keeps its company, and so its every bit.
+    """
+
+    def lacks(encoder: Encoder, digest: str) -> bool:
+        return encoder.name not in stores or digest not in stores[encoder.name]
+
+    pending = [encoder for encoder in encoders if any(lacks(encoder, item.digest) for item in readable)]
+    batches = batches_by_length(readable, batch_seconds)
+    batches = [[item for item in batch if any(lacks(e, item.digest) for e in pending)] for batch in batches]
+    rates = sorted({encoder.sampling_rate for encoder in pending})
+    digest_of = {item.clip: item.digest for item in readable}
+
+    def load(clip: Clip) -> tuple[str, dict[int, np.ndarray]]:
+        return digest_of[clip], {rate: clip.load(rate) for rate in rates}
+
+    def compute(loaded: Sequence[tuple[str, dict[int, np.ndarray]]]) -> dict[str, tuple[list[int], np.ndarray]]:
+        found, lists = {}, {}
+        for encoder in pending:
+            places = [place for place, (digest, _) in enumerate(loaded) if lacks(encoder, digest)]
+            # Encoders that need the same clips get the same list, so that baselines share a model's forward pass.
+            key = (encoder.sampling_rate, *places)
+            waveforms = lists.setdefault(key, [loaded[place][1][encoder.sampling_rate] for place in places])
+            if places:
+                found[encoder.name] = (places, _timed(encoder, waveforms, result.seconds))
+        return found
+
+    corpus_pass = CorpusPass([batch for batch in batches if batch], load, compute, show_progress)
+    writer = _StoreWriter(stores)
+    for batch, found in corpus_pass:
+        for name, (places, embeddings) in found.items():
+            result.tables[name][[batch[place].row for place in places]] = embeddings
+            writer.add(name, [batch[place].digest for place in places], embeddings)
+        writer.flush_if_due()
+    writer.flush()
+    return corpus_pass.report
+
+
+class _StoreWriter:
+    """Gathers batches for the stores and writes them now and then."""
+
+    def __init__(self, stores: dict[str, EmbeddingStore]):
+        self.stores = stores
+        self.waiting: dict[str, list[tuple[Sequence[str], np.ndarray]]] = defaultdict(list)
+        self.saved_at = time.monotonic()
+
+    def add(self, name: str, digests: Sequence[str], embeddings: np.ndarray) -> None:
+        if name in self.stores:
+            self.waiting[name].append((digests, embeddings))
+
+    def flush_if_due(self) -> None:
+        if time.monotonic() - self.saved_at >= STORE_INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        for name, parts in self.waiting.items():
+            digests = [digest for of_batch, _ in parts for digest in of_batch]
+            self.stores[name].write(digests, np.concatenate([embeddings for _, embeddings in parts]))
+        self.waiting.clear()
+        self.saved_at = time.monotonic()
 
 
 def _timed(encoder: Encoder, waveforms: Sequence[np.ndarray], seconds: dict[str, float]) -> np.ndarray:

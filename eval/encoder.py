@@ -1,25 +1,25 @@
 """The encoder contract: all that the evaluation knows of a model, so that a baseline passes through the same lines.
 
-Shapes: `N` clips, `E` embedding size.
+Shapes: `N` clips, `E` embedding size, `L` layers of an upstream, `D` its width.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
-from wavcse.eval.paths import shown_path
+from wavcse.eval.checkpoint import Checkpoint
 
 CHECK_DURATIONS_S = (0.3, 1.7, 0.9, 1.7, 0.5)  # unsorted, with a tie: padding and reordering both show
 CHECK_TOLERANCE = 1e-4  # of the largest embedding value; the model's own promise is 1e-5
+WAVCSE_TYPE = "wavcse"  # `model_type` of a wavCSE configuration
 
 
 @runtime_checkable
@@ -32,7 +32,8 @@ class Encoder(Protocol):
         embedding_size: E; 0 for an encoder that says nothing about a clip.
 
     An encoder that comes from files also has `identity`, a mapping of strings that goes into the result file (model, hash of
-    its weights).
+    its weights). One that offers several vectors per clip, of which each task takes the best on its validation clips, has
+    `num_candidates`; its `embed` gives `[N, num_candidates * E]`, candidate after candidate.
     """
 
     name: str
@@ -45,13 +46,18 @@ class Encoder(Protocol):
 
 
 class WavCSEEncoder:
-    """A saved wavCSE model behind the encoder contract.
+    """A saved wavCSE model behind the encoder contract, and all layers of its upstream for the baselines that read them.
 
     Args:
-        model: folder or Hub id; its Python files are run (`trust_remote_code`), so name only models that you trust.
+        model: folder or Hub id (`id@revision`); its Python files are run (`trust_remote_code`), so name only models that you
+            trust.
         name: of the encoder in tables.
         device: torch device.
         precision: of the upstream's matrix products, "float32", "bfloat16" or "int8"; `None` = the model's own.
+
+    Attributes:
+        num_layers: L; a wavCSE model holds its upstream up to its highest selected layer only.
+        layer_size: D.
 
     Raises:
         ValueError: the model cannot be loaded, or it has no `embeddings` output.
@@ -59,34 +65,37 @@ class WavCSEEncoder:
 
     def __init__(self, model: str, name: str = "wavcse", device: str | torch.device = "cpu", precision: str | None = None):
         self.name, self.precision = name, precision
-        try:
-            self.feature_extractor = AutoFeatureExtractor.from_pretrained(model, trust_remote_code=True)
-            self.model = AutoModel.from_pretrained(model, trust_remote_code=True).to(device).eval()
-        except (OSError, ValueError, SafetensorError) as error:
+        checkpoint = Checkpoint.parse(model)
+        if checkpoint.model_type != WAVCSE_TYPE:  # asked before any of its code is run
             raise ValueError(
-                f"The model {model!r} cannot be loaded; give the folder of a saved wavCSE model, or a Hub id. {error}"
-            ) from error
-        if not hasattr(self.model.config, "embedding_size"):
-            raise ValueError(
-                f"The model {model!r} is of type {self.model.config.model_type!r}, which has no embedding; "
+                f"The model {model!r} is of type {checkpoint.model_type!r}, which has no embedding; "
                 "give a wavCSE model (see `WavCSEModel.from_upstream`)."
             )
+        self.identity = checkpoint.identity(precision)
+        self.feature_extractor, self.model = _load(checkpoint, device)
+        config = self.model.config
+        if getattr(config, "_commit_hash", None):
+            self.identity["revision"] = config._commit_hash
         self.sampling_rate: int = self.feature_extractor.sampling_rate
-        self.embedding_size: int = self.model.config.embedding_size
-        self.identity = {"model": shown_path(model), "weights_sha256": weights_sha256(model)}
-        if getattr(self.model.config, "_commit_hash", None):
-            self.identity["revision"] = self.model.config._commit_hash
+        self.embedding_size: int = config.embedding_size
+        self.num_layers, self.layer_size = config.num_hidden_layers + 1, config.upstream_config.hidden_size
+        self.model.run_upstream = self._tap = LayerTap(self.model.run_upstream, self.num_layers)
         self._last: tuple[Sequence[np.ndarray], ModelOutput] | None = None
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 embeddings `[N, E]`."""
         return self.forward(waveforms).embeddings.float().cpu().numpy()
 
+    def all_layers(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """Time means of all layers of the upstream, float32 `[N, L, D]`, from the pass that also gave the embeddings."""
+        self.forward(waveforms)
+        return self._tap.pooled_layers.float().cpu().numpy()
+
     @torch.inference_mode()
     def forward(self, waveforms: Sequence[np.ndarray]) -> ModelOutput:
         """The model's output for a batch.
 
-        The last output is kept with its batch: a baseline that reads another layer of the same model then costs nothing more.
+        The last output is kept with its batch: a baseline that reads layers of the same model then costs nothing more.
         """
         if self._last is None or self._last[0] is not waveforms:
             device = self.model.device
@@ -95,24 +104,44 @@ class WavCSEEncoder:
         return self._last[1]
 
 
+class LayerTap:
+    """Stands where a wavCSE model runs its upstream: pools all layers in the one pass, keeps them, hands on those asked for.
+
+    A layer's time mean costs next to nothing beside its block, and the model's own forward, downstream part included, stays
+    as it is.
+    """
+
+    def __init__(self, run_upstream: Callable, num_layers: int):
+        self.run_upstream, self.num_layers = run_upstream, num_layers
+        self.pooled_layers: Tensor | None = None  # [N, L, D] of the last batch
+
+    def __call__(
+        self, upstream: Any, input_values: Tensor, attention_mask: Tensor | None, layers: Sequence[int], *args, **kwargs
+    ) -> Any:
+        """As `UpstreamRunner`."""
+        output = self.run_upstream(upstream, input_values, attention_mask, range(self.num_layers), *args, **kwargs)
+        self.pooled_layers = output.pooled_layers
+        return replace(output, pooled_layers=self.pooled_layers[:, list(layers)])
+
+
+def _load(checkpoint: Checkpoint, device: str | torch.device) -> tuple[Any, Any]:
+    options = {"revision": checkpoint.revision, "trust_remote_code": True}
+    with checkpoint.loading():
+        feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint.path, **options)
+        model = AutoModel.from_pretrained(checkpoint.path, use_safetensors=True, **options).to(device).eval()
+    if not hasattr(model, "run_upstream"):
+        raise ValueError(f"The model {str(checkpoint)!r} was saved by an older wavCSE; train or save it anew.")
+    return feature_extractor, model
+
+
+def candidates_of(encoder: Encoder) -> int:
+    """How many vectors per clip an encoder offers for validation to choose from; 1 for most."""
+    return getattr(encoder, "num_candidates", 1)
+
+
 def identity_of(encoder: Encoder) -> Mapping[str, str]:
     """What an encoder says of its origin; empty if it is made of code alone."""
     return getattr(encoder, "identity", {})
-
-
-def weights_sha256(model: str) -> str:
-    """SHA-256 of the safetensors file of a model folder or Hub id, as the Hub shows it; over all of several shards."""
-    path = cached_file(model, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
-    if path is not None:
-        return _file_sha256(Path(path))
-    index = Path(cached_file(model, SAFE_WEIGHTS_INDEX_NAME))
-    shards = sorted(index.parent.glob("*.safetensors"))
-    return hashlib.sha256("".join(_file_sha256(shard) for shard in shards).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_encoder(encoder: Encoder) -> None:
@@ -137,9 +166,9 @@ def check_encoder(encoder: Encoder) -> None:
 
 
 def checked_embeddings(encoder: Encoder, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-    """`encoder.embed(waveforms)`; ValueError if the result is not a finite float32 array `[N, E]`."""
+    """`encoder.embed(waveforms)`; ValueError if the result is not a finite float32 array `[N, candidates * E]`."""
     embeddings = encoder.embed(waveforms)
-    wanted = (len(waveforms), encoder.embedding_size)
+    wanted = (len(waveforms), candidates_of(encoder) * encoder.embedding_size)
     if not isinstance(embeddings, np.ndarray) or embeddings.shape != wanted or embeddings.dtype != np.float32:
         found = f"{getattr(embeddings, 'dtype', type(embeddings).__name__)} of shape {np.shape(embeddings)}"
         raise ValueError(f"Encoder {encoder.name!r}: embed() gave {found}; float32 of shape {wanted} is wanted.")

@@ -1,35 +1,35 @@
-"""`evaluate`: encoders x tasks -> one result file each. A baseline and our model pass through the same lines."""
+"""`evaluate`: encoders x tasks -> result files. A baseline and our model pass through the same lines."""
 
 from __future__ import annotations
 
-import platform
+import shutil
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from wavcse.data.corpus_pass import SkippedClip, write_skipped
-from wavcse.data.manifest import SPLITS
+from wavcse.data.corpus_pass import SkippedClip, read_skipped, write_skipped
+from wavcse.eval.description import EvalSettings, describe, result_key
 from wavcse.eval.embed import EmbeddedClips, embed_clips
-from wavcse.eval.encoder import Encoder, check_encoder, identity_of
-from wavcse.eval.metrics import CONFIDENCE, METRICS, NUM_RESAMPLES, bootstrap_interval
-from wavcse.eval.paths import make_folder, shown_path
-from wavcse.eval.probes import LabelledEmbeddings, ProbeRun, ProbeSettings, fit_probe
-from wavcse.eval.results import write_result, write_table
-from wavcse.eval.task import TaskData, clip_identity
+from wavcse.eval.encoder import Encoder, candidates_of, check_encoder
+from wavcse.eval.leaks import clip_identity
+from wavcse.eval.outcomes import Outcome
+from wavcse.eval.paths import make_folder
+from wavcse.eval.probing import probe_outcomes
+from wavcse.eval.records import finished_records, predictions_path, write_predictions, write_result
+from wavcse.eval.report import write_report
+from wavcse.eval.task import TaskData
+from wavcse.eval.verifying import verification_outcome
 
-LIBRARIES = ("wavcse", "torch", "transformers", "numpy", "scikit-learn")
+STORE_FOLDER = "embeddings"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found: a result record per (task, encoder), the clips that were left out, and the Markdown table.
+    """What `evaluate` found: a record per (row of the table, encoder), the clips that were left out, and the Markdown table.
 
     The table shows every result file in the folder, also those of earlier runs.
     """
@@ -43,159 +43,127 @@ def evaluate(
     encoders: Sequence[Encoder],
     tasks: Sequence[TaskData],
     output_dir: str | Path,
-    seeds: Sequence[int] = (0,),
+    settings: EvalSettings | None = None,
     batch_seconds: float = 60.0,
     device: str | torch.device = "cpu",
-    note: str = "",
+    overwrite: bool = False,
     show_progress: bool = True,
 ) -> Evaluation:
-    """Probe every encoder on every task (Phase 2 of the paper, section 3); write results/*.json, results.md and skipped.csv.
+    """Evaluate every encoder on every task (Phase 2 of the paper, section 3).
 
-    A clip that occurs in several tasks is embedded once. Epoch and learning rate are chosen on the validation split; the test
-    split is only predicted.
+    Writes results/*.json, predictions/*.parquet, embeddings/ and skipped.csv, and from them results.md, report.md, report.html
+    and pictures/. A clip that occurs in several tasks is embedded once. All choices are made on the validation split; the test
+    split is only predicted. Killed at any moment, the next run continues: results of the same data, weights and settings are
+    kept, and so are embeddings.
 
     Args:
-        seeds: one probe each; the figures are their mean, the intervals are about speakers (or clips), not seeds.
         device: where the probes run.
-        note: shown under every table, for example that an upstream has random weights.
+        overwrite: compute everything anew.
 
     Raises:
-        ValueError: `output_dir` cannot be made; two encoders share a name; an encoder breaks its contract; or a task lost a
-            split because so many clips were skipped (the other tasks are evaluated and written before this is raised).
+        ValueError: `output_dir` cannot be made; two encoders or two rows of the table share a name; an encoder breaks its
+            contract; or a task lost a split because so many clips were skipped, or has too few clips for PLDA (the other
+            tasks are evaluated and written before this is raised).
     """
     _check_names(encoders, tasks)
     output_dir = make_folder(output_dir)
-    for encoder in encoders:
+    cells = _cells(encoders, tasks, settings or EvalSettings(), output_dir, overwrite)
+    pending = [encoder for encoder in encoders if any(cell.encoder is encoder and not cell.records for cell in cells)]
+    if not pending:
+        skipped = read_skipped(output_dir / "skipped.csv")
+        return Evaluation([record for cell in cells for record in cell.records], skipped, write_report(output_dir))
+    if overwrite:
+        shutil.rmtree(output_dir / STORE_FOLDER, ignore_errors=True)
+    for encoder in pending:
         check_encoder(encoder)
     clips = {clip_identity(clip): clip for task in tasks for clip in task.table.clips}
-    row_of = {identity: row for row, identity in enumerate(clips)}
-    embedded = embed_clips(encoders, list(clips.values()), batch_seconds, show_progress)
+    embedded = embed_clips(pending, list(clips.values()), batch_seconds, show_progress, output_dir / STORE_FOLDER)
     write_skipped(output_dir / "skipped.csv", embedded.skipped)
-    results, failures = [], []
-    for task in tasks:
-        rows = np.array([row_of[clip_identity(clip)] for clip in task.table.clips])
-        try:
-            usable = task.keep(embedded.embedded[rows])
-        except ValueError as error:
-            failures.append(f"{error} The first: {embedded.skipped[0].reason}")
-            continue
-        for encoder in encoders:
-            record = _evaluate_one(encoder, embedded, rows[embedded.embedded[rows]], usable, seeds, device)
-            record |= {"skipped_clips": int((~embedded.embedded[rows]).sum()), "note": note, **_circumstances()}
-            write_result(output_dir, record)
-            results.append(record)
-    table = write_table(output_dir) if results else ""
+    failures = _fill(cells, embedded, {identity: row for row, identity in enumerate(clips)}, output_dir, device)
+    results = [record for cell in cells for record in cell.records]
+    table = write_report(output_dir) if results else ""
     if failures:
         raise ValueError(" ".join(failures))
     return Evaluation(results, embedded.skipped, table)
 
 
+@dataclass
+class _Cell:
+    """One encoder on one task: what it is filled with, and its records once they are there."""
+
+    encoder: Encoder
+    data: TaskData
+    settings: EvalSettings
+    with_map: bool
+    key: str
+    records: list[dict]
+
+
+def _cells(
+    encoders: Sequence[Encoder], tasks: Sequence[TaskData], settings: EvalSettings, output_dir: Path, overwrite: bool
+) -> list[_Cell]:
+    cells = []
+    for data in tasks:
+        for encoder in encoders:
+            with_map = encoder is encoders[0]
+            key = result_key(encoder, data, settings, with_map)
+            rows = [data.task.row_name(target) for target in data.task.targets]
+            found = [] if overwrite else finished_records(output_dir, rows, encoder.name, key)
+            cells.append(_Cell(encoder, data, settings, with_map, key, found))
+    return cells
+
+
 def _check_names(encoders: Sequence[Encoder], tasks: Sequence[TaskData]) -> None:
-    for kind, names in (("encoders", [e.name for e in encoders]), ("tasks", [t.task.name for t in tasks])):
+    rows = [data.task.row_name(target) for data in tasks for target in data.task.targets]
+    for kind, names in (("encoders", [encoder.name for encoder in encoders]), ("tasks", rows)):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"The {kind} are {names}; at least one is needed, each with its own name.")
 
 
-def _evaluate_one(
-    encoder: Encoder,
+def _fill(
+    cells: Sequence[_Cell],
     embedded: EmbeddedClips,
-    rows: np.ndarray,
-    data: TaskData,
-    seeds: Sequence[int],
+    row_of: dict[tuple, int],
+    output_dir: Path,
     device: str | torch.device,
-) -> dict:
-    start = time.perf_counter()
-    runs = _fit_probes(embedded.tables[encoder.name][rows], data, seeds, device)
-    test = data.table.rows("test")
-    unit, groups = _resampling_unit(data, test)
-    return {
-        "task": {**asdict(data.task), "classes": data.table.classes},
-        "encoder": {
-            "name": encoder.name,
-            "embedding_size": encoder.embedding_size,
-            "sampling_rate": encoder.sampling_rate,
-            **identity_of(encoder),
-        },
-        "metrics": _figures(data, [run.predictions for run in runs], test, groups, seeds[0]),
-        "interval": {
-            "method": "percentile bootstrap",
-            "confidence": CONFIDENCE,
-            "resamples": NUM_RESAMPLES,
-            "seed": seeds[0],
-            "unit": unit,
-            "units": len(np.unique(groups)) if groups is not None else len(test),
-        },
-        "counts": _counts(data),
-        "probe": _probe_record(runs, seeds, data, test) if encoder.embedding_size else {"kind": "most frequent label"},
-        "manifests": [{**asdict(m), "path": shown_path(m.path)} for m in data.manifests],
-        "seconds": {
-            "embedding": round(embedded.seconds[encoder.name], 3),  # of all tasks' clips, which are embedded together
+) -> list[str]:
+    """Evaluate the cells that have no records yet and write them; returns what went wrong, one sentence per task."""
+    failures: dict[str, str] = {}
+    for cell in cells:
+        name = cell.data.task.name
+        if cell.records or name in failures:
+            continue
+        rows = np.array([row_of[clip_identity(clip)] for clip in cell.data.table.clips])
+        is_embedded = embedded.embedded[rows]
+        try:
+            usable = cell.data.keep(is_embedded)
+            vectors = embedded.tables[cell.encoder.name][rows[is_embedded]]
+            start = time.perf_counter()
+            outcomes = _outcomes(cell, vectors, usable, device)
+        except ValueError as error:
+            first = "" if is_embedded.all() else f" The first: {embedded.skipped[0].reason}"
+            failures[name] = f"{error}{first}"
+            continue
+        seconds = {
+            "embedding": round(embedded.seconds[cell.encoder.name], 3),  # of all tasks' clips, which are embedded together
             "probe": round(time.perf_counter() - start, 3),
-        },
-    }
-
-
-def _fit_probes(embeddings: np.ndarray, data: TaskData, seeds: Sequence[int], device: str | torch.device) -> list[ProbeRun]:
-    table = data.table
-    train, validation = (
-        LabelledEmbeddings(embeddings[table.rows(split)], table.targets[table.rows(split)])
-        for split in ("train", "validation")
-    )
-    test_embeddings = embeddings[table.rows("test")]
-    return [fit_probe(train, validation, test_embeddings, len(table.classes), seed, device=device) for seed in seeds]
-
-
-def _resampling_unit(data: TaskData, test: np.ndarray) -> tuple[str, np.ndarray | None]:
-    """What a bootstrap draws: speakers, or clips where the classes are the speakers or where no speaker is known.
-
-    With speaker identification, drawing speakers would change the task itself (the set of classes) from resample to resample.
-    """
-    speakers = data.speakers[test]
-    if data.has_known_speakers or not (speakers != "").any():
-        return "clip", None
-    return "speaker", data.table.groups[test]
-
-
-def _figures(
-    data: TaskData, runs: Sequence[np.ndarray], test: np.ndarray, groups: np.ndarray | None, seed: int
-) -> dict[str, dict]:
-    labels = data.table.targets[test]
-    figures = {}
-    for name in data.task.metrics:
-        metric = METRICS[name]
-        figures[name] = {
-            "value": float(np.mean([metric.compute(labels, predictions) for predictions in runs])),
-            "interval": bootstrap_interval(metric, labels, runs, groups, seed),
-            "greater_is_better": metric.greater_is_better,
         }
-    return figures
+        known = {"skipped_clips": int((~is_embedded).sum()), "seconds": seconds, "key": cell.key}
+        cell.records = [_write(outcome, cell, usable, known, output_dir) for outcome in outcomes]
+    return list(failures.values())
 
 
-def _probe_record(runs: Sequence[ProbeRun], seeds: Sequence[int], data: TaskData, test: np.ndarray) -> dict:
-    labels = data.table.targets[test]
-    chosen = [
-        {
-            "seed": seed,
-            "learning_rate": run.learning_rate,
-            "epoch": run.epoch,
-            "validation_accuracy": run.validation_accuracy,
-            **{name: METRICS[name].compute(labels, run.predictions) for name in data.task.metrics},
-        }
-        for seed, run in zip(seeds, runs)
-    ]
-    return {"kind": "linear", "settings": asdict(ProbeSettings()), "runs": chosen}
+def _outcomes(cell: _Cell, vectors: np.ndarray, usable: TaskData, device: str | torch.device) -> list[Outcome]:
+    seeds, num_candidates = cell.settings.seeds, candidates_of(cell.encoder)
+    if usable.task.kind == "verification":
+        return [verification_outcome(vectors, usable, num_candidates, seeds[0])]
+    return probe_outcomes(vectors, usable, seeds, num_candidates, device, cell.with_map)
 
 
-def _counts(data: TaskData) -> dict:
-    table = data.table
-    rows = {split: table.rows(split) for split in SPLITS}
-    return {
-        "clips": {split: len(of_split) for split, of_split in rows.items()},
-        "speakers": {split: len(set(data.speakers[of_split]) - {""}) for split, of_split in rows.items()},
-        "classes": {split: dict(sorted(Counter(table.labels[of_split]).items())) for split, of_split in rows.items()},
-    }
-
-
-def _circumstances() -> dict:
-    versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-    return {"versions": versions, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+def _write(outcome: Outcome, cell: _Cell, usable: TaskData, known: dict, output_dir: Path) -> dict:
+    """Predictions first: a record that is there has its predictions."""
+    record = describe(outcome, cell.encoder, usable, cell.settings) | known
+    path = predictions_path(output_dir, record["task"]["name"], cell.encoder.name)
+    write_predictions(path, outcome.predictions(usable.classes))
+    write_result(output_dir, record)
+    return record

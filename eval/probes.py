@@ -1,10 +1,10 @@
-"""Probes: what a very simple classifier finds in frozen embeddings.
+"""Probes: what a very simple model finds in frozen embeddings.
 
-The paper's Phase 2 (section 3 and footnote 1): one linear layer, softmax cross-entropy, batch 64, L1 1e-7 and L2 1e-5. What
-the paper leaves open is the authors' Phase 1 choice (AdamW, weight decay 5e-8), or is chosen on the validation split
-(learning rate, epoch). A probe is never given a test label.
+The paper's Phase 2 (section 3 and footnote 1): one linear layer, batch 64, L1 1e-7 and L2 1e-5; softmax cross-entropy for
+classes. What the paper leaves open is the authors' Phase 1 choice (AdamW, weight decay 5e-8), or is chosen on the validation
+split (learning rate, epoch); the losses of numbers are in `wavcse.eval.objectives`. A probe is never given a test label.
 
-Shapes: `N` clips, `E` embedding size, `C` classes.
+Shapes: `N` clips, `E` embedding size, `O` outputs, `T` targets of a regression.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from wavcse.eval.objectives import Objective
 
 CONSTANT_DIMENSION = 1e-6  # a standard deviation below this share of the mean is rounding noise, not information
 
@@ -27,7 +29,7 @@ class ProbeSettings:
     batch_size: int = 64
     min_steps_per_epoch: int = 10  # a small training split is passed over several times per epoch
     max_epochs: int = 100
-    patience: int = 10  # epochs in which neither validation accuracy nor validation loss gets better
+    patience: int = 10  # epochs in which neither the validation figure nor the validation loss gets better
     l1: float = 1e-7
     l2: float = 1e-5
     weight_decay: float = 5e-8
@@ -35,7 +37,7 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class LabelledEmbeddings:
-    """Embeddings `[N, E]` (float32) and their class indices `[N]`."""
+    """Embeddings `[N, E]` (float32) and their labels: class indices `[N]`, or numbers `[N, T]` (float32)."""
 
     embeddings: np.ndarray
     labels: np.ndarray
@@ -43,10 +45,16 @@ class LabelledEmbeddings:
 
 @dataclass(frozen=True)
 class ProbeRun:
-    """One fitted probe: its test predictions `[N]` and what validation chose (None where nothing was to choose)."""
+    """One fitted probe.
+
+    Args:
+        predictions: of the test clips, in the scale of the labels: classes `[N]` or numbers `[N, T]`.
+        validation: the objective's figure on the validation clips.
+        learning_rate, epoch: what validation chose; None where nothing was to choose.
+    """
 
     predictions: np.ndarray
-    validation_accuracy: float
+    validation: float
     learning_rate: float | None = None
     epoch: int | None = None
 
@@ -56,15 +64,15 @@ class _Candidate:
     learning_rate: float
     state: dict[str, Tensor]
     epoch: int = 0
-    accuracy: float = -1.0
-    loss: float = float("inf")
+    gain: float = -math.inf  # the validation figure, or what is lacking to it: more is better
+    loss: float = math.inf
 
 
 def fit_probe(
     train: LabelledEmbeddings,
     validation: LabelledEmbeddings,
     test_embeddings: np.ndarray,
-    num_classes: int,
+    objective: Objective,
     seed: int = 0,
     settings: ProbeSettings | None = None,
     device: str | torch.device = "cpu",
@@ -72,14 +80,15 @@ def fit_probe(
     """Fit on `train`, choose on `validation`, predict the test clips.
 
     Embeddings are standardised with the training split's mean and standard deviation, so that one grid of learning rates suits
-    encoders of any scale. An encoder without dimensions (E = 0) gets the best constant: the most frequent training label.
+    encoders of any scale. An encoder without dimensions (E = 0) gets the best constant for the objective.
 
     Args:
         test_embeddings: `[N, E]`; there is no argument for test labels.
+        objective: loss, outputs and the figure that validation looks at.
         seed: of the initial weights and the order of the clips; the same seed gives the same predictions.
     """
     if train.embeddings.shape[1] == 0:
-        return _most_frequent_label(train, validation, len(test_embeddings))
+        return _best_constant(train, validation, len(test_embeddings), objective)
     settings = settings or ProbeSettings()
     mean, scale = _standardiser(train.embeddings)
     standardised = [
@@ -89,16 +98,18 @@ def fit_probe(
     labels = [torch.from_numpy(part.labels).to(device) for part in (train, validation)]
     train_part, validation_part = zip(standardised, labels)
     candidates = [
-        _train_linear(train_part, validation_part, num_classes, rate, seed, settings) for rate in settings.learning_rates
+        _train_linear(train_part, validation_part, objective, rate, seed, settings) for rate in settings.learning_rates
     ]
-    best = max(candidates, key=lambda candidate: (candidate.accuracy, -candidate.loss))
-    logits = nn.functional.linear(standardised[2], best.state["weight"], best.state["bias"])
-    return ProbeRun(logits.argmax(dim=1).cpu().numpy(), best.accuracy, best.learning_rate, best.epoch)
+    best = max(candidates, key=lambda candidate: (candidate.gain, -candidate.loss))
+    outputs = nn.functional.linear(standardised[2], best.state["weight"], best.state["bias"])
+    figure = best.gain if objective.greater_is_better else -best.gain
+    return ProbeRun(objective.predict(outputs).cpu().numpy(), figure, best.learning_rate, best.epoch)
 
 
-def _most_frequent_label(train: LabelledEmbeddings, validation: LabelledEmbeddings, num_test: int) -> ProbeRun:
-    label = np.bincount(train.labels).argmax()  # the first in class order if several are equally frequent
-    return ProbeRun(np.full(num_test, label), float((validation.labels == label).mean()))
+def _best_constant(train: LabelledEmbeddings, validation: LabelledEmbeddings, num_test: int, objective: Objective) -> ProbeRun:
+    constant = objective.constant(train.labels).astype(train.labels.dtype)
+    of_validation, of_test = (np.repeat(constant[None], size, axis=0) for size in (len(validation.labels), num_test))
+    return ProbeRun(of_test, objective.figure(torch.from_numpy(of_validation), torch.from_numpy(validation.labels)))
 
 
 def _standardiser(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,38 +121,39 @@ def _standardiser(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _train_linear(
     train: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
-    num_classes: int,
+    objective: Objective,
     learning_rate: float,
     seed: int,
     settings: ProbeSettings,
 ) -> _Candidate:
-    linear = _new_linear(train[0].shape[1], num_classes, seed).to(train[0].device)
+    linear = _new_linear(train[0].shape[1], objective.num_outputs, seed).to(train[0].device)
     optimiser = torch.optim.AdamW(linear.parameters(), lr=learning_rate, weight_decay=settings.weight_decay, fused=True)
     order = torch.Generator().manual_seed(seed)
-    best, lowest_loss, last_gain = _Candidate(learning_rate, {}), float("inf"), 0
+    best, lowest_loss, last_gain = _Candidate(learning_rate, {}), math.inf, 0
     for epoch in range(1, settings.max_epochs + 1):
-        _train_epoch(linear, optimiser, train, order, settings)
-        accuracy, loss = _validate(linear, *validation)
-        if accuracy > best.accuracy or loss < lowest_loss:
+        _train_epoch(linear, optimiser, objective, train, order, settings)
+        gain, loss = _validate(linear, objective, *validation)
+        if gain > best.gain or loss < lowest_loss:
             lowest_loss, last_gain = min(loss, lowest_loss), epoch
         # Equal accuracies are common with few validation clips; the lower validation loss then decides.
-        if (accuracy, -loss) > (best.accuracy, -best.loss):
+        if (gain, -loss) > (best.gain, -best.loss):
             state = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
-            best = _Candidate(learning_rate, state, epoch, accuracy, loss)
+            best = _Candidate(learning_rate, state, epoch, gain, loss)
         if epoch - last_gain >= settings.patience:
             break
     return best
 
 
-def _new_linear(embedding_size: int, num_classes: int, seed: int) -> nn.Linear:
+def _new_linear(embedding_size: int, num_outputs: int, seed: int) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(seed)
-        return nn.Linear(embedding_size, num_classes)
+        return nn.Linear(embedding_size, num_outputs)
 
 
 def _train_epoch(
     linear: nn.Linear,
     optimiser: torch.optim.Optimizer,
+    objective: Objective,
     train: tuple[Tensor, Tensor],
     order: torch.Generator,
     settings: ProbeSettings,
@@ -150,7 +162,7 @@ def _train_epoch(
     num_passes = math.ceil(settings.min_steps_per_epoch * settings.batch_size / len(labels))
     passes = [torch.randperm(len(labels), generator=order).to(labels.device) for _ in range(num_passes)]
     for rows in [rows for order_of_pass in passes for rows in order_of_pass.split(settings.batch_size)]:
-        loss = nn.functional.cross_entropy(linear(embeddings.index_select(0, rows)), labels.index_select(0, rows))
+        loss = objective.loss(linear(embeddings.index_select(0, rows)), labels.index_select(0, rows))
         optimiser.zero_grad()
         loss.backward()
         for parameter in linear.parameters():  # + l1 sum |p| + l2 sum p^2, biases too, as in the authors' code
@@ -159,7 +171,7 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _validate(linear: nn.Linear, embeddings: Tensor, labels: Tensor) -> tuple[float, float]:
-    logits = linear(embeddings)
-    accuracy = (logits.argmax(dim=1) == labels).double().mean().item()
-    return accuracy, nn.functional.cross_entropy(logits, labels).item()
+def _validate(linear: nn.Linear, objective: Objective, embeddings: Tensor, labels: Tensor) -> tuple[float, float]:
+    outputs = linear(embeddings)
+    figure = objective.figure(objective.predict(outputs), labels)
+    return (figure if objective.greater_is_better else -figure), objective.loss(outputs, labels).item()

@@ -1,4 +1,7 @@
-"""A task is data: a `Task` names columns, metrics and rules; `load_task` turns manifests into checked, leak-free splits."""
+"""From manifests to a task's checked, leak-free splits: clips with classes, with numbers, or with a list of trials.
+
+Shapes: `N` clips, `T` targets of a regression.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from wavcse.data.labels import TaskClips, TaskSource, load_task_clips
-from wavcse.data.manifest import SPLITS, Clip, Manifest
+from wavcse.data.manifest import SPLITS, Manifest
+from wavcse.eval.leaks import clip_identity, distinct_rows, refuse_overlap_across_splits, refuse_trials_outside_test
+from wavcse.eval.tasks.definition import Task
+from wavcse.eval.trials import Trials, read_trials
 
-
-@dataclass(frozen=True)
-class Task:
-    """One downstream classification task.
-
-    Args:
-        name: short name, used on the command line and in file names.
-        title: name in tables.
-        label_column: manifest column with the label; rows where it is empty do not belong to the task.
-        split_columns: columns that may hold the split; the first one that a manifest has is taken.
-        disjoint_by: column whose values must not occur in two splits; None where the task is about known speakers.
-        metrics: names from `wavcse.eval.metrics.METRICS`; the first one decides which encoder is best.
-    """
-
-    name: str
-    title: str
-    label_column: str
-    split_columns: tuple[str, ...]
-    disjoint_by: str | None = "speaker_id"
-    metrics: tuple[str, ...] = ("accuracy", "uar", "macro_f1")
+__all__ = ["ManifestRecord", "Task", "TaskData", "clip_identity", "load_task"]
 
 
 @dataclass(frozen=True)
@@ -46,16 +33,37 @@ class ManifestRecord:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its checked clips and the manifests that they come from."""
+    """A task with its checked clips and the manifests that they come from.
+
+    Args:
+        values: numbers of a regression task, float32 `[N, T]`; None for other kinds.
+        trials: of a verification task, whose rows are those of `table`; None for other kinds.
+        trials_sha256: hash of the list of trials; empty for other kinds.
+        corpus: name of the corpus that is tested, several joined; empty where the manifests do not say it.
+    """
 
     task: Task
     table: TaskClips
     manifests: list[ManifestRecord]
+    values: np.ndarray | None = None
+    trials: Trials | None = None
+    trials_sha256: str = ""
+    corpus: str = ""
 
     @property
     def has_known_speakers(self) -> bool:
         """Whether the classes are the speakers, so that a speaker is a label and not a sample of the population."""
-        return bool((self.table.groups == self.table.labels).all())
+        return self.task.kind == "classification" and bool((self.table.groups == self.table.labels).all())
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of their indices; empty for other kinds."""
+        return self.table.classes if self.task.kind == "classification" else []
+
+    @property
+    def labels(self) -> np.ndarray:
+        """What a probe learns: class indices `[N]`, or numbers `[N, T]`."""
+        return self.table.targets if self.values is None else self.values
 
     @property
     def speakers(self) -> np.ndarray:
@@ -64,44 +72,71 @@ class TaskData:
         return np.where(self.table.groups == ids, "", self.table.groups)
 
     def keep(self, mask: np.ndarray) -> TaskData:
-        """The task without the clips where `mask` `[N]` is False.
+        """The task without the clips where `mask` `[N]` is False, and without trials that have lost a side.
 
         Raises:
-            ValueError: a split is empty afterwards, or its labels no longer occur in the training split.
+            ValueError: a split is empty afterwards, its labels no longer occur in the training split, or no trials of one kind
+                are left.
         """
-        table = _subset(self.table, np.flatnonzero(mask))
+        kept = self.subset(np.flatnonzero(mask))
+        table, lost = kept.table, int((~mask).sum())
+        beginning = f"task {self.task.name!r}: {lost} of {len(mask)} clips could not be embedded, which leaves "
         for split in SPLITS:
-            lost = set(table.labels[table.rows(split)]) - set(table.labels[table.rows("train")])
-            if not len(table.rows(split)) or lost:
-                raise ValueError(
-                    f"task {self.task.name!r}: {len(mask) - int(mask.sum())} of {len(mask)} clips could not be embedded, "
-                    f"which leaves the {split} split "
-                    + (f"with labels unknown to training: {sorted(lost)}." if lost else "empty.")
-                )
-        return replace(self, table=table)
+            if not len(table.rows(split)):
+                raise ValueError(f"{beginning}the {split} split empty.")
+            unknown = set(table.labels[table.rows(split)]) - set(table.labels[table.rows("train")])
+            if unknown and self.task.kind == "classification":
+                raise ValueError(f"{beginning}the {split} split with labels unknown to training: {sorted(unknown)}.")
+        if kept.trials is not None and len(set(kept.trials.labels)) < 2:
+            raise ValueError(f"{beginning}too few trials: both kinds, same and different speakers, are needed.")
+        return kept
+
+    def subset(self, rows: np.ndarray) -> TaskData:
+        """The task with some of its clips, in the order of `rows`."""
+        return replace(
+            self,
+            table=_subset(self.table, rows),
+            values=None if self.values is None else self.values[rows],
+            trials=None if self.trials is None else self.trials.subset(rows),
+        )
 
 
-def load_task(task: Task, manifests: Sequence[str | Path]) -> TaskData:
+def load_task(task: Task, manifests: Sequence[str | Path], trials: str | Path | None = None) -> TaskData:
     """Read the rows of a task that have a label and a split, and refuse them if the evaluation would not be sound.
 
-    A manifest without the label column takes no part. A clip that several manifests list alike counts once.
+    A manifest without the label column takes no part. A clip that several manifests list alike counts once. Of a verification
+    task, test clips without a trial are left out.
+
+    Args:
+        trials: list of trials of a verification task, see `wavcse.eval.verification`.
 
     Raises:
         ValueError: no manifest has the label column; as `load_task_clips` (a column is missing or empty, a split is empty, a
             label is unknown to training, a clip or a speaker is in two splits); overlapping parts of one file are in two
-            splits; a clip has two labels.
+            splits; a clip has two labels, or one that is no number where a number is wanted; as `read_trials`, or a trial has
+            a clip outside of the test split or contradicts the speakers of its clips.
     """
+    _check_trials_given(task, trials)
     used = _with_label_column(task, [Manifest(path) for path in manifests])
-    source = TaskSource(tuple(str(m.path) for m in used), task.label_column, task.split_columns, task.disjoint_by)
+    is_closed = task.kind == "classification"
+    paths = tuple(str(manifest.path) for manifest in used)
+    source = TaskSource(paths, task.targets[0], task.split_columns, task.disjoint_by, closed_set=is_closed)
     table = load_task_clips(task.name, source)
-    _refuse_overlap_across_splits(table)
+    refuse_overlap_across_splits(table)
+    table = _subset(table, distinct_rows(table))
     records = [ManifestRecord(m.path, _sha256(m.path), _split_column(task, m), m.protocol) for m in used]
-    return TaskData(task, _without_duplicates(table), records)
+    values = _numbers(task, table, used) if task.kind == "regression" else None
+    data = TaskData(task, table, records, values)
+    if trials is not None:
+        data = _with_trials(data, used, Path(trials))
+    return replace(data, corpus=_tested_corpus(data.table, used))
 
 
-def clip_identity(clip: Clip) -> tuple[str, float, float]:
-    """What makes two clips the same audio: the real path and the part of the file, whatever manifest names it."""
-    return str(clip.path.resolve()), clip.start_s, float("inf") if clip.end_s is None else clip.end_s
+def _check_trials_given(task: Task, trials: str | Path | None) -> None:
+    if task.kind == "verification" and trials is None:
+        raise ValueError(f"task {task.name!r}: needs a list of trials; give `trials: FILE.csv` beside its manifest.")
+    if task.kind != "verification" and trials is not None:
+        raise ValueError(f"task {task.name!r}: is no verification task and takes no trials.")
 
 
 def _subset(table: TaskClips, rows: np.ndarray) -> TaskClips:
@@ -115,11 +150,11 @@ def _subset(table: TaskClips, rows: np.ndarray) -> TaskClips:
 
 
 def _with_label_column(task: Task, manifests: Sequence[Manifest]) -> list[Manifest]:
-    used = [manifest for manifest in manifests if task.label_column in manifest.table.columns]
+    used = [manifest for manifest in manifests if task.targets[0] in manifest.table.columns]
     if not used:
         names = ", ".join(str(manifest.path) for manifest in manifests)
         columns = sorted({column for manifest in manifests for column in manifest.table.columns})
-        raise ValueError(f"task {task.name!r}: no column {task.label_column!r} in {names}; the columns are {columns}.")
+        raise ValueError(f"task {task.name!r}: no column {task.targets[0]!r} in {names}; the columns are {columns}.")
     return used
 
 
@@ -127,33 +162,71 @@ def _split_column(task: Task, manifest: Manifest) -> str:
     return next(column for column in task.split_columns if column in manifest.table.columns)
 
 
-def _refuse_overlap_across_splits(table: TaskClips) -> None:
-    parts: dict[str, list[tuple[float, float, str, str]]] = {}
-    for clip, split in zip(table.clips, table.splits):
-        path, start_s, end_s = clip_identity(clip)
-        parts.setdefault(path, []).append((start_s, end_s, split, clip.clip_id))
-    for of_file in parts.values():
-        latest: dict[str, tuple[float, str]] = {}  # split -> end of what was seen of the file, and its clip
-        for start_s, end_s, split, clip_id in sorted(of_file):
-            for other, (other_end_s, other_id) in latest.items():
-                if other != split and other_end_s > start_s:
-                    raise ValueError(
-                        f"task {table.name!r}: {clip_id} ({split}) and {other_id} ({other}) overlap in the same file; "
-                        "audio may be in one split only."
-                    )
-            latest[split] = max(latest.get(split, (0.0, "")), (end_s, clip_id))
+def _numbers(task: Task, table: TaskClips, manifests: Sequence[Manifest]) -> np.ndarray:
+    columns = [_per_clip(table, manifests, target) for target in task.targets]
+    values = np.empty((len(table.clips), len(columns)), dtype=np.float32)
+    for target, (name, column) in enumerate(zip(task.targets, columns)):
+        for row, text in enumerate(column):
+            try:
+                values[row, target] = float(text)
+            except ValueError:
+                values[row, target] = np.nan
+            if not np.isfinite(values[row, target]):
+                raise ValueError(f"task {task.name!r}: {table.clips[row].clip_id} has {name} = {text!r}; a number is needed.")
+    return values
 
 
-def _without_duplicates(table: TaskClips) -> TaskClips:
-    first: dict[tuple[str, float, float], int] = {}
-    for row, clip in enumerate(table.clips):
-        kept = first.setdefault(clip_identity(clip), row)
-        if table.labels[kept] != table.labels[row]:
-            raise ValueError(
-                f"task {table.name!r}: {clip.clip_id} is labelled {table.labels[kept]!r} in one manifest and "
-                f"{table.labels[row]!r} in another."
-            )
-    return _subset(table, np.array(list(first.values())))
+def _per_clip(table: TaskClips, manifests: Sequence[Manifest], column: str) -> np.ndarray:
+    """A column's value for every clip of the table, text `[N]`; of several manifests the first that has one, else empty."""
+    row_of = {clip_identity(clip): row for row, clip in enumerate(table.clips)}
+    values = np.full(len(table.clips), "", dtype=object)
+    for manifest in manifests:
+        for clip, value in zip(manifest.clips, manifest.table.get(column, ())):
+            row = row_of.get(clip_identity(clip))
+            if row is not None and not values[row]:
+                values[row] = value
+    return values
+
+
+def _tested_corpus(table: TaskClips, manifests: Sequence[Manifest]) -> str:
+    return ", ".join(sorted(set(_per_clip(table, manifests, "corpus")[table.rows("test")]) - {""}))
+
+
+def _with_trials(data: TaskData, manifests: Sequence[Manifest], path: Path) -> TaskData:
+    """The task with its trials, and without test clips that are in none of them."""
+    beside = [manifest for manifest in manifests if manifest.path.resolve().parent == path.resolve().parent]
+    if not beside:
+        raise ValueError(f"task {data.task.name!r}: {path} lies beside none of the manifests, whose clips it should name.")
+    table = data.table
+    row_of = {clip_identity(clip): row for row, clip in enumerate(table.clips)}
+    rows_of: dict[str, list[int]] = {}
+    for manifest in beside:
+        names = manifest.table.get("enrolment_id", [""] * len(manifest))
+        for clip, enrolment in zip(manifest.clips, names):
+            row = row_of.get(clip_identity(clip))
+            if row is not None:
+                rows_of[clip.clip_id] = [row]
+                rows_of.setdefault(enrolment, []).append(row)
+    trials = read_trials(path, rows_of)
+    in_trials = trials.rows
+    refuse_trials_outside_test(table, in_trials)
+    _refuse_contradictions(data.task.name, table, trials)
+    is_used = table.splits != "test"
+    is_used[in_trials] = True
+    data = replace(data, trials=trials, trials_sha256=_sha256(path))
+    return data.subset(np.flatnonzero(is_used))
+
+
+def _refuse_contradictions(name: str, table: TaskClips, trials: Trials) -> None:
+    enrolled, tested = trials.speakers(table.labels)
+    wrong = np.flatnonzero((enrolled == tested) != (trials.labels == 1))
+    if len(wrong):
+        pair = trials.pairs[wrong[0]]
+        raise ValueError(
+            f"task {name!r}: {len(wrong)} trials contradict the speakers of their clips; the first has label "
+            f"{trials.labels[wrong[0]]} for {trials.enrolment_names[pair[0]]} of {enrolled[wrong[0]]!r} and "
+            f"{table.clips[trials.tests[pair[1]]].clip_id} of {tested[wrong[0]]!r}."
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -85,7 +85,7 @@ def add_result(
             "classes": classes,
             "metrics": list(task.metrics),
             "corpus": corpus,
-            "protocols": ["planted"],
+            "protocols": [task.benchmark.protocol if corpus == task.benchmark.corpus else "planted"],
             "disjoint_by": task.disjoint_by,
             "note": task.note,
             "benchmark": task.benchmark.record(target),

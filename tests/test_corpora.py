@@ -196,6 +196,7 @@ def test_a_part_of_a_corpus_is_written_on_demand_and_said_to_be_one(commands, tm
     assert "bed/026290a7_nohash_0.wav" in output.err
     assert "19 clips of Speech Commands v0.01 (train 8, validation 7, test 4, words 4); licence: CC BY 4.0" in output.out
     assert len(table_of(tmp_path / "m.csv")) == 19
+    assert set(table_of(tmp_path / "m.csv")["protocol"]) == {"wavcse-paper-partial"}
 
 
 # --- VoxCeleb1 -------------------------------------------------------------------------------------------------------
@@ -573,7 +574,7 @@ def test_a_hub_copy_of_kathbath_has_its_audio_in_another_column(hub_copy, tmp_pa
     table = manifest_of("kathbath", tmp_path / "kb", tmp_path / "m.csv", "train-valid", {}, allow_partial=True)
     assert table.loc["kb/hindi/valid/844424931537866-594-f.wav"].to_dict() == {
         **{"language": "hi", "speaker_id": "hi-594", "gender": "female", "split_sid": "validation"},
-        **{"corpus": "kathbath", "protocol": "train-valid"},
+        **{"corpus": "kathbath", "protocol": "train-valid-partial"},
     }
     assert len(table) == 6
 

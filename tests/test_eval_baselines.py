@@ -1,4 +1,4 @@
-"""Baselines: MFCCs against an independent computation, the last layer against the model's hidden states."""
+"""Baselines: MFCCs against an independent computation, the layers of a wavCSE model against its hidden states."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 import scipy.signal
 import torch
 
-from wavcse import WavCSEFeatureExtractor
-from wavcse.eval.baselines import BASELINES
+from wavcse import WavCSEFeatureExtractor, WavCSEModel
+from wavcse.eval.baselines import BASELINES, build_encoders
 from wavcse.eval.baselines.mfcc import MFCCEncoder, deltas, mel_filters, mfcc
 from wavcse.eval.encoder import WavCSEEncoder, check_encoder
 
@@ -81,34 +81,68 @@ def test_majority_says_nothing_about_a_clip(waves):
     assert encoder.embed(waves(400, 800)).shape == (2, 0)
 
 
-def test_last_layer_is_the_time_mean_of_the_highest_selected_layer(tiny_model, waves, tmp_path):
-    model = tiny_model(selected_layers=[3, 0, 1])  # the highest is not the last of the list
-    model.save_pretrained(tmp_path)
-    encoder = WavCSEEncoder(str(tmp_path))
-    baseline = BASELINES["last_layer"](encoder)
-    check_encoder(baseline)
-    (waveform,) = waves(16_000)
+def hidden_states(model: WavCSEModel, waveform: np.ndarray) -> list[np.ndarray]:
+    """Layers `[T, D]` of one clip, from the ordinary transformers module."""
     inputs = WavCSEFeatureExtractor.from_config(model.config)(waveform, sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
-        expected = model(**inputs, output_hidden_states=True).hidden_states[3].mean(dim=1)
-    np.testing.assert_allclose(baseline.embed([waveform]), expected.numpy(), atol=1e-5)
-    assert baseline.identity["layer"] == "3"
+        return [state[0].numpy() for state in model(**inputs, output_hidden_states=True).hidden_states]
 
 
-def test_last_layer_shares_the_forward_pass_of_the_model(tiny_model, waves, tmp_path):
+@pytest.mark.parametrize(("family", "norm"), [("wavlm", "layer"), ("wav2vec2", "group")])
+def test_layers_of_a_model_are_the_time_means_of_its_hidden_states(family, norm, tiny_model, waves, tmp_path):
+    model = tiny_model(family, norm, selected_layers=[3, 0, 1])  # the highest is not the last of the list
+    model.save_pretrained(tmp_path)
+    own, last, mean, best = build_encoders(str(tmp_path), "mine", ["last_layer", "mean_layers", "best_layer"])
+    assert [encoder.name for encoder in (own, last, mean, best)] == ["mine", "last_layer", "mean_layers", "best_layer"]
+    clips = waves(16_000, 4000)
+    expected = np.array([[state.mean(axis=0) for state in hidden_states(model, clip)] for clip in clips])  # [N, L, D]
+    np.testing.assert_allclose(last.embed(clips), expected[:, 3], atol=1e-5)
+    np.testing.assert_allclose(mean.embed(clips), expected.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(best.embed(clips).reshape(2, 4, -1), expected, atol=1e-5)
+    assert best.num_candidates == 4
+    assert last.identity["layer"] == "3"
+    assert best.identity == {**own.identity, "layers": "0-3"}
+    for encoder in (own, last, mean, best):
+        check_encoder(encoder)
+
+
+def test_a_model_and_its_layers_cost_one_pass(tiny_model, waves, tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    encoder = WavCSEEncoder(str(tmp_path))
-    baseline = BASELINES["last_layer"](encoder)
+    encoders = build_encoders(str(tmp_path), "wavcse", ["last_layer", "mean_layers", "best_layer"])
     calls = []
-    encoder.model.register_forward_hook(lambda *_: calls.append(1))
+    encoders[0].model.register_forward_hook(lambda *_: calls.append(1))
     first, second = waves(4000, 5000), waves(4000, 5000, seed=1)
     for batch in (first, second):
-        encoder.embed(batch)
-        baseline.embed(batch)
+        for encoder in encoders:
+            encoder.embed(batch)
     assert len(calls) == 2
-    np.testing.assert_array_equal(baseline.embed(first), baseline.embed(list(first)))
+    np.testing.assert_array_equal(encoders[1].embed(first), encoders[1].embed(list(first)))
 
 
-def test_last_layer_needs_a_model():
-    with pytest.raises(ValueError, match="give --model"):
-        BASELINES["last_layer"](None)
+def test_reading_all_layers_changes_no_bit_of_the_embedding(tiny_model, waves, tmp_path):
+    model = tiny_model(selected_layers=[3, 0, 2])
+    model.save_pretrained(tmp_path)
+    clips = waves(16_000, 5000, 700)
+    inputs = WavCSEFeatureExtractor.from_config(model.config)(clips, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).embeddings.numpy()
+    np.testing.assert_array_equal(WavCSEEncoder(str(tmp_path)).embed(clips), expected)
+
+
+def test_layers_are_read_from_the_weights_of_the_model_itself(tiny_model, waves, tmp_path):
+    """No second copy: what changes the model changes its layers from there on."""
+    tiny_model(selected_layers=[0, 1, 3]).save_pretrained(tmp_path)
+    own, best = build_encoders(str(tmp_path), "wavcse", ["best_layer"])
+    clips = waves(5000)
+    before = best.embed(clips).reshape(4, -1)
+    with torch.no_grad():
+        own.model.upstream.encoder.layers[1].feed_forward.output_dense.bias.add_(1.0)
+    after = best.embed(list(clips)).reshape(4, -1)
+    np.testing.assert_array_equal(after[:2], before[:2])
+    assert (np.abs(after[2:] - before[2:]).max(axis=1) > 0.5).all()
+
+
+def test_layers_need_a_model():
+    for baseline in ("last_layer", "mean_layers", "best_layer"):
+        with pytest.raises(ValueError, match="give --model"):
+            BASELINES[baseline](None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_one_result_file_per_task_and_encoder(run):
 def test_figures(run):
     folder, _ = run
     mfcc = record_of(folder, "keyword", "mfcc")["metrics"]
-    assert mfcc["accuracy"] == {"value": 1.0, "interval": [1.0, 1.0], "greater_is_better": True}
+    assert mfcc["accuracy"] == {"value": 1.0, "interval": [1.0, 1.0], "greater_is_better": True, "unit": "percent"}
     majority = record_of(folder, "keyword", "majority")["metrics"]
     assert majority["accuracy"]["value"] == pytest.approx(11 / 35)  # "high", the first of three equals, less one file
     assert majority["uar"]["value"] == pytest.approx(1 / 3)
@@ -111,11 +112,40 @@ def test_result_file_says_where_the_figures_come_from(run):
     assert record_of(folder, "speaker", "wavcse")["interval"]["unit"] == "clip"
 
 
+def test_predictions_of_every_test_clip_are_kept(run):
+    folder, _ = run
+    record = record_of(folder, "keyword", "wavcse")
+    table = pd.read_parquet(folder / "out/predictions/keyword__wavcse.parquet")
+    assert list(table.columns) == ["clip_id", "group", "label", "prediction_0", "prediction_1"]
+    assert (table["clip_id"].str[0] == table["group"]).all()
+    assert set(table["group"]) == {"g", "h"}
+    assert (table["label"] == table["clip_id"].str.split("_").str[1]).all()
+    for seed, run_record in enumerate(record["probe"]["runs"]):
+        assert (table[f"prediction_{seed}"] == table["label"]).mean() == pytest.approx(run_record["accuracy"])
+    speakers = pd.read_parquet(folder / "out/predictions/speaker__wavcse.parquet")
+    assert (speakers["group"] == speakers["clip_id"]).all()
+
+
+def test_pictures_have_their_data(run):
+    folder, _ = run
+    confusion = record_of(folder, "keyword", "mfcc")["figures"]["confusion"]
+    assert confusion == {"labels": ["high", "low", "middle"], "counts": [[11, 0, 0], [0, 12, 0], [0, 0, 12]]}
+    first = record_of(folder, "keyword", "wavcse")["figures"]["map"]
+    assert len(first["x"]) == len(first["y"]) == 35
+    assert sorted(first["label"]) == ["high"] * 11 + ["low"] * 12 + ["middle"] * 12
+    assert "map" not in record_of(folder, "keyword", "mfcc")["figures"]
+
+
+def text_of(path: Path) -> str:
+    return pd.read_parquet(path).to_csv() if path.suffix == ".parquet" else path.read_bytes().decode(errors="ignore")
+
+
 def test_nothing_written_holds_an_absolute_path(run):
     folder, _ = run
     written = [path for path in (folder / "out").rglob("*") if path.is_file()]
-    assert len(written) == 10
-    assert not [path for path in written if str(folder) in path.read_text()]
+    kinds = {path.relative_to(folder / "out").parts[0] for path in written}
+    assert kinds >= {"results", "predictions", "embeddings", "results.md", "skipped.csv"}
+    assert not [path for path in written if str(folder) in text_of(path)]
 
 
 def test_table(run):
@@ -123,15 +153,91 @@ def test_table(run):
     table = (folder / "out/results.md").read_text()
     assert process.stdout.startswith(table)
     lines = table.splitlines()
-    assert lines[0] == "| task | test split | wavcse | last_layer | mfcc | majority |"
-    assert lines[2].startswith("| Keyword spotting | 35 clips, 2 speakers, 3 classes | ")
-    assert lines[2].endswith("| **100.0** [100.0, 100.0], UAR 100.0 | 31.4 [29.4, 33.3], UAR 33.3 |")  # mfcc, majority
-    assert lines[3].startswith("| Speaker identification | 47 clips, 8 speakers, 8 classes | ")
-    assert "- Intervals resample clips: Speaker identification." in lines
-    assert "- Keyword spotting: only 2 test speakers, so the interval is too narrow." in lines
+    assert "| wavcse | last_layer | mfcc | majority |" in lines[0]
+    assert lines[2].startswith("| Keyword spotting | ")
+    assert "35 clips, 2 speakers" in lines[2]
+    assert "| **100.0** [100.0, 100.0] | 31.4" in lines[2]  # mfcc, majority
+    assert "[29.4, 33.3] |" in lines[2]
     assert "- Keyword spotting: 1 clips were left out, see skipped.csv." in lines
-    assert "- Figures are means over 2 probe seeds." in lines
     assert lines[-1] == "- Note: upstream with random weights"
+
+
+COMMON = ("--tasks", "keyword,speaker", "--seeds", "2", "--device", "cpu", "--note", "upstream with random weights")
+
+
+def again(run, monkeypatch, out: Path, *options: str) -> int:
+    """The command of `run` in a copy of its output, without any audio being embedded: that is an error here."""
+    folder, _ = run
+    monkeypatch.chdir(folder)
+
+    def refuse(*_):
+        raise AssertionError("a clip was embedded")
+
+    monkeypatch.setattr("wavcse.eval.embed._timed", refuse)
+    arguments = [
+        "--model",
+        "hub",
+        "--manifest",
+        str(folder / "corpus/metadata.csv"),
+        "--baselines",
+        "majority,mfcc,last_layer",
+    ]
+    return main([*arguments, *COMMON, "--output_dir", str(out), *options])
+
+
+@pytest.fixture
+def copied(run, tmp_path) -> Path:
+    shutil.copytree(run[0] / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "results").iterdir())}
+
+
+def test_a_finished_evaluation_is_not_computed_again(run, copied, monkeypatch, capsys):
+    before = contents(copied)
+    assert again(run, monkeypatch, copied) == 3  # the skipped clip is still told
+    assert contents(copied) == before
+    assert "1 clips were skipped" in capsys.readouterr().out
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_it_has(run, copied, monkeypatch):
+    before = {name: json.loads(text) for name, text in contents(copied).items()}
+    (copied / "results/keyword__mfcc.json").unlink()
+    (copied / "predictions/keyword__wavcse.parquet").unlink()  # a kill between the two files
+    # The broken clip is tried again, but is not audio, so no encoder meets it.
+    assert again(run, monkeypatch, copied) == 3
+    after = {name: json.loads(text) for name, text in contents(copied).items()}
+    assert set(after) == set(before)
+    for name in before:
+        assert after[name]["metrics"] == before[name]["metrics"]
+    assert (copied / "predictions/keyword__wavcse.parquet").exists()
+    assert after["keyword__last_layer.json"] == before["keyword__last_layer.json"]
+
+
+@pytest.mark.parametrize("change", [("--seeds", "1"), ("--note", "another"), ("--overwrite",)])
+def test_other_settings_are_computed_anew(change, run, copied, monkeypatch):
+    folder, _ = run
+    dates = {}
+    for name, text in contents(copied).items():
+        record = json.loads(text)
+        dates[name] = record["date"]
+        (copied / "results" / name).write_text(json.dumps({**record, "date": "long ago"}))
+    monkeypatch.chdir(folder)
+    options = [
+        "--manifest",
+        str(folder / "corpus/metadata.csv"),
+        "--baselines",
+        "mfcc",
+        *COMMON,
+        "--tasks",
+        "keyword",
+        *change,
+    ]
+    assert main([*options, "--output_dir", str(copied)]) == 3
+    assert json.loads((copied / "results/keyword__mfcc.json").read_text())["date"] != "long ago"
+    assert json.loads((copied / "results/keyword__wavcse.json").read_text())["date"] == "long ago"
 
 
 def test_table_is_made_again_byte_by_byte_from_the_result_files(run, capsys):
@@ -176,21 +282,35 @@ def test_yaml_with_overrides(tmp_path):
     )
     arguments = parse_arguments([str(tmp_path / "eval.yaml"), "--seeds", "5", "--baselines", "mfcc,majority"])
     assert (arguments.seeds, arguments.baselines, arguments.output_dir) == (5, ["mfcc", "majority"], "out")
-    (keyword, keyword_manifests), (emotion, emotion_manifests) = arguments.requests()
+    (keyword, keyword_manifests, _), (emotion, emotion_manifests, _) = arguments.requests()
     assert (keyword.split_columns, keyword_manifests) == (("split_ks", "split"), ["a.csv"])
     assert (emotion.split_columns, emotion.disjoint_by, emotion_manifests) == (("fold",), None, ["b.csv", "c.csv"])
     only = parse_arguments([str(tmp_path / "eval.yaml"), "--tasks", "emotion"])
-    assert [(task.name, manifests) for task, manifests in only.requests()] == [("emotion", ["b.csv", "c.csv"])]
+    assert [(task.name, manifests) for task, manifests, _ in only.requests()] == [("emotion", ["b.csv", "c.csv"])]
+
+
+def test_two_instances_of_a_task_and_trials(tmp_path):
+    (tmp_path / "eval.yaml").write_text(
+        "output_dir: out\nbaselines: [mfcc]\ntasks:\n"
+        "  keyword_ar: {task: keyword, title: Keywords (ar), manifest: ar.csv, note: few clips}\n"
+        "  affect_el: {task: affect, manifest: el.csv}\n"
+        "  verification: {manifest: sv/m.csv, trials: sv/trials.csv}\n"
+    )
+    keyword, affect, verification = parse_arguments([str(tmp_path / "eval.yaml")]).requests()
+    assert (keyword.task.name, keyword.task.family, keyword.task.title) == ("keyword_ar", "keyword", "Keywords (ar)")
+    assert keyword.task.note == "few clips"
+    assert affect.task.row_name(affect.task.targets[0]) == "affect_el_valence"
+    assert verification.trials == "sv/trials.csv"
 
 
 WRONG = {
     "--tasks keyword --output_dir o --manifest m.csv": "Nothing to evaluate",
-    "--tasks word --output_dir o --manifest m.csv --baselines mfcc": "unknown ['word']; allowed: keyword, speaker, emotion",
+    "--tasks word --output_dir o --manifest m.csv --baselines mfcc": "unknown ['word']; allowed: keyword, language, speaker",
     "--output_dir o --manifest m.csv --baselines mfcc": "No task is given",
     "--tasks keyword --manifest m.csv --baselines mfcc": "--output_dir is missing",
     "--tasks keyword --output_dir o --baselines mfcc": "no manifest",
     "--tasks keyword --output_dir o --manifest m.csv --baselines mfcc": "m.csv: no such manifest",
-    "--tasks keyword --output_dir o --manifest {corpus} --baselines lpc": "unknown ['lpc']; allowed: last_layer, mfcc",
+    "--tasks keyword --output_dir o --manifest {corpus} --baselines lpc": "unknown ['lpc']; allowed: last_layer, mean_layers",
     "--tasks keyword --output_dir o --manifest {corpus} --baselines last_layer": "give --model",
     "--tasks keyword --output_dir o --manifest {corpus} --model runs/x/hub": "'runs/x/hub' cannot be loaded",
     "--tasks keyword --output_dir {corpus} --manifest {corpus} --baselines mfcc": "cannot be made as a folder",
@@ -198,6 +318,7 @@ WRONG = {
     "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --seeds 0": "seeds is 0",
     "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --name a/b": "name is 'a/b'",
     "--tasks keyword --output_dir {corpus}/o --manifest {corpus} --baselines mfcc --name mfcc --model {hub}": "its own name",
+    "--tasks verification --output_dir o --manifest {corpus} --baselines mfcc": "needs a list of trials",
     "absent.yaml": "cannot be read as YAML",
 }
 
@@ -208,6 +329,23 @@ def test_wrong_usage_is_one_clear_line(line, run, capsys, monkeypatch, tmp_path)
     assert main(line.format(corpus=run[0] / "corpus/metadata.csv", hub=run[0] / "hub").split()) == 2
     (message,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("wavcse eval: ")]
     assert WRONG[line] in message
+
+
+WRONG_TASKS = {
+    "a/b: {task: keyword}": "the name names files",
+    "keyword: {trails: t.csv}": "unknown settings ['trails']",
+    "keyword: {title: 3}": "title is 3; a text is needed",
+    "keyword_x: {task: word}": "unknown ['word']",
+    "keyword: [a]": "must hold settings of the form",
+    "affect: {label_column: valence}": "label_column is for tasks with one label",
+}
+
+
+@pytest.mark.parametrize("task", WRONG_TASKS)
+def test_wrong_settings_of_a_task(task, tmp_path, capsys):
+    (tmp_path / "eval.yaml").write_text(f"output_dir: {tmp_path}/out\nbaselines: [mfcc]\nmanifest: m.csv\ntasks:\n  {task}\n")
+    assert main([str(tmp_path / "eval.yaml")]) == 2
+    assert WRONG_TASKS[task] in capsys.readouterr().err
 
 
 def test_results_of_nothing(tmp_path, capsys):

@@ -12,7 +12,7 @@ import soundfile
 from wavcse.data.corpus_pass import write_skipped
 from wavcse.data.manifest import Clip
 from wavcse.eval.embed import embed_clips
-from wavcse.eval.encoder import WavCSEEncoder, check_encoder
+from wavcse.eval.encoder import WavCSEEncoder, candidates_of, check_encoder
 
 SAMPLING_RATE = 16_000
 
@@ -120,6 +120,30 @@ def test_weights_hash_is_that_of_the_file_and_changes_with_the_weights(tiny_mode
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded; give the folder of a saved wavCSE model"):
         WavCSEEncoder(str(tmp_path))
+
+
+def test_a_model_without_an_embedding_is_refused_before_its_code_could_run(upstream_folder):
+    with pytest.raises(ValueError, match="of type 'wavlm', which has no embedding"):
+        WavCSEEncoder(str(upstream_folder))
+
+
+def test_candidates_come_one_after_another_in_a_wider_table(tmp_path):
+    class TwoCandidates(LengthAndPower):
+        num_candidates = 2
+
+        def embed(self, waveforms):
+            embeddings = super().embed(waveforms)
+            return np.concatenate([embeddings, -embeddings], axis=1)
+
+    class NarrowTable(LengthAndPower):
+        num_candidates = 2
+
+    check_encoder(TwoCandidates())
+    with pytest.raises(ValueError, match=r"float32 of shape \(5, 4\) is wanted"):
+        check_encoder(NarrowTable())
+    assert (candidates_of(TwoCandidates()), candidates_of(LengthAndPower())) == (2, 1)
+    table = embed_clips([TwoCandidates()], corpus(tmp_path, [4000, 8000]), show_progress=False).tables["sound"]
+    np.testing.assert_allclose(table[:, [0, 2]], [[0.25, -0.25], [0.5, -0.5]], rtol=1e-6)
 
 
 def corpus(folder: Path, lengths: Sequence[int], rate: int = SAMPLING_RATE) -> list[Clip]:

@@ -1,16 +1,29 @@
-"""Metrics against hand-worked cases and a second library; bootstrap intervals on cases with a known answer."""
+"""Metrics against hand-worked cases and second implementations; bootstrap intervals on cases with a known answer."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import audmetric
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score
+from scipy.optimize import brentq
+from sklearn.metrics import balanced_accuracy_score, roc_curve
 
-from wavcse.eval.metrics import METRICS, accuracy, bootstrap_interval, macro_f1, uar
+from wavcse.eval import metrics as metrics_package
+from wavcse.eval.metrics import METRICS, bootstrap_interval, paired_interval
+from wavcse.eval.metrics.classification import accuracy, macro_f1, uar
+from wavcse.eval.metrics.regression import ccc, mae, pearson, rmse
+from wavcse.eval.metrics.verification import eer, min_dcf, thin_trials
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTIONS = np.array([0, 0, 1, 1, 0, 0])  # recalls 2/3, 1/2, 0; F1 2*2/(3+4), 2*1/(2+2), 0
+CLASSIFICATION = ("accuracy", "uar", "macro_f1")
+REGRESSION = ("ccc", "pearson", "mae", "rmse")
 
 
 @pytest.fixture
@@ -20,10 +33,36 @@ def random_case() -> tuple[np.ndarray, np.ndarray]:
     return labels, np.where(rng.random(200) < 0.5, labels, rng.integers(0, 5, 200))
 
 
+def trials(seed: int = 0, num_trials: int = 300, decimals: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and overlapping scores; few decimals make ties."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(num_trials) < 0.3).astype(int)
+    return labels, np.round(rng.standard_normal(num_trials) + 1.2 * labels, decimals)
+
+
+def case_for(name: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    if name in CLASSIFICATION:
+        labels = rng.integers(0, 5, 200)
+        return labels, np.where(rng.random(200) < 0.5, labels, rng.integers(0, 5, 200))
+    if name in REGRESSION:
+        labels = rng.uniform(20, 60, 200)
+        return labels, 0.5 * labels + 10 * rng.standard_normal(200)
+    return trials()
+
+
 def test_hand_worked_values():
     assert accuracy(LABELS, PREDICTIONS) == pytest.approx(3 / 6)
     assert uar(LABELS, PREDICTIONS) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     assert macro_f1(LABELS, PREDICTIONS) == pytest.approx((4 / 7 + 1 / 2 + 0) / 3)
+    ages, guesses = np.array([1.0, 2, 3]), np.array([2.0, 3, 4])  # perfectly correlated, one too high
+    assert ccc(ages, guesses) == pytest.approx(4 / 7)
+    assert pearson(ages, guesses) == pytest.approx(1)
+    assert (mae(ages, guesses), rmse(ages, np.array([2.0, 2, 1]))) == pytest.approx((1, np.sqrt(5 / 3)))
+    labels, scores = np.array([1, 1, 1, 0, 0, 0]), np.array([3, 2, 0, 2.5, 1, -1])
+    assert eer(labels, scores) == pytest.approx(1 / 3)  # threshold 2
+    assert min_dcf(labels, scores, 0.01) == pytest.approx(2 / 3)  # threshold 3: no false acceptance, two of three rejected
+    assert min_dcf(labels, scores, 0.9) == pytest.approx((0.1 * 2 / 3) / 0.1)  # threshold 0: nothing rejected
 
 
 def test_second_library(random_case):
@@ -31,6 +70,64 @@ def test_second_library(random_case):
     assert accuracy(labels, predictions) == pytest.approx(audmetric.accuracy(labels, predictions))
     assert uar(labels, predictions) == pytest.approx(audmetric.unweighted_average_recall(labels, predictions))
     assert macro_f1(labels, predictions) == pytest.approx(audmetric.unweighted_average_fscore(labels, predictions))
+    ages, guesses = case_for("ccc")
+    assert ccc(ages, guesses) == pytest.approx(audmetric.concordance_cc(ages, guesses))
+    assert pearson(ages, guesses) == pytest.approx(audmetric.pearson_cc(ages, guesses))
+    assert mae(ages, guesses) == pytest.approx(audmetric.mean_absolute_error(ages, guesses))
+    assert rmse(ages, guesses) == pytest.approx(np.sqrt(audmetric.mean_squared_error(ages, guesses)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_eer_is_the_root_on_the_interpolated_roc(seed):
+    labels, scores = trials(seed, num_trials=60, decimals=seed % 3)
+    x, y, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert eer(labels, scores) == pytest.approx(brentq(lambda rate: 1 - rate - np.interp(rate, x, y), 0, 1), abs=1e-9)
+
+
+@pytest.mark.parametrize("p_target", [0.01, 0.05, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(4))
+def test_min_dcf_is_the_lowest_cost_of_any_threshold(seed, p_target):
+    labels, scores = trials(seed, num_trials=80)
+    costs = []
+    for threshold in [*scores, np.inf]:
+        accepted = scores >= threshold
+        missed = np.sum(~accepted & (labels == 1)) / np.sum(labels == 1)
+        false_alarms = np.sum(accepted & (labels == 0)) / np.sum(labels == 0)
+        costs.append(p_target * missed + (1 - p_target) * false_alarms)
+    assert min_dcf(labels, scores, p_target) == pytest.approx(min(costs) / min(p_target, 1 - p_target))
+
+
+def test_errors_of_perfect_useless_and_inverted_scores():
+    labels = np.array([0, 0, 1, 1, 1])
+    for scores, rate, cost in ((labels, 0, 0), (np.zeros(5), 0.5, 1), (-labels, 1, 1)):
+        assert eer(labels, scores) == pytest.approx(rate)
+        assert min_dcf(labels, scores, 0.01) == pytest.approx(cost)
+
+
+def test_only_the_order_of_scores_counts():
+    labels, scores = trials()
+    assert eer(labels, np.exp(scores)) == pytest.approx(eer(labels, scores))
+    assert min_dcf(labels, scores**3, 0.05) == pytest.approx(min_dcf(labels, scores, 0.05))
+
+
+@pytest.mark.parametrize(("labels", "scores"), [([1, 1], [0.1, 0.2]), ([0, 1], [np.nan, 0.2]), ([1, 2], [0.1, 0.2])])
+def test_trials_that_have_no_error_rates(labels, scores):
+    with pytest.raises(ValueError, match="1 of 2 scores are not finite|label 1 and trials with label 0"):
+        eer(np.array(labels), np.array(scores))
+
+
+def test_correlations_of_constants():
+    constant, varied = np.full(4, 3.3), np.array([1.0, 2, 3, 4])
+    assert ccc(varied, constant) == pytest.approx(0)  # says nothing about the labels
+    assert np.isnan(pearson(varied, constant))
+    assert np.isnan(ccc(constant, constant))
+    weights = np.array([[1, 1, 1, 1], [3, 0, 0, 0]], dtype=np.float32)  # the second resample has one clip only
+    assert METRICS["pearson"].resampled(varied, varied, weights) == pytest.approx([1, np.nan], nan_ok=True)
+
+
+def test_large_values_keep_their_precision():
+    labels, predictions = case_for("ccc")
+    assert ccc(labels + 1e6, predictions + 1e6) == pytest.approx(ccc(labels, predictions), rel=1e-6)
 
 
 def test_uar_counts_the_classes_of_the_test_split_only():
@@ -41,18 +138,66 @@ def test_uar_counts_the_classes_of_the_test_split_only():
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_resampled_figures_equal_the_library_on_repeated_clips(name, random_case):
-    labels, predictions = random_case
+def test_resampled_figures_equal_the_library_on_repeated_clips(name):
+    labels, predictions = case_for(name)
     weights = np.random.default_rng(0).integers(0, 3, (7, len(labels))).astype(np.float32)
     weights[0] = 1
-    weights[1, labels == 2] = 0  # a class that a resample does not meet
+    if name in CLASSIFICATION:
+        weights[1, labels == 2] = 0  # a class that a resample does not meet
     expected = [
         METRICS[name].compute(np.repeat(labels, repeats), np.repeat(predictions, repeats)) for repeats in weights.astype(int)
     ]
     np.testing.assert_allclose(METRICS[name].resampled(labels, predictions, weights), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", ["eer", "min_dcf_01"])
+def test_a_resample_without_target_trials_has_no_figure(name):
+    labels, scores = trials()
+    weights = np.ones((3, len(labels)), dtype=np.float32)
+    weights[1, labels == 1] = 0
+    figures = METRICS[name].resampled(labels, scores, weights)
+    assert np.isnan(figures).tolist() == [False, True, False]
+    assert figures[2] == pytest.approx(METRICS[name].compute(labels, scores))
+
+
+def test_resamples_do_not_depend_on_the_blocks_they_are_computed_in(monkeypatch):
+    labels, scores = trials()
+    weights = np.random.default_rng(0).integers(0, 3, (9, len(labels))).astype(np.float32)
+    whole = METRICS["eer"].resampled(labels, scores, weights)
+    monkeypatch.setattr("wavcse.eval.metrics.verification.BLOCK", 2 * len(labels))
+    np.testing.assert_array_equal(METRICS["eer"].resampled(labels, scores, weights), whole)
+
+
+@pytest.mark.parametrize("name", ["eer", "min_dcf_01", "min_dcf_05"])
+def test_thinned_trials_stand_for_all(name):
+    labels, scores = trials(num_trials=60_000, decimals=9)
+    rows, counts = thin_trials(labels, scores, all_up_to=2000)
+    assert len(rows) < 22_000
+    assert len(set(rows)) == len(rows)
+    for label in (0, 1):
+        assert counts[labels[rows] == label].sum() == np.sum(labels == label)
+    thinned = METRICS[name].resampled(labels[rows], scores[rows], counts[None].astype(np.float32))
+    assert thinned == pytest.approx(METRICS[name].compute(labels, scores), rel=0.003)
+
+
+def test_few_trials_are_not_thinned():
+    labels, scores = trials()
+    rows, counts = thin_trials(labels, scores, all_up_to=len(labels))
+    assert sorted(rows) == list(range(len(labels)))
+    assert set(counts) == {1}
+
+
+def test_thinning_hardly_moves_an_interval(monkeypatch):
+    labels, scores = trials(num_trials=20_000, decimals=9)
+    speakers = np.random.default_rng(5).integers(0, 40, (len(labels), 2))
+    whole = bootstrap_interval(METRICS["eer"], labels, [scores], speakers, num_resamples=300)
+    monkeypatch.setattr("wavcse.eval.metrics.verification.thin_trials.__defaults__", (1500,))
+    thinned = bootstrap_interval(METRICS["eer"], labels, [scores], speakers, num_resamples=300)
+    assert thinned != whole
+    assert thinned == pytest.approx(whole, rel=0.05)
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
 def test_interval_of_all_correct_is_one(name):
     low, high = bootstrap_interval(METRICS[name], LABELS, [LABELS], np.array(list("aabbcc")))
     assert (low, high) == pytest.approx((1.0, 1.0))
@@ -75,6 +220,30 @@ def test_correlated_speakers_widen_the_interval():
     assert ratio == pytest.approx(np.sqrt(10), rel=0.15)  # 20 independent units instead of 200
 
 
+def test_both_speakers_of_a_trial_are_resampled():
+    num_speakers = 150
+    effect = np.random.default_rng(2).uniform(1, 3, num_speakers)
+    first, second = np.triu_indices(num_speakers, k=1)
+    errors = effect[first] + effect[second]  # the mean over all pairs is twice the mean effect
+    low, high = bootstrap_interval(METRICS["mae"], np.zeros(len(errors)), [errors], np.stack([first, second], axis=1))
+    assert (high - low) / (2 * 1.96) == pytest.approx(2 * effect.std() / np.sqrt(num_speakers), rel=0.1)
+
+
+def test_a_trial_within_one_speaker_counts_as_often_as_the_speaker():
+    labels, predictions = case_for("mae")
+    speakers = np.arange(len(labels)) % 11
+    pairs = np.stack([speakers, speakers], axis=1)
+    by_pair, by_speaker = (bootstrap_interval(METRICS["mae"], labels, [predictions], own) for own in (pairs, speakers))
+    assert by_pair == by_speaker
+
+
+def test_names_of_speakers_do_not_matter():
+    labels, scores = trials()
+    pairs = np.random.default_rng(3).integers(10, 30, (len(labels), 2))
+    by_number, by_name = (bootstrap_interval(METRICS["eer"], labels, [scores], own) for own in (pairs, pairs.astype(str)))
+    assert by_number == by_name
+
+
 def test_interval_is_seeded(random_case):
     labels, predictions = random_case
     first, again, other = (bootstrap_interval(METRICS["uar"], labels, [predictions], seed=seed) for seed in (3, 3, 4))
@@ -82,11 +251,12 @@ def test_interval_is_seeded(random_case):
     assert first != other
 
 
-def test_interval_does_not_depend_on_the_chunks_it_is_computed_in(random_case, monkeypatch):
-    labels, predictions = random_case
-    whole = bootstrap_interval(METRICS["uar"], labels, [predictions])
-    monkeypatch.setattr("wavcse.eval.metrics.MAX_WEIGHTS_PER_CHUNK", 7 * len(labels))
-    assert bootstrap_interval(METRICS["uar"], labels, [predictions]) == pytest.approx(whole, rel=1e-6)
+@pytest.mark.parametrize("name", ["uar", "mae", "eer"])
+def test_interval_does_not_depend_on_the_chunks_it_is_computed_in(name, monkeypatch):
+    labels, predictions = case_for(name)
+    whole = bootstrap_interval(METRICS[name], labels, [predictions])
+    monkeypatch.setattr("wavcse.eval.metrics.bootstrap.MAX_WEIGHTS_PER_CHUNK", 7 * len(labels))
+    assert bootstrap_interval(METRICS[name], labels, [predictions]) == pytest.approx(whole, rel=1e-6)
 
 
 def test_several_seeds_share_one_interval():
@@ -96,3 +266,51 @@ def test_several_seeds_share_one_interval():
 
 def test_one_speaker_allows_no_interval():
     assert bootstrap_interval(METRICS["accuracy"], LABELS, [PREDICTIONS], np.array(["a"] * 6)) is None
+
+
+def test_resamples_without_a_figure_are_left_out():
+    labels, scores = np.array([1, 0, 0, 0, 0, 0]), np.array([0.5, 0.9, 0.1, 0.2, 0.3, 0.4])
+    low, high = bootstrap_interval(METRICS["eer"], labels, [scores], np.array(list("abcdef")))  # a third draws no "a"
+    assert 0 == low < high <= 1
+    assert bootstrap_interval(METRICS["pearson"], np.arange(6.0), [np.ones(6)]) is None
+
+
+def test_paired_interval_drops_what_both_systems_share():
+    speakers = np.repeat(np.arange(20), 10)
+    num_right = np.random.default_rng(0).integers(2, 9, 20)  # of 10 clips of each speaker
+    place = np.tile(np.arange(10), 20)
+    labels = np.zeros(200, dtype=int)
+    worse = (place >= num_right[speakers]).astype(int)
+    better = (place >= num_right[speakers] + 1).astype(int)  # one more clip of every speaker
+    alone = [bootstrap_interval(METRICS["accuracy"], labels, [own], speakers) for own in (better, worse)]
+    assert alone[0][0] < alone[1][1]  # each alone they overlap
+    paired = paired_interval(METRICS["accuracy"], labels, [better], [worse], speakers)
+    assert paired == pytest.approx((0.1, 0.1), abs=1e-6)
+    assert paired_interval(METRICS["accuracy"], labels, [worse], [better], speakers) == pytest.approx((-0.1, -0.1), abs=1e-6)
+
+
+def test_paired_interval_of_equal_systems_is_zero():
+    labels, scores = trials()
+    assert paired_interval(METRICS["eer"], labels, [scores], [2 * scores + 1]) == pytest.approx((0, 0))
+    assert paired_interval(METRICS["eer"], labels, [scores], [scores], np.zeros(len(labels))) is None
+
+
+def test_modules_for_evaluate(tmp_path):
+    pytest.importorskip("evaluate")
+    folder = Path(metrics_package.__file__).parent
+    script = (
+        "import evaluate, json, sys\n"
+        "load = lambda name: evaluate.load(f'{sys.argv[1]}/{name}')\n"
+        "trials = dict(predictions=[3, 2, 0, 2.5, 1, -1], references=[1, 1, 1, 0, 0, 0])\n"
+        "found = load('eer').compute(**trials) | load('min_dcf').compute(p_target=0.9, **trials)\n"
+        "found |= load('ccc').compute(predictions=[2, 3, 4], references=[1, 2, 3])\n"
+        "found |= load('uar').compute(predictions=[0, 0, 1, 1, 0, 0], references=[0, 0, 0, 1, 1, 2])\n"
+        "print(json.dumps(found))\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    expected = {"eer": 1 / 3, "min_dcf": 2 / 3, "ccc": 4 / 7, "uar": (2 / 3 + 1 / 2) / 3}
+    assert json.loads(run.stdout.splitlines()[-1]) == pytest.approx(expected)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from wavcse.eval.objectives import ClassObjective
 from wavcse.eval.probes import LabelledEmbeddings, ProbeSettings, fit_probe
 
 NUM_CLASSES, SIZE = 4, 16
+CLASSES = ClassObjective(NUM_CLASSES)
 
 
 def gaussians(num_clips: int, seed: int, offset: float = 3.0) -> LabelledEmbeddings:
@@ -25,35 +27,35 @@ def shuffled(part: LabelledEmbeddings) -> LabelledEmbeddings:
 
 def test_separates_planted_classes():
     train, validation, test = (gaussians(400, seed, offset=4.0) for seed in range(3))
-    run = fit_probe(train, validation, test.embeddings, NUM_CLASSES)
+    run = fit_probe(train, validation, test.embeddings, CLASSES)
     assert (run.predictions == test.labels).mean() > 0.97
-    assert run.validation_accuracy > 0.97
+    assert run.validation > 0.97
     assert run.learning_rate in ProbeSettings().learning_rates
 
 
 def test_is_at_chance_on_shuffled_labels():
     train, validation, test = (gaussians(600, seed) for seed in range(3))
-    run = fit_probe(shuffled(train), shuffled(validation), test.embeddings, NUM_CLASSES)
+    run = fit_probe(shuffled(train), shuffled(validation), test.embeddings, CLASSES)
     assert (run.predictions == shuffled(test).labels).mean() == pytest.approx(1 / NUM_CLASSES, abs=0.06)
 
 
 def test_same_seed_same_predictions_and_the_global_random_state_is_left_alone():
     train, validation, test = (gaussians(200, seed, offset=0.7) for seed in range(3))
     state = torch.get_rng_state()
-    first = fit_probe(train, validation, test.embeddings, NUM_CLASSES, seed=1)
+    first = fit_probe(train, validation, test.embeddings, CLASSES, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    again = fit_probe(train, validation, test.embeddings, NUM_CLASSES, seed=1)
-    other = fit_probe(train, validation, test.embeddings, NUM_CLASSES, seed=2)
+    again = fit_probe(train, validation, test.embeddings, CLASSES, seed=1)
+    other = fit_probe(train, validation, test.embeddings, CLASSES, seed=2)
     np.testing.assert_array_equal(first.predictions, again.predictions)
-    assert first.validation_accuracy == again.validation_accuracy
+    assert first.validation == again.validation
     assert (first.predictions != other.predictions).any()
 
 
 def test_test_clips_do_not_influence_each_other():
     train, validation, test = (gaussians(200, seed, offset=0.7) for seed in range(3))
-    whole = fit_probe(train, validation, test.embeddings, NUM_CLASSES).predictions
-    half = fit_probe(train, validation, test.embeddings[::2], NUM_CLASSES).predictions
+    whole = fit_probe(train, validation, test.embeddings, CLASSES).predictions
+    half = fit_probe(train, validation, test.embeddings[::2], CLASSES).predictions
     np.testing.assert_array_equal(whole[::2], half)
 
 
@@ -62,14 +64,14 @@ def test_scale_offset_and_constant_dimensions_do_not_matter():
     rescaled = [LabelledEmbeddings(1e-4 * part.embeddings + 0.05, part.labels) for part in parts]
     for part in rescaled:
         part.embeddings[:, -1] = 7.0
-    run = fit_probe(rescaled[0], rescaled[1], rescaled[2].embeddings, NUM_CLASSES)
+    run = fit_probe(rescaled[0], rescaled[1], rescaled[2].embeddings, CLASSES)
     assert (run.predictions == parts[2].labels).mean() > 0.95
 
 
 def test_choices_are_made_on_validation():
     train, validation, test = (gaussians(300, seed) for seed in range(3))
     useless, useful = 1e-12, 1e-2
-    run = fit_probe(train, validation, test.embeddings, NUM_CLASSES, settings=ProbeSettings((useless, useful)))
+    run = fit_probe(train, validation, test.embeddings, CLASSES, settings=ProbeSettings((useless, useful)))
     assert run.learning_rate == useful
     assert 1 <= run.epoch <= ProbeSettings().max_epochs
 
@@ -86,13 +88,13 @@ def test_first_step_follows_the_stated_loss():
         for parameter in linear.parameters():
             parameter.sub_(0.05 * parameter.sign())
         expected = linear(torch.from_numpy(standardised)).argmax(dim=1).numpy()
-    run = fit_probe(train, train, train.embeddings, NUM_CLASSES, seed=5, settings=settings)
+    run = fit_probe(train, train, train.embeddings, CLASSES, seed=5, settings=settings)
     np.testing.assert_array_equal(run.predictions, expected)
 
 
 def test_without_dimensions_the_most_frequent_training_label_is_predicted():
     train = LabelledEmbeddings(np.empty((5, 0), np.float32), np.array([2, 1, 1, 2, 1]))
     validation = LabelledEmbeddings(np.empty((4, 0), np.float32), np.array([1, 2, 2, 2]))
-    run = fit_probe(train, validation, np.empty((3, 0), np.float32), 3)
+    run = fit_probe(train, validation, np.empty((3, 0), np.float32), ClassObjective(3))
     np.testing.assert_array_equal(run.predictions, [1, 1, 1])
-    assert (run.validation_accuracy, run.learning_rate, run.epoch) == (0.25, None, None)
+    assert (run.validation, run.learning_rate, run.epoch) == (0.25, None, None)

@@ -13,7 +13,8 @@ import pytest
 from wavcse.eval.task import TaskData, load_task
 from wavcse.eval.tasks import TASKS
 
-KEYWORD, SPEAKER, EMOTION = TASKS["keyword"], TASKS["speaker"], TASKS["emotion"]
+KEYWORD, SPEAKER, EMOTION, AFFECT = (TASKS[name] for name in ("keyword", "speaker", "emotion", "affect"))
+VERIFICATION = TASKS["verification"]
 COLUMNS = ("file_name", "keyword", "speaker_id", "split_ks", "split_sid")
 ROWS = [
     ("a0.wav", "yes", "ann", "train", "train"),
@@ -151,3 +152,106 @@ def test_keep_refuses_to_go_on_without_a_split(lost, message, manifest):
     mask[list(lost)] = False
     with pytest.raises(ValueError, match=message):
         data.keep(mask)
+
+
+RATINGS = """file_name,speaker_id,valence,activation,dominance,split
+a.wav,ann,1.5,2,3,train
+b.wav,bob,4,2.5,1,validation
+c.wav,cid,3,3,3.5,test
+d.wav,cid,,3,3,test
+"""
+
+
+def test_numbers_are_read_for_all_targets_and_rows_without_the_first_are_left_out(tmp_path):
+    (tmp_path / "m.csv").write_text(RATINGS)
+    data = load_task(AFFECT, [tmp_path / "m.csv"])
+    np.testing.assert_array_equal(data.values, np.array([[1.5, 2, 3], [4, 2.5, 1], [3, 3, 3.5]], dtype=np.float32))
+    assert data.classes == []
+    np.testing.assert_array_equal(data.keep(np.array([True, True, True])).values, data.values)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2.5,1", "high,1", r"b.wav has activation = 'high'; a number is needed"),
+        ("3,3.5", ",3.5", r"c.wav has activation = ''"),
+        ("4,2.5", "nan,2.5", r"b.wav has valence = 'nan'"),
+        ("c.wav,cid", "c.wav,ann", r"speaker_id \['ann'\] occur in both train and test"),
+        ("c.wav,cid", "./b.wav,cid", r"b.wav is in both validation and test"),
+    ],
+)
+def test_numbers_that_are_none_and_leaks_are_refused(old, new, message, tmp_path):
+    assert old in RATINGS
+    (tmp_path / "m.csv").write_text(RATINGS.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        load_task(AFFECT, [tmp_path / "m.csv"])
+
+
+SPEAKERS = """file_name,speaker_id,enrolment_id,split,corpus
+a0.wav,ann,,train,first
+a1.wav,ann,,train,first
+b0.wav,bob,,validation,first
+b1.wav,bob,,validation,first
+c0.wav,cid,cid-model,test,second
+c1.wav,cid,cid-model,test,second
+c2.wav,cid,,test,second
+d0.wav,dan,,test,second
+d1.wav,dan,,test,second
+"""
+TRIALS = "label,enrolment,test\n1,cid-model,c2.wav\n0,cid-model,d0.wav\n0,c2.wav,d0.wav\n"
+
+
+def verification(folder: Path, speakers: str = SPEAKERS, trials: str = TRIALS) -> TaskData:
+    (folder / "m.csv").write_text(speakers)
+    (folder / "trials.csv").write_text(trials)
+    return load_task(VERIFICATION, [folder / "m.csv"], folder / "trials.csv")
+
+
+def test_trials_are_read_in_terms_of_the_clips_that_stay(tmp_path):
+    data = verification(tmp_path)
+    assert clip_ids(data, "test") == ["c0.wav", "c1.wav", "c2.wav", "d0.wav"]  # d1.wav is in no trial
+    names = [clip.clip_id for clip in data.table.clips]
+    enrolled = [[names[row] for row in rows] for rows in data.trials.enrolments]
+    found = [(enrolled[i], names[data.trials.tests[j]]) for i, j in data.trials.pairs]
+    assert found == [(["c0.wav", "c1.wav"], "c2.wav"), (["c0.wav", "c1.wav"], "d0.wav"), (["c2.wav"], "d0.wav")]
+    assert list(data.trials.labels) == [1, 0, 0]
+    assert data.corpus == "second"
+    assert not data.has_known_speakers
+
+
+def test_a_lost_clip_takes_its_trials_along(tmp_path):
+    data = verification(tmp_path)
+    names = np.array([clip.clip_id for clip in data.table.clips])
+    kept = data.keep(names != "c0.wav")
+    assert [len(rows) for rows in kept.trials.enrolments] == [1, 1]
+    assert len(kept.trials.labels) == 3
+    with pytest.raises(ValueError, match="too few trials"):
+        data.keep(names != "d0.wav")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("d0.wav,dan", "d0.wav,ann", r"speaker_id \['ann'\] occur in both train and test"),
+        ("b1.wav,bob", "b1.wav,cid", r"speaker_id \['cid'\] occur in both validation and test"),
+        ("d0.wav,dan,,test", "d0.wav,eve,,train", r"d0.wav of speaker 'eve' is in a trial and in the train split"),
+        ("c2.wav,cid", "c2.wav,dan", r"trials contradict the speakers of their clips; the first has label 1 for cid-model"),
+        ("c1.wav,cid", "c1.wav,dan", r"enrolment 'cid-model' has clips of 2 speakers"),
+        ("d0.wav,dan", "d9.wav,dan", r"'d0.wav' is neither a clip nor an enrolment_id"),
+    ],
+)
+def test_trials_that_leak_or_contradict_are_refused(old, new, message, tmp_path):
+    assert old in SPEAKERS
+    with pytest.raises(ValueError, match=message):
+        verification(tmp_path, SPEAKERS.replace(old, new))
+
+
+def test_trials_belong_to_verification_and_lie_beside_its_manifest(tmp_path, manifest):
+    with pytest.raises(ValueError, match="needs a list of trials"):
+        load_task(VERIFICATION, [manifest()])
+    with pytest.raises(ValueError, match="takes no trials"):
+        load_task(KEYWORD, [manifest()], tmp_path / "trials.csv")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "m.csv").write_text(SPEAKERS)
+    with pytest.raises(ValueError, match="lies beside none of the manifests"):
+        load_task(VERIFICATION, [tmp_path / "m.csv"], tmp_path / "sub" / "trials.csv")

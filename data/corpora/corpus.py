@@ -15,6 +15,7 @@ import pandas as pd
 from wavcse.data.features import write_atomically
 
 SHOWN = 3  # how many names a message lists
+PARTIAL = "-partial"  # behind the protocol's name in the manifest of an incomplete corpus
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def write_manifest(
 
     Args:
         protocol: one of `corpus.protocols`; `None` = the first.
-        allow_partial: write what is there of an incomplete corpus.
+        allow_partial: write what is there of an incomplete corpus; its protocol is then called `P-partial`, so that no result
+            on it passes for one on the whole corpus.
 
     Raises:
         ValueError: the corpus is not there or not complete (the message names source, layout and what is missing), one of its
@@ -129,7 +131,8 @@ def write_manifest(
         raise ValueError(f"{corpus.name}, protocol {protocol}: {_incomplete(problems)}")
     if rows.table.empty:
         raise ValueError(f"{corpus.name}, protocol {protocol}: no clip was found below {root}.")
-    trials = _write(rows, {"corpus": corpus.name, "protocol": protocol}, root, out)
+    constants = {"corpus": corpus.name, "protocol": f"{protocol}{PARTIAL if problems else ''}"}
+    trials = _write(rows, constants, root, out)
     return Written(len(rows.table), {**dict.fromkeys(expected, 0), **rows.found}, problems, trials)
 
 

@@ -1,17 +1,76 @@
-"""Baselines behind the same encoder contract, one short file each."""
+"""Baselines behind the same encoder contract, and which encoders an evaluation of a model consists of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from wavcse.eval.baselines.last_layer import LastLayerEncoder
+import torch
+
+from wavcse.eval.baselines.layers import BestLayerEncoder, LastLayerEncoder, LayerEncoder, MeanLayersEncoder
 from wavcse.eval.baselines.majority import MajorityEncoder
 from wavcse.eval.baselines.mfcc import MFCCEncoder
-from wavcse.eval.encoder import Encoder, WavCSEEncoder
+from wavcse.eval.baselines.upstream import LayerSource, UpstreamLayers
+from wavcse.eval.checkpoint import Checkpoint
+from wavcse.eval.encoder import WAVCSE_TYPE, Encoder, WavCSEEncoder
 
+DEFAULT_NAME = "wavcse"
+LAYER_BASELINES: dict[str, type[LayerEncoder]] = {
+    baseline.baseline: baseline for baseline in (LastLayerEncoder, MeanLayersEncoder, BestLayerEncoder)
+}
 # Name -> constructor, given the evaluated model; in the order in which tables show them.
-BASELINES: dict[str, Callable[[WavCSEEncoder | None], Encoder]] = {
-    "last_layer": LastLayerEncoder,
+BASELINES: dict[str, Callable[[LayerSource | None], Encoder]] = {
+    **LAYER_BASELINES,
     "mfcc": lambda model: MFCCEncoder(),
     "majority": lambda model: MajorityEncoder(),
 }
+
+
+def build_encoders(
+    model: str | None,
+    name: str | None,
+    baselines: Sequence[str],
+    device: str | torch.device = "cpu",
+    precision: str | None = None,
+) -> list[Encoder]:
+    """What an evaluation runs: the model, if one is given, then the baselines asked for.
+
+    A wavCSE model is an encoder itself, and the layer baselines read its upstream. Any other audio checkpoint has no
+    embedding of its own: it is shown by its layer baselines, all of them unless some are asked for, under names such as
+    `hubert-large-ll60k_last_layer`, so that several checkpoints can share a folder of results.
+
+    Args:
+        model: folder or Hub id (`id@revision`). The Python files of a wavCSE model are run, those of others never.
+        name: of the model in tables; `None` or "wavcse" = "wavcse" for a wavCSE model, the last part of its path or id for
+            another one.
+        baselines: names from `BASELINES`.
+        precision: of the upstream's matrix products; `None` = the model's own.
+
+    Raises:
+        ValueError: an unknown baseline; one that needs a model and there is none; the model cannot be loaded or is no audio
+            model.
+    """
+    unknown = sorted(set(baselines) - set(BASELINES))
+    if unknown:
+        raise ValueError(f"baselines: unknown {unknown}; allowed: {', '.join(BASELINES)}.")
+    asked = list(dict.fromkeys(baselines))
+    if not model:
+        return [BASELINES[baseline](None) for baseline in asked]
+    if Checkpoint.parse(model).model_type == WAVCSE_TYPE:
+        own = WavCSEEncoder(model, name or DEFAULT_NAME, device, precision)
+        return [own, *(BASELINES[baseline](own) for baseline in asked)]
+    prefix = name if name not in (None, DEFAULT_NAME) else short_name(model)
+    layers = UpstreamLayers(model, device, precision)
+    readouts = [baseline for baseline in asked if baseline in LAYER_BASELINES] or list(LAYER_BASELINES)
+    others = [baseline for baseline in asked if baseline not in LAYER_BASELINES]
+    return [
+        *(LAYER_BASELINES[readout](layers, f"{prefix}_{readout}") for readout in readouts),
+        *(BASELINES[baseline](None) for baseline in others),
+    ]
+
+
+def short_name(model: str) -> str:
+    """`facebook/hubert-large-ll60k@main` -> `hubert-large-ll60k`; letters, digits and . _ - only, as it names files."""
+    path = Path(Checkpoint.parse(model).path)
+    return re.sub(r"[^\w.-]+", "-", path.resolve().name if path.exists() else path.name)

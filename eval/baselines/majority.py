@@ -1,4 +1,8 @@
-"""Chance: no embedding at all. The probe can then only answer with the most frequent training label."""
+"""Chance: no embedding at all.
+
+What is fitted on it can only answer what suits the training clips best without looking: the most frequent label, the mean or
+median of the target, or one score for all trials.
+"""
 
 from __future__ import annotations
 

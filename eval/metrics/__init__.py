@@ -1,0 +1,36 @@
+"""Metrics with their direction and unit, and bootstrap intervals that resample speakers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from wavcse.eval.metrics import classification, regression, verification
+from wavcse.eval.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval, paired_interval
+from wavcse.eval.metrics.metric import Metric
+
+__all__ = ["CONFIDENCE", "METRICS", "NUM_RESAMPLES", "Metric", "bootstrap_interval", "paired_interval"]
+
+
+def _min_dcf(p_target: float) -> Metric:
+    return Metric(
+        f"minDCF (p = {p_target})",
+        False,
+        partial(verification.min_dcf, p_target=p_target),
+        partial(verification.resampled_min_dcf, p_target=p_target),
+        "plain",
+        verification.thin_trials,
+    )
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("accuracy", True, classification.accuracy, classification.resampled_accuracy, "percent"),
+    "uar": Metric("UAR", True, classification.uar, classification.resampled_uar, "percent"),
+    "macro_f1": Metric("macro-F1", True, classification.macro_f1, classification.resampled_macro_f1, "percent"),
+    "ccc": Metric("CCC", True, regression.ccc, regression.resampled_ccc, "plain"),
+    "pearson": Metric("Pearson's r", True, regression.pearson, regression.resampled_pearson, "plain"),
+    "mae": Metric("MAE", False, regression.mae, regression.resampled_mae, "years"),
+    "rmse": Metric("RMSE", False, regression.rmse, regression.resampled_rmse, "years"),
+    "eer": Metric("EER", False, verification.eer, verification.resampled_eer, "percent", verification.thin_trials),
+    "min_dcf_01": _min_dcf(0.01),
+    "min_dcf_05": _min_dcf(0.05),
+}

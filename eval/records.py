@@ -1,0 +1,76 @@
+"""Files of an evaluation: one JSON per row of the table and encoder, and beside it what was predicted of every test clip.
+
+    results/<row>__<encoder>.json           figures, counts, choices, hashes, versions
+    predictions/<row>__<encoder>.parquet    clip_id, group, label, prediction_0 .. (one per seed); of a verification task
+                                            enrolment, test, group_a, group_b, label, prediction_0 (a score)
+
+`group` is what a bootstrap draws: the speaker, or the clip itself. With the predictions, encoders can be compared afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from wavcse.data.features import write_atomically
+
+
+def result_path(output_dir: str | Path, row: str, encoder: str) -> Path:
+    """Where the record of a row of the table and an encoder lies."""
+    return Path(output_dir) / "results" / f"{row}__{encoder}.json"
+
+
+def predictions_path(output_dir: str | Path, row: str, encoder: str) -> Path:
+    """Where the predictions behind a record lie."""
+    return Path(output_dir) / "predictions" / f"{row}__{encoder}.parquet"
+
+
+def write_result(output_dir: str | Path, record: Mapping) -> Path:
+    """Write one record to `output_dir`/results/<row>__<encoder>.json, whole or not at all; an older one is replaced."""
+    path = result_path(output_dir, record["task"]["name"], record["encoder"]["name"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_predictions(path: Path, table: pd.DataFrame) -> None:
+    """Write a table of predictions as Parquet, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    table.to_parquet(partial, index=False, compression="zstd")
+    os.replace(partial, path)
+
+
+def read_results(output_dir: str | Path) -> list[dict]:
+    """All records of a folder.
+
+    Raises:
+        ValueError: there are none, or one is not a result file.
+    """
+    paths = sorted((Path(output_dir) / "results").glob("*__*.json"))
+    if not paths:
+        raise ValueError(f"{output_dir}: holds no results/*.json. Run `python -m wavcse.eval` first.")
+    return [read_result(path) for path in paths]
+
+
+def read_result(path: Path) -> dict:
+    """One record; ValueError if the file is not one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["task"]["name"], record["encoder"]["name"], record["metrics"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not a result file ({type(error).__name__}: {error}).") from error
+    return record
+
+
+def finished_records(output_dir: str | Path, rows: Sequence[str], encoder: str, key: str) -> list[dict]:
+    """The records of an encoder's rows, if all are there with their predictions and were made with `key`; else none."""
+    paths = [result_path(output_dir, row, encoder) for row in rows]
+    needed = [*paths, *(predictions_path(output_dir, row, encoder) for row in rows)]
+    records = [read_result(path) for path in paths] if all(path.exists() for path in needed) else []
+    return records if all(record.get("key") == key for record in records) else []

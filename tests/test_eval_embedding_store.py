@@ -1,0 +1,103 @@
+"""Embeddings that survive a kill: only what is missing is computed, and the vectors are those of an undisturbed pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from wavcse.data.manifest import Clip
+from wavcse.eval.embed import embed_clips
+from wavcse.eval.embedding_store import EmbeddingStore
+
+RATE = 16_000
+
+
+class Counting:
+    """Length and power of a clip; stops like a killed process after a number of batches."""
+
+    sampling_rate = RATE
+    embedding_size = 2
+
+    def __init__(self, name: str = "counting", batches: float = np.inf, identity: dict | None = None):
+        self.name, self.left, self.identity = name, batches, identity or {}
+        self.seen: list[int] = []
+
+    def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.seen += [len(waveform) for waveform in waveforms]
+        return np.array([[len(w), np.mean(w**2)] for w in waveforms], dtype=np.float32)
+
+
+@pytest.fixture
+def clips(tmp_path) -> list[Clip]:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.wav" for number in range(10)]
+    for number, path in enumerate(paths):
+        soundfile.write(path, 0.1 * rng.standard_normal(1600 * (number + 1)), RATE, subtype="FLOAT")
+    return [Clip(path.name, path) for path in paths]
+
+
+def embed(encoders: Sequence[Counting], clips: Sequence[Clip], store: Path | None):
+    return embed_clips(encoders, clips, batch_seconds=1.5, show_progress=False, store_dir=store)
+
+
+def test_a_killed_pass_goes_on_with_what_is_missing(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("wavcse.eval.embed.STORE_INTERVAL_S", 0.0)
+    whole = embed([Counting()], clips, None)
+    killed = Counting(batches=3)
+    with pytest.raises(KeyboardInterrupt):
+        embed([killed], clips, tmp_path / "store")
+    second = Counting()
+    found = embed([second], clips, tmp_path / "store")
+    np.testing.assert_array_equal(found.tables["counting"], whole.tables["counting"])
+    assert sorted(killed.seen + second.seen) == [1600 * (number + 1) for number in range(10)]
+    assert killed.seen
+    third = Counting()
+    again = embed([third], clips, tmp_path / "store")
+    assert third.seen == []
+    np.testing.assert_array_equal(again.tables["counting"], whole.tables["counting"])
+
+
+def test_further_clips_and_encoders_cost_only_themselves(clips, tmp_path):
+    embed([Counting()], clips[:6], tmp_path)
+    known, other = Counting(), Counting("other")
+    found = embed([known, other], clips, tmp_path)
+    assert sorted(known.seen) == [1600 * (number + 1) for number in range(6, 10)]
+    assert len(other.seen) == 10
+    np.testing.assert_array_equal(found.tables["counting"], found.tables["other"])
+
+
+def test_other_weights_and_other_audio_are_other_embeddings(clips, tmp_path):
+    embed([Counting(identity={"weights_sha256": "a"})], clips, tmp_path)
+    changed = Counting(identity={"weights_sha256": "b"})
+    embed([changed], clips, tmp_path)
+    assert len(changed.seen) == 10
+    soundfile.write(clips[3].path, np.full(800, 0.5), RATE, subtype="FLOAT")
+    same = Counting(identity={"weights_sha256": "b"})
+    found = embed([same], clips, tmp_path)
+    assert same.seen == [800]
+    assert found.tables["counting"][3, 1] == pytest.approx(0.25)
+
+
+def test_a_clip_that_becomes_unreadable_is_skipped_although_it_is_stored(clips, tmp_path):
+    embed([Counting()], clips, tmp_path)
+    clips[0].path.unlink()
+    found = embed([Counting()], clips, tmp_path)
+    assert not found.embedded[0]
+    assert found.embedded[1:].all()
+    assert np.isnan(found.tables["counting"][0]).all()
+    assert [entry.clip_id for entry in found.skipped] == ["0.wav"]
+
+
+def test_a_half_written_file_is_not_read(clips, tmp_path):
+    encoder = Counting()
+    embed([encoder], clips[:2], tmp_path)
+    store = EmbeddingStore(tmp_path, encoder)
+    (store.folder / "half.partial").write_bytes(b"\0" * 10)
+    assert embed([encoder], clips[:2], tmp_path).embedded.all()
