@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "date": date.today().isoformat(),
         "machine": machine_facts(device),
         "gflop_per_s": gemm_rate(device) / 1e9,
-        "upstream": args.upstream.name if args.upstream else "random weights, large shape, 12 blocks of width 384",
+        "upstream": args.upstream.name if args.upstream else "untrained, 12 blocks of width 384",
         "settings": {"clips": args.clips, "longest_s": args.longest_s, "rounds": args.rounds},
         "rows": list(map(asdict, rows)),
         "summary": summary(rows, len(args.clips), args.processes),

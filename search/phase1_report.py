@@ -63,7 +63,7 @@ def _head(config: Phase1) -> list[str]:
     ]
     if config.random_upstream:
         lines.append(
-            "**The upstream has random weights.** What is chosen here says nothing of a trained upstream, and every figure is "
+            "**The upstream is untrained.** What is chosen here says nothing of a trained upstream, and every figure is "
             "a lower bound."
         )
     return [*lines, *([f"Note: {config.recipe.note}"] if config.recipe.note else [])]

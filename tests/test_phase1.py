@@ -195,7 +195,7 @@ def test_the_report_says_what_the_result_files_say(whole, settings):
         assert f" {100 * row['test']['mean']:.2f} |" in lines[f"| {row['name']}"]
     assert re.findall(r"[\d.]+(?= \(other)", lines["| max"]) == ["98.43", "96.59", f"{(98.43 + 96.59) / 2:.2f}"]
     assert settings["note"] in text
-    assert "random weights" not in text  # nobody said so
+    assert "untrained" not in text  # nobody said so
 
 
 def test_the_papers_figures_are_comparable_on_its_own_complete_corpora_only():

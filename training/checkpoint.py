@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 STATE_FILE, TENSOR_FILE = "state.json", "tensors.safetensors"
 
@@ -22,7 +22,7 @@ STATE_FILE, TENSOR_FILE = "state.json", "tensors.safetensors"
 class Checkpoint:
     """The last checkpoint of a run, in `folder`, of these objects."""
 
-    def __init__(self, folder: Path, model: nn.Module, optimizer: Optimizer, scheduler: ReduceLROnPlateau):
+    def __init__(self, folder: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler):
         self.folder, self.model, self.optimizer, self.scheduler = Path(folder), model, optimizer, scheduler
         self.replaced = self.folder.with_name(f"{self.folder.name}.old")
 

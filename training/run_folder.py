@@ -7,6 +7,7 @@ import platform
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import torch
@@ -14,7 +15,6 @@ import transformers
 import yaml
 
 from wavcse.data.features import write_atomically
-from wavcse.training.arguments import RunArguments
 
 
 class RunFolder:
@@ -32,20 +32,23 @@ class RunFolder:
         self.results = self.path / "results"
         self.hub = self.path / "hub"
 
-    def prepare(self, args: RunArguments, fingerprint: str) -> None:
+    def prepare(self, args: Any, fingerprint: str, data: str = "clips or labels") -> None:
         """Make the folder, or check that the run in it is the one that `args` describes, on the same data.
 
         Args:
-            fingerprint: of the data (`data_fingerprint`).
+            args: a dataclass of settings (`RunArguments` or `PretrainArguments`) with `output_dir`, `overwrite_output_dir` and
+                `identity()`.
+            fingerprint: of the data.
+            data: what a message calls it.
 
         Raises:
-            ValueError: another run is there; the message names the fields or the tasks that differ.
+            ValueError: another run is there; the message names the fields or the data that differ.
         """
         config = self.path / "config.yaml"
         if args.overwrite_output_dir:
             shutil.rmtree(self.path, ignore_errors=True)
         elif config.exists():
-            previous = RunArguments(**yaml.safe_load(config.read_text(encoding="utf-8")))
+            previous = type(args)(**yaml.safe_load(config.read_text(encoding="utf-8")))
             mine, theirs = args.identity(), previous.identity()
             different = sorted(name for name in mine if mine[name] != theirs[name])
             if different:
@@ -55,7 +58,7 @@ class RunFolder:
                 )
             if self._fingerprint(fingerprint) != fingerprint:
                 raise ValueError(
-                    f"{self.path}: the clips or labels of {', '.join(args.tasks)} (or their cache's upstream) have changed "
+                    f"{self.path}: the {data} have changed "
                     "since this run. Choose another --output_dir, or pass --overwrite_output_dir true."
                 )
         for folder in (self.last.parent, self.results):
@@ -69,10 +72,10 @@ class RunFolder:
             return json.loads(self.data.read_text(encoding="utf-8"))["fingerprint"]
         return None if any(self.last.parent.glob("last*")) else otherwise
 
-    def keep_log_until(self, epoch: int) -> list[dict]:
-        """Drop log lines after `epoch` (of an interrupted epoch) and return the others."""
+    def keep_log_until(self, last: int, by: str = "epoch") -> list[dict]:
+        """Drop log lines after epoch (or what `by` counts) `last`, of an interrupted stretch, and return the others."""
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        entries = [entry for entry in map(_parsed, lines) if entry is not None and entry["epoch"] <= epoch]
+        entries = [entry for entry in map(_parsed, lines) if entry is not None and entry[by] <= last]
         write_atomically(self.log, "".join(json.dumps(entry) + "\n" for entry in entries))
         return entries
 

@@ -1,0 +1,233 @@
+"""Pre-train a small speech encoder on unlabelled and labelled speech: BEST-RQ, made label-aware as in LASR.
+
+    accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --output_dir runs/mine
+
+The run folder receives the resolved configuration, a JSON-lines log, checkpoints, and `upstream/`, a transformers WavLM that
+`WavCSEModel.from_upstream` takes. A killed run goes on where it was when the same command is given again, and ends with the
+same weights to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+
+from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
+from wavcse.pretraining.audio_store import build_store
+from wavcse.pretraining.batches import BatchLoader
+from wavcse.pretraining.clips import load_clips, with_label_faults
+from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
+from wavcse.pretraining.loop import Figures, Learner, Progress, label_weight_at, new_learner, update
+from wavcse.pretraining.network import PretrainNetwork
+from wavcse.training.checkpoint import TENSOR_FILE, Checkpoint
+from wavcse.training.run_folder import RunFolder, versions
+
+
+@dataclass
+class Run:
+    """A pre-training run: its data, its network and its folder."""
+
+    args: PretrainArguments
+    accelerator: Accelerator
+    folder: RunFolder
+    loader: BatchLoader
+    learner: Learner
+    checkpoint: Checkpoint
+
+
+def pretrain(args: PretrainArguments) -> dict:
+    """Pre-train, or continue, the run that `args` describes.
+
+    Returns:
+        The result that is also written to `output_dir/results/pretraining.json` when the last step is done: the last line of
+        the log, the data and the settings. Empty if the run stopped early (`stop_after_s`).
+
+    Raises:
+        ValueError: the recipe or the manifests do not fit; nothing has been computed or overwritten then.
+        FloatingPointError: too many steps in a row were not finite.
+    """
+    run = set_up(args)
+    resume(run)
+    progress, started = run.learner.progress, time.monotonic()
+    clock, saved_at = started, started
+    figures = new_figures(run)
+    with tqdm(initial=progress.step, total=args.max_steps, unit="step", disable=not run.accelerator.is_main_process) as bar:
+        for batches in run.loader.updates(progress.step):
+            update(run.accelerator, run.learner, batches, figures)
+            bar.update()
+            if progress.step % args.log_every and progress.step < args.max_steps:
+                continue
+            now = time.monotonic()
+            progress.train_seconds += now - clock
+            log_figures(run, figures, now - clock, bar)
+            figures, clock = new_figures(run), now
+            should_stop = is_time_over(run, now - started)
+            if should_stop or progress.step == args.max_steps or now - saved_at >= args.checkpoint_every_s:
+                save(run)
+                saved_at = time.monotonic()
+            if should_stop:
+                break
+    return finish(run) if progress.step >= args.max_steps else {}
+
+
+def set_up(args: PretrainArguments) -> Run:
+    """Read the data, build network and optimiser; every mistake in the recipe shows here."""
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
+    start = start_folder(args.init_from)
+    config = encoder_config(args.encoder, str(start / "upstream") if start else args.init_from)
+    clips = load_clips(args.clip_sources(), args.label_column, args.exclude_speakers_of, args.exclude_split_columns)
+    targets = with_label_faults(clips, args.missing_label_rate, args.noisy_label_rate, args.seed)
+    with accelerator.main_process_first():
+        store = build_store(args.audio_dir, [clip.path for clip in clips.clips], accelerator.is_main_process)
+    loader = BatchLoader(args, clips, targets, store, config, accelerator.process_index, accelerator.num_processes)
+    torch.manual_seed(args.seed)
+    network = PretrainNetwork(args, new_encoder(config, None if start else args.init_from))
+    if start:
+        load_network(network, start)
+    learner = new_learner(args, network.to(accelerator.device))
+    learner.model, learner.optimizer = accelerator.prepare(network, learner.optimizer)
+    folder = RunFolder(args.output_dir)
+    if accelerator.is_main_process:
+        folder.prepare(args, data_fingerprint(clips.names, targets.tolist()))
+        print(description(loader, clips.left_out, network))
+    accelerator.wait_for_everyone()
+    if args.report_to:
+        accelerator.init_trackers("wavcse-pretrain", config={name: str(value) for name, value in args.identity().items()})
+    checkpoint = Checkpoint(folder.last, network, learner.optimizer, learner.scheduler)
+    return Run(args, accelerator, folder, loader, learner, checkpoint)
+
+
+def start_folder(init_from: str | None) -> Path | None:
+    """`init_from` if it is the folder of a finished pre-training run, whose head goes on too."""
+    is_run = init_from is not None and (Path(init_from) / "checkpoints" / "last" / TENSOR_FILE).exists()
+    return Path(init_from) if is_run else None
+
+
+def load_network(network: PretrainNetwork, folder: Path) -> None:
+    """Encoder, head and quantiser of another run; its optimiser and its label loss stay behind.
+
+    Raises:
+        ValueError: its shapes are others.
+    """
+    tensors = load_file(folder / "checkpoints" / "last" / TENSOR_FILE)
+    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    try:
+        missing, unexpected = network.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"init_from: the network of {folder} has other shapes ({' '.join(str(error).split())}).") from error
+    wrong = [name for name in (*missing, *unexpected) if not name.startswith("label_loss.")]
+    if wrong:
+        raise ValueError(f"init_from: the network of {folder} is another one ({', '.join(wrong[:3])}).")
+
+
+def data_fingerprint(names: list[str], targets: list[int]) -> str:
+    """Changes when a clip or a label does."""
+    return hashlib.sha256(json.dumps([names, targets]).encode()).hexdigest()
+
+
+def description(loader: BatchLoader, left_out: dict[str, int], network: PretrainNetwork) -> str:
+    """What is trained on what, in a line."""
+    millions = network.encoder.num_parameters() / 1e6
+    return (
+        f"{len(loader.targets)} clips, {loader.hours:.2f} h, {len(loader.clips.labels)} labels; left out: "
+        f"{left_out['where']} by `where`, {left_out['held_out']} held out, {loader.planner.num_too_short} too short; "
+        f"encoder of {millions:.1f} M parameters"
+    )
+
+
+def resume(run: Run) -> None:
+    """Continue from the last checkpoint if there is one, and cut the log back to it."""
+    restored = run.checkpoint.load(run.accelerator.device)
+    if restored is not None:
+        run.learner.progress = Progress(**restored[0])
+    if run.accelerator.is_main_process:
+        run.folder.keep_log_until(run.learner.progress.step, by="step")
+
+
+def new_figures(run: Run) -> Figures:
+    """An empty account."""
+    return Figures(run.args.codebook_size, run.accelerator.device)
+
+
+def log_figures(run: Run, figures: Figures, seconds: float, bar: tqdm) -> None:
+    """Write a line to the log, the tracker and the progress bar."""
+    progress = run.learner.progress
+    entry = {"step": progress.step, **figures.entry(run.accelerator, label_weight_at(run.args, progress.step - 1))}
+    entry |= {"learning_rate": run.learner.scheduler.get_last_lr()[0], "skipped_steps": progress.skipped}
+    entry |= {"seconds": round(seconds, 3), "audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)}
+    if run.accelerator.is_main_process:
+        run.folder.append_log(entry)
+    if run.args.report_to:
+        run.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=progress.step)
+    shown = ("masked_loss", "masked_accuracy", "code_perplexity", "label_loss", "audio_s_per_s")
+    bar.set_postfix({name: f"{entry[name]:.3g}" for name in shown if name in entry})
+
+
+def is_time_over(run: Run, elapsed_s: float) -> bool:
+    """Whether `stop_after_s` is over on any process; all answer alike."""
+    if run.args.stop_after_s is None:
+        return False
+    is_over = torch.tensor(float(elapsed_s >= run.args.stop_after_s), device=run.accelerator.device)
+    return bool(run.accelerator.reduce(is_over, "sum") > 0)
+
+
+def save(run: Run) -> None:
+    """Checkpoint from the main process, without a barrier: the processes' clocks differ."""
+    if run.accelerator.is_main_process:
+        run.checkpoint.save(vars(run.learner.progress), {})
+
+
+def finish(run: Run) -> dict:
+    """Write the upstream and the result."""
+    log = run.folder.keep_log_until(run.args.max_steps, by="step") if run.accelerator.is_main_process else []
+    result = {}
+    if run.accelerator.is_main_process:
+        save_upstream(run.learner.network.encoder, run.folder.path / "upstream")
+        result = {
+            "last": log[-1],
+            "steps": run.learner.progress.step,
+            "skipped_steps": run.learner.progress.skipped,
+            "train_seconds": round(run.learner.progress.train_seconds, 1),
+            "hours": round(float(run.loader.hours), 3),
+            "clips": len(run.loader.targets),
+            "labels": run.loader.clips.labels,
+            "num_parameters": run.learner.network.encoder.num_parameters(),
+            "num_processes": run.accelerator.num_processes,
+            "device": str(run.accelerator.device),
+            "note": run.args.note,
+            "config": run.args.identity(),
+            "versions": versions(),
+        }
+        run.folder.write_result("pretraining", result)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 with one line of explanation where recipe or data do not fit, or training went astray."""
+    try:
+        pretrain(parse_arguments(argv))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

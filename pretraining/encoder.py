@@ -1,0 +1,152 @@
+"""The encoder in pre-training: transformers' `WavLMModel`, built or loaded, with parts that compute the same faster.
+
+What is exchanged are classes of submodules only; parameters, their names and the saved folder stay transformers'.
+
+Shapes: `B` clips of one length, `T` frames, `D` width, `H` heads, `C` channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
+from transformers.audio_utils import hertz_to_mel, mel_to_hertz
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMLayerNormConvLayer
+
+from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.pretraining.quantizer import WINDOW
+from wavcse.training.products import linear, use_linear
+
+# What differs from WavLMConfig's defaults: the large shape (its norms do not look at other frames, so a clip's company does
+# not matter) with biases in the stem (else its norms would hide how loud a frame is), and no random loss of layers or features
+# beside the mask.
+SHAPE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+PHASES = 4  # of each frequency in a first convolution that starts as a filterbank
+MASKING = {"apply_spec_augment": True, "mask_time_prob": 0.05, "mask_feature_prob": 0.0, "layerdrop": 0.0}
+
+
+def encoder_config(fields: Mapping[str, Any], init_from: str | None) -> WavLMConfig:
+    """The configuration of a new encoder, or that of a checkpoint with `fields` changed.
+
+    Raises:
+        ValueError: the checkpoint is not a WavLM, a field is not one of WavLMConfig's, or the stem's lists differ in length.
+    """
+    config = WavLMConfig(**SHAPE) if init_from is None else AutoConfig.from_pretrained(init_from)
+    if not isinstance(config, WavLMConfig):
+        raise ValueError(f"init_from: {init_from} is a {config.model_type}; only a WavLM can be trained here.")
+    unknown = sorted(set(fields) - set(config.to_dict()))
+    if unknown:
+        raise ValueError(f"encoder: {unknown} are no fields of WavLMConfig.")
+    merged = {**config.to_dict(), **MASKING, **fields}
+    lists = [len(merged[name]) for name in ("conv_dim", "conv_kernel", "conv_stride")]
+    if len(set(lists)) > 1:
+        raise ValueError(f"encoder: conv_dim, conv_kernel and conv_stride have {lists} entries; they must be as many.")
+    if merged["hidden_size"] % merged["num_attention_heads"]:
+        raise ValueError(
+            f"encoder: hidden_size {merged['hidden_size']} must be a multiple of its {merged['num_attention_heads']} heads."
+        )
+    merged["num_feat_extract_layers"] = len(merged["conv_dim"])
+    return WavLMConfig(**merged)
+
+
+def new_encoder(config: WavLMConfig, init_from: str | None = None) -> WavLMModel:
+    """The encoder, random or a checkpoint's, with its fast parts in place.
+
+    A random encoder whose first convolution spans the window of a spectrogram starts with that spectrogram's filters.
+    """
+    if init_from is None:
+        encoder = WavLMModel(config)
+        first = encoder.feature_extractor.conv_layers[0].conv
+        if first.kernel_size[0] >= WINDOW:
+            start_as_filterbank(first)
+    else:
+        encoder = WavLMModel.from_pretrained(init_from, config=config, dtype=torch.float32)
+    return use_fast_parts(encoder)
+
+
+@torch.no_grad()
+def start_as_filterbank(conv: nn.Conv1d) -> None:
+    """Set a convolution on waveforms to windowed waves: frequencies evenly spaced in mel, each in four phases.
+
+    The rectified four phases together carry a band's magnitude, which random filters of this length are slow to find
+    (Zeghidour et al. 2018, "Learning filterbanks from raw speech", start theirs alike). Each filter has the length that
+    the usual random start gives it. They are trained like every weight.
+    """
+    channels, _, kernel = conv.weight.shape
+    top_mel = hertz_to_mel(SAMPLING_RATE_HZ / 2, mel_scale="slaney")
+    bands = -(-channels // PHASES)
+    frequencies = mel_to_hertz(np.linspace(0, top_mel, bands + 2)[1:-1], mel_scale="slaney")
+    angle = 2 * np.pi * np.outer(frequencies, np.arange(kernel) - kernel / 2) / SAMPLING_RATE_HZ
+    waves = np.stack([np.cos(angle + phase) for phase in np.arange(PHASES) * 2 * np.pi / PHASES], axis=1)
+    filters = waves.reshape(-1, kernel)[:channels] * np.hanning(kernel)
+    filters *= math.sqrt(2) / np.linalg.norm(filters, axis=1, keepdims=True)
+    conv.weight.copy_(torch.from_numpy(filters)[:, None])
+
+
+def use_fast_parts(encoder: WavLMModel) -> WavLMModel:
+    """Exchange the classes of attention, stem layers and linear layers for those below and of `training.products`."""
+    for module in encoder.modules():
+        if type(module) is WavLMAttention:
+            module.__class__ = FusedAttention
+        elif type(module) is WavLMLayerNormConvLayer:
+            module.__class__ = RowConvLayer
+    encoder.feature_extractor._requires_grad = False  # of the waveform, for gradient checkpointing; costs a product
+    use_linear(encoder)
+    return encoder
+
+
+def save_upstream(encoder: WavLMModel, folder: Path) -> None:
+    """Write the transformers folder, with the preprocessor, that `WavCSEModel.from_upstream` takes."""
+    encoder.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLING_RATE_HZ, do_normalize=True, return_attention_mask=True).save_pretrained(
+        folder
+    )
+
+
+class FusedAttention(WavLMAttention):
+    """WavLM's attention without padding and without the averaged weights that transformers computes and drops.
+
+    The position bias exists once, not once per clip, and the gate's eight outputs per head are summed in its weights.
+    """
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: None = None, position_bias: Tensor | None = None, index: int = 0, **kwargs
+    ) -> tuple[Tensor, None, Tensor]:
+        """`[B, T, D]` -> the same, no weights, and the position bias `[H, T, T]` for the next block."""
+        if attention_mask is not None:
+            raise ValueError("In pre-training clips are not padded; no attention_mask is taken.")
+        if position_bias is None:
+            position_bias = self.compute_bias(hidden_states.shape[1], hidden_states.shape[1])
+        query, key, value = (self._heads(layer(hidden_states)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        bias = self._gate(self._heads(hidden_states)) * position_bias
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), None, position_bias
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        """`[B, H, T, d]` -> `[B, H, T, 1]` (Chen et al. 2022, section III-B)."""
+        layer = self.gru_rel_pos_linear
+        weight, bias = layer.weight.unflatten(0, (2, 4)).sum(dim=1), layer.bias.unflatten(0, (2, 4)).sum(dim=1)
+        update, reset = F.linear(x, weight, bias).sigmoid().split(1, dim=-1)
+        return update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
+
+
+class RowConvLayer(WavLMLayerNormConvLayer):
+    """A convolution of the stem as a product on rows `[T, C]`, where its norm works too; in and out are `[B, C, T]` views."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[B, C, T]` -> `[B, C', T']`."""
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        windows = hidden_states.transpose(1, 2).unfold(1, kernel, stride)  # [B, T', C, kernel], a view
+        rows = linear(windows.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
+        return self.activation(self.layer_norm(rows)).transpose(1, 2)
