@@ -11,6 +11,7 @@ import sys
 COMMANDS = {
     "corpora": ("wavcse.data.corpora.__main__", "write the manifest of a public corpus from its official folders and lists"),
     "synthesize": ("wavcse.data.synthetic.__main__", "make a labelled corpus of synthetic speech"),
+    "pretrain": ("wavcse.pretrain_accelerate", "pre-train an upstream on speech without labels, or with some"),
     "cache": ("wavcse.data.cache", "run a frozen upstream once over a corpus and keep its pooled layers"),
     "train": ("wavcse.train_accelerate", "train an embedding on the cache (one process; else `accelerate launch`)"),
     "search": ("wavcse.search.__main__", "choose layers, pooling or sizes: many models on one cache"),

@@ -30,6 +30,7 @@ class Figure:
         value: as in the result file (accuracies and error rates are shares of 1).
         interval: low and high end, or `None`.
         size: of the test split, in words.
+        protocols: how the corpora were labelled and split, in words; empty where the manifests do not say.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Figure:
     interval: Sequence[float] | None
     size: str
     date: str
+    protocols: str = ""
 
 
 def figures_of(records: Sequence[Mapping[str, Any]]) -> list[Figure]:
@@ -62,7 +64,7 @@ def model_index(figures: Sequence[Figure]) -> list[EvalResult]:
             task_type=TASK_TYPES[figure.kind],
             task_name=figure.title,
             dataset_type=figure.corpus,
-            dataset_name=f"{figure.title} on {figure.corpus}",
+            dataset_name=f"{figure.title} on {figure.corpus}" + (f", {figure.protocols}" if figure.protocols else ""),
             dataset_config=figure.task,  # else the client takes the targets of one corpus for one result
             dataset_split="test",
             metric_type=figure.metric,
@@ -100,9 +102,15 @@ def _figure(record: Mapping[str, Any], metric: str) -> Figure:
         interval=measured["interval"],
         size=f"{record['counts'][unit]['test']} test {unit}",
         date=record["date"],
+        protocols=_protocols(task["protocols"]),
     )
 
 
 def _notes(figure: Figure) -> str:
     interval = "" if figure.interval is None else ", 95 % interval {:.4g} to {:.4g}".format(*figure.interval)
-    return f"{figure.metric_title}{interval}, {figure.size}, frozen embeddings"
+    protocols = f", {figure.protocols}" if figure.protocols else ""
+    return f"{figure.metric_title}{interval}, {figure.size}{protocols}, frozen embeddings"
+
+
+def _protocols(names: Sequence[str]) -> str:
+    return f"protocol {', '.join(names)}" if names else ""

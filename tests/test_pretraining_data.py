@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.pretraining.audio_store import build_store
 from wavcse.pretraining.batches import CropPlanner, normalised
 from wavcse.pretraining.clips import ClipSource, PretrainingClips, load_clips, with_label_faults
+from wavcse.pretraining.encoder import encoder_config
 from wavcse.pretraining.label_losses import MISSING_LABEL
+from wavcse.pretraining.quantizer import receptive_field
 
 MANIFEST = """file_name,start,end,language,speaker_id,licence,split
 a.wav,0,1,en,anna,CC0-1.0,train
@@ -222,6 +225,17 @@ def test_waveforms_are_normalised_as_the_preprocessor_does_it():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PretrainArguments(**settings)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "conf").glob("pretrain_*.yaml")), ids=lambda path: path.stem
+)
+def test_the_recipes_are_sound(path):
+    args = parse_arguments([str(path)])
+    assert all("licence" in source.where for source in args.clip_sources().values())
+    config = encoder_config(args.encoder, None)
+    assert config.feat_extract_norm == "layer"
+    assert receptive_field(config) == 720
 
 
 def test_a_recipe_with_a_misspelt_field_is_refused(tmp_path):

@@ -16,7 +16,7 @@ AFFECT = Task(
         corpus="iemocap",
         languages="en",
         protocol="session-5",
-        split_source="ours, as SUPERB's fifth fold; the paper does not name its split",
+        split_source="ours, tested on the session of SUPERB's fifth fold; the paper does not name its split",
         published={
             "valence": Published("ccc", 0.67, {"LSTM": 0.32, "CNN1D": 0.35}, _ORIGIN),
             "activation": Published("ccc", 0.68, {"LSTM": 0.67, "CNN1D": 0.65}, _ORIGIN),

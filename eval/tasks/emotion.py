@@ -13,7 +13,7 @@ EMOTION = Task(
         corpus="aesdd",
         languages="el",
         protocol="speaker-disjoint",
-        split_source="ours; the paper's figure fits 121 clips, a fifth of all, with speakers shared",
+        split_source="ours; the paper's figure fits EmoBox's first fold, 149 clips with speakers shared (paper-guess)",
         published={
             "emotion": Published(
                 "accuracy", 0.8926, {"data2vec 2.0": 0.8307, "emotion2vec": 0.8485}, f"{WAVCSE_PAPER}; Ma et al. 2024"
