@@ -23,16 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: EvalArguments) -> int:
     """Evaluate and print the table; returns the exit code. Raises ValueError as `evaluate` and `load_task` do."""
     # Imported late: a wrong option is answered before the libraries are loaded.
-    import torch
-
     from wavcse.eval.baselines import build_encoders
     from wavcse.eval.evaluation import EvalSettings, evaluate
     from wavcse.eval.task import load_task
 
     tasks = [load_task(*request) for request in arguments.requests()]
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _usable_device(arguments.device)
     evaluation = evaluate(
         build_encoders(arguments.model, arguments.name, arguments.baselines, device),
         tasks,
@@ -47,6 +43,18 @@ def run(arguments: EvalArguments) -> int:
         where = f"{arguments.output_dir}/skipped.csv"
         print(f"{len(evaluation.skipped)} clips were skipped, see {where}; the first: {evaluation.skipped[0].reason}")
     return EXIT_SOME_SKIPPED if evaluation.skipped else 0
+
+
+def _usable_device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+        raise ValueError(f"device is {asked!r}, which cannot be used here: {str(error).splitlines()[0]}") from error
+    return asked
 
 
 if __name__ == "__main__":

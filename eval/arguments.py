@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -75,7 +76,7 @@ class EvalArguments:
 
     def _request(self, name: str, changes: dict[str, Any]) -> TaskRequest:
         task = _family(name, changes)
-        manifests = _as_list(changes.get("manifest")) or self.manifest
+        manifests = _as_list(changes.get("manifest"), f"tasks.{name}: manifest") or self.manifest
         if not manifests:
             raise ValueError(f"Task {name!r} has no manifest; give --manifest.")
         fields = {key: changes[key] for key in ("title", "note", "disjoint_by") if key in changes}
@@ -95,6 +96,8 @@ def _family(name: str, changes: dict[str, Any]) -> Task:
     for key, value in changes.items():
         if key not in ("manifest", "disjoint_by") and not isinstance(value, str):
             raise ValueError(f"tasks.{name}: {key} is {value!r}; a text is needed.")
+        if key == "disjoint_by" and not (value is None or (isinstance(value, str) and value)):
+            raise ValueError(f"tasks.{name}: disjoint_by is {value!r}; it must name a column, or be null.")
     return TASKS[changes.get("task", name)]
 
 
@@ -108,12 +111,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> EvalArguments:
     config = given.pop("config", None)
     settings = read_recipe(config, allowed=[setting.name for setting in fields(EvalArguments)]) if config else {}
     from_file = _as_tasks(settings.pop("tasks", None))
-    asked = _as_list(given.pop("tasks", None)) or list(from_file)
+    asked = _as_list(given.pop("tasks", None), "tasks") or list(from_file)
     tasks = {name: from_file.get(name, {}) for name in asked}
     _check_tasks(tasks)
     arguments = EvalArguments(**{**settings, **given}, tasks=tasks)
-    arguments.manifest = _as_list(arguments.manifest)
-    arguments.baselines = _as_list(arguments.baselines)
+    arguments.manifest = _as_list(arguments.manifest, "manifest")
+    arguments.baselines = _as_list(arguments.baselines, "baselines")
     _validate(arguments)
     return arguments
 
@@ -149,15 +152,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _as_list(value: str | Sequence[str] | None) -> list[str]:
-    values = value.split(",") if isinstance(value, str) else list(value or ())
+def _as_list(value: str | Sequence[str] | None, name: str) -> list[str]:
+    values = value.split(",") if isinstance(value, str) else [] if value is None else value
+    if not isinstance(values, list) or not all(isinstance(entry, str) for entry in values):
+        raise ValueError(f"{name} is {value!r}; a text or a list of texts is needed.")
     return [entry.strip() for entry in values if entry.strip()]
 
 
 def _as_tasks(value: str | Sequence[str] | dict | None) -> dict[str, dict[str, Any]]:
     if isinstance(value, dict):
         return {str(name): changes or {} for name, changes in value.items()}
-    return {name: {} for name in _as_list(value)}
+    return {name: {} for name in _as_list(value, "tasks")}
 
 
 def _check_tasks(tasks: dict[str, dict[str, Any]]) -> None:
@@ -172,6 +177,10 @@ def _check_tasks(tasks: dict[str, dict[str, Any]]) -> None:
 
 
 def _validate(arguments: EvalArguments) -> None:
+    for name in ("model", "name", "output_dir", "device", "note"):
+        value = getattr(arguments, name)
+        if not isinstance(value, str) and not (value is None and name in ("model", "output_dir")):
+            raise ValueError(f"{name} is {value!r}; a text is needed.")
     if not arguments.tasks:
         raise ValueError(f"No task is given; use --tasks with some of: {', '.join(TASKS)}.")
     if not arguments.output_dir:
@@ -184,5 +193,5 @@ def _validate(arguments: EvalArguments) -> None:
         raise ValueError(f"overwrite is {arguments.overwrite!r}; it must be true or false.")
     for name, kind, minimum in (("seed", int, 0), ("seeds", int, 1), ("batch_seconds", (int, float), 0.1)):
         value = getattr(arguments, name)
-        if not isinstance(value, kind) or isinstance(value, bool) or value < minimum:
+        if not isinstance(value, kind) or isinstance(value, bool) or not minimum <= value < math.inf:
             raise ValueError(f"{name} is {value!r}; it must be a number of at least {minimum}.")

@@ -37,12 +37,13 @@ class EvalSettings:
 
 
 def result_key(encoder: Encoder, data: TaskData, settings: EvalSettings, with_map: bool) -> str:
-    """Hash of everything that a record depends on: task, bytes of manifests and trials, encoder, settings."""
+    """Hash of everything that a record depends on: task, bytes of manifests and trials, audio files, encoder, settings."""
     task = {name: value for name, value in asdict(data.task).items() if name != "benchmark"}
     described = {
         "task": task,
         "manifests": [(manifest.sha256, manifest.split_column) for manifest in data.manifests],
         "trials": data.trials_sha256,
+        "audio": data.audio_stamp,
         "encoder": encoder_record(encoder),
         "settings": asdict(settings),
         "probe": asdict(ProbeSettings()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,11 @@ class TaskData:
         ids = np.array([clip.clip_id for clip in self.table.clips], dtype=object)
         return np.where(self.table.groups == ids, "", self.table.groups)
 
+    @cached_property
+    def audio_stamp(self) -> str:
+        """Hash of size and time of change of every clip's file, so that audio changed under the same names is noticed."""
+        return hashlib.sha256(repr([_stamp(clip.path) for clip in self.table.clips]).encode()).hexdigest()
+
     def keep(self, mask: np.ndarray) -> TaskData:
         """The task without the clips where `mask` `[N]` is False, and without trials that have lost a side.
 
@@ -108,7 +114,7 @@ def load_task(task: Task, manifests: Sequence[str | Path], trials: str | Path | 
     task, test clips without a trial are left out.
 
     Args:
-        trials: list of trials of a verification task, see `wavcse.eval.verification`.
+        trials: list of trials of a verification task, see `wavcse.eval.trials`.
 
     Raises:
         ValueError: no manifest has the label column; as `load_task_clips` (a column is missing or empty, a split is empty, a
@@ -227,6 +233,14 @@ def _refuse_contradictions(name: str, table: TaskClips, trials: Trials) -> None:
             f"{trials.labels[wrong[0]]} for {trials.enrolment_names[pair[0]]} of {enrolled[wrong[0]]!r} and "
             f"{table.clips[trials.tests[pair[1]]].clip_id} of {tested[wrong[0]]!r}."
         )
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:

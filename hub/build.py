@@ -10,6 +10,8 @@ from wavcse.hub.card import metadata_of, sections_of
 from wavcse.hub.source import PushSource
 from wavcse.repository_wavcse import CODE_FILES, complete_repository, repository_files, write_card
 
+# What an evaluation that wrote beside the weights knows of people's voices; it is not published with them.
+PRIVATE_RESULTS = ("embeddings", "predictions")
 MADE_ANEW = (*CODE_FILES, "config.json", "preprocessor_config.json")
 
 
@@ -26,7 +28,7 @@ def build_repository(source: PushSource, folder: Path, repo_id: str, **given: An
         ValueError: the model folder holds a file that must not be published.
     """
     for name, path in repository_files(source.model).items():
-        if name not in MADE_ANEW and not name.startswith(".eval_results/"):
+        if name not in MADE_ANEW and not name.startswith(".eval_results/") and not _is_private(source, path):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
     complete_repository(folder, source.config)
@@ -35,3 +37,8 @@ def build_repository(source: PushSource, folder: Path, repo_id: str, **given: An
 
         write_eval_results(folder, figures_of(source.own))
     return write_card(folder, source.config, repo_id, metadata_of(source, repo_id, **given), sections_of(source))
+
+
+def _is_private(source: PushSource, path: Path) -> bool:
+    path, results = path.resolve(), source.results.resolve()
+    return bool(source.records) and path.is_relative_to(results) and path.relative_to(results).parts[0] in PRIVATE_RESULTS

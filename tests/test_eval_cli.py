@@ -319,6 +319,7 @@ WRONG = {
     "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --name a/b": "name is 'a/b'",
     "--tasks keyword --output_dir {corpus}/o --manifest {corpus} --baselines mfcc --name mfcc --model {hub}": "its own name",
     "--tasks verification --output_dir o --manifest {corpus} --baselines mfcc": "needs a list of trials",
+    "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --device gpu": "device is 'gpu', which cannot be",
     "absent.yaml": "cannot be read as YAML",
 }
 
@@ -337,6 +338,9 @@ WRONG_TASKS = {
     "keyword: {title: 3}": "title is 3; a text is needed",
     "keyword_x: {task: word}": "unknown ['word']",
     "keyword: [a]": "must hold settings of the form",
+    "keyword: {disjoint_by: ''}": "disjoint_by is ''; it must name a column, or be null",
+    "keyword: {disjoint_by: [speaker_id]}": "it must name a column, or be null",
+    "keyword: {manifest: 3}": "tasks.keyword: manifest is 3; a text or a list of texts",
     "affect: {label_column: valence}": "label_column is for tasks with one label",
 }
 
@@ -346,6 +350,17 @@ def test_wrong_settings_of_a_task(task, tmp_path, capsys):
     (tmp_path / "eval.yaml").write_text(f"output_dir: {tmp_path}/out\nbaselines: [mfcc]\nmanifest: m.csv\ntasks:\n  {task}\n")
     assert main([str(tmp_path / "eval.yaml")]) == 2
     assert WRONG_TASKS[task] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "setting", ["name: 3", "output_dir: 3", "baselines: [3]", "manifest: 3", "device: 0", "note: 3", "batch_seconds: .inf"]
+)
+def test_settings_of_a_wrong_type(setting, tmp_path, capsys):
+    sound = {"output_dir": f"{tmp_path}/out", "baselines": "[mfcc]", "manifest": "m.csv", "tasks": "[keyword]"}
+    name, value = setting.split(": ")
+    (tmp_path / "eval.yaml").write_text("".join(f"{key}: {text}\n" for key, text in {**sound, name: value}.items()))
+    assert main([str(tmp_path / "eval.yaml")]) == 2
+    assert f"wavcse eval: {name} is " in capsys.readouterr().err
 
 
 def test_results_of_nothing(tmp_path, capsys):

@@ -78,6 +78,16 @@ def test_a_clip_that_two_manifests_list_alike_counts_once(manifest):
     assert len(load_task(KEYWORD, [manifest(), manifest("copy.csv")]).table.clips) == 6
 
 
+def test_the_stamp_follows_the_audio(manifest, tmp_path):
+    (tmp_path / "a0.wav").write_bytes(b"first")
+    before = load_task(KEYWORD, [manifest()]).audio_stamp
+    assert load_task(KEYWORD, [manifest()]).audio_stamp == before
+    (tmp_path / "a0.wav").write_bytes(b"other audio")
+    changed = load_task(KEYWORD, [manifest()]).audio_stamp
+    (tmp_path / "b0.wav").write_bytes(b"a file that was missing")
+    assert len({before, changed, load_task(KEYWORD, [manifest()]).audio_stamp}) == 3
+
+
 REFUSED = {
     "speaker on both sides": ({5: {"speaker_id": "ann"}}, KEYWORD, r"speaker_id \['ann'\] occur in both train and test"),
     "speaker unknown": ({0: {"speaker_id": ""}}, KEYWORD, "a0.wav has no 'speaker_id'"),

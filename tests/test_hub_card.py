@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,19 @@ def test_a_card_of_ones_own_is_kept_and_a_generated_one_renewed(tiny_model, tmp_
     (tmp_path / "built").mkdir()
     assert not build_repository(read_source(tmp_path / "run"), tmp_path / "built", REPO_ID)
     assert (tmp_path / "built" / "README.md").read_text() == mine
+
+
+def test_an_evaluation_beside_the_weights_is_published_without_what_it_knows_of_voices(run, tmp_path):
+    shutil.copytree(run / "hub", tmp_path / "model")
+    shutil.copytree(run / "results", tmp_path / "model" / "results")
+    for name in ("embeddings/wavcse.0/a.safetensors", "predictions/other__wavcse.parquet", "mine/predictions/a.txt"):
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(b"planted")
+    (tmp_path / "built").mkdir()
+    build_repository(read_source(tmp_path / "model"), tmp_path / "built", REPO_ID)
+    planted = [path.relative_to(tmp_path / "built").as_posix() for path in (tmp_path / "built").rglob("*") if path.is_file()]
+    assert "mine/predictions/a.txt" in planted
+    assert [name for name in planted if name.startswith(("embeddings/", "predictions/"))] == []
 
 
 def test_results_of_other_weights_are_refused(run, tiny_model, tmp_path, capsys):
