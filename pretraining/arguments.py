@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from transformers import HfArgumentParser
-
-from wavcse.data.recipes import checked_fields, read_recipe
+from wavcse.data.recipes import checked_fields
 from wavcse.pretraining.clips import ClipSource
 from wavcse.pretraining.label_losses import LABEL_LOSSES
 from wavcse.pretraining.schedule import DECAYS
-from wavcse.training.arguments import MIXED_PRECISIONS
+from wavcse.training.arguments import MIXED_PRECISIONS, parse_script_arguments
 
 # Fields that may differ between a run and its continuation: they do not change any step that is already done.
 FREE_ON_RESUME = (
@@ -174,17 +171,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
     Raises:
         ValueError: the recipe is unreadable or has unknown fields, or a value is out of range.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
+    return parse_script_arguments(
         PretrainArguments,
-        prog="pretrain_accelerate.py",
-        usage="accelerate launch pretrain_accelerate.py [RECIPE.yaml] [--field value ...]",
-        description="Pre-train an encoder on unlabelled and labelled speech (BEST-RQ + LASR). "
+        argv,
+        "pretrain_accelerate.py",
+        "Pre-train an encoder on unlabelled and labelled speech (BEST-RQ + LASR). "
         "Example: accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --output_dir runs/mine",
     )
-    if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**read_recipe(argv.pop(0), allowed=[field.name for field in fields(PretrainArguments)]))
-    return parser.parse_args_into_dataclasses(argv)[0]
 
 
 def _clip_source(name: str, source: Any) -> ClipSource:

@@ -10,6 +10,7 @@ Shapes: `B` utterances, `D` their size.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
     return both & same & ~itself, both & ~same
 
 
-class LabelLoss(nn.Module):
+class LabelLoss(nn.Module, ABC):
     """What all label losses share: which anchors count, and the hardest distances.
 
     Args:
@@ -88,11 +89,11 @@ class LabelLoss(nn.Module):
                 (per_anchor > 0).sum() / count,
             )
 
+    @abstractmethod
     def per_anchor(
         self, cosine: Tensor, distance: Tensor, positives: Tensor, negatives: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """The loss of each of A anchors, `[A]`, from matrices `[A, B]`."""
-        raise NotImplementedError
 
 
 class HardTriplet(LabelLoss):

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
@@ -14,6 +14,7 @@ from wavcse.configuration_wavcse import PAPER_LAYERS
 from wavcse.data.labels import TaskSource, as_paths
 from wavcse.data.recipes import read_recipe
 
+Settings = TypeVar("Settings")  # a dataclass
 MIXED_PRECISIONS = ("no", "bf16")
 TABLE_PLACES = ("auto", "memory", "disk")
 # Fields that may differ between a run and its continuation: they do not change any epoch that is already done.
@@ -117,16 +118,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> RunArguments:
     Raises:
         ValueError: the recipe is unreadable or has unknown fields, or a value is out of range.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
+    return parse_script_arguments(
         RunArguments,
-        prog="train_accelerate.py",
-        usage="accelerate launch train_accelerate.py [RECIPE.yaml] [--field value ...]",
-        description="Train a wavCSE embedding on a feature cache (Phase 1 of the paper). "
+        argv,
+        "train_accelerate.py",
+        "Train a wavCSE embedding on a feature cache (Phase 1 of the paper). "
         "Example: accelerate launch train_accelerate.py conf/quickstart.yaml --output_dir runs/mine --num_epochs 20",
     )
+
+
+def parse_script_arguments(settings: type[Settings], argv: Sequence[str] | None, script: str, description: str) -> Settings:
+    """The settings (a dataclass) of a script of the root, from `[RECIPE.yaml] [--field value ...]`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    usage = f"accelerate launch {script} [RECIPE.yaml] [--field value ...]"
+    parser = HfArgumentParser(settings, prog=script, usage=usage, description=description)
     if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**read_recipe(argv.pop(0), allowed=[field.name for field in fields(RunArguments)]))
+        parser.set_defaults(**read_recipe(argv.pop(0), allowed=[field.name for field in fields(settings)]))
     return parser.parse_args_into_dataclasses(argv)[0]
 
 
