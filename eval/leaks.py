@@ -1,4 +1,4 @@
-"""Audio on two sides of a split, whatever manifests and names it comes under.
+"""Audio on two sides of a split, whatever manifests list it; a copy under another file name is not noticed.
 
 That no speaker crosses the splits is checked where labels are read (`wavcse.data.labels`); this is about the clips themselves.
 """
