@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoFeatureExtractor
+from transformers import AutoFeatureExtractor
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -36,7 +36,7 @@ from .products_wavcse import FloatLinear  # noqa: F401
 from .repository_wavcse import complete_repository, upload_repository, write_card
 from .stem_wavcse import Stem  # noqa: F401
 from .transfer_wavcse import send  # noqa: F401
-from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream
+from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream, read_config
 from .whisper_wavcse import is_whisper
 
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -44,6 +44,7 @@ UPLOAD_KWARGS = (  # of `save_pretrained(push_to_hub=True)`, for `push_to_hub`
     *("repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description"),
     *("max_shard_size", "tags"),
 )
+AUDIO_SETTINGS = ("sampling_rate", "do_normalize", "window_s", "max_duration_s")
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
 
 
@@ -181,7 +182,8 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         """A new model on a pre-trained upstream; only blocks up to `max(selected_layers)` are loaded.
 
         Args:
-            name_or_path: Hub id (`"microsoft/wavlm-large"`) or local folder of a WavLM, wav2vec2 or HuBERT model.
+            name_or_path: Hub id (`"microsoft/wavlm-large"`) or local folder of a WavLM, wav2vec2, HuBERT or Whisper model, or
+                of a wavCSE model, whose upstream is taken as far as it was saved: up to its highest selected layer.
             selected_layers: layers to pool; the paper's 0-14 and 17 if not given.
             kwargs: further fields of `WavCSEConfig`; `revision`, `token`, `cache_dir`, `local_files_only` go to the Hub.
         """
@@ -391,9 +393,15 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
 
 
 def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, **fields) -> WavCSEConfig:
-    """A `WavCSEConfig` for the upstream at `name_or_path`, with the audio settings of its own preprocessor."""
+    """A `WavCSEConfig` for the upstream at `name_or_path`, with the audio settings of its own preprocessor.
+
+    A wavCSE model gives the upstream in it, up to its highest selected layer, and its audio settings.
+    """
     hub_kwargs = dict(hub_kwargs or {})
-    upstream_config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
+    config = read_config(name_or_path, **hub_kwargs)
+    if isinstance(config, WavCSEConfig):
+        audio = {name: getattr(config, name) for name in AUDIO_SETTINGS}
+        return WavCSEConfig(upstream_config=config.upstream_config, **{**audio, **fields})
     try:
         preprocessor = AutoFeatureExtractor.from_pretrained(name_or_path, **hub_kwargs)
     except (OSError, ValueError):
@@ -401,7 +409,7 @@ def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, *
     if preprocessor is not None:
         fields.setdefault("sampling_rate", preprocessor.sampling_rate)
         fields.setdefault("do_normalize", getattr(preprocessor, "do_normalize", False))  # Whisper's has no such step
-    return WavCSEConfig(upstream_config=upstream_config, **fields)
+    return WavCSEConfig(upstream_config=config, **fields)
 
 
 def _default(value: bool | None, default: bool | None) -> bool:

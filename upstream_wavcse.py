@@ -13,13 +13,29 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, WhisperModel
+from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .configuration_wavcse import WavCSEConfig
 from .packed_wavcse import PackedUpstream, unsupported_part
-from .whisper_wavcse import build_encoder, is_whisper, load_encoder, pool_layers
+from .whisper_wavcse import build_encoder, is_whisper, pool_layers
 from .whisper_wavcse import count_frames as count_whisper_frames
+
+IN_WAVCSE = r"^(?:wavcse\.)?upstream\."  # where a saved wavCSE model has its upstream, without and with heads
+IN_WHISPER = r"^(?:model\.)?encoder\."
+# Parts of a checkpoint that no selected layer needs, as regular expressions on its names.
+LEFT_OUT = (
+    r"(encoder|decoder)\.layers\.\d+\.",
+    r"^layers\.\d+\.",
+    r"^(model\.)?decoder\.",
+    r"^quantizer\.",
+    r"^project_(q|hid)\.",
+    r"^(lm_head|proj_out)\.",
+    r"^masked_spec_embed$",
+    r"^(wavcse\.)?downstream\.",
+    r"^heads\.",
+)
 
 
 @dataclass
@@ -40,29 +56,37 @@ def build_upstream(config: PretrainedConfig) -> PreTrainedModel:
     return build_encoder(config) if is_whisper(config) else AutoModel.from_config(config)
 
 
+def read_config(name_or_path: str, **hub_kwargs) -> PretrainedConfig:
+    """The configuration of an upstream, or, of a wavCSE model whose upstream is to be taken, its `WavCSEConfig`.
+
+    A wavCSE model's own Python files are not run: its configuration is read by this version.
+
+    Args:
+        name_or_path: Hub id or local folder.
+        hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
+    """
+    fields, _ = PretrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
+    is_wavcse = fields.get("model_type") == WavCSEConfig.model_type
+    return (WavCSEConfig if is_wavcse else AutoConfig).from_pretrained(name_or_path, **hub_kwargs)
+
+
 def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> PreTrainedModel:
     """Load the first `config.num_hidden_layers` blocks of a checkpoint; the others are neither built nor kept.
 
     Args:
-        name_or_path: Hub id (`microsoft/wavlm-large`) or local folder.
+        name_or_path: Hub id (`microsoft/wavlm-large`) or local folder, of an upstream or of a wavCSE model with one in it.
         config: the upstream's own configuration, with `num_hidden_layers` already reduced.
         hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
     """
-    family = WhisperModel if is_whisper(config) else type(build_on_meta(config))
-    missing_blocks = [
-        r"(encoder|decoder)\.layers\.\d+\.",
-        r"^quantizer\.",
-        r"^project_(q|hid)\.",
-        r"^lm_head\.",
-        r"^masked_spec_embed$",
-    ]
+    family = type(build_on_meta(config))
+    names = {IN_WAVCSE: "", **({IN_WHISPER: ""} if is_whisper(config) else {})}
     previous = family._keys_to_ignore_on_load_unexpected
-    family._keys_to_ignore_on_load_unexpected = [*(previous or []), *missing_blocks]
+    family._keys_to_ignore_on_load_unexpected = [*(previous or []), *LEFT_OUT]
     try:
-        load = load_encoder if is_whisper(config) else family.from_pretrained
-        return align_weights(load(name_or_path, config=config, dtype=torch.float32, **hub_kwargs))
+        model = family.from_pretrained(name_or_path, config=config, dtype=torch.float32, key_mapping=names, **hub_kwargs)
     finally:
         family._keys_to_ignore_on_load_unexpected = previous
+    return align_weights(model)
 
 
 def align_weights(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,12 +8,11 @@ Shapes: `B` clips, `K` layers, `T` = 1500 frames of a window (20 ms each), `D` e
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import WhisperFeatureExtractor, WhisperModel
+from transformers import WhisperFeatureExtractor
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -31,13 +30,6 @@ def is_whisper(config: PretrainedConfig) -> bool:
 def build_encoder(config: PretrainedConfig) -> WhisperEncoder:
     """The encoder of `config`, random weights."""
     return WhisperEncoder(config)
-
-
-def load_encoder(name_or_path: str, config: PretrainedConfig, **kwargs) -> WhisperEncoder:
-    """The first `config.encoder_layers` blocks of a checkpoint's encoder; its decoder is not built."""
-    config = copy.deepcopy(config)
-    config.decoder_layers = 0
-    return WhisperModel.from_pretrained(name_or_path, config=config, **kwargs).encoder
 
 
 def count_frames(num_samples: Tensor) -> Tensor:

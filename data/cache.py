@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.configuration_wavcse import WavCSEConfig
@@ -42,7 +41,7 @@ from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import config_from_upstream
-from wavcse.upstream_wavcse import UpstreamRunner, load_upstream
+from wavcse.upstream_wavcse import UpstreamRunner, load_upstream, read_config
 
 SHARD_INTERVAL_S = 300.0
 
@@ -70,7 +69,7 @@ def build_cache(
 
     Args:
         manifests: CSV or Parquet files.
-        upstream: Hub id or local folder of a WavLM, wav2vec2, HuBERT or Whisper model.
+        upstream: Hub id or local folder of a WavLM, wav2vec2, HuBERT or Whisper model, or of a wavCSE model with one in it.
         out: root of the caches; a folder per key is made below it.
         batch_seconds: audio per batch in seconds; a longer clip makes a batch of its own.
         dtype: "float32", or "float16" for half the space (relative error up to 4.9e-4 per value).
@@ -102,7 +101,7 @@ def build_cache(
 
 def config_of_all_layers(upstream: str, revision: str | None = None) -> WavCSEConfig:
     """A configuration that selects every layer of the upstream, with the audio settings of its own preprocessor."""
-    num_blocks = AutoConfig.from_pretrained(upstream, revision=revision).num_hidden_layers
+    num_blocks = read_config(upstream, revision=revision).num_hidden_layers
     return config_from_upstream(upstream, {"revision": revision}, selected_layers=range(num_blocks + 1))
 
 
@@ -192,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
     parser = argparse.ArgumentParser(prog="wavcse cache", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--manifest", nargs="+", required=True, help="CSV or Parquet manifests, one row per clip")
-    parser.add_argument("--upstream", required=True, help="Hub id or folder of a WavLM, wav2vec2, HuBERT or Whisper model")
+    parser.add_argument("--upstream", required=True, help="Hub id or folder: WavLM, wav2vec2, HuBERT, Whisper, or wavCSE")
     parser.add_argument("--out", required=True, help="root folder of the caches; each upstream gets its own folder in it")
     parser.add_argument("--batch_seconds", type=float, default=60.0, help="seconds of audio per batch (default 60)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the stored numbers")
