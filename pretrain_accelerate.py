@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.pretraining.audio_store import build_store
 from wavcse.pretraining.batches import BatchLoader
-from wavcse.pretraining.clips import load_clips, with_label_faults
+from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
 from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.pretraining.loop import Figures, Learner, Progress, label_weight_at, new_learner, update
 from wavcse.pretraining.network import PretrainNetwork
@@ -40,6 +40,7 @@ class Run:
     args: PretrainArguments
     accelerator: Accelerator
     folder: RunFolder
+    clips: PretrainingClips
     loader: BatchLoader
     learner: Learner
     checkpoint: Checkpoint
@@ -88,28 +89,40 @@ def set_up(args: PretrainArguments) -> Run:
         log_with=args.report_to,
         project_dir=args.output_dir,
     )
-    start = start_folder(args.init_from)
-    config = encoder_config(args.encoder, str(start / "upstream") if start else args.init_from)
+    network = initial_network(args)
     clips = load_clips(args.clip_sources(), args.label_column, args.exclude_speakers_of, args.exclude_split_columns)
     targets = with_label_faults(clips, args.missing_label_rate, args.noisy_label_rate, args.seed)
     with accelerator.main_process_first():
         store = build_store(args.audio_dir, [clip.path for clip in clips.clips], accelerator.is_main_process)
-    loader = BatchLoader(args, clips, targets, store, config, accelerator.process_index, accelerator.num_processes)
-    torch.manual_seed(args.seed)
-    network = PretrainNetwork(args, new_encoder(config, None if start else args.init_from))
-    if start:
-        load_network(network, start)
+    loader = BatchLoader(
+        args, clips.clips, targets, store, network.encoder.config, accelerator.process_index, accelerator.num_processes
+    )
     learner = new_learner(args, network.to(accelerator.device))
     learner.model, learner.optimizer = accelerator.prepare(network, learner.optimizer)
     folder = RunFolder(args.output_dir)
     if accelerator.is_main_process:
         folder.prepare(args, data_fingerprint(clips.names, targets.tolist()))
-        print(description(loader, clips.left_out, network))
+        print(description(loader, clips, network))
     accelerator.wait_for_everyone()
     if args.report_to:
         accelerator.init_trackers("wavcse-pretrain", config={name: str(value) for name, value in args.identity().items()})
     checkpoint = Checkpoint(folder.last, network, learner.optimizer, learner.scheduler)
-    return Run(args, accelerator, folder, loader, learner, checkpoint)
+    return Run(args, accelerator, folder, clips, loader, learner, checkpoint)
+
+
+def initial_network(args: PretrainArguments) -> PretrainNetwork:
+    """The network that training starts from: random (of the recipe's seed), or what `init_from` holds.
+
+    Raises:
+        ValueError: `encoder` or `init_from` do not fit.
+    """
+    start = start_folder(args.init_from)
+    config = encoder_config(args.encoder, str(start / "upstream") if start else args.init_from)
+    torch.manual_seed(args.seed)
+    network = PretrainNetwork(args, new_encoder(config, None if start else args.init_from))
+    if start:
+        load_network(network, start)
+    return network
 
 
 def start_folder(init_from: str | None) -> Path | None:
@@ -140,11 +153,11 @@ def data_fingerprint(names: list[str], targets: list[int]) -> str:
     return hashlib.sha256(json.dumps([names, targets]).encode()).hexdigest()
 
 
-def description(loader: BatchLoader, left_out: dict[str, int], network: PretrainNetwork) -> str:
+def description(loader: BatchLoader, clips: PretrainingClips, network: PretrainNetwork) -> str:
     """What is trained on what, in a line."""
-    millions = network.encoder.num_parameters() / 1e6
+    millions, left_out = network.encoder.num_parameters() / 1e6, clips.left_out
     return (
-        f"{len(loader.targets)} clips, {loader.hours:.2f} h, {len(loader.clips.labels)} labels; left out: "
+        f"{len(loader.targets)} clips, {loader.hours:.2f} h, {len(clips.labels)} labels; left out: "
         f"{left_out['where']} by `where`, {left_out['held_out']} held out, {loader.planner.num_too_short} too short; "
         f"encoder of {millions:.1f} M parameters"
     )
@@ -205,7 +218,7 @@ def finish(run: Run) -> dict:
             "train_seconds": round(run.learner.progress.train_seconds, 1),
             "hours": round(float(run.loader.hours), 3),
             "clips": len(run.loader.targets),
-            "labels": run.loader.clips.labels,
+            "labels": run.clips.labels,
             "num_parameters": run.learner.network.encoder.num_parameters(),
             "num_processes": run.accelerator.num_processes,
             "device": str(run.accelerator.device),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
+README = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
 ROOMS = [
     "data",
     "data.synthetic",
@@ -18,6 +19,7 @@ ROOMS = [
     "eval.tasks",
     "eval.baselines",
     "eval.metrics",
+    "eval.finetune",
 ]
 
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6"]
@@ -30,7 +32,7 @@ setup(
     name="wavcse",
     version="0.1.0",
     description="Fixed-size, unified speech embeddings: one vector per clip for words, speakers and emotions",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=README.partition("\n---\n")[2] if README.startswith("---\n") else README,  # without the card's header
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -28,7 +28,7 @@ def run(arguments: EvalArguments) -> int:
     from wavcse.eval.task import load_task
 
     tasks = [load_task(*request) for request in arguments.requests()]
-    device = _usable_device(arguments.device)
+    device = usable_device(arguments.device)
     evaluation = evaluate(
         build_encoders(arguments.model, arguments.name, arguments.baselines, device),
         tasks,
@@ -45,7 +45,8 @@ def run(arguments: EvalArguments) -> int:
     return EXIT_SOME_SKIPPED if evaluation.skipped else 0
 
 
-def _usable_device(asked: str) -> str:
+def usable_device(asked: str) -> str:
+    """The torch device that is meant; "auto" is the GPU if there is one. ValueError if it cannot be used here."""
     import torch
 
     if asked == "auto":

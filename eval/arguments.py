@@ -113,7 +113,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> EvalArguments:
     from_file = _as_tasks(settings.pop("tasks", None))
     asked = _as_list(given.pop("tasks", None), "tasks") or list(from_file)
     tasks = {name: from_file.get(name, {}) for name in asked}
-    _check_tasks(tasks)
+    check_tasks(tasks)
     arguments = EvalArguments(**{**settings, **given}, tasks=tasks)
     arguments.manifest = _as_list(arguments.manifest, "manifest")
     arguments.baselines = _as_list(arguments.baselines, "baselines")
@@ -165,7 +165,8 @@ def _as_tasks(value: str | Sequence[str] | dict | None) -> dict[str, dict[str, A
     return {name: {} for name in _as_list(value, "tasks")}
 
 
-def _check_tasks(tasks: dict[str, dict[str, Any]]) -> None:
+def check_tasks(tasks: dict[str, dict[str, Any]]) -> None:
+    """ValueError unless names can name files, settings are mappings, and the tasks are known."""
     for name, changes in tasks.items():
         if not isinstance(changes, dict):
             raise ValueError(f"tasks.{name}: must hold settings of the form `name: value`.")

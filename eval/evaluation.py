@@ -149,7 +149,7 @@ def _fill(
             "probe": round(time.perf_counter() - start, 3),
         }
         known = {"skipped_clips": int((~is_embedded).sum()), "seconds": seconds, "key": cell.key}
-        cell.records = [_write(outcome, cell, usable, known, output_dir) for outcome in outcomes]
+        cell.records = [write_outcome(outcome, cell.encoder, usable, cell.settings, known, output_dir) for outcome in outcomes]
     return list(failures.values())
 
 
@@ -160,10 +160,18 @@ def _outcomes(cell: _Cell, vectors: np.ndarray, usable: TaskData, device: str | 
     return probe_outcomes(vectors, usable, seeds, num_candidates, device, cell.with_map)
 
 
-def _write(outcome: Outcome, cell: _Cell, usable: TaskData, known: dict, output_dir: Path) -> dict:
-    """Predictions first: a record that is there has its predictions."""
-    record = describe(outcome, cell.encoder, usable, cell.settings) | known
-    path = predictions_path(output_dir, record["task"]["name"], cell.encoder.name)
-    write_predictions(path, outcome.predictions(usable.classes))
+def write_outcome(
+    outcome: Outcome, encoder: Encoder, data: TaskData, settings: EvalSettings, known: dict, output_dir: Path
+) -> dict:
+    """Write predictions and record of one row of the table and encoder; returns the record.
+
+    Predictions come first: a record that is there has its predictions.
+
+    Args:
+        known: what is known of the run only (`skipped_clips`, `seconds`, `key`).
+    """
+    record = describe(outcome, encoder, data, settings) | known
+    path = predictions_path(output_dir, record["task"]["name"], encoder.name)
+    write_predictions(path, outcome.predictions(data.classes))
     write_result(output_dir, record)
     return record

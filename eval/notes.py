@@ -11,15 +11,18 @@ FEW_SPEAKERS = 10  # below this a bootstrap over speakers is known to be too nar
 TIED = "†"
 UNTESTED = "?"
 READING = (
-    "Primary metric of each task [95 % bootstrap interval]; ↑ higher is better, ↓ lower is better; the best of a row in bold. "
+    "Primary metric of each task [95 % bootstrap interval]; ↑ higher is better, ↓ lower is better; the best of a row in bold."
+)
+FROZEN = (
     "Embeddings are frozen; what is trained on them (a linear layer, PLDA) and every choice (learning rate, epoch, layer, LDA "
     "size) sees the training and validation splits only."
 )
+FINETUNED = "fine-tuned"  # `probe.kind` of a record whose encoder was trained on the task, and did not stay as it was
 
 
 def notes_of(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
     """The notes, one sentence or two each, without bullets."""
-    notes = [READING, *_mark_notes(comparisons), *_papers_notes(rows), *_interval_notes(rows), *_seed_notes(rows)]
+    notes = [_reading(rows), *_mark_notes(comparisons), *_papers_notes(rows), *_interval_notes(rows), *_seed_notes(rows)]
     notes += [f"{', '.join(titles)}: {words.rstrip('.')}." for words, titles in _titles_by(rows, _rule_words).items()]
     notes += _layer_notes(rows) + _lda_notes(rows)
     notes += [f"`{name}`: {origin}." for name, origin in origins(rows).items()]
@@ -29,6 +32,18 @@ def notes_of(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str
         notes += [f"{row.title}: the encoders were tested on different clips; do not compare them."] if row.is_mixed else []
     said = dict.fromkeys(record["note"] for row in rows for record in row.records.values() if record["note"])
     return [*notes, *(f"Note: {note}" for note in said)]
+
+
+def _reading(rows: Sequence[Row]) -> str:
+    """How to read the table, and whether encoders stayed as they were or were trained on the task."""
+    kinds = [(name, record["probe"]["kind"]) for row in rows for name, record in row.records.items()]
+    tuned = ", ".join(dict.fromkeys(f"`{name}`" for name, kind in kinds if kind == FINETUNED))
+    words = (
+        f"{tuned}: the whole encoder was fine-tuned on the training split, under the mean over its frames and one linear "
+        "layer; the validation split chose the step."
+    )
+    is_frozen = any(kind != FINETUNED for _, kind in kinds)
+    return " ".join([READING, *([FROZEN] if is_frozen else []), *([words] if tuned else [])])
 
 
 def origins(rows: Sequence[Row]) -> dict[str, str]:
@@ -98,7 +113,9 @@ def _interval_notes(rows: Sequence[Row]) -> list[str]:
 
 def _seed_notes(rows: Sequence[Row]) -> list[str]:
     numbers = [len(r["probe"]["runs"]) for row in rows for r in row.records.values() if "runs" in r["probe"]]
-    return [f"Figures are means over {max(numbers)} probe seeds."] if numbers and max(numbers) > 1 else []
+    is_probed = any(r["probe"]["kind"] != FINETUNED for row in rows for r in row.records.values())
+    words = "probe seeds" if is_probed else "seeds"
+    return [f"Figures are means over {max(numbers)} {words}."] if numbers and max(numbers) > 1 else []
 
 
 def _rule_words(row: Row) -> str:

@@ -102,12 +102,12 @@ def _outcome(
         figures = confusion(labels, runs[0], data.classes)
     if with_map and not is_regression:
         figures |= embedding_map(probed.embeddings[rows], data.table.labels[rows], seeds[0])
-    unit, groups = _resampling_unit(data, rows)
+    unit, groups = resampling_unit(data, rows)
     return Outcome(
         target=target,
         labels=labels,
         runs=runs,
-        names={"clip_id": _clip_ids(data, rows)},
+        names={"clip_id": clip_ids(data, rows)},
         groups={"group": groups},
         unit=unit,
         probe=_probe_record(probed, labels, runs, data, objective, seeds),
@@ -115,17 +115,18 @@ def _outcome(
     )
 
 
-def _clip_ids(data: TaskData, rows: np.ndarray) -> np.ndarray:
+def clip_ids(data: TaskData, rows: np.ndarray) -> np.ndarray:
+    """Names of some clips, text `[len(rows)]`."""
     return np.array([data.table.clips[row].clip_id for row in rows], dtype=object)
 
 
-def _resampling_unit(data: TaskData, rows: np.ndarray) -> tuple[str, np.ndarray]:
+def resampling_unit(data: TaskData, rows: np.ndarray) -> tuple[str, np.ndarray]:
     """What a bootstrap draws: speakers, or clips where the classes are the speakers or where no speaker is known.
 
     With speaker identification, drawing speakers would change the task itself (the set of classes) from resample to resample.
     """
     if data.has_known_speakers or not (data.speakers[rows] != "").any():
-        return "clip", _clip_ids(data, rows)
+        return "clip", clip_ids(data, rows)
     return "speaker", data.table.groups[rows]
 
 

@@ -196,7 +196,9 @@ def _times(rows: Sequence[Row]) -> list[str]:
         for row in rows
         for encoder, record in row.records.items()
     ]
-    words = f"Evaluated from {dates[0]} to {dates[-1]}. Embedding: of the clips of all tasks, which are embedded together."
+    words = f"Evaluated from {dates[0]} to {dates[-1]}."
+    if "embedding" in kinds:
+        words += " Embedding: of the clips of all tasks, which are embedded together."
     return [words, page.markdown_table(["task", "encoder", *(f"{kind}, s" for kind in kinds)], lines)]
 
 

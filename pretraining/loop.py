@@ -1,10 +1,11 @@
-"""One update, and the figures of many: the loop that `pretrain_accelerate.py` runs."""
+"""One update, and the figures of many: what `pretrain_accelerate.py` runs, and with a loss of its own `wavcse finetune`."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.batches import Batch
-from wavcse.pretraining.network import PretrainNetwork, PretrainOutput
+from wavcse.pretraining.network import PretrainOutput
 from wavcse.pretraining.schedule import learning_rate_factor
+from wavcse.pretraining.step_arguments import StepArguments
 
 
 @dataclass
@@ -36,15 +38,15 @@ class Learner:
     `network` is the bare one; `model` is it, or what Accelerate made of it (data-parallel with several processes).
     """
 
-    args: PretrainArguments
-    network: PretrainNetwork
+    args: StepArguments
+    network: nn.Module
     model: nn.Module
     optimizer: Optimizer
     scheduler: LambdaLR
     progress: Progress
 
 
-def new_learner(args: PretrainArguments, network: PretrainNetwork) -> Learner:
+def new_learner(args: StepArguments, network: nn.Module) -> Learner:
     """AdamW over everything that is trained; weight decay on matrices only."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
@@ -56,8 +58,17 @@ def new_learner(args: PretrainArguments, network: PretrainNetwork) -> Learner:
     return Learner(args, network, network, optimizer, scheduler, Progress())
 
 
-def update(accelerator: Accelerator, learner: Learner, batches: Sequence[Batch], figures: Figures) -> None:
+def update(
+    accelerator: Accelerator,
+    learner: Learner,
+    batches: Sequence[Batch],
+    figures: BatchFigures,
+    loss_of: Callable[[Any, Any, int, int], Tensor] | None = None,
+) -> None:
     """One update from the batches of one step (gradients accumulate over them); a gradient that is not finite changes nothing.
+
+    Args:
+        loss_of: (output of the network, settings, step, number of processes) -> loss; `None` = `total_loss`.
 
     Raises:
         FloatingPointError: `max_skipped_steps` updates in a row had such a gradient.
@@ -73,7 +84,8 @@ def update(accelerator: Accelerator, learner: Learner, batches: Sequence[Batch],
         is_last = part == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(learner.model):
             output = learner.model(batch.to(accelerator.device), pair_seed + part)
-            accelerator.backward(total_loss(output, args, step, accelerator.num_processes) / len(batches))
+            loss = (loss_of or total_loss)(output, args, step, accelerator.num_processes)
+            accelerator.backward(loss / len(batches))
         outputs.append(output)
     norm = accelerator.clip_grad_norm_(learner.network.parameters(), args.max_grad_norm)
     if torch.isfinite(norm):
@@ -102,6 +114,14 @@ def total_loss(output: PretrainOutput, args: PretrainArguments, step: int, num_p
 def label_weight_at(args: PretrainArguments, step: int) -> float:
     """Lambda at a step (from 0)."""
     return args.label_weight if step >= args.label_loss_start else 0.0
+
+
+class BatchFigures(Protocol):
+    """An account of the batches of successful updates."""
+
+    def add(self, batch: Batch, output: Any) -> None:
+        """Take a batch, and the network's output for it, into account."""
+        ...
 
 
 class Figures:

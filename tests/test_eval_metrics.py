@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 from sklearn.metrics import balanced_accuracy_score, roc_curve
+from sklearn.preprocessing import label_binarize
 
 from wavcse.eval import metrics as metrics_package
 from wavcse.eval.metrics import METRICS, bootstrap_interval, paired_interval
@@ -22,7 +23,7 @@ from wavcse.eval.metrics.verification import eer, min_dcf, thin_trials
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTIONS = np.array([0, 0, 1, 1, 0, 0])  # recalls 2/3, 1/2, 0; F1 2*2/(3+4), 2*1/(2+2), 0
-CLASSIFICATION = ("accuracy", "uar", "macro_f1")
+CLASSIFICATION = ("accuracy", "uar", "macro_f1", "macro_f1_true")
 REGRESSION = ("ccc", "pearson", "mae", "rmse")
 
 
@@ -40,11 +41,20 @@ def trials(seed: int = 0, num_trials: int = 300, decimals: int = 1) -> tuple[np.
     return labels, np.round(rng.standard_normal(num_trials) + 1.2 * labels, decimals)
 
 
+def class_scores(seed: int = 0, num_clips: int = 90, decimals: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Labels `[N]` and scores of four classes `[N, 4]`; few decimals make ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, num_clips)
+    return labels, np.round(rng.standard_normal((num_clips, 4)) + 1.5 * np.eye(4)[labels], decimals)
+
+
 def case_for(name: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     if name in CLASSIFICATION:
         labels = rng.integers(0, 5, 200)
         return labels, np.where(rng.random(200) < 0.5, labels, rng.integers(0, 5, 200))
+    if name == "ovr_eer":
+        return class_scores()
     if name in REGRESSION:
         labels = rng.uniform(20, 60, 200)
         return labels, 0.5 * labels + 10 * rng.standard_normal(200)
@@ -97,6 +107,30 @@ def test_min_dcf_is_the_lowest_cost_of_any_threshold(seed, p_target):
     assert min_dcf(labels, scores, p_target) == pytest.approx(min(costs) / min(p_target, 1 - p_target))
 
 
+def test_one_vs_rest_eer_by_hand():
+    """Three clips, three classes: nine trials, three of them target trials."""
+    labels = np.array([0, 1, 2])
+    scores = np.array([[0.9, 0.3, 0.1], [0.2, 0.8, 0.1], [0.7, 0.6, 0.4]])  # the last clip is taken for the others
+    # A threshold between 0.4 and 0.6 rejects one of three target trials (0.4) and accepts two of six others (0.7, 0.6).
+    assert METRICS["ovr_eer"].compute(labels, scores) == pytest.approx(1 / 3)
+    assert METRICS["ovr_eer"].compute(labels, 10 * np.eye(3)) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_vs_rest_eer_is_that_of_all_trials_in_one_roc(seed):
+    labels, scores = class_scores(seed, decimals=1 + seed % 3)
+    x, y, _ = roc_curve(label_binarize(labels, classes=range(4)).ravel(), scores.ravel(), drop_intermediate=False)
+    expected = brentq(lambda rate: 1 - rate - np.interp(rate, x, y), 0, 1)
+    assert METRICS["ovr_eer"].compute(labels, scores) == pytest.approx(expected, abs=1e-9)
+
+
+def test_macro_f1_of_a_part_counts_the_classes_of_the_part():
+    labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])  # 2 is none of the part's classes
+    assert METRICS["macro_f1_true"].compute(labels, predictions) == pytest.approx((2 / 3 + 1) / 2)
+    assert METRICS["macro_f1"].compute(labels, predictions) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert METRICS["macro_f1_true"].compute(LABELS, PREDICTIONS) == METRICS["macro_f1"].compute(LABELS, PREDICTIONS)
+
+
 def test_errors_of_perfect_useless_and_inverted_scores():
     labels = np.array([0, 0, 1, 1, 1])
     for scores, rate, cost in ((labels, 0, 0), (np.zeros(5), 0.5, 1), (-labels, 1, 1)):
@@ -145,7 +179,8 @@ def test_resampled_figures_equal_the_library_on_repeated_clips(name):
     if name in CLASSIFICATION:
         weights[1, labels == 2] = 0  # a class that a resample does not meet
     expected = [
-        METRICS[name].compute(np.repeat(labels, repeats), np.repeat(predictions, repeats)) for repeats in weights.astype(int)
+        METRICS[name].compute(np.repeat(labels, repeats), np.repeat(predictions, repeats, axis=0))
+        for repeats in weights.astype(int)
     ]
     np.testing.assert_allclose(METRICS[name].resampled(labels, predictions, weights), expected, rtol=1e-6)
 

@@ -12,8 +12,9 @@ import torch
 from wavcse.data.manifest import Clip
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.pretraining.audio_store import build_store
-from wavcse.pretraining.batches import CropPlanner, normalised
+from wavcse.pretraining.batches import normalised
 from wavcse.pretraining.clips import ClipSource, PretrainingClips, load_clips, with_label_faults
+from wavcse.pretraining.crops import CropPlanner
 from wavcse.pretraining.encoder import encoder_config
 from wavcse.pretraining.label_losses import MISSING_LABEL
 from wavcse.pretraining.quantizer import receptive_field

@@ -9,7 +9,8 @@ import torch
 from scipy.fft import dct
 from transformers import WavLMConfig, WavLMModel
 
-from wavcse.pretraining.batches import normalised, span_mask
+from wavcse.pretraining.batches import normalised
+from wavcse.pretraining.crops import span_mask
 from wavcse.pretraining.quantizer import RandomProjectionQuantizer
 
 PRETRAIN = Path(__file__).parents[2] / "shared" / "pretrain"

@@ -127,10 +127,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> RunArguments:
     )
 
 
-def parse_script_arguments(settings: type[Settings], argv: Sequence[str] | None, script: str, description: str) -> Settings:
-    """The settings (a dataclass) of a script of the root, from `[RECIPE.yaml] [--field value ...]`."""
+def parse_script_arguments(
+    settings: type[Settings], argv: Sequence[str] | None, script: str, description: str, launcher: str = "accelerate launch "
+) -> Settings:
+    """The settings (a dataclass) of a program, from `[RECIPE.yaml] [--field value ...]`; `launcher` stands before its name."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    usage = f"accelerate launch {script} [RECIPE.yaml] [--field value ...]"
+    usage = f"{launcher}{script} [RECIPE.yaml] [--field value ...]"
     parser = HfArgumentParser(settings, prog=script, usage=usage, description=description)
     if argv and not argv[0].startswith("-"):
         parser.set_defaults(**read_recipe(argv.pop(0), allowed=[field.name for field in fields(settings)]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from wavcse.eval.metrics import classification, regression, verification
+from wavcse.eval.metrics import classification, detection, regression, verification
 from wavcse.eval.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval, paired_interval
 from wavcse.eval.metrics.metric import Metric
 
@@ -26,6 +26,10 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", True, classification.accuracy, classification.resampled_accuracy, "percent"),
     "uar": Metric("UAR", True, classification.uar, classification.resampled_uar, "percent"),
     "macro_f1": Metric("macro-F1", True, classification.macro_f1, classification.resampled_macro_f1, "percent"),
+    "macro_f1_true": Metric(
+        "macro-F1 (true classes)", True, classification.macro_f1_true, classification.resampled_macro_f1_true, "percent"
+    ),
+    "ovr_eer": Metric("EER (one-vs-rest)", False, detection.one_vs_rest_eer, detection.resampled_one_vs_rest_eer, "percent"),
     "ccc": Metric("CCC", True, regression.ccc, regression.resampled_ccc, "plain"),
     "pearson": Metric("Pearson's r", True, regression.pearson, regression.resampled_pearson, "plain"),
     "mae": Metric("MAE", False, regression.mae, regression.resampled_mae, "years"),

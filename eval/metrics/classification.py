@@ -25,6 +25,11 @@ def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     return float(f1_score(labels, predictions, average="macro", zero_division=0))
 
 
+def macro_f1_true(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Mean F1 of the classes that occur in `labels`: for a part of the clips, of which other classes may be predicted."""
+    return float(f1_score(labels, predictions, labels=np.unique(labels), average="macro", zero_division=0))
+
+
 def resampled_accuracy(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """`accuracy` of every resample, `[R]`."""
     return weights @ (labels == predictions).astype(weights.dtype) / weights.sum(axis=1)
@@ -40,6 +45,12 @@ def resampled_macro_f1(labels: np.ndarray, predictions: np.ndarray, weights: np.
     """`macro_f1` of every resample, `[R]`."""
     hits, support, predicted = _class_counts(labels, predictions, weights)
     return _mean_where(2 * hits / np.maximum(support + predicted, 1), support + predicted > 0)
+
+
+def resampled_macro_f1_true(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`macro_f1_true` of every resample, `[R]`: over the classes that the resample has."""
+    hits, support, predicted = _class_counts(labels, predictions, weights)
+    return _mean_where(2 * hits / np.maximum(support + predicted, 1), support > 0)
 
 
 def _class_counts(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:

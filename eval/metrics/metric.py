@@ -15,7 +15,8 @@ class Metric:
     Args:
         title: name in tables.
         greater_is_better: its direction.
-        compute: `(labels [N], predictions [N]) -> float`, from a library where one has it.
+        compute: `(labels [N], predictions [N]) -> float`, from a library where one has it; what a prediction is (a class, a
+            number, a score, scores of all classes) is the metric's own.
         resampled: `(labels [N], predictions [N], weights [R, N]) -> [R]`, the same figure when clip n counts `weights[r, n]`
             times, NaN where it has none; what makes a bootstrap of thousands of resamples a few matrix operations.
         unit: "percent" (a share from 0 to 1, shown as a percentage), "years" or "plain".

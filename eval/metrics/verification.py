@@ -50,9 +50,20 @@ def min_dcf(labels: np.ndarray, scores: np.ndarray, p_target: float) -> float:
     return float(_min_cost(*error_rates(labels, scores), p_target))
 
 
-def resampled_eer(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`eer` of every resample, `[R]`; NaN where a class of trials has no weight."""
-    return _resampled(labels, scores, weights, _crossing)
+def resampled_eer(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    weights: np.ndarray,
+    units: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
+) -> np.ndarray:
+    """`eer` of every resample, `[R]`; NaN where a class of trials has no weight.
+
+    Args:
+        units: which column of `weights` each trial has its weight from, `[N]`; None where every trial has a column.
+        counts: how many trials each one stands for, `[N]`; None where it is one.
+    """
+    return _resampled(labels, scores, weights, _crossing, units, counts)
 
 
 def resampled_min_dcf(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, p_target: float) -> np.ndarray:
@@ -101,16 +112,26 @@ def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     return labels, scores
 
 
-def _resampled(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, figure: Figure) -> np.ndarray:
+def _resampled(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    weights: np.ndarray,
+    figure: Figure,
+    units: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
+) -> np.ndarray:
     labels, scores = np.asarray(labels), np.asarray(scores)
     order = np.lexsort([labels, scores])
-    is_ordered = np.array_equal(order, np.arange(len(order)))
+    columns = order if units is None else units[order]
+    is_ordered = len(columns) == weights.shape[1] and np.array_equal(columns, np.arange(len(columns)))
     starts, is_target, is_point = _runs(labels[order], scores[order])
     figures = np.empty(len(weights))
     step = max(1, BLOCK // len(labels))
     for start in range(0, len(weights), step):
         part = slice(start, start + step)
-        ordered = weights[part] if is_ordered else np.take(weights[part], order, axis=1)
+        ordered = weights[part] if is_ordered else np.take(weights[part], columns, axis=1)
+        if counts is not None:
+            ordered = ordered * counts[order].astype(weights.dtype)
         sums = np.add.reduceat(ordered, starts, axis=1)
         figures[part] = _weighted_figures(sums, is_target, is_point, figure)
     return figures

@@ -1,0 +1,1 @@
+"""Fine-tuning of whole upstreams on a classification task, and its figures as ordinary result records."""

@@ -1,0 +1,94 @@
+"""Settings of `wavcse finetune`: a YAML recipe plus command-line overrides, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from wavcse.data.recipes import checked_fields
+from wavcse.eval.arguments import NAME, TASK_FIELDS, EvalArguments, TaskRequest, check_tasks
+from wavcse.pretraining.step_arguments import StepArguments, check_ranges
+from wavcse.training.arguments import parse_script_arguments
+
+DESCRIPTION = (
+    "How good is an upstream once it is trained on a task? Each encoder is trained as a whole, under the mean over its frames "
+    "and one linear layer (LASR, Table 1); validation chooses the step, and the test split is predicted once. Leaves result "
+    "files like `wavcse eval`. A killed run goes on where it was. Example: wavcse finetune conf/finetune_language.yaml"
+)
+DEFAULT_TASK = "language"
+RUNS_FOLDER = "runs"
+
+
+@dataclass
+class FinetuneArguments(StepArguments):
+    """Fine-tuning as in LASR (Vashishth et al. 2023), section 4: cross-entropy, everything is trained.
+
+    The papers give the rate and the schedule of the optimiser; steps, crops and batches are scaled to small encoders.
+    """
+
+    output_dir: str = field(default="runs/finetune", metadata={"help": "Folder of the results, and of the runs below runs/."})
+    upstreams: dict = field(
+        default_factory=dict, metadata={"help": "Name in tables -> WavLM (folder or Hub id). Only in the YAML."}
+    )
+    task: dict = field(
+        default_factory=lambda: {"task": DEFAULT_TASK},
+        metadata={"help": "As an entry of `tasks:` of wavcse eval: task, manifest, disjoint_by, ... Only in the YAML."},
+    )
+    groups: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Name -> classes whose test clips get a row of their own. Without it, O and NO: the labels of the data "
+            "that the upstreams were pre-trained on, and the others, where the upstreams' runs tell. Only in the YAML."
+        },
+    )
+    mask_frames: int = field(default=0, metadata={"help": "Frames (20 ms) of a span that training masks; 0 = no masks."})
+    labels_per_batch: int = field(
+        default=0, metadata={"help": "Labels whose clips share the batch evenly; 0 = clips by their length alone."}
+    )
+    max_steps: int = field(default=1000, metadata={"help": "Updates."})
+    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
+    validate_every: int = field(default=50, metadata={"help": "Steps between looks at the validation split."})
+    seeds: int = field(default=1, metadata={"help": "Trainings per upstream, from `seed` on; figures are their mean."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_ranges(self, ("seeds", "validate_every"), ())
+
+    def named_upstreams(self) -> dict[str, str]:
+        """Name -> folder or id; ValueError if there is none, or a name cannot name files."""
+        if not isinstance(self.upstreams, dict) or not self.upstreams:
+            raise ValueError(f"upstreams is {self.upstreams!r}; name at least one: `upstreams: {{name: FOLDER}}`.")
+        for name, folder in self.upstreams.items():
+            if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(folder, str):
+                raise ValueError(
+                    f"upstreams: {name!r}: {folder!r} must be a name of letters, digits and . _ - and a folder or Hub id."
+                )
+        return self.upstreams
+
+    def task_request(self) -> TaskRequest:
+        """The task and its manifests; ValueError if it is no classification task, or a setting of it is wrong."""
+        name = str(checked_fields("task", self.task, TASK_FIELDS).get("task", DEFAULT_TASK))
+        check_tasks({name: self.task})
+        if not self.task.get("manifest"):
+            raise ValueError("task: names no manifest; give `task: {task: NAME, manifest: TABLE.csv}`.")
+        (request,) = EvalArguments(tasks={name: self.task}).requests()
+        if request.task.kind != "classification":
+            raise ValueError(f"task {name!r}: is a {request.task.kind} task; fine-tuning has classes to learn.")
+        return request
+
+    def of_run(self, name: str, seed: int) -> FinetuneArguments:
+        """One training: an upstream and a seed, in a folder of its own; what only the tables need is left out."""
+        folder = Path(self.output_dir) / RUNS_FOLDER / f"{name}.{seed}"
+        return replace(
+            self, upstreams={name: self.upstreams[name]}, groups={}, seed=seed, seeds=1, output_dir=str(folder), note=""
+        )
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> FinetuneArguments:
+    """`[RECIPE.yaml] [--field value ...]`; a field on the command line wins over the recipe.
+
+    Raises:
+        ValueError: the recipe is unreadable or has unknown fields, or a value is out of range.
+    """
+    return parse_script_arguments(FinetuneArguments, argv, "wavcse finetune", DESCRIPTION, launcher="")

@@ -1,0 +1,62 @@
+"""What fine-tuning needs of a task's audio: the clips that can be used, and their decoded samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import WavLMConfig
+
+from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.data.corpus_pass import SkippedClip, readable_clips, skipped_clips
+from wavcse.data.inspection import Inspector
+from wavcse.eval.task import TaskData
+from wavcse.pretraining.audio_store import AudioStore, build_store
+from wavcse.pretraining.batches import CropReader, Group
+from wavcse.pretraining.quantizer import receptive_field
+
+
+@dataclass(frozen=True)
+class TaskAudio:
+    """A task's usable clips with their samples, the same for all encoders, and the clips that were left out."""
+
+    data: TaskData
+    store: AudioStore
+    skipped: list[SkippedClip]
+
+
+def load_audio(data: TaskData, configs: Sequence[WavLMConfig], audio_dir: str, show_progress: bool = True) -> TaskAudio:
+    """Decode the clips of a task once.
+
+    A file that is not audio, and a clip too short for one frame of one of the encoders, is left out for all of them.
+
+    Raises:
+        ValueError: a split is empty without these clips; a file breaks off within its audio.
+    """
+    clips = data.table.clips
+    readable, reasons = readable_clips(clips, Inspector().inspect(clips, show_progress=show_progress))
+    store = build_store(audio_dir, [item.clip.path for item in readable], show_progress)
+    lengths = CropReader([item.clip for item in readable], store, configs[0]).num_samples
+    shortest = max(receptive_field(config) for config in configs)
+    for item, length in zip(readable, lengths):
+        if length < shortest:
+            reasons[item.row] = f"{item.clip.clip_id}: has {length} samples at 16 kHz; a frame needs {shortest}."
+    is_usable = np.array([row not in reasons for row in range(len(clips))])
+    return TaskAudio(data.keep(is_usable), store, skipped_clips(clips, reasons))
+
+
+def whole_clips(reader: CropReader, rows: Sequence[int], batch_seconds: float) -> Iterator[tuple[np.ndarray, Group]]:
+    """Clips of one length at a time, whole and without masks, longest first: their places in `rows`, and their audio.
+
+    Args:
+        batch_seconds: audio that goes together at most; a longer clip goes alone.
+    """
+    lengths = reader.num_samples[list(rows)]
+    for length in sorted(set(lengths.tolist()), reverse=True):
+        places = np.flatnonzero(lengths == length)
+        count = max(1, int(batch_seconds * SAMPLING_RATE_HZ / length))
+        for start in range(0, len(places), count):
+            some = places[start : start + count]
+            (group,) = reader.groups([reader.whole(int(rows[place])) for place in some])
+            yield some, group

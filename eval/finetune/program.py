@@ -1,0 +1,132 @@
+"""`finetune`: upstreams x seeds on one task -> result files of the task and of its groups of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from wavcse.data.corpus_pass import write_skipped
+from wavcse.eval.checkpoint import Checkpoint
+from wavcse.eval.description import EvalSettings, result_key
+from wavcse.eval.embedding_store import digest_of
+from wavcse.eval.evaluation import Evaluation, write_outcome
+from wavcse.eval.figures import confusion
+from wavcse.eval.finetune.arguments import FinetuneArguments
+from wavcse.eval.finetune.audio import TaskAudio, load_audio
+from wavcse.eval.finetune.groups import class_groups, group_data
+from wavcse.eval.finetune.training import Finetuned, Upstream, finetune_upstream
+from wavcse.eval.metrics import METRICS
+from wavcse.eval.notes import FINETUNED
+from wavcse.eval.outcomes import Outcome
+from wavcse.eval.paths import make_folder
+from wavcse.eval.probing import clip_ids, resampling_unit
+from wavcse.eval.records import finished_records
+from wavcse.eval.report import write_report
+from wavcse.eval.task import TaskData, load_task
+from wavcse.pretraining.encoder import encoder_config
+
+DETECTION = "ovr_eer"  # the metric of the scores of all classes; the others are of the most likely class
+
+
+def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
+    """Fine-tune every upstream with every seed and test it (LASR, Table 1).
+
+    Writes results/*.json, predictions/*.parquet, skipped.csv and the report as `wavcse eval` does, and below runs/ a folder
+    per upstream and seed with settings, log and checkpoint. What is finished is kept.
+
+    Raises:
+        ValueError: settings, task, groups or upstreams do not fit, or an unsound split; nothing has been trained then.
+        FloatingPointError: too many steps in a row were not finite.
+    """
+    upstreams = [_upstream(name, source, args) for name, source in args.named_upstreams().items()]
+    data = load_task(*args.task_request())
+    data = replace(data, task=replace(data.task, metrics=(*data.task.metrics, DETECTION)))
+    class_groups(args.groups, args.upstreams, data)  # before hours are spent on audio
+    output_dir = make_folder(args.output_dir)
+    audio = load_audio(data, [upstream.config for upstream in upstreams], args.audio_dir, show_progress)
+    write_skipped(output_dir / "skipped.csv", audio.skipped)
+    groups = class_groups(args.groups, args.upstreams, audio.data)
+    rows = [audio.data, *(group_data(audio.data, name, classes) for name, classes in groups.items())]
+    results = [record for upstream in upstreams for record in _records(args, upstream, audio, rows, show_progress)]
+    return Evaluation(results, audio.skipped, write_report(output_dir))
+
+
+def _upstream(name: str, source: str, args: FinetuneArguments) -> Upstream:
+    try:
+        identity = Checkpoint(source).identity()  # first: it refuses weights that are no safetensors
+        return Upstream(name, source, encoder_config(args.encoder, source), identity)
+    except ValueError as error:
+        raise ValueError(f"upstreams.{name}: {str(error).removeprefix('init_from: ')}") from error
+
+
+def _records(
+    args: FinetuneArguments, upstream: Upstream, audio: TaskAudio, rows: Sequence[TaskData], show_progress: bool
+) -> list[dict]:
+    """The records of an upstream, of all rows; found, or trained for."""
+    settings = EvalSettings(tuple(range(args.seed, args.seed + args.seeds)), args.note)
+    runs = [args.of_run(upstream.name, seed) for seed in settings.seeds]
+    keys = [result_key(upstream, row, settings, with_map=False) for row in rows]
+    key = digest_of([keys, [run.identity() for run in runs]])
+    names = [row.task.name for row in rows]
+    found = [] if args.overwrite_output_dir else finished_records(args.output_dir, names, upstream.name, key)
+    if found:
+        return found
+    trained = [finetune_upstream(run, upstream, audio, show_progress) for run in runs]
+    seconds = {
+        "training": round(sum(run.progress.train_seconds for run in trained), 3),
+        "prediction": round(sum(run.predict_s for run in trained), 3),
+    }
+    known = {"skipped_clips": len(audio.skipped), "seconds": seconds, "key": key}
+    outcomes = [_outcome(row, audio.data, runs, trained) for row in rows]
+    output_dir = Path(args.output_dir)
+    return [write_outcome(own, upstream, row, settings, known, output_dir) for own, row in zip(outcomes, rows)]
+
+
+def _outcome(row: TaskData, whole: TaskData, runs: Sequence[FinetuneArguments], trained: Sequence[Finetuned]) -> Outcome:
+    """What the runs achieve in one row: the whole task, or a group of its classes."""
+    places, tested = row.table.rows("test"), whole.table.rows("test")
+    is_in_row = np.isin(whole.table.labels[tested], row.table.labels[places])
+    scores = [run.scores[is_in_row] for run in trained]
+    predictions = [own.argmax(axis=1) for own in scores]
+    unit, groups = resampling_unit(row, places)
+    labels = row.labels[places]
+    return Outcome(
+        target=row.task.targets[0],
+        labels=labels,
+        runs=predictions,
+        names={"clip_id": clip_ids(row, places)},
+        groups={"group": groups},
+        unit=unit,
+        probe=_training_record(row, labels, runs, trained, scores),
+        figures=confusion(labels, predictions[0], row.classes),
+        others={DETECTION: (DETECTION, scores)},
+    )
+
+
+def _training_record(
+    row: TaskData,
+    labels: np.ndarray,
+    runs: Sequence[FinetuneArguments],
+    trained: Sequence[Finetuned],
+    scores: Sequence[np.ndarray],
+) -> dict:
+    """How each run was trained, what validation chose, and its own figures."""
+    apart = ("upstreams", "task", "groups", "seed", "seeds")  # said elsewhere in the record
+    chosen = [
+        {
+            "seed": run.seed,
+            "step": found.progress.best_step,
+            "validation_accuracy": found.progress.best_accuracy,
+            "skipped_steps": found.progress.skipped,
+            **{
+                name: METRICS[name].compute(labels, own if name == DETECTION else own.argmax(axis=1))
+                for name in row.task.metrics
+            },
+        }
+        for run, found, own in zip(runs, trained, scores)
+    ]
+    settings = {name: value for name, value in runs[0].identity().items() if name not in apart}
+    return {"kind": FINETUNED, "settings": settings, "runs": chosen}

@@ -1,0 +1,188 @@
+"""One fine-tuning: an encoder and a seed on a task, continued where it was, the best step by validation accuracy.
+
+Shapes: `N` clips, `C` classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from scipy.special import log_softmax
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import WavLMConfig
+
+from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.eval.embedding_store import digest_of
+from wavcse.eval.finetune.arguments import FinetuneArguments
+from wavcse.eval.finetune.audio import TaskAudio, whole_clips
+from wavcse.eval.finetune.network import ClassFigures, ClassifierNetwork, loss_of
+from wavcse.eval.task import TaskData
+from wavcse.pretraining.batches import BatchLoader, CropReader
+from wavcse.pretraining.encoder import new_encoder
+from wavcse.pretraining.loop import Learner, Progress, new_learner, update
+from wavcse.training.checkpoint import Checkpoint
+from wavcse.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """An encoder before its fine-tuning; what result files say of an encoder.
+
+    Args:
+        name: in tables.
+        source: folder or Hub id of a WavLM.
+        config: of the encoder that is trained.
+        identity: model and hashes of its weights and configuration.
+    """
+
+    name: str
+    source: str
+    config: WavLMConfig
+    identity: Mapping[str, str]
+    sampling_rate: int = SAMPLING_RATE_HZ
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the vector that the classifier sees."""
+        return self.config.hidden_size
+
+
+@dataclass
+class FinetuneProgress(Progress):
+    """How far a run is, and which step validation likes best so far: by accuracy, and of equals by the lower loss."""
+
+    best_step: int = 0
+    best_accuracy: float = -math.inf
+    best_loss: float = math.inf
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a run gave: log posteriors of the test clips `[N, C]` (float64), the step chosen, and seconds spent."""
+
+    scores: np.ndarray
+    progress: FinetuneProgress
+    predict_s: float
+
+
+@dataclass
+class Run:
+    """One fine-tuning at work."""
+
+    args: FinetuneArguments
+    data: TaskData
+    accelerator: Accelerator
+    folder: RunFolder
+    reader: CropReader
+    loader: BatchLoader
+    learner: Learner
+    checkpoint: Checkpoint
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+
+def finetune_upstream(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio, show_progress: bool = True) -> Finetuned:
+    """Fine-tune an upstream with one seed, or continue where that was, and predict the test split with the best step.
+
+    Args:
+        args: of one run, see `FinetuneArguments.of_run`.
+
+    Raises:
+        ValueError: another run is in the folder, no training clip is long enough, or there are several processes.
+        FloatingPointError: too many steps in a row were not finite.
+    """
+    run = _set_up(args, upstream, audio)
+    _resume(run)
+    _train(run, f"{upstream.name}, seed {args.seed}", show_progress)
+    started = time.monotonic()
+    run.learner.network.load_state_dict(run.best)
+    scores = log_posteriors(run.learner.network, run.reader, run.data.table.rows("test"), args.batch_seconds)
+    return Finetuned(scores, run.learner.progress, time.monotonic() - started)
+
+
+def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> Run:
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=args.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise ValueError("fine-tuning runs in one process; start it without `accelerate launch`.")
+    data, train = audio.data, audio.data.table.rows("train")
+    clips = data.table.clips
+    loader = BatchLoader(args, [clips[row] for row in train], data.labels[train], audio.store, upstream.config)
+    encoder = new_encoder(upstream.config, upstream.source)
+    torch.manual_seed(args.seed)
+    network = ClassifierNetwork(encoder, len(data.classes)).to(accelerator.device)
+    learner = new_learner(args, network)
+    learner.model, learner.optimizer = accelerator.prepare(network, learner.optimizer)
+    learner.progress = FinetuneProgress()
+    folder = RunFolder(args.output_dir)
+    fingerprint = digest_of([upstream.identity, data.audio_stamp, [manifest.sha256 for manifest in data.manifests]])
+    folder.prepare(args, fingerprint, "clips, labels or weights")
+    checkpoint = Checkpoint(folder.last, network, learner.optimizer, learner.scheduler)
+    reader = CropReader(clips, audio.store, upstream.config)
+    return Run(args, data, accelerator, folder, reader, loader, learner, checkpoint)
+
+
+def _resume(run: Run) -> None:
+    restored = run.checkpoint.load(run.accelerator.device)
+    if restored is not None:
+        run.learner.progress, run.best = FinetuneProgress(**restored[0]), restored[1]
+    run.folder.keep_log_until(run.learner.progress.step, by="step")
+
+
+def _train(run: Run, words: str, show_progress: bool) -> None:
+    args, progress = run.args, run.learner.progress
+    clock = saved_at = time.monotonic()
+    figures = ClassFigures()
+    with tqdm(initial=progress.step, total=args.max_steps, desc=words, unit="step", disable=not show_progress) as bar:
+        for batches in run.loader.updates(progress.step):
+            update(run.accelerator, run.learner, batches, figures, loss_of)
+            bar.update()
+            if progress.step % args.validate_every and progress.step < args.max_steps:
+                continue
+            found = _validate(run)
+            now = time.monotonic()
+            progress.train_seconds += now - clock
+            _log(run, figures, found, now - clock)
+            figures, clock = ClassFigures(), now
+            bar.set_postfix({name: f"{value:.3g}" for name, value in found.items()})
+            if progress.step == args.max_steps or now - saved_at >= args.checkpoint_every_s:
+                run.checkpoint.save(vars(progress), run.best)
+                saved_at = now
+
+
+def _validate(run: Run) -> dict[str, float]:
+    """Accuracy and loss on the validation split; the weights are kept if they are the best so far."""
+    network, progress, rows = run.learner.network, run.learner.progress, run.data.table.rows("validation")
+    scores, labels = log_posteriors(network, run.reader, rows, run.args.batch_seconds), run.data.labels[rows]
+    accuracy = float(np.mean(scores.argmax(axis=1) == labels))
+    loss = float(-np.mean(scores[np.arange(len(labels)), labels]))
+    if (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss):
+        progress.best_step, progress.best_accuracy, progress.best_loss = progress.step, accuracy, loss
+        run.best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    return {"validation_accuracy": accuracy, "validation_loss": loss}
+
+
+def _log(run: Run, figures: ClassFigures, found: dict[str, float], seconds: float) -> None:
+    progress = run.learner.progress
+    entry = {"step": progress.step, **figures.entry(), **found, "learning_rate": run.learner.scheduler.get_last_lr()[0]}
+    entry |= {"skipped_steps": progress.skipped, "seconds": round(seconds, 3)}
+    run.folder.append_log(entry | {"audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)})
+
+
+@torch.inference_mode()
+def log_posteriors(network: ClassifierNetwork, reader: CropReader, rows: np.ndarray, batch_seconds: float) -> np.ndarray:
+    """Log posteriors `[len(rows), C]`, float64, of whole clips.
+
+    Clips of one length go together; nothing is padded, so a clip's company does not matter.
+    """
+    network.eval()
+    device = network.head.weight.device
+    logits = np.empty((len(rows), network.head.out_features))
+    for places, group in whole_clips(reader, rows, batch_seconds):
+        logits[places] = network.logits([group.to(device)]).cpu().numpy()
+    return log_softmax(logits, axis=1)

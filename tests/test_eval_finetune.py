@@ -1,0 +1,408 @@
+"""Fine-tuning of whole upstreams: through the command line, against plain transformers, after a kill, and what is refused."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+from scipy.special import log_softmax
+from sklearn.metrics import f1_score
+from transformers import HubertConfig, HubertModel, WavLMModel
+
+from wavcse.eval.finetune.__main__ import main
+from wavcse.eval.finetune.arguments import FinetuneArguments, parse_arguments
+from wavcse.eval.finetune.audio import load_audio, whole_clips
+from wavcse.eval.finetune.groups import class_groups, group_data
+from wavcse.eval.finetune.program import finetune
+from wavcse.eval.metrics import METRICS
+from wavcse.eval.report import main as report_main
+from wavcse.eval.task import load_task
+from wavcse.pretraining.batches import CropReader, normalised
+from wavcse.pretraining.crops import span_mask
+from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
+
+ROOT = Path(__file__).parents[1]
+ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": [32, 32],
+    "conv_kernel": [400, 3],
+    "conv_stride": [160, 2],
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+}
+PITCH_HZ = {"aa": 300, "bb": 900, "cc": 2700}
+SPLIT_OF_SPEAKER = dict(zip("abcdefgh", ["train"] * 4 + ["validation"] * 2 + ["test"] * 2))
+ENCODERS, ROWS = ("pretrained", "untrained"), ("language", "language_O", "language_NO")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """72 vibrating tones; the pitch is the language. One training file is no audio, one test clip is too short."""
+    folder = tmp_path_factory.mktemp("languages")
+    generator = np.random.default_rng(0)
+    rows = []
+    for speaker, split in SPLIT_OF_SPEAKER.items():
+        for language, pitch_hz in PITCH_HZ.items():
+            for take in range(3):
+                num_samples = 14_001 if take == 2 else int(generator.integers(9_000, 17_000))  # some are equally long
+                time_s = np.arange(num_samples) / 16_000
+                phase = 2 * np.pi * (pitch_hz * time_s + 3 * np.sin(2 * np.pi * 4 * time_s))
+                samples = 0.2 * np.sin(phase) + 0.05 * generator.standard_normal(num_samples)
+                name = f"{speaker}_{language}_{take}.flac"
+                soundfile.write(folder / name, samples[:200] if name == "h_cc_0.flac" else samples, 16_000)
+                rows.append((name, language, speaker, split))
+    (folder / "a_aa_0.flac").write_bytes(b"fLaC, but broken")
+    pd.DataFrame(rows, columns=["file_name", "language", "speaker_id", "split"]).to_csv(folder / "metadata.csv", index=False)
+    return folder / "metadata.csv"
+
+
+@pytest.fixture(scope="module")
+def recipe(corpus, tmp_path_factory) -> dict:
+    """Two random upstreams; one lies where a pre-training run on the languages aa and zz would leave it."""
+    folder = tmp_path_factory.mktemp("upstreams")
+    for seed, name in enumerate(("run/upstream", "other")):
+        torch.manual_seed(seed)
+        save_upstream(new_encoder(encoder_config(ENCODER, None)), folder / name)
+    (folder / "run" / "results").mkdir()
+    result = {"labels": ["aa", "zz"], "config": {"label_column": "language"}}
+    (folder / "run" / "results" / "pretraining.json").write_text(json.dumps(result))
+    return {
+        "upstreams": {"pretrained": str(folder / "run" / "upstream"), "untrained": str(folder / "other")},
+        "task": {"task": "language", "manifest": str(corpus)},
+        "audio_dir": str(tmp_path_factory.mktemp("audio")),
+        "batch_seconds": 8.0,
+        "crop_s": 0.6,
+        "length_step_s": 0.2,
+        "max_steps": 40,
+        "warmup_steps": 4,
+        "learning_rate": 2e-3,
+        "validate_every": 10,
+        "checkpoint_every_s": 0.0,
+        "seeds": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """Both upstreams with two seeds each through the console script: the folder of the results, and the finished process."""
+    folder = tmp_path_factory.mktemp("finetune")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": "out", "note": "random upstreams"}))
+    code = "import sys, wavcse_cli; sys.exit(wavcse_cli.main(['finetune', 'recipe.yaml']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    return folder / "out", done
+
+
+def record_of(folder: Path, row: str, encoder: str) -> dict:
+    return json.loads((folder / f"results/{row}__{encoder}.json").read_text())
+
+
+def predictions_of(folder: Path, row: str, encoder: str) -> pd.DataFrame:
+    return pd.read_parquet(folder / f"predictions/{row}__{encoder}.parquet")
+
+
+def log_of(folder: Path) -> list[dict]:
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if name not in ("seconds", "audio_s_per_s")} for entry in entries]
+
+
+def test_tones_are_told_apart(run):
+    folder, process = run
+    assert process.returncode == 3, process.stderr
+    assert sorted(path.stem for path in (folder / "results").iterdir()) == sorted(
+        f"{row}__{name}" for row in ROWS for name in ENCODERS
+    )
+    for name in ENCODERS:
+        for row in ROWS:
+            metrics = record_of(folder, row, name)["metrics"]
+            assert metrics["accuracy"] == {"value": 1.0, "interval": [1.0, 1.0], "greater_is_better": True, "unit": "percent"}
+            assert metrics["ovr_eer"]["value"] == 0
+            assert not metrics["ovr_eer"]["greater_is_better"]
+        assert record_of(folder, "language", name)["metrics"]["macro_f1"]["value"] == 1
+
+
+def test_the_whole_encoder_is_trained(run, recipe):
+    folder, _ = run
+    before = load_file(Path(recipe["upstreams"]["pretrained"]) / "model.safetensors")
+    after = load_file(folder / "runs/pretrained.0/checkpoints/last/tensors.safetensors")
+    parts = ("feature_extractor.conv_layers.0.conv.bias", "feature_projection.projection.bias", "encoder.layer_norm.weight")
+    for name in (*parts, "encoder.layers.0.attention.q_proj.bias", "encoder.layers.1.feed_forward.output_dense.bias"):
+        assert not torch.equal(before[name], after[f"best.encoder.{name}"]), name
+    assert torch.equal(before["masked_spec_embed"], after["best.encoder.masked_spec_embed"])  # nothing was masked
+
+
+def test_bad_clips_are_left_out_with_reasons(run):
+    folder, process = run
+    skipped = pd.read_csv(folder / "skipped.csv")
+    assert skipped["clip"].tolist() == ["a_aa_0.flac", "h_cc_0.flac"]
+    assert skipped["reason"][0].startswith("a_aa_0.flac: cannot be read as audio")
+    assert skipped["reason"][1] == "h_cc_0.flac: has 200 samples at 16 kHz; a frame needs 720."
+    assert "2 clips were skipped, see out/skipped.csv" in process.stdout
+    counts = record_of(folder, "language", "untrained")["counts"]["clips"]
+    assert counts == {"train": 35, "validation": 18, "test": 17}
+
+
+def test_a_record_says_how_it_came_about(run, recipe):
+    folder, _ = run
+    record = record_of(folder, "language_NO", "pretrained")
+    assert record["task"]["title"] == "Language identification: NO (bb, cc)"
+    assert record["task"]["metrics"] == ["accuracy", "uar", "macro_f1_true", "ovr_eer"]
+    assert record["counts"]["clips"]["test"] == 11
+    assert record["interval"]["unit"] == "speaker"
+    assert record["encoder"]["name"] == "pretrained"
+    assert len(record["encoder"]["weights_sha256"]) == 64
+    assert record["probe"]["settings"]["learning_rate"] == recipe["learning_rate"]
+    assert [own["seed"] for own in record["probe"]["runs"]] == [0, 1]
+    for seed, own in enumerate(record["probe"]["runs"]):
+        log = log_of(folder / f"runs/pretrained.{seed}")
+        best = max(log, key=lambda entry: (entry["validation_accuracy"], -entry["validation_loss"]))
+        assert (own["step"], own["validation_accuracy"]) == (best["step"], best["validation_accuracy"])
+    assert log_of(folder / "runs/pretrained.0") != log_of(folder / "runs/pretrained.1")
+
+
+def test_the_report_reads_the_records(run, capsys):
+    folder, process = run
+    assert report_main([str(folder)]) == 0
+    table = capsys.readouterr().out
+    assert process.stdout.startswith(table)
+    for words in ("| Language identification: O (aa) |", "| Language identification: NO (bb, cc) |", "Note: random upstreams"):
+        assert words in table
+    assert "`pretrained`, `untrained`: the whole encoder was fine-tuned on the training split" in table
+    assert "frozen" not in table
+    assert "Figures are means over 2 seeds." in table
+    assert "EER (one-vs-rest), % ↓" in (folder / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def early(recipe, tmp_path_factory) -> Path:
+    """A run of two steps, which cannot tell the languages apart yet."""
+    folder = tmp_path_factory.mktemp("early")
+    changes = {"max_steps": 2, "learning_rate": 1e-4, "seeds": 1, "upstreams": {"a": recipe["upstreams"]["untrained"]}}
+    changes |= {"groups": {"O": ["bb"], "NO": ["aa", "cc"]}, "output_dir": str(folder)}
+    finetune(FinetuneArguments(**{**recipe, **changes}), show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def posteriors(early, recipe, corpus) -> pd.DataFrame:
+    """Log posteriors of the test clips by transformers' own encoder on one whole clip at a time, with the kept weights."""
+    model = WavLMModel.from_pretrained(recipe["upstreams"]["untrained"]).eval()
+    kept = load_file(early / "runs/a.0/checkpoints/last/tensors.safetensors")
+    prefix = "best.encoder."
+    model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in kept.items() if name.startswith(prefix)})
+    table, rows = pd.read_csv(corpus).query("split == 'test' and file_name != 'h_cc_0.flac'"), []
+    for name in table["file_name"]:
+        samples = torch.from_numpy(soundfile.read(corpus.parent / name, dtype="float32")[0])
+        with torch.no_grad():
+            mean = model(normalised(samples[None])).last_hidden_state[0].mean(dim=0)
+        rows.append((kept["best.head.weight"] @ mean + kept["best.head.bias"]).double().numpy())
+    return pd.DataFrame(log_softmax(np.array(rows), axis=1), index=table["file_name"], columns=list(PITCH_HZ))
+
+
+def test_figures_are_those_of_transformers(early, posteriors):
+    table = predictions_of(early, "language", "a").set_index("clip_id")
+    assert posteriors.idxmax(axis=1).to_dict() == table["prediction_0"].to_dict()
+    assert (table["label"] != table["prediction_0"]).any()
+    for row in ROWS:
+        own = predictions_of(early, row, "a")
+        labels = np.array([list(PITCH_HZ).index(label) for label in own["label"]])
+        metrics = record_of(early, row, "a")["metrics"]
+        expected = METRICS["ovr_eer"].compute(labels, posteriors.loc[own["clip_id"]].to_numpy())
+        assert metrics["ovr_eer"]["value"] == pytest.approx(expected, abs=1e-6)
+        assert metrics["accuracy"]["value"] == pytest.approx((own["label"] == own["prediction_0"]).mean())
+
+
+def test_a_row_of_a_group_is_the_groups_part_of_the_test_split(early):
+    whole = predictions_of(early, "language", "a")
+    for row, classes in (("language_O", ["bb"]), ("language_NO", ["aa", "cc"])):
+        part = whole[whole["label"].isin(classes)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(predictions_of(early, row, "a"), part)
+        f1 = f1_score(part["label"], part["prediction_0"], labels=classes, average="macro", zero_division=0)
+        assert record_of(early, row, "a")["metrics"]["macro_f1_true"]["value"] == pytest.approx(f1)
+
+
+def test_a_clip_does_not_depend_on_its_company(recipe, corpus):
+    args = FinetuneArguments(**recipe)
+    config = encoder_config({}, recipe["upstreams"]["pretrained"])
+    audio = load_audio(load_task(*args.task_request()), [config], args.audio_dir, show_progress=False)
+    reader = CropReader(audio.data.table.clips, audio.store, config)
+    rows = audio.data.table.rows("test")
+    encoder, found = new_encoder(config, recipe["upstreams"]["pretrained"]).eval(), {}
+    for batch_seconds in (0.001, 100.0):
+        means = np.full((len(rows), 32), np.nan)
+        sizes = []
+        for places, group in whole_clips(reader, rows, batch_seconds):
+            assert group.waveforms.shape[1] == reader.num_samples[rows[places[0]]]  # whole, and not padded
+            assert not group.mask.any()
+            with torch.inference_mode():
+                means[places] = encoder(group.waveforms, mask_time_indices=group.mask).last_hidden_state.mean(dim=1)
+            sizes.append(len(places))
+        found[batch_seconds] = (means, max(sizes))
+    assert (found[0.001][1], found[100.0][1]) == (1, 6)
+    np.testing.assert_allclose(found[0.001][0], found[100.0][0], rtol=1e-4, atol=1e-5)
+
+
+def test_killed_and_continued_is_not_killed(run, recipe, tmp_path):
+    """One upstream, one seed, killed after its first checkpoint; then as in the undisturbed run."""
+    settings = {**recipe, "upstreams": {"pretrained": recipe["upstreams"]["pretrained"]}, "seeds": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(tmp_path / "out")}))
+    command = [sys.executable, "-m", "wavcse.eval.finetune", str(tmp_path / "recipe.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = tmp_path / "out/runs/pretrained.0/checkpoints/last"
+    while process.poll() is None and not last.exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out" / "results").exists(), "the run ended before it could be killed"
+    assert main([str(tmp_path / "recipe.yaml")]) == 3
+    undisturbed = run[0] / "runs/pretrained.0"
+    assert log_of(last.parents[1]) == log_of(undisturbed)
+    tensors = [load_file(folder / "tensors.safetensors") for folder in (last, undisturbed / "checkpoints/last")]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    tables = [predictions_of(folder, "language", "pretrained")["prediction_0"] for folder in (tmp_path / "out", run[0])]
+    pd.testing.assert_series_equal(*tables)
+
+
+def test_what_is_finished_is_kept_and_another_recipe_is_refused(run, recipe, tmp_path, capsys):
+    folder = shutil.copytree(run[0], tmp_path / "out")
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({**recipe, "output_dir": str(folder), "note": "random upstreams", "checkpoint_every_s": 60.0})
+    )
+    paths = [*folder.glob("results/*.json"), *folder.glob("runs/*/log.jsonl")]
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert main([str(tmp_path / "recipe.yaml")]) == 3
+    assert [path.stat().st_mtime_ns for path in paths] == before
+    capsys.readouterr()
+    assert main([str(tmp_path / "recipe.yaml"), "--max_steps", "41"]) == 2
+    assert "other settings (max_steps)" in capsys.readouterr().err
+
+
+def test_another_grouping_needs_no_training(run, recipe, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "out")
+    log = folder / "runs/pretrained.0/log.jsonl"
+    before = log.read_text()
+    groups = {"low": ["aa", "bb"]}
+    finetune(FinetuneArguments(**{**recipe, "groups": groups, "output_dir": str(folder)}), show_progress=False)
+    assert record_of(folder, "language_low", "pretrained")["counts"]["clips"]["test"] == 12
+    assert log.read_text() == before
+
+
+def refusal(recipe, tmp_path, capsys, **changes) -> str:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": str(tmp_path / "out"), **changes}))
+    capsys.readouterr()
+    assert main([str(tmp_path / "recipe.yaml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert not (tmp_path / "out" / "runs").exists()
+    return line
+
+
+def test_a_leaking_split_is_refused_with_the_speakers_name(recipe, corpus, tmp_path, capsys):
+    table = pd.read_csv(corpus)
+    table["file_name"] = [str(corpus.parent / name) for name in table["file_name"]]
+    table.loc[table["file_name"].str.endswith("b_bb_1.flac"), ["split", "speaker_id"]] = ["test", "dora"]
+    table.loc[table["file_name"].str.endswith("c_bb_1.flac"), "speaker_id"] = "dora"
+    table.to_csv(tmp_path / "leaking.csv", index=False)
+    line = refusal(recipe, tmp_path, capsys, task={"manifest": str(tmp_path / "leaking.csv")})
+    assert "['dora'] occur in both train and test" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"upstreams": {}}, "upstreams is {}; name at least one"),
+        ({"upstreams": ["a"]}, "upstreams is ['a']"),
+        ({"groups": ["aa"]}, "groups is ['aa']; it must map names"),
+        ({"upstreams": {"a/b": "x"}}, "'a/b'"),
+        ({"upstreams": {"a": "no/such/folder"}}, "upstreams.a: The model 'no/such/folder' cannot be loaded"),
+        ({"task": {"task": "language"}}, "names no manifest"),
+        ({"task": {"task": "age", "manifest": "a.csv"}}, "is a regression task"),
+        ({"task": {"task": "lingo", "manifest": "a.csv"}}, "unknown ['lingo']"),
+        ({"task": {"manifset": "a.csv"}}, "task: unknown fields ['manifset']"),
+        ({"groups": {False: ["aa"]}}, "the name False must be a text"),
+        ({"groups": {"O": [False]}}, "groups.O: is [False]"),
+        ({"groups": {"O": ["dd"]}}, "groups.O: ['dd'] are no classes of the task; they are ['aa', 'bb', 'cc']"),
+        ({"validate_every": 0}, "validate_every is 0"),
+        ({"length_step_s": 0.6, "crop_s": 0.5}, "length_step_s"),
+        ({"encoder": {"width": 3}}, "upstreams.pretrained: encoder: ['width'] are no fields"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(recipe, tmp_path, capsys, changes, message):
+    assert message in refusal(recipe, tmp_path, capsys, **changes)
+
+
+def test_only_a_wavlm_with_safe_weights_is_taken(recipe, tmp_path, capsys):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    hubert = HubertModel(HubertConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2))
+    hubert.save_pretrained(tmp_path / "hubert")
+    line = refusal(recipe, tmp_path, capsys, upstreams={"a": str(tmp_path / "hubert")})
+    assert "is a hubert; only a WavLM can be trained here" in line
+    pickled = shutil.copytree(recipe["upstreams"]["untrained"], tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    assert "No safetensors weights" in refusal(recipe, tmp_path, capsys, upstreams={"a": str(pickled)})
+
+
+@pytest.fixture(scope="module")
+def data(recipe):
+    return load_task(*FinetuneArguments(**recipe).task_request())
+
+
+def test_groups_follow_from_the_pre_training(recipe, data, tmp_path):
+    """O: classes that the pre-training data had labels of; NO: the others. A folder that is of no such run says nothing."""
+
+    def run_folder(name: str, labels: list[str], column: str = "language") -> str:
+        (tmp_path / name / "results").mkdir(parents=True)
+        result = {"labels": labels, "config": {"label_column": column}}
+        (tmp_path / name / "results" / "pretraining.json").write_text(json.dumps(result))
+        return str(tmp_path / name / "upstream")
+
+    some, every = run_folder("some", ["bb", "cc", "zz"]), run_folder("every", ["aa", "bb", "cc"])
+    speakers = run_folder("speakers", ["aa"], column="speaker_id")
+    assert class_groups({}, {"x": some, "y": "elsewhere"}, data) == {"O": ["bb", "cc"], "NO": ["aa"]}
+    assert class_groups({}, {"x": every}, data) == {"O": ["aa", "bb", "cc"]}
+    assert class_groups({}, {"x": speakers, "y": "elsewhere"}, data) == {}
+    assert class_groups({"mine": ["aa"]}, {"x": some, "y": every}, data) == {"mine": ["aa"]}
+    with pytest.raises(ValueError, match="x and y were pre-trained on different labels"):
+        class_groups({}, {"x": some, "y": every}, data)
+    (tmp_path / "some" / "results" / "pretraining.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"pretraining\.json: is no result of a pre-training"):
+        class_groups({}, {"x": some}, data)
+
+
+def test_a_group_keeps_training_and_validation(data):
+    own = group_data(data, "O", ["aa", "cc"])
+    splits = [len(own.table.rows(split)) for split in ("train", "validation", "test")]
+    assert splits == [36, 18, 12]
+    assert set(own.table.labels[own.table.rows("test")]) == {"aa", "cc"}
+    assert own.classes == data.classes
+    assert own.task.benchmark.published == {}
+    assert group_data(data, "many", [str(i) for i in range(9)]).task.title.endswith("many (9 classes)")
+    empty = replace(data, table=replace(data.table, splits=np.where(data.table.labels == "aa", "train", data.table.splits)))
+    with pytest.raises(ValueError, match=r"groups\.O: none of its classes has a test clip"):
+        class_groups({"O": ["aa"]}, {}, empty)
+
+
+def test_spans_of_no_frames_mask_nothing():
+    generator = np.random.default_rng(0)
+    assert not any(span_mask(generator, frames, 0.3, 0).any() for frames in range(1, 60))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("finetune_*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_are_sound(path):
+    args = parse_arguments([str(path)])
+    assert args.named_upstreams()
+    assert args.task_request().task.kind == "classification"
