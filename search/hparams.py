@@ -35,7 +35,7 @@ from wavcse.search.program import (
     task_facts,
     write_result,
 )
-from wavcse.search.runner import Fit, FitError, at_hand, fit_all, one_thread, worker_pool
+from wavcse.search.runner import Fit, FitError, at_hand, fit_all, worker_pool
 from wavcse.search.stability import moments_of, paired_difference
 from wavcse.search.store import FitStore
 from wavcse.search.study import (
@@ -50,6 +50,7 @@ from wavcse.search.study import (
 )
 from wavcse.search.table import SearchTable
 from wavcse.training.arguments import RunArguments
+from wavcse.training.processes import one_thread
 from wavcse.training.run_folder import versions
 
 BATCH_FACTORS = (0.5, 1, 2)

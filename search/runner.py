@@ -13,15 +13,13 @@ it found. Plans advance side by side: fits of different plans fill the workers, 
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from wavcse.search.fit import fit_together, shape_of
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable, shared
 from wavcse.training.arguments import RunArguments
+from wavcse.training.processes import end_with_parent, one_thread
 
 MOST_TOGETHER = 32  # models; beyond it a GPU is full
 
@@ -151,17 +150,6 @@ def _chosen_way(table: SearchTable, store: FitStore, workers: int) -> Iterator[D
             yield _in_workers(pool, workers)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """This process computes with one thread, as a worker does, so that both give the same figures."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
 def _do_first(table: SearchTable, store: FitStore, queue: Mapping[str, Fit]) -> dict[str, dict]:
     return _do(table, store, dict([next(iter(queue.items()))]))
 
@@ -221,15 +209,9 @@ def at_hand() -> tuple[SearchTable, FitStore]:
 
 def _start_worker(reopen: Callable[[], SearchTable], store: FitStore) -> None:
     global _table, _store
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     _table, _store = reopen(), store
-
-
-def _end_with_parent() -> None:
-    """A search that is killed leaves no worker behind."""
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
 
 
 def _work(key: str, fit: Fit) -> dict:

@@ -1,0 +1,221 @@
+"""Several variants of a pre-training recipe, trained, judged as frozen upstreams, and set side by side.
+
+    python -m wavcse.pretraining.study conf/tiny_architectures.yaml [--output_dir DIR] [--only NAME ...] [--workers N]
+
+    recipe: conf/pretrain_tiny.yaml           # of pretrain_accelerate.py
+    overrides: {max_steps: 250}               # fields that all variants share
+    variants:                                 # fields on top; `encoder` is merged key by key
+      two256: {}
+      two128: {encoder: {conv_dim: [128, 128]}}
+      untrained: {untrained: true}            # the encoder that training starts from
+    evaluation: conf/eval_tiny_upstream.yaml  # of `wavcse eval`; its model and name mean nothing here
+    measure_speed: true
+    plots: [{x: speed, task: mean}]           # further: variants, reference
+    output_dir: runs/tiny_architectures
+
+Every variant is a run of `pretrain_accelerate.py` in a process and a folder of its own. The same command goes on where a
+killed one was; what is finished is not done again, and a variant whose settings or data have changed is refused. Left in DIR:
+a run folder per variant, `evaluation/`, and `study.json` with `study.md` and `study.html` made from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
+from multiprocessing import get_context
+
+import torch
+
+from wavcse.data.corpus_pass import EXIT_SOME_SKIPPED
+from wavcse.data.features import write_atomically
+from wavcse.eval.__main__ import usable_device
+from wavcse.eval.baselines import LAYER_BASELINES, build_encoders
+from wavcse.eval.evaluation import EvalSettings, Evaluation, evaluate
+from wavcse.eval.task import load_task
+from wavcse.pretrain_accelerate import data_fingerprint, initial_network, pretrain
+from wavcse.pretraining.arguments import PretrainArguments
+from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
+from wavcse.pretraining.encoder import save_upstream
+from wavcse.pretraining.study_config import Study, Variant, read_study
+from wavcse.pretraining.study_facts import READOUT, study_facts
+from wavcse.pretraining.study_report import write_study_report
+from wavcse.pretraining.study_speed import kept_speed
+from wavcse.training.processes import end_with_parent
+from wavcse.training.run_folder import RunFolder
+
+UNTRAINED = "untrained"  # in place of a fingerprint of data
+
+
+def run_study(study: Study, only: Sequence[str] = (), workers: int = 1) -> Evaluation:
+    """Train what is not trained yet, judge every variant that is, and write study.json, study.md and study.html.
+
+    Args:
+        only: names of the variants to train; empty = all. The others are judged if they are finished.
+        workers: how many variants are trained at a time.
+
+    Raises:
+        ValueError: settings or data of a variant have changed; a variant could not be trained (the others are, and the
+            study is written before this is raised); no variant is finished; or as `evaluate`.
+    """
+    unknown = sorted(set(only) - {variant.name for variant in study.variants})
+    if unknown:
+        raise ValueError(f"--only: {unknown} are no variants; there are {', '.join(v.name for v in study.variants)}.")
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}; at least 1 is needed.")
+    finished = {variant.name for variant in study.variants if is_finished(variant)}
+    wanted = [v for v in study.variants if v.name not in finished and (not only or v.name in only)]
+    print(f"{study.path}: {len(study.variants)} variants, {len(finished)} finished, {len(wanted)} to do.", flush=True)
+    failures = train_all(wanted, workers)
+    there = [v for v in study.variants if v.name in finished or (v in wanted and v.name not in failures)]
+    words = " ".join(f"variants.{name}: {failure}" for name, failure in failures.items())
+    if not there:
+        raise ValueError(words or "no variant is finished.")
+    evaluation = judge(study, there)
+    if words:
+        raise ValueError(words)
+    return evaluation
+
+
+def is_finished(variant: Variant) -> bool:
+    """Whether the variant's encoder is there; ValueError if its folder holds another run than the study describes."""
+    folder = RunFolder(variant.folder)
+    if not (folder.path / "config.yaml").exists():
+        return False
+    try:
+        folder.prepare(variant.args, _fingerprint(variant), data="clips, labels or training")
+    except ValueError as error:
+        hint = "In a study: give the variant another name, or remove that folder."
+        raise ValueError(f"variants.{variant.name}: {error} {hint}") from error
+    last = variant.upstream / "preprocessor_config.json" if variant.untrained else folder.results / "pretraining.json"
+    return last.exists()
+
+
+def _fingerprint(variant: Variant) -> str:
+    """Of the data that a variant learns from."""
+    if variant.untrained:
+        return UNTRAINED
+    args, clips = variant.args, _clips(*_data_of(variant.args))
+    targets = with_label_faults(clips, args.missing_label_rate, args.noisy_label_rate, args.seed)
+    return data_fingerprint(clips.names, targets.tolist())
+
+
+def _data_of(args: PretrainArguments) -> tuple[str, ...]:
+    fields = (args.data, args.label_column, args.exclude_speakers_of, args.exclude_split_columns)
+    return tuple(json.dumps(field, sort_keys=True) for field in fields)
+
+
+@lru_cache(maxsize=1)
+def _clips(*fields: str) -> PretrainingClips:
+    """Most variants of a study share their data."""
+    data, label_column, exclude_speakers_of, exclude_split_columns = map(json.loads, fields)
+    return load_clips(PretrainArguments(data=data).clip_sources(), label_column, exclude_speakers_of, exclude_split_columns)
+
+
+def train_all(variants: Sequence[Variant], workers: int) -> dict[str, str]:
+    """Train variants, `workers` at a time; returns those that failed, by name, and why."""
+    failures: dict[str, str] = {}
+
+    def finish(name: str, result: Callable[[], object]) -> None:
+        failure = _failure(result)
+        failures.update({name: failure} if failure else {})
+        print(f"{name}: {failure or 'done'}", flush=True)
+
+    for variant in variants:
+        if variant.untrained:
+            finish(variant.name, partial(_save_untrained, variant.args))
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {variant.name: pool.submit(_train, variant, workers) for variant in variants if not variant.untrained}
+        try:
+            for name, future in futures.items():
+                finish(name, future.result)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return failures
+
+
+def _save_untrained(args: PretrainArguments) -> None:
+    folder = RunFolder(args.output_dir)
+    folder.prepare(args, UNTRAINED)
+    save_upstream(initial_network(args).encoder, folder.path / "upstream")
+
+
+def _train(variant: Variant, workers: int) -> None:
+    """Train in a process of its own, as it would be without a study."""
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
+    with ProcessPoolExecutor(1, get_context("spawn"), _start_process, (threads,)) as pool:
+        pool.submit(pretrain, variant.args).result()
+
+
+def _start_process(threads: int) -> None:
+    end_with_parent()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _failure(result: Callable[[], object]) -> str:
+    """What went wrong, in a line; empty if nothing did."""
+    try:
+        result()
+    except BrokenProcessPool:
+        return "its process died, perhaps for want of memory."
+    except (ValueError, OSError, FloatingPointError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def judge(study: Study, variants: Sequence[Variant]) -> Evaluation:
+    """Evaluate the upstreams of finished variants and baselines together, measure their speed, write the study's files."""
+    settings = study.evaluation
+    device = usable_device(settings.device)
+    baselines = [name for name in settings.baselines if name not in LAYER_BASELINES]
+    encoders = build_encoders(None, None, baselines, device)  # first: the first encoder's records hold more than the others'
+    for variant in variants:
+        encoders += build_encoders(str(variant.upstream), variant.name, [READOUT], device)
+    evaluation = evaluate(
+        encoders,
+        [load_task(*request) for request in settings.requests()],
+        settings.output_dir,
+        EvalSettings(tuple(range(settings.seed, settings.seed + settings.seeds)), settings.note),
+        batch_seconds=settings.batch_seconds,
+        device=device,
+        overwrite=settings.overwrite,
+    )
+    upstreams = {variant.name: variant.upstream for variant in variants}
+    speed = kept_speed(upstreams, study.folder / "speed.json") if study.measure_speed else None
+    facts = study_facts(study, variants, baselines, speed)
+    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(study.folder / "study.json", text)
+    write_study_report(json.loads(text), study.folder)
+    return evaluation
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, 3 if clips of the evaluation had to be skipped, or 2 with one line of explanation."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wavcse.pretraining.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="study (YAML), such as conf/tiny_architectures.yaml")
+    parser.add_argument("--output_dir", help="instead of the study's own")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants to train (default: all)")
+    parser.add_argument("--workers", type=int, default=1, help="variants trained at a time (default 1)")
+    options = parser.parse_args(argv)
+    try:
+        study = read_study(options.config, options.output_dir)
+        evaluation = run_study(study, options.only, options.workers)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print((study.folder / "study.md").read_text(encoding="utf-8"))
+    return EXIT_SOME_SKIPPED if evaluation.skipped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
