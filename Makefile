@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 QUICK := runs/quickstart
 REAL := runs/real_speech
+TINY := runs/tiny
+TINY_RECIPES := conf/pretrain_tiny.yaml conf/pretrain_tiny_lasr.yaml conf/train_tiny.yaml
+TINY_MANIFESTS = $(QUICK)/speech/metadata.csv $(foreach corpus,speech_commands_9 arabic_commands_10 librispeech_mini,\
+	$(SHARED)/$(corpus)/metadata.csv)
 SYNTHETIC := runs/eval_synthetic
 SHARED := ../shared/data
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -15,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart real-speech phase1 eval-synthetic eval-real test test-transformers lint bench clean
+.PHONY: help setup quickstart tiny real-speech phase1 eval-synthetic eval-real test test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -29,14 +33,26 @@ $(READY): setup.py pyproject.toml constraints.txt
 	@touch $(READY)
 
 quickstart: $(READY)  ## Synthetic speech -> cache -> training -> Hub folder -> evaluation, about five minutes
-	$(BIN)/python examples/random_upstream.py --out $(QUICK)/upstream
 	$(BIN)/wavcse synthesize --out $(QUICK)/speech --clips $(CLIPS) --seed 0
-	$(BIN)/wavcse cache --manifest $(QUICK)/speech/metadata.csv --upstream $(QUICK)/upstream --out $(QUICK)/cache
+	$(BIN)/wavcse cache --manifest $(QUICK)/speech/metadata.csv --upstream . --out $(QUICK)/cache
 	$(LAUNCH) train_accelerate.py conf/quickstart.yaml
 	$(BIN)/wavcse eval conf/eval_quickstart.yaml
 	$(BIN)/python examples/embed_a_file.py $(QUICK)/speech/audio/$$(ls $(QUICK)/speech/audio | head -1) --model $(QUICK)/hub
 
-real-speech: $(READY)  ## The same on real recordings in ../shared/data, where they are present
+# Every step continues where it was killed, so the same command goes on.
+tiny: $(READY)  ## The model in the root anew: pre-training in two stages -> Phase 1 -> evaluation -> root and README
+	$(BIN)/wavcse synthesize --out $(SYNTHETIC)/speech --twins --seed 0
+	$(BIN)/wavcse synthesize --out $(QUICK)/speech --clips $(CLIPS) --seed 0
+	OMP_NUM_THREADS=1 $(LAUNCH) pretrain_accelerate.py conf/pretrain_tiny.yaml
+	OMP_NUM_THREADS=1 $(LAUNCH) pretrain_accelerate.py conf/pretrain_tiny_lasr.yaml
+	$(BIN)/wavcse cache --upstream $(TINY)/lasr/upstream --out $(TINY)/cache --manifest $(TINY_MANIFESTS)
+	$(LAUNCH) train_accelerate.py conf/train_tiny.yaml
+	$(BIN)/wavcse eval conf/eval_tiny.yaml
+	$(BIN)/python -m wavcse.hub.training_data $(TINY_RECIPES) --out $(TINY)/data.json
+	$(BIN)/python -m wavcse.hub.install $(TINY)/model --pretraining $(TINY)/pretrain $(TINY)/lasr \
+		--evaluation $(TINY)/eval --data $(TINY)/data.json
+
+real-speech: $(READY)  ## The quickstart on real recordings in ../shared/data, where they are present
 	$(BIN)/python examples/random_upstream.py --out $(REAL)/upstream
 	$(BIN)/wavcse cache --upstream $(REAL)/upstream --out $(REAL)/cache --manifest $(foreach corpus,\
 		speech_commands_9 arabic_commands_10 nemo_pl ravdess_speech,$(SHARED)/$(corpus)/metadata.csv)

@@ -118,12 +118,18 @@ def model_card(
         "Python files that run": _code_table(code_files),
         "Citation": CITATION,
     }
-    parts = [f"---\n{_header(config, metadata or {})}\n---", GENERATED, "# wavCSE speech embeddings"]
+    parts = [f"---\n{card_header(config, metadata or {})}\n---", GENERATED, "# wavCSE speech embeddings"]
     for title in SECTIONS:
         texts = [text for text in (own.get(title), (sections or {}).get(title)) if text]
         if texts:
             parts += [f"## {title}", *texts]
     return "\n\n".join(parts) + "\n"
+
+
+def card_header(config: WavCSEConfig, metadata: Mapping[str, Any]) -> str:
+    """The YAML of a card's header, without its fences; `metadata` as of `model_card`."""
+    tags = [*METADATA["tags"], config.upstream_config.model_type, *(metadata.get("tags") or ())]
+    return ModelCardData(**{**METADATA, **metadata, "tags": tags}).to_yaml()
 
 
 def facts_of(config: WavCSEConfig, model_id: str) -> dict[str, Any]:
@@ -156,11 +162,6 @@ def hash_code_files(folder: Path) -> dict[str, str]:
 def is_generated(card: Path) -> bool:
     """Whether a README.md may be written anew: it does not exist yet, or it was made by `model_card`."""
     return not card.exists() or GENERATED in card.read_text(encoding="utf-8")
-
-
-def _header(config: WavCSEConfig, metadata: Mapping[str, Any]) -> str:
-    tags = [*METADATA["tags"], config.upstream_config.model_type, *(metadata.get("tags") or ())]
-    return ModelCardData(**{**METADATA, **metadata, "tags": tags}).to_yaml()
 
 
 def _code_table(code_files: Mapping[str, str]) -> str:

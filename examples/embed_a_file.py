@@ -1,6 +1,7 @@
 """Embed a speech file, or compare two: `python examples/embed_a_file.py FILE [FILE] [--model DIR]`.
 
-Needs torch, transformers, soundfile and soxr, not the package `wavcse`: the code comes with the model.
+Needs torch, transformers, soundfile and soxr, not the package `wavcse`: the code comes with the model. The model is the one in
+the root of this repository unless another is named; no network is needed for it.
 """
 
 import argparse
@@ -9,18 +10,19 @@ from pathlib import Path
 import torch
 from transformers import pipeline
 
-DEFAULT_MODEL = "runs/quickstart/hub"
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = "model.safetensors"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="one or two speech files (wav, flac, ogg, opus, mp3)")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"Hub id or folder ({DEFAULT_MODEL}: from `make quickstart`)")
+    parser.add_argument("--model", default=str(ROOT), help="Hub id or folder (default: the root of this repository)")
     args = parser.parse_args()
     if len(args.files) > 2:
         parser.error("give one file, or two to compare")
-    if args.model == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir():
-        parser.error(f"there is no {DEFAULT_MODEL} here: run `make quickstart` first, or name a model with --model")
+    if args.model == str(ROOT) and not (ROOT / WEIGHTS).is_file():
+        parser.error(f"{WEIGHTS} is missing in the root of this repository: check it out, or name a model with --model")
 
     embed = pipeline("feature-extraction", model=args.model, trust_remote_code=True)
     embeddings = [embed(file, return_tensors=True) for file in args.files]  # each [1, E]

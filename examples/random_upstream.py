@@ -1,6 +1,6 @@
 """Write a small, untrained WavLM in the transformers format: an upstream for trying things out offline.
 
-    python examples/random_upstream.py --out runs/quickstart/upstream
+    python examples/random_upstream.py --out runs/real_speech/upstream
 
 Its first two convolutions start as a filterbank (mel bands, each in four phases; then their magnitudes and how these change),
 everything above is random. So its layers are random functions of a spectrogram: a floor for trained upstreams, not a result.

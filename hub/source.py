@@ -63,7 +63,7 @@ def read_source(run: str | Path, results: str | Path | None = None) -> PushSourc
         results=place,
         records=records,
         own=_own_records(records, sha256, place),
-        training=_read_training(run / "results" / TRAINING_RESULT),
+        training=read_training(run / "results" / TRAINING_RESULT),
     )
 
 
@@ -82,7 +82,8 @@ def _read_config(run: Path, model: Path) -> WavCSEConfig:
     return WavCSEConfig.from_pretrained(model)
 
 
-def _read_training(path: Path) -> dict | None:
+def read_training(path: Path) -> dict[str, Any] | None:
+    """The result of a training run, `None` if there is no such file; ValueError if it is not one."""
     if not path.is_file():
         return None
     try:

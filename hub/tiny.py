@@ -1,0 +1,136 @@
+"""What is known of the weights in the root of this repository: results/tiny, checked to be about exactly these weights.
+
+results/tiny/results/*__*.json, results.md    what `wavcse eval` wrote
+results/tiny/pretraining_1.json, _2, ...      results of `pretrain_accelerate.py`, stage by stage
+results/tiny/phase1.json                      result of `train_accelerate.py`
+results/tiny/data.json                        what they were trained on (`hub/training_data.py`)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wavcse.hub.source import TRAINING_RESULT, PushSource, read_source, read_training
+from wavcse.hub.training_data import PERMISSIVE
+
+RESULTS = Path("results") / "tiny"
+TABLE, DATA = "results.md", "data.json"
+PRETRAINING = "pretraining_{}.json"
+PRETRAINING_FIELDS = (
+    "last",
+    "steps",
+    "hours",
+    "labels",
+    "train_seconds",
+    "num_parameters",
+    "num_processes",
+    "device",
+    "config",
+)
+ROW_FIELDS = ("corpus", "title", "language", "licence", "attribution", "note", "hours", "speakers", "has_unnamed_speakers")
+MARKS = re.compile(r"(?<=[\d.])[†?]")  # behind figures, made of predictions that are not kept
+
+
+@dataclass(frozen=True)
+class TinySource:
+    """The root model with its results.
+
+    Attributes:
+        push: model, evaluation and training, as for every push.
+        table: the comparison table of the evaluation, as Markdown, and the notes below it.
+        notes: see `table`.
+        stages: results of pre-training, in order.
+        data: what was trained on.
+    """
+
+    push: PushSource
+    table: str
+    notes: str
+    stages: list[dict[str, Any]]
+    data: dict[str, Any]
+
+
+def read_tiny(root: Path) -> TinySource:
+    """Read the root model and its results.
+
+    Raises:
+        ValueError: weights or results are missing or broken, or results are of other weights.
+    """
+    results = root / RESULTS
+    push = replace(read_source(root, results), training=read_training(results / TRAINING_RESULT))
+    if push.training is None:
+        raise ValueError(f"{results / TRAINING_RESULT}: there is no such file; install the model with `wavcse.hub.install`.")
+    refuse_stale(push)
+    table, notes = _read_table(results / TABLE, push)
+    return TinySource(push, table, notes, _read_stages(results), read_data(results / DATA))
+
+
+def refuse_stale(push: PushSource) -> None:
+    """ValueError if a record is of the model, by its name or place, and yet of other weights, or if a task lacks it."""
+    names, places = ({record["encoder"].get(field) for record in push.own} for field in ("name", "model"))
+    for record in push.records:
+        encoder, task = record["encoder"], record["task"]["name"]
+        is_own = encoder["name"] in names or encoder.get("model") in places - {None}
+        if is_own and encoder.get("weights_sha256") != push.sha256:
+            raise ValueError(
+                f"{push.results}: {task} by {encoder['name']} was measured with other weights than those of {push.model} "
+                f"(sha256 {push.sha256[:12]}); evaluate this model again."
+            )
+    lacking = sorted({r["task"]["name"] for r in push.records} - {r["task"]["name"] for r in push.own})
+    if lacking:
+        raise ValueError(f"{push.results}: {', '.join(lacking)} was not measured with the model itself; evaluate it there.")
+
+
+def _read_table(path: Path, push: PushSource) -> tuple[str, str]:
+    """The evaluation's table as it was written, with its marks, and its notes; its figures are proven to be the records'."""
+    from wavcse.eval.results import markdown_table
+
+    table, _, notes = _text(path).strip().partition("\n\n")
+    is_of_these = MARKS.sub("", table) == markdown_table(push.records).partition("\n\n")[0]
+    if not is_of_these or push.sha256[:12] not in notes:
+        raise ValueError(f"{path}: is not the table of the results beside it; run `python -m wavcse.eval.results` there.")
+    return table, notes
+
+
+def _read_stages(results: Path) -> list[dict[str, Any]]:
+    stages = []
+    while (path := results / PRETRAINING.format(len(stages) + 1)).is_file():
+        stages.append(read_json(path, PRETRAINING_FIELDS))
+    if not stages:
+        raise ValueError(f"{path}: there is no such file; install the model with `wavcse.hub.install`.")
+    return stages
+
+
+def read_data(path: Path) -> dict[str, Any]:
+    """What `hub/training_data.py` wrote; ValueError if it is not that, or names a licence that is not permissive."""
+    data = read_json(path, ("recipes", "rows"))
+    for row in data["rows"]:
+        missing = [field for field in ROW_FIELDS if field not in row]
+        if missing:
+            raise ValueError(f"{path}: a row lacks {', '.join(missing)}; count the training data anew.")
+        if row["licence"] not in PERMISSIVE:
+            raise ValueError(f"{path}: {row['corpus']} is under {row['licence']!r}, which is not permissive.")
+    return data
+
+
+def read_json(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON file with these fields; ValueError if it is missing or not one."""
+    try:
+        content = json.loads(_text(path))
+        missing = [field for field in needed if field not in content]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path}: is not a result file ({error}).") from error
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}.")
+    return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); install the model with `wavcse.hub.install`.") from error

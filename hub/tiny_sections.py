@@ -1,0 +1,150 @@
+"""The sections of the root model's card: every figure in them comes from its results (`hub/tiny.py`)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from wavcse.card_wavcse import facts_of
+from wavcse.hub.card import limits_of, training_section
+from wavcse.hub.tiny import TinySource
+from wavcse.hub.training_data import SYNTHETIC
+from wavcse.reports.page import markdown_table
+
+MODEL = """\
+`config.json`, `model.safetensors` and `preprocessor_config.json` in this folder are a trained model: {family} with
+{num_blocks} blocks of width {upstream_size} ({upstream_millions:.1f} M parameters), layers {layers}, `{pooling_type}` pooling,
+one embedding of {embedding_size} numbers per clip; {millions:.1f} M parameters in all, {megabytes:.1f} MB. Heads: {tasks}.
+Weights: SHA-256 `{sha256}`."""
+
+
+def tiny_sections(source: TinySource) -> dict[str, str]:
+    """Markdown per title, in order."""
+    notes = f"<details><summary>How to read this</summary>\n\n{source.notes}\n\n</details>"
+    return {
+        "The model in this folder": _model(source),
+        "What it is good for": f"{source.table}\n\n{notes}",
+        "What it was trained on": _data(source.data),
+        "How it was trained": _training(source),
+        "Limits": "\n".join(f"- {limit}" for limit in _limits(source)),
+    }
+
+
+def _model(source: TinySource) -> str:
+    weights = source.push.model / SAFE_WEIGHTS_NAME
+    return MODEL.format(
+        **facts_of(source.push.config, ""),
+        millions=_count_parameters(weights) / 1e6,
+        upstream_millions=source.stages[-1]["num_parameters"] / 1e6,
+        megabytes=weights.stat().st_size / 1e6,
+        sha256=source.push.sha256,
+    )
+
+
+def _count_parameters(weights: Path) -> int:
+    with safe_open(weights, framework="numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+
+
+# ---- data ----
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    """A line per corpus; hours per recipe, in the order of the recipes."""
+    recipes = [Path(recipe).stem for recipe in data["recipes"]]
+    corpora = defaultdict(list)
+    for row in data["rows"]:
+        corpora[row["title"], row["licence"], row["attribution"], row["note"]].append(row)
+    lines = [
+        [title, ", ".join(languages_of(rows)), licence, attribution, note, *(_shown_hours(rows, name) for name in recipes)]
+        for (title, licence, attribution, note), rows in corpora.items()
+    ]
+    lines.append(["all", ", ".join(languages_of(data["rows"])), "", "", "", *(_shown_hours(data["rows"], r) for r in recipes)])
+    columns = ["corpus", "languages", "licence", "by", "what", *(f"hours, `{name}`" for name in recipes)]
+    return f"{markdown_table(columns, lines)}\n\nHours are of the recipes {', '.join(f'`{r}`' for r in data['recipes'])}."
+
+
+def languages_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Codes of the languages of some rows of the data, sorted."""
+    return sorted({row["language"] for row in rows} - {""})
+
+
+def _shown_hours(rows: Iterable[Mapping[str, Any]], recipe: str) -> str:
+    hours = _hours(rows, recipe)
+    return f"{hours:.2f}" if hours else "–"
+
+
+def _hours(rows: Iterable[Mapping[str, Any]], recipe: str) -> float:
+    return sum(row["hours"].get(recipe, 0.0) for row in rows)
+
+
+# ---- training ----
+
+
+def _training(source: TinySource) -> str:
+    columns = ["stage", "objective", "speech", "updates", "masked codes found", "codes in use: targets", "time"]
+    stages = markdown_table(columns, [_stage(number, stage) for number, stage in enumerate(source.stages, start=1)])
+    return f"Pre-training of the upstream:\n\n{stages}\n\nThen the embedding, with its heads:\n\n" + training_section(
+        source.push.training
+    )
+
+
+def _stage(number: int, stage: Mapping[str, Any]) -> list[str]:
+    settings, last = stage["config"], stage["last"]
+    weight = settings["label_weight"]
+    label_loss = f" + {weight:g} x {settings['label_loss']} on {len(stage['labels'])} x `{settings['label_column']}`"
+    return [
+        str(number),
+        "BEST-RQ" + (label_loss if weight else ""),
+        f"{stage['hours']:.2f} h",
+        f"{stage['steps']:,} of {settings['batch_seconds']:g} s",
+        f"{100 * last['masked_accuracy']:.1f} %",
+        f"{last['code_perplexity']:.0f} of {settings['codebook_size']}",
+        f"{stage['train_seconds'] / 60:.0f} min on {stage['device']}, {stage['num_processes']} process(es)",
+    ]
+
+
+# ---- limits ----
+
+
+def _limits(source: TinySource) -> list[str]:
+    rows, stages = source.data["rows"], source.stages
+    minutes, hours = sum(stage["train_seconds"] for stage in stages) / 60, max(stage["hours"] for stage in stages)
+    devices = ", ".join(sorted({stage["device"].partition(":")[0] for stage in stages}))
+    languages = languages_of(rows)
+    return [
+        f"A small model, pre-trained for {minutes:.0f} minutes on {devices} with {hours:.1f} hours of speech. Published "
+        "upstreams such as WavLM had far more of both; take one of them where you can.",
+        f"It has heard {len(languages)} languages ({', '.join(languages)}). Others may be served worse.",
+        *_one_voice(rows),
+        *_synthetic_share(source.data),
+        "All licences of the training data are in the table above. RAVDESS and nEMO, which are non-commercial, are in no "
+        "training of these weights; where the table of results has them, only its probes were trained on them.",
+        "An embedding holds who speaks, how and what: treat it as personal data. Do not identify people without their "
+        "consent, and do not judge people by predicted emotion, gender, age or origin.",
+        *limits_of(source.push),
+    ]
+
+
+def _one_voice(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Languages of which training heard one person only, as far as it is known: their label is the voice's, too."""
+    voices: dict[str, int] = defaultdict(int)
+    for row in rows:
+        if row["licence"] != SYNTHETIC:
+            voices[row["language"]] += row["speakers"] + 2 * row["has_unnamed_speakers"]
+    alone = ", ".join(sorted(language for language, count in voices.items() if language and count == 1))
+    return [f"Of {alone} it has heard one human voice only: there it may take the voice for the language."] if alone else []
+
+
+def _synthetic_share(data: Mapping[str, Any]) -> list[str]:
+    synthetic = [row for row in data["rows"] if row["licence"] == SYNTHETIC]
+    recipes = [Path(recipe).stem for recipe in data["recipes"]]
+    shares = {name: _hours(synthetic, name) / _hours(data["rows"], name) for name in recipes if _hours(synthetic, name)}
+    shown = ", ".join(f"{100 * share:.0f} % in `{name}`" for name, share in shares.items())
+    return [f"A part of the hours is synthetic speech, which no human speaks like: {shown}."] if shares else []

@@ -1,0 +1,169 @@
+"""What speech a model was trained on, counted from its recipes: hours, languages, voices and licences of every corpus.
+
+    python -m wavcse.hub.training_data conf/pretrain_tiny.yaml conf/train_tiny.yaml --out data.json
+
+Recipes are those of pre-training and of training; counted are the clips that they take, after their filters, held-out speakers
+and splits. A corpus that `--corpora` does not describe, or whose licence is not permissive, is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wavcse.data.composite import load_composite
+from wavcse.data.features import write_atomically
+from wavcse.data.manifest import Clip, Manifest
+from wavcse.data.recipes import checked_fields, read_recipe
+from wavcse.eval.paths import shown_path
+from wavcse.pretraining.arguments import PretrainArguments
+from wavcse.pretraining.arguments import parse_arguments as parse_pretraining
+from wavcse.pretraining.clips import load_clips
+from wavcse.training.arguments import RunArguments
+from wavcse.training.arguments import parse_arguments as parse_training
+
+SYNTHETIC = "synthetic"  # the licence of speech that no person has spoken
+PERMISSIVE = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0", "public-domain", SYNTHETIC)
+CORPORA = "conf/tiny_data.yaml"
+DESCRIPTION = ("title", "licence", "attribution", "note")
+
+
+def count_training_data(recipes: Sequence[str | Path], corpora: str | Path) -> dict[str, Any]:
+    """What `recipes` train on.
+
+    Args:
+        recipes: of `pretrain_accelerate.py` and `train_accelerate.py`; paths in them are relative to the working directory.
+        corpora: YAML whose `corpora` maps a name (or a pattern such as `synthetic-*`) to title, licence, attribution, note. A
+            clip's corpus is what the column `corpus` says, else the folder of its manifest.
+
+    Returns:
+        `recipes`, and `rows`: one per corpus, language and licence, with clips and hours per recipe, and voices.
+
+    Raises:
+        ValueError: a recipe or manifest cannot be read, or a corpus is not described or not permissive.
+    """
+    described = read_recipe(corpora, allowed=["corpora"]).get("corpora") or {}
+    tables = [_described(table, described, str(corpora)) for recipe in recipes for table in _tables(Path(recipe))]
+    clips = pd.concat(tables, ignore_index=True)
+    rows = [
+        {**dict(zip(("corpus", "language", "licence"), key)), **_description(described[key[0]]), **_counts(group)}
+        for key, group in clips.groupby(["entry", "language", "licence"], sort=True)
+    ]
+    return {"recipes": [shown_path(recipe) for recipe in recipes], "rows": rows}
+
+
+def _tables(recipe: Path) -> Iterator[pd.DataFrame]:
+    """The rows of each manifest of a recipe that it trains on, with `recipe`, `seconds` and `folder`."""
+    known = [setting.name for kind in (PretrainArguments, RunArguments) for setting in fields(kind)]
+    settings = read_recipe(recipe, allowed=known)
+    used = _pretraining_clips if "data" in settings else _training_clips
+    for manifest, is_used in used(str(recipe)):
+        seconds = _seconds(manifest)
+        columns = {name: manifest.table.get(name, "") for name in ("corpus", "language", "licence", "speaker_id")}
+        table = pd.DataFrame(columns, index=manifest.table.index)
+        yield table.assign(recipe=recipe.stem, seconds=seconds, folder=manifest.path.resolve().parent.name)[is_used]
+
+
+def _pretraining_clips(recipe: str) -> Iterator[tuple[Manifest, np.ndarray]]:
+    args = parse_pretraining([recipe])
+    for name, source in args.clip_sources().items():
+        found = load_clips({name: source}, args.label_column, args.exclude_speakers_of, args.exclude_split_columns)
+        yield _used(Manifest(source.manifest), found.clips)
+
+
+def _training_clips(recipe: str) -> Iterator[tuple[Manifest, np.ndarray]]:
+    sources = parse_training([recipe]).task_sources()
+    composite = load_composite(sources)
+    trained = [composite.clips[row] for row in composite.rows("train")]
+    for path in dict.fromkeys(path for source in sources.values() for path in source.manifests):
+        yield _used(Manifest(path), trained)
+
+
+def _used(manifest: Manifest, clips: Sequence[Clip]) -> tuple[Manifest, np.ndarray]:
+    places = {(clip.path.resolve(), clip.start_s, clip.end_s) for clip in clips}
+    return manifest, np.array([(clip.path.resolve(), clip.start_s, clip.end_s) in places for clip in manifest.clips])
+
+
+def _seconds(manifest: Manifest) -> np.ndarray:
+    if "duration" in manifest.table.columns:
+        return manifest.column("duration").astype(float)
+    if any(clip.end_s is None for clip in manifest.clips):
+        raise ValueError(f"{manifest.path}: has neither a column 'duration' nor an 'end' of every clip to count hours by.")
+    return np.array([clip.end_s - clip.start_s for clip in manifest.clips])
+
+
+def _described(table: pd.DataFrame, described: dict[str, Any], where: str) -> pd.DataFrame:
+    """With the entry of `described` that each clip belongs to, and its licence."""
+    names = table["corpus"].where(table["corpus"] != "", table["folder"])
+    entry = {name: _entry(name, described, where) for name in names.unique()}
+    stated = names.map(lambda name: checked_fields(f"{where}: {name}", described[entry[name]], DESCRIPTION)["licence"])
+    table = table.assign(entry=names.map(entry), licence=table["licence"].where(table["licence"] != "", stated))
+    for is_wrong, what in (
+        (~table["licence"].isin(PERMISSIVE), "which is not permissive"),
+        (table["licence"] != stated, f"but {where} says otherwise"),
+    ):
+        if is_wrong.any():
+            first = table[is_wrong].iloc[0]
+            raise ValueError(f"{first['recipe']}: clips of {first['entry']} are under {first['licence']!r}, {what}.")
+    return table
+
+
+def _entry(corpus: str, described: dict[str, Any], where: str) -> str:
+    found = [name for name in described if fnmatch(corpus, name)]
+    if not found:
+        raise ValueError(f"{where}: does not describe the corpus {corpus!r}; add its title, licence and attribution.")
+    return found[0]
+
+
+def _description(entry: dict[str, str]) -> dict[str, str]:
+    return {name: entry.get(name, "") for name in DESCRIPTION if name != "licence"}
+
+
+def _counts(group: pd.DataFrame) -> dict[str, Any]:
+    """Clips and hours per recipe; how many voices are known by name, and whether some are not."""
+    by_recipe = group.groupby("recipe", sort=False)["seconds"]
+    named = group.loc[group["speaker_id"] != "", "speaker_id"]
+    return {
+        "clips": {name: int(count) for name, count in by_recipe.count().items()},
+        "hours": {name: round(float(seconds) / 3600, 3) for name, seconds in by_recipe.sum().items()},
+        "speakers": int(named.nunique()),
+        "has_unnamed_speakers": bool(len(named) < len(group)),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 with one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wavcse.hub.training_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="YAML recipes of pre-training and training")
+    parser.add_argument("--corpora", default=CORPORA, help=f"YAML: corpus -> title, licence, attribution, note ({CORPORA})")
+    parser.add_argument("--out", required=True, help="JSON file to write")
+    args = parser.parse_args(argv)
+    try:
+        counted = count_training_data(args.recipes, args.corpora)
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(args.out), json.dumps(counted, indent=1, ensure_ascii=False) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"wavcse training_data: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    hours = {name: sum(row["hours"].get(name, 0) for row in counted["rows"]) for name in map(_stem, args.recipes)}
+    print(f"{args.out}: " + ", ".join(f"{name} {total:.2f} h" for name, total in hours.items()))
+    return 0
+
+
+def _stem(recipe: str) -> str:
+    return Path(recipe).stem
+
+
+if __name__ == "__main__":
+    sys.exit(main())

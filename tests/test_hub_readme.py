@@ -1,0 +1,337 @@
+"""The root as a model repository: what is installed there, and a README that says what the result files say."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import wavcse
+from wavcse.eval.results import write_table
+from wavcse.hub import install as install_cli
+from wavcse.hub import readme as readme_cli
+from wavcse.hub import training_data
+from wavcse.hub.readme import BEGIN, END
+from wavcse.repository_wavcse import CODE_FILES
+from wavcse.tests.card_rules import card_errors
+from wavcse.tests.published_run import make_run
+
+ROOT = Path(wavcse.__file__).parent
+HAND_WRITTEN = f"# Project\n\nBy hand.\n\n{BEGIN}\n{END}\n\n## The end\n\nBy hand, too.\n"
+# Of every clip: file, seconds, speaker, corpus, language, licence.
+CLIPS = (
+    ("a.wav", 36, "kim", "books", "de", "CC0-1.0"),
+    ("b.wav", 72, "kim", "books", "de", "CC0-1.0"),
+    ("c.wav", 18, "", "words", "en", "CC-BY-4.0"),
+    ("d.wav", 108, "robot-1", "synthetic-x", "fr", ""),
+    ("e.wav", 9999, "lee", "words", "en", "CC-BY-NC-4.0"),
+)
+# The second recipe's manifest: no licence column, no speakers, all splits.
+TASKS = """file_name,duration,corpus,language,split,keyword
+a.wav,36,books,de,train,yes
+b.wav,72,books,de,validation,no
+c.wav,18,words,en,train,no
+d.wav,108,synthetic-x,fr,test,yes
+e.wav,9999,words,en,,
+f.wav,1,words,en,validation,yes
+g.wav,1,words,en,test,no
+"""
+CORPORA = {
+    "books": {"title": "Books", "licence": "CC0-1.0", "attribution": "the readers"},
+    "words": {"title": "Words", "licence": "CC-BY-4.0", "attribution": "the speakers", "note": "single words"},
+    "synthetic-*": {"title": "Robots", "licence": "synthetic", "attribution": "espeak-ng"},
+}
+
+
+def pretraining(stage: int) -> dict:
+    """What `pretrain_accelerate.py` writes, in short."""
+    return {
+        "last": {"step": 30, "masked_accuracy": 0.125 * stage, "code_perplexity": 321.4},
+        "steps": 3000 * stage,
+        "hours": 1.5,
+        "labels": ["de", "en", "fr"],
+        "train_seconds": 1200.0,
+        "num_parameters": 2_900_000,
+        "num_processes": 2,
+        "device": "cpu",
+        "config": {
+            "label_weight": 4.0 * (stage - 1),
+            "label_loss": "hard_triplet",
+            "label_column": "language",
+            "batch_seconds": 96.0,
+            "codebook_size": 2048,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Path]:
+    """A manifest, recipes of pre-training and training on it, and descriptions of its corpora."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = ["file_name,duration,speaker_id,corpus,language,licence", *(",".join(map(str, clip)) for clip in CLIPS)]
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    (folder / "tasks.csv").write_text(TASKS)
+    source = {"manifest": str(folder / "metadata.csv"), "where": {"licence": ["CC0-1.0", "CC-BY-4.0", ""]}}
+    task = {"manifest": str(folder / "tasks.csv"), "label_column": "keyword"}
+    recipes = {
+        "one": {"data": {"speech": source}},
+        "two": {"tasks": {"keyword": task}, "upstream": ".", "cache_dir": "caches"},
+    }
+    paths = {name: folder / f"{name}.yaml" for name in (*recipes, "corpora")}
+    for name, content in {**recipes, "corpora": {"corpora": CORPORA}}.items():
+        paths[name].write_text(yaml.safe_dump(content))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def counted(data) -> Path:
+    """What the training data's command line writes."""
+    out = data["one"].parent / "out" / "data.json"
+    arguments = [str(data["one"]), str(data["two"]), "--corpora", str(data["corpora"]), "--out", str(out)]
+    assert training_data.main(arguments) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(tiny_multi_task_model, tmp_path_factory) -> Path:
+    run = make_run(tmp_path_factory.mktemp("run"), tiny_multi_task_model(), mfcc=0.5)
+    write_table(run)
+    for stage in (1, 2):
+        results = run / f"stage{stage}" / "results"
+        results.mkdir(parents=True)
+        (results / "pretraining.json").write_text(json.dumps(pretraining(stage)))
+    return run
+
+
+def new_root(folder: Path) -> Path:
+    """The code of this repository, and a README of one's own."""
+    folder.mkdir()
+    for name in CODE_FILES:
+        shutil.copyfile(ROOT / name, folder / name)
+    (folder / "README.md").write_text(HAND_WRITTEN, encoding="utf-8")
+    return folder
+
+
+def install(run: Path, data: Path, root: Path, **changed) -> int:
+    options = {"pretraining": [run / "stage1", run / "stage2"], "evaluation": [run], "data": [data], "root": [root], **changed}
+    return install_cli.main([str(run), *(str(part) for name, values in options.items() for part in (f"--{name}", *values))])
+
+
+@pytest.fixture(scope="module")
+def root(run, counted, tmp_path_factory) -> Path:
+    root = new_root(tmp_path_factory.mktemp("installed") / "root")
+    assert install(run, counted, root) == 0
+    return root
+
+
+@pytest.fixture
+def copy(root, tmp_path) -> Path:
+    return shutil.copytree(root, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def readme(root) -> str:
+    return (root / "README.md").read_text(encoding="utf-8")
+
+
+# ---- what was trained on ----
+
+
+def test_hours_are_those_of_the_clips_that_recipes_take(counted):
+    rows = {row["corpus"]: row for row in json.loads(counted.read_text())["rows"]}
+    assert rows["books"]["hours"] == {"one": 0.03, "two": 0.01}  # of the second recipe only the training clip
+    assert rows["books"]["clips"] == {"one": 2, "two": 1}
+    assert rows["words"]["hours"] == {"one": 0.005, "two": 0.005}  # the non-commercial hours are not taken
+    assert rows["synthetic-*"]["hours"] == {"one": 0.03}
+    assert (rows["synthetic-*"]["licence"], rows["synthetic-*"]["language"]) == ("synthetic", "fr")
+    assert (rows["books"]["speakers"], rows["books"]["has_unnamed_speakers"]) == (1, True)  # the tasks' table names nobody
+    assert (rows["words"]["speakers"], rows["words"]["title"]) == (0, "Words")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"words": None}, "does not describe the corpus 'words'"),
+        ({"words": {**CORPORA["words"], "licence": "CC0-1.0"}}, "says otherwise"),
+        ({"synthetic-*": {**CORPORA["synthetic-*"], "licence": "CC-BY-NC-4.0"}}, "not permissive"),
+        ({"words": {**CORPORA["words"], "licens": "x"}}, "unknown fields"),
+    ],
+)
+def test_corpora_that_may_not_be_there_are_refused(change, message, data, tmp_path, capsys):
+    corpora = {name: entry for name, entry in {**CORPORA, **change}.items() if entry}
+    (tmp_path / "corpora.yaml").write_text(yaml.safe_dump({"corpora": corpora}))
+    arguments = [str(data["one"]), "--corpora", str(tmp_path / "corpora.yaml"), "--out", str(tmp_path / "data.json")]
+    assert training_data.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "data.json").exists()
+
+
+def test_non_commercial_clips_of_a_recipe_are_refused(data, tmp_path, capsys):
+    recipe = yaml.safe_load(data["one"].read_text())
+    del recipe["data"]["speech"]["where"]
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = [str(tmp_path / "all.yaml"), "--corpora", str(data["corpora"]), "--out", str(tmp_path / "data.json")]
+    assert training_data.main(arguments) == 2
+    assert "'CC-BY-NC-4.0', which is not permissive" in capsys.readouterr().err
+
+
+# ---- the root ----
+
+
+def test_the_files_are_the_runs(root, run):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        assert (root / name).read_bytes() == (run / "hub" / name).read_bytes()
+    kept = {path.relative_to(root).as_posix() for path in (root / "results").rglob("*") if path.is_file()}
+    records = {f"results/tiny/results/{path.name}" for path in (run / "results").glob("*__*.json")}
+    others = ("results.md", "data.json", "phase1.json", "pretraining_1.json", "pretraining_2.json")
+    assert kept == {*records, *(f"results/tiny/{name}" for name in others)}  # no predictions, no embeddings
+
+
+def test_what_is_written_by_hand_stays(readme):
+    before, after = HAND_WRITTEN.split(f"{BEGIN}\n{END}")
+    assert readme.split("\n---\n\n", 1)[1].startswith(before + BEGIN)
+    assert readme.endswith(END + after)
+
+
+def test_the_header(readme, run):
+    header = yaml.safe_load(readme.split("---\n")[1])
+    assert card_errors(readme) == []
+    assert (header["library_name"], header["pipeline_tag"], header["license"]) == (
+        "transformers",
+        "feature-extraction",
+        "apache-2.0",
+    )
+    assert header["language"] == ["de", "en", "fr"]
+    assert header["datasets"] == ["books", "words"]
+    assert "wavcse-tiny" in header["tags"]
+    (index,) = header["model-index"]
+    assert index["name"] == "wavcse-tiny"
+    found = {result["task"]["name"]: result["metrics"][0] for result in index["results"]}
+    own = [json.loads(path.read_text()) for path in (run / "results").glob("*__wavcse.json")]
+    for record in own:
+        primary = record["task"]["metrics"][0]
+        assert found[record["task"]["title"]]["value"] == record["metrics"][primary]["value"]
+    assert len(found) == len(own) == sum(len(result["metrics"]) for result in index["results"])
+
+
+def test_the_table_is_the_evaluations_with_its_marks(readme, run):
+    table = (run / "results.md").read_text(encoding="utf-8").split("\n\n")[0]
+    assert table in readme
+
+
+def test_the_data_with_licences_and_hours(readme):
+    assert "| Books | de | CC0-1.0 | the readers |  | 0.03 | 0.01 |" in readme
+    assert "| Words | en | CC-BY-4.0 | the speakers | single words | 0.01 | 0.01 |" in readme
+    assert "| Robots | fr | synthetic | espeak-ng |  | 0.03 | – |" in readme
+
+
+def test_the_training(readme):
+    assert "| 1 | BEST-RQ | 1.50 h | 3,000 of 96 s | 12.5 % | 321 of 2048 | 20 min on cpu, 2 process(es) |" in readme
+    assert "| 2 | BEST-RQ + 4 x hard_triplet on 3 x `language` | 1.50 h | 6,000 of 96 s | 25.0 % |" in readme
+    assert "torch 2.13.0" in readme  # the training's own section
+
+
+def test_the_limits(readme):
+    assert "pre-trained for 40 minutes on cpu with 1.5 hours" in readme
+    assert "3 languages (de, en, fr)" in readme
+    assert "46 % in `one`" in readme  # 0.03 of 0.065 hours are synthetic
+    assert "one human voice" not in readme  # the tasks' table names no speaker
+    assert "A planted remark." in readme
+
+
+def test_one_voice_is_told(copy):
+    path = copy / "results" / "tiny" / "data.json"
+    content = json.loads(path.read_text())
+    for row in content["rows"]:
+        row["has_unnamed_speakers"] &= row["corpus"] != "books"
+    path.write_text(json.dumps(content))
+    assert readme_cli.main(["--root", str(copy)]) == 0
+    assert "Of de it has heard one human voice only" in (copy / "README.md").read_text()
+
+
+def test_nothing_in_it_names_this_machine(readme, run):
+    assert str(run) not in readme
+    assert "/somewhere" not in readme  # planted in the training's settings
+
+
+def test_check_agrees_with_what_was_written(root):
+    before = (root / "README.md").read_bytes()
+    command = [sys.executable, "-m", "wavcse.hub.readme", "--check", "--root", str(root)]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    assert (root / "README.md").read_bytes() == before
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("README.md", "| Books | de |", "| Books | de, it |", "not what the result files give"),
+        ("README.md", "license: apache-2.0", "license: mit", "not what the result files give"),
+        ("README.md", BEGIN, "", "needs one line"),
+        ("results/tiny/results.md", "| 20.0", "| 99.0", "not the table of the results"),
+        ("results/tiny/data.json", '"CC0-1.0"', '"CC-BY-NC-4.0"', "not permissive"),
+        ("results/tiny/pretraining_1.json", '"hours": 1.5', '"hours": 2.5', "not what the result files give"),
+        ("results/tiny/pretraining_2.json", '"steps"', '"step"', "lacks steps"),
+    ],
+)
+def test_check_finds_what_is_out_of_date(name, old, new, message, copy, capsys):
+    if name.endswith("results.md"):
+        first = re.search(r"\| \*?\*?(\d+\.\d)", (copy / name).read_text())[0]
+        old, new = first, first[:-1] + ("1" if first[-1] != "1" else "2")
+    edit(copy / name, old, new)
+    before = (copy / "README.md").read_bytes()
+    assert readme_cli.main(["--check", "--root", str(copy)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert (copy / "README.md").read_bytes() == before
+
+
+def test_results_of_other_weights_are_refused(copy, capsys):
+    path = copy / "results" / "tiny" / "results" / "keyword__wavcse.json"
+    weights = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
+    edit(path, weights, "0" * 64)
+    assert readme_cli.main(["--root", str(copy)]) == 2
+    assert "keyword by wavcse was measured with other weights" in capsys.readouterr().err
+
+
+def test_a_root_without_weights_is_refused(copy, capsys):
+    (copy / "model.safetensors").unlink()
+    assert readme_cli.main(["--check", "--root", str(copy)]) == 2
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_a_second_install_replaces_the_first(run, counted, copy):
+    (copy / "results" / "tiny" / "results" / "old__wavcse.json").write_text("{}")
+    assert install(run, counted, copy, pretraining=[run / "stage2"]) == 0
+    assert not (copy / "results" / "tiny" / "results" / "old__wavcse.json").exists()
+    assert not (copy / "results" / "tiny" / "pretraining_2.json").exists()
+    assert readme_cli.main(["--check", "--root", str(copy)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("results.md", "results.md"), ("results/phase1.json", "phase1.json"), ("hub", "holds no model")]
+)
+def test_an_unfinished_run_changes_nothing(missing, message, run, counted, tmp_path, capsys):
+    unfinished, root = shutil.copytree(run, tmp_path / "run"), new_root(tmp_path / "root")
+    gone = unfinished / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    assert install(unfinished, counted, root) == 2
+    assert message in capsys.readouterr().err
+    assert {path.name for path in root.iterdir()} == {*CODE_FILES, "README.md"}
+
+
+def test_too_many_megabytes_are_refused(run, counted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(install_cli, "MAX_MEGABYTES", 0.001)
+    assert install(run, counted, new_root(tmp_path / "root")) == 2
+    assert "MB at most" in capsys.readouterr().err
