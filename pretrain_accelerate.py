@@ -101,7 +101,7 @@ def set_up(args: PretrainArguments) -> Run:
     learner.model, learner.optimizer = accelerator.prepare(network, learner.optimizer)
     folder = RunFolder(args.output_dir)
     if accelerator.is_main_process:
-        folder.prepare(args, data_fingerprint(clips.names, targets.tolist()))
+        folder.prepare(args, data_fingerprint(clips.names, targets.tolist(), start_folder(args.init_from)))
         print(description(loader, clips, network))
     accelerator.wait_for_everyone()
     if args.report_to:
@@ -148,9 +148,13 @@ def load_network(network: PretrainNetwork, folder: Path) -> None:
         raise ValueError(f"init_from: the network of {folder} is another one ({', '.join(wrong[:3])}).")
 
 
-def data_fingerprint(names: list[str], targets: list[int]) -> str:
-    """Changes when a clip or a label does."""
-    return hashlib.sha256(json.dumps([names, targets]).encode()).hexdigest()
+def data_fingerprint(names: list[str], targets: list[int], start: Path | None = None) -> str:
+    """Changes when a clip or a label does, or the network of the run that this one starts from."""
+    known: list = [names, targets]
+    if start is not None:
+        with open(start / "checkpoints" / "last" / TENSOR_FILE, "rb") as file:
+            known.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 def description(loader: BatchLoader, clips: PretrainingClips, network: PretrainNetwork) -> str:

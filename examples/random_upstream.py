@@ -1,6 +1,7 @@
 """Write a small, untrained WavLM in the transformers format: an upstream for trying things out offline.
 
     python examples/random_upstream.py --out runs/real_speech/upstream
+    python examples/random_upstream.py --out runs/tiny/untrained --recipe conf/pretrain_tiny.yaml
 
 Its first two convolutions start as a filterbank (mel bands, each in four phases; then their magnitudes and how these change),
 everything above is random. So its layers are random functions of a spectrogram: a floor for trained upstreams, not a result.
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 from transformers import WavLMConfig, WavLMModel
 
+from wavcse.pretrain_accelerate import initial_network
+from wavcse.pretraining.arguments import parse_arguments
 from wavcse.pretraining.encoder import PHASES, save_upstream, start_as_filterbank
 
 
@@ -59,15 +62,22 @@ def main() -> None:
     parser.add_argument("--num_blocks", type=int, default=6, help="transformer blocks (default 6)")
     parser.add_argument("--stem_width", type=int, default=256, help="channels, a multiple of 8 (default 256)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
+    parser.add_argument("--recipe", help="instead, what pretrain_accelerate.py with this recipe (and its seed) starts from")
     args = parser.parse_args()
+    model = untrained(args) if args.recipe is None else initial_network(parse_arguments([args.recipe])).encoder
+    save_upstream(model, args.out)
+    print(f"{args.out}: untrained WavLM, {model.num_parameters() / 1e6:.1f} M parameters")
+
+
+def untrained(args: argparse.Namespace) -> WavLMModel:
+    """A WavLM of the shape that the options give."""
     torch.manual_seed(args.seed)
     model = WavLMModel(small_config(args.width, args.num_blocks, args.stem_width))
     first, second = (layer.conv for layer in model.feature_extractor.conv_layers)
     start_as_filterbank(first)
     start_as_magnitudes(second)
     widen(model)
-    save_upstream(model, args.out)
-    print(f"{args.out}: untrained WavLM, {model.num_parameters() / 1e6:.1f} M parameters")
+    return model
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class PretrainArguments(StepArguments):
     output_dir: str = field(default="runs/pretrain", metadata={"help": "Run folder: config, log, checkpoints, upstream."})
 
     init_from: str | None = field(
-        default=None, metadata={"help": "Start from this WavLM (folder or Hub id), or from the run in this folder."}
+        default=None, metadata={"help": "Start from this WavLM or wavCSE model (folder or Hub id), or from a run's folder."}
     )
     freeze_stem: bool = field(default=False, metadata={"help": "Leave the convolutions as they are (with init_from)."})
     num_mels: int = field(default=80, metadata={"help": "Mel bands of the spectrogram that the targets are made of."})

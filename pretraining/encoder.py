@@ -16,13 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
+from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMLayerNormConvLayer
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.pretraining.quantizer import WINDOW
 from wavcse.training.products import linear, use_linear
+from wavcse.upstream_wavcse import load_upstream, read_config
 
 # What differs from WavLMConfig's defaults: the large shape (its norms do not look at other frames, so a clip's company does
 # not matter) with biases in the stem (else its norms would hide how loud a frame is), and no random loss of layers or features
@@ -38,7 +39,8 @@ def encoder_config(fields: Mapping[str, Any], init_from: str | None) -> WavLMCon
     Raises:
         ValueError: the checkpoint is not a WavLM, a field is not one of WavLMConfig's, or the stem's lists differ in length.
     """
-    config = WavLMConfig(**SHAPE) if init_from is None else AutoConfig.from_pretrained(init_from)
+    config = WavLMConfig(**SHAPE) if init_from is None else read_config(init_from)
+    config = getattr(config, "upstream_config", config)  # of a wavCSE model
     if not isinstance(config, WavLMConfig):
         raise ValueError(f"init_from: {init_from} is a {config.model_type}; only a WavLM can be trained here.")
     unknown = sorted(set(fields) - set(config.to_dict()))
@@ -67,7 +69,7 @@ def new_encoder(config: WavLMConfig, init_from: str | None = None) -> WavLMModel
         if first.kernel_size[0] >= WINDOW:
             start_as_filterbank(first)
     else:
-        encoder = WavLMModel.from_pretrained(init_from, config=config, dtype=torch.float32)
+        encoder = load_upstream(init_from, config)
     return use_fast_parts(encoder)
 
 

@@ -38,7 +38,7 @@ from wavcse.eval.__main__ import usable_device
 from wavcse.eval.baselines import LAYER_BASELINES, build_encoders
 from wavcse.eval.evaluation import EvalSettings, Evaluation, evaluate
 from wavcse.eval.task import load_task
-from wavcse.pretrain_accelerate import data_fingerprint, initial_network, pretrain
+from wavcse.pretrain_accelerate import data_fingerprint, initial_network, pretrain, start_folder
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
 from wavcse.pretraining.encoder import save_upstream
@@ -97,12 +97,12 @@ def is_finished(variant: Variant) -> bool:
 
 
 def _fingerprint(variant: Variant) -> str:
-    """Of the data that a variant learns from."""
+    """Of what a variant learns from: clips, labels, and the run that it goes on from."""
     if variant.untrained:
         return UNTRAINED
     args, clips = variant.args, _clips(*_data_of(variant.args))
     targets = with_label_faults(clips, args.missing_label_rate, args.noisy_label_rate, args.seed)
-    return data_fingerprint(clips.names, targets.tolist())
+    return data_fingerprint(clips.names, targets.tolist(), start_folder(args.init_from))
 
 
 def _data_of(args: PretrainArguments) -> tuple[str, ...]:
