@@ -8,7 +8,7 @@ QUICK := runs/quickstart
 REAL := runs/real_speech
 TINY := runs/tiny
 TINY_RECIPES := conf/pretrain_tiny.yaml conf/pretrain_tiny_lasr.yaml conf/train_tiny.yaml
-TINY_MANIFESTS = $(QUICK)/speech/metadata.csv $(foreach corpus,speech_commands_9 arabic_commands_10 librispeech_mini,\
+TINY_MANIFESTS = $(QUICK)/speech/metadata.csv $(foreach corpus,speech_commands_9 arabic_commands_10,\
 	$(SHARED)/$(corpus)/metadata.csv)
 SYNTHETIC := runs/eval_synthetic
 SHARED := ../shared/data
@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart tiny real-speech phase1 eval-synthetic eval-real test test-transformers lint bench clean
+.PHONY: help setup quickstart tiny tiny-studies real-speech phase1 eval-synthetic eval-real test test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -48,9 +48,16 @@ tiny: $(READY)  ## The model in the root anew: pre-training in two stages -> Pha
 	$(BIN)/wavcse cache --upstream $(TINY)/lasr/upstream --out $(TINY)/cache --manifest $(TINY_MANIFESTS)
 	$(LAUNCH) train_accelerate.py conf/train_tiny.yaml
 	$(BIN)/wavcse eval conf/eval_tiny.yaml
+	$(BIN)/python examples/random_upstream.py --recipe conf/pretrain_tiny.yaml --out $(TINY)/untrained
+	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/untrained --name untrained --baselines best_layer
 	$(BIN)/python -m wavcse.hub.training_data $(TINY_RECIPES) --out $(TINY)/data.json
 	$(BIN)/python -m wavcse.hub.install $(TINY)/model --pretraining $(TINY)/pretrain $(TINY)/lasr \
 		--evaluation $(TINY)/eval --data $(TINY)/data.json
+
+tiny-studies: $(READY)  ## What wavcse-tiny's recipe was chosen by: architectures, label losses, fine-tuning (after make tiny; two hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m wavcse.pretraining.study conf/tiny_architectures.yaml
+	OMP_NUM_THREADS=1 $(BIN)/python -m wavcse.pretraining.study conf/tiny_lasr.yaml
+	OMP_NUM_THREADS=1 $(BIN)/wavcse finetune conf/finetune_language.yaml
 
 real-speech: $(READY)  ## The quickstart on real recordings in ../shared/data, where they are present
 	$(BIN)/python examples/random_upstream.py --out $(REAL)/upstream

@@ -86,6 +86,7 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
         model = family.from_pretrained(name_or_path, config=config, dtype=torch.float32, key_mapping=names, **hub_kwargs)
     finally:
         family._keys_to_ignore_on_load_unexpected = previous
+    vars(model).pop("_weight_conversions", None)  # else saving it would give its weights the checkpoint's names again
     return align_weights(model)
 
 

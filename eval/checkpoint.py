@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import (
     CONFIG_NAME,
@@ -108,6 +109,11 @@ class Checkpoint:
             )
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         return hashlib.sha256("".join(_sha256(self._file(shard)) for shard in shards).encode()).hexdigest()
+
+    def num_parameters(self) -> int:
+        """Numbers in its one safetensors file, of which only the shapes are read."""
+        with safe_open(self._file(SAFE_WEIGHTS_NAME), framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
 
     def _file(self, name: str, needed: bool = True) -> Path | None:
         with self.loading():

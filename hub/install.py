@@ -3,7 +3,8 @@
     python -m wavcse.hub.install runs/tiny/model --pretraining runs/tiny/pretrain runs/tiny/lasr \\
         --evaluation runs/tiny/eval --data runs/tiny/data.json
 
-Before anything is replaced, the files are loaded with the root's code in a fresh process, and their embeddings compared.
+The new root is put together beside the old one: its README is rendered, and its files are loaded in a fresh process and their
+embeddings compared. Only then are files exchanged, so that what fails leaves the root as it was.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME
 
-from wavcse.hub.readme import ROOT, update
-from wavcse.hub.source import TRAINING_RESULT, PushSource, read_source
-from wavcse.hub.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, refuse_stale
+from wavcse.hub.readme import README, ROOT, update
+from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source
+from wavcse.hub.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
 from wavcse.hub.verify import verify_repository
 from wavcse.repository_wavcse import CODE_FILES
 
@@ -42,58 +44,69 @@ def install(run: Path, pretraining: Sequence[Path], evaluation: Path, data: Path
         The largest difference of the reloaded embeddings, as of `verify_repository`.
 
     Raises:
-        ValueError: the weights are too large, a result is missing or of other weights, or the files do not load in the root.
+        ValueError: the weights are too large, a result is missing, broken or of other weights, README.md has no place for the
+            card, or the files do not load in the root; the root is then as it was.
     """
     source = read_source(run, evaluation)
+    results = _checked_results(source, pretraining, data, run / "results" / TRAINING_RESULT)
+    with tempfile.TemporaryDirectory(prefix=".install-", dir=root) as place:  # in the root: files are exchanged by renaming
+        new, old = Path(place) / "new", Path(place) / "old"
+        _copy(source, results, root, new)
+        update(new)
+        difference = verify_repository(new, source.model)
+        _exchange(root, new, old)
+    return difference
+
+
+def _checked_results(source: PushSource, pretraining: Sequence[Path], data: Path, training: Path) -> dict[str, Path]:
+    """Name below results/tiny -> file, all of them sound and of these weights."""
     refuse_stale(source)
-    read_data(data)
     megabytes = (source.model / SAFE_WEIGHTS_NAME).stat().st_size / 1e6
     if megabytes > MAX_MEGABYTES:
         raise ValueError(f"{source.model}: {megabytes:.1f} MB of weights; the root takes {MAX_MEGABYTES:g} MB at most.")
+    stages = [stage / "results" / PRETRAINING_RESULT for stage in pretraining]
     results = {
-        TABLE: evaluation / TABLE,
+        TABLE: source.results / TABLE,
         DATA: data,
-        TRAINING_RESULT: run / "results" / TRAINING_RESULT,
-        **{PRETRAINING.format(i): stage / "results" / PRETRAINING_RESULT for i, stage in enumerate(pretraining, start=1)},
+        TRAINING_RESULT: training,
+        **{PRETRAINING.format(number): stage for number, stage in enumerate(stages, start=1)},
     }
     missing = [path for path in results.values() if not path.is_file()]
     if missing:
         raise ValueError(f"{missing[0]}: there is no such file; finish that step first.")
-    difference = _verified(source, root)
-    for name in MODEL_FILES:
-        _replace(source.model / name, root / name)
-    _keep_results(results, source, root / RESULTS)
-    update(root)
-    return difference
+    read_table(results[TABLE], source)
+    read_data(data)
+    for stage in stages:
+        read_stage(stage)
+    return results
 
 
-def _verified(source: PushSource, root: Path) -> float:
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model"
-        folder.mkdir()
-        for origin, names in ((root, CODE_FILES), (source.model, MODEL_FILES)):
-            for name in names:
-                shutil.copyfile(origin / name, folder / name)
-        return verify_repository(folder, source.model)
-
-
-def _keep_results(results: Mapping[str, Path], source: PushSource, folder: Path) -> None:
-    """Copy the results; those of an earlier model go. What an evaluation knows clip by clip is not published."""
-    shutil.rmtree(folder / "results", ignore_errors=True)
-    for old in folder.glob(PRETRAINING.format("*")):
-        old.unlink()
-    (folder / "results").mkdir(parents=True)
-    for path in sorted((source.results / "results").glob("*__*.json")):
-        _replace(path, folder / "results" / path.name)
+def _copy(source: PushSource, results: Mapping[str, Path], root: Path, new: Path) -> None:
+    """The root's code and README, the model and its results. What an evaluation knows clip by clip is not published."""
+    records = new / RESULTS / "results"
+    records.mkdir(parents=True)
+    for origin, names in ((root, (*CODE_FILES, README)), (source.model, MODEL_FILES)):
+        for name in names:
+            shutil.copyfile(origin / name, new / name)
+    for path in sorted((source.results / "results").glob(RESULT_FILES)):
+        shutil.copyfile(path, records / path.name)
     for name, path in results.items():
-        _replace(path, folder / name)
+        shutil.copyfile(path, new / RESULTS / name)
 
 
-def _replace(origin: Path, target: Path) -> None:
-    """Copy a file so that the target is never half written."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(origin, partial)
-    partial.replace(target)
+def _exchange(root: Path, new: Path, old: Path) -> None:
+    """Move what is installed from `new` into the root, what was there to `old`; all of it or, after an error, nothing."""
+    with ExitStack() as undo:
+        for name in (RESULTS, *MODEL_FILES, README):
+            target, kept = root / name, old / name
+            for folder in (target.parent, kept.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rename(kept)
+                undo.callback(kept.rename, target)
+            (new / name).rename(target)
+            undo.callback(target.rename, new / name)
+        undo.pop_all()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

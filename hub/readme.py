@@ -21,10 +21,11 @@ from wavcse.data.features import write_atomically
 from wavcse.hub.card import metadata_of
 from wavcse.hub.figures import figures_of, model_index
 from wavcse.hub.tiny import TinySource, read_tiny
-from wavcse.hub.tiny_sections import languages_of, tiny_sections
+from wavcse.hub.tiny_sections import languages_in, tiny_sections
 from wavcse.hub.training_data import SYNTHETIC
 
 ROOT = Path(wavcse.__file__).parent
+README = "README.md"
 NAME = "wavcse-tiny"
 BEGIN, END = f"<!-- {NAME}: begin -->", f"<!-- {NAME}: end -->"
 HEADER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
@@ -40,9 +41,7 @@ def render(readme: str, source: TinySource) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in before + after:
-        raise ValueError(
-            f"README.md needs one line {BEGIN!r} and after it one line {END!r}; between them the card is written."
-        )
+        raise ValueError(f"{README} needs one line {BEGIN!r} and after it one line {END!r}; between them the card is written.")
     sections = "\n\n".join(f"### {title}\n\n{body}" for title, body in tiny_sections(source).items())
     return f"---\n{header(source)}\n---\n\n{before}{BEGIN}\n\n{sections}\n\n{END}{after}"
 
@@ -51,7 +50,7 @@ def header(source: TinySource) -> str:
     """The YAML: as of every card, with the primary metric of each task, and the corpora and languages of the training."""
     primary = {figure.task: figure for figure in reversed(figures_of(source.push.own))}
     stated = {
-        "language": languages_of(source.data["rows"]),
+        "language": languages_in(source.data["rows"]),
         "datasets": sorted({row["corpus"] for row in source.data["rows"] if row["licence"] != SYNTHETIC}),
         "eval_results": model_index(list(reversed(primary.values()))),
         "tags": [NAME],
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def update(root: Path, check: bool = False) -> None:
     """Write README.md of `root` anew; with `check` only compare, and raise ValueError if it is out of date."""
-    path = root / "README.md"
+    path = root / README
     found = path.read_text(encoding="utf-8")
     wanted = render(found, read_tiny(root))
     if check and wanted != found:

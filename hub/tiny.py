@@ -65,7 +65,7 @@ def read_tiny(root: Path) -> TinySource:
     if push.training is None:
         raise ValueError(f"{results / TRAINING_RESULT}: there is no such file; install the model with `wavcse.hub.install`.")
     refuse_stale(push)
-    table, notes = _read_table(results / TABLE, push)
+    table, notes = read_table(results / TABLE, push)
     return TinySource(push, table, notes, _read_stages(results), read_data(results / DATA))
 
 
@@ -85,29 +85,37 @@ def refuse_stale(push: PushSource) -> None:
         raise ValueError(f"{push.results}: {', '.join(lacking)} was not measured with the model itself; evaluate it there.")
 
 
-def _read_table(path: Path, push: PushSource) -> tuple[str, str]:
+def read_table(path: Path, push: PushSource) -> tuple[str, str]:
     """The evaluation's table as it was written, with its marks, and its notes; its figures are proven to be the records'."""
     from wavcse.eval.results import markdown_table
 
     table, _, notes = _text(path).strip().partition("\n\n")
     is_of_these = MARKS.sub("", table) == markdown_table(push.records).partition("\n\n")[0]
     if not is_of_these or push.sha256[:12] not in notes:
-        raise ValueError(f"{path}: is not the table of the results beside it; run `python -m wavcse.eval.results` there.")
+        raise ValueError(
+            f"{path}: is not the table of the results beside it; run `python -m wavcse.eval.results` in the folder of the "
+            "evaluation, and install the model from there."
+        )
     return table, notes
 
 
 def _read_stages(results: Path) -> list[dict[str, Any]]:
     stages = []
     while (path := results / PRETRAINING.format(len(stages) + 1)).is_file():
-        stages.append(read_json(path, PRETRAINING_FIELDS))
+        stages.append(read_stage(path))
     if not stages:
         raise ValueError(f"{path}: there is no such file; install the model with `wavcse.hub.install`.")
     return stages
 
 
+def read_stage(path: Path) -> dict[str, Any]:
+    """The result of a pre-training run; ValueError if it is not that."""
+    return _read_json(path, PRETRAINING_FIELDS)
+
+
 def read_data(path: Path) -> dict[str, Any]:
     """What `hub/training_data.py` wrote; ValueError if it is not that, or names a licence that is not permissive."""
-    data = read_json(path, ("recipes", "rows"))
+    data = _read_json(path, ("recipes", "rows"))
     for row in data["rows"]:
         missing = [field for field in ROW_FIELDS if field not in row]
         if missing:
@@ -117,7 +125,7 @@ def read_data(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_json(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
+def _read_json(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     """A JSON file with these fields; ValueError if it is missing or not one."""
     try:
         content = json.loads(_text(path))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from wavcse.card_wavcse import facts_of
+from wavcse.eval.checkpoint import Checkpoint
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub.tiny import TinySource
 from wavcse.hub.training_data import SYNTHETIC
@@ -40,16 +39,11 @@ def _model(source: TinySource) -> str:
     weights = source.push.model / SAFE_WEIGHTS_NAME
     return MODEL.format(
         **facts_of(source.push.config, ""),
-        millions=_count_parameters(weights) / 1e6,
+        millions=Checkpoint(str(source.push.model)).num_parameters() / 1e6,
         upstream_millions=source.stages[-1]["num_parameters"] / 1e6,
         megabytes=weights.stat().st_size / 1e6,
         sha256=source.push.sha256,
     )
-
-
-def _count_parameters(weights: Path) -> int:
-    with safe_open(weights, framework="numpy") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 
 # ---- data ----
@@ -62,15 +56,15 @@ def _data(data: Mapping[str, Any]) -> str:
     for row in data["rows"]:
         corpora[row["title"], row["licence"], row["attribution"], row["note"]].append(row)
     lines = [
-        [title, ", ".join(languages_of(rows)), licence, attribution, note, *(_shown_hours(rows, name) for name in recipes)]
+        [title, ", ".join(languages_in(rows)), licence, attribution, note, *(_shown_hours(rows, name) for name in recipes)]
         for (title, licence, attribution, note), rows in corpora.items()
     ]
-    lines.append(["all", ", ".join(languages_of(data["rows"])), "", "", "", *(_shown_hours(data["rows"], r) for r in recipes)])
+    lines.append(["all", ", ".join(languages_in(data["rows"])), "", "", "", *(_shown_hours(data["rows"], r) for r in recipes)])
     columns = ["corpus", "languages", "licence", "by", "what", *(f"hours, `{name}`" for name in recipes)]
     return f"{markdown_table(columns, lines)}\n\nHours are of the recipes {', '.join(f'`{r}`' for r in data['recipes'])}."
 
 
-def languages_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def languages_in(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Codes of the languages of some rows of the data, sorted."""
     return sorted({row["language"] for row in rows} - {""})
 
@@ -117,12 +111,13 @@ def _limits(source: TinySource) -> list[str]:
     rows, stages = source.data["rows"], source.stages
     minutes, hours = sum(stage["train_seconds"] for stage in stages) / 60, max(stage["hours"] for stage in stages)
     devices = ", ".join(sorted({stage["device"].partition(":")[0] for stage in stages}))
-    languages = languages_of(rows)
+    languages = languages_in(rows)
     return [
         f"A small model, pre-trained for {minutes:.0f} minutes on {devices} with {hours:.1f} hours of speech. Published "
         "upstreams such as WavLM had far more of both; take one of them where you can.",
         f"It has heard {len(languages)} languages ({', '.join(languages)}). Others may be served worse.",
         *_one_voice(rows),
+        *_only_synthetic(rows),
         *_synthetic_share(source.data),
         "All licences of the training data are in the table above. RAVDESS and nEMO, which are non-commercial, are in no "
         "training of these weights; where the table of results has them, only its probes were trained on them.",
@@ -140,6 +135,14 @@ def _one_voice(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             voices[row["language"]] += row["speakers"] + 2 * row["has_unnamed_speakers"]
     alone = ", ".join(sorted(language for language, count in voices.items() if language and count == 1))
     return [f"Of {alone} it has heard one human voice only: there it may take the voice for the language."] if alone else []
+
+
+def _only_synthetic(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    by_kind: dict[bool, list] = {True: [], False: []}
+    for row in rows:
+        by_kind[row["licence"] == SYNTHETIC].append(row)
+    alone = sorted(set(languages_in(by_kind[True])) - set(languages_in(by_kind[False])))
+    return [f"Of {', '.join(alone)} it has heard no human voice, only synthetic ones."] if alone else []
 
 
 def _synthetic_share(data: Mapping[str, Any]) -> list[str]:

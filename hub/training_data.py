@@ -34,7 +34,8 @@ from wavcse.training.arguments import parse_arguments as parse_training
 SYNTHETIC = "synthetic"  # the licence of speech that no person has spoken
 PERMISSIVE = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0", "public-domain", SYNTHETIC)
 CORPORA = "conf/tiny_data.yaml"
-DESCRIPTION = ("title", "licence", "attribution", "note")
+NEEDED = ("title", "licence", "attribution")
+DESCRIPTION = (*NEEDED, "note")
 
 
 def count_training_data(recipes: Sequence[str | Path], corpora: str | Path) -> dict[str, Any]:
@@ -49,9 +50,13 @@ def count_training_data(recipes: Sequence[str | Path], corpora: str | Path) -> d
         `recipes`, and `rows`: one per corpus, language and licence, with clips and hours per recipe, and voices.
 
     Raises:
-        ValueError: a recipe or manifest cannot be read, or a corpus is not described or not permissive.
+        ValueError: a recipe or manifest cannot be read, two recipes have one name, or a corpus is not described or not
+            permissive.
     """
-    described = read_recipe(corpora, allowed=["corpora"]).get("corpora") or {}
+    names = [Path(recipe).stem for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise ValueError(f"The recipes are {', '.join(names)}; hours are counted by these names, so each must have its own.")
+    described = _read_descriptions(corpora)
     tables = [_described(table, described, str(corpora)) for recipe in recipes for table in _tables(Path(recipe))]
     clips = pd.concat(tables, ignore_index=True)
     rows = [
@@ -59,6 +64,19 @@ def count_training_data(recipes: Sequence[str | Path], corpora: str | Path) -> d
         for key, group in clips.groupby(["entry", "language", "licence"], sort=True)
     ]
     return {"recipes": [shown_path(recipe) for recipe in recipes], "rows": rows}
+
+
+def _read_descriptions(corpora: str | Path) -> dict[str, dict[str, str]]:
+    described = read_recipe(corpora, allowed=["corpora"]).get("corpora")
+    if not isinstance(described, dict):
+        raise ValueError(f"{corpora}: `corpora` must map names of corpora to {', '.join(DESCRIPTION)}.")
+    for name, entry in described.items():
+        checked_fields(f"{corpora}: {name}", entry, DESCRIPTION)
+        wrong = [field for field in DESCRIPTION if not isinstance(entry.get(field, ""), str)]
+        wrong += [field for field in NEEDED if not entry.get(field)]
+        if wrong:
+            raise ValueError(f"{corpora}: {name}: {', '.join(wrong)} must be a text.")
+    return described
 
 
 def _tables(recipe: Path) -> Iterator[pd.DataFrame]:
@@ -95,17 +113,21 @@ def _used(manifest: Manifest, clips: Sequence[Clip]) -> tuple[Manifest, np.ndarr
 
 def _seconds(manifest: Manifest) -> np.ndarray:
     if "duration" in manifest.table.columns:
-        return manifest.column("duration").astype(float)
+        seconds = pd.to_numeric(manifest.table["duration"], errors="coerce").to_numpy(dtype=float)
+        if not (seconds >= 0).all():
+            first = manifest.clips[int(np.argmin(seconds >= 0))].clip_id
+            raise ValueError(f"{manifest.path}: the duration of {first} is no number of seconds to count hours by.")
+        return seconds
     if any(clip.end_s is None for clip in manifest.clips):
         raise ValueError(f"{manifest.path}: has neither a column 'duration' nor an 'end' of every clip to count hours by.")
     return np.array([clip.end_s - clip.start_s for clip in manifest.clips])
 
 
-def _described(table: pd.DataFrame, described: dict[str, Any], where: str) -> pd.DataFrame:
+def _described(table: pd.DataFrame, described: dict[str, dict[str, str]], where: str) -> pd.DataFrame:
     """With the entry of `described` that each clip belongs to, and its licence."""
     names = table["corpus"].where(table["corpus"] != "", table["folder"])
     entry = {name: _entry(name, described, where) for name in names.unique()}
-    stated = names.map(lambda name: checked_fields(f"{where}: {name}", described[entry[name]], DESCRIPTION)["licence"])
+    stated = names.map(lambda name: described[entry[name]]["licence"])
     table = table.assign(entry=names.map(entry), licence=table["licence"].where(table["licence"] != "", stated))
     for is_wrong, what in (
         (~table["licence"].isin(PERMISSIVE), "which is not permissive"),
@@ -117,7 +139,7 @@ def _described(table: pd.DataFrame, described: dict[str, Any], where: str) -> pd
     return table
 
 
-def _entry(corpus: str, described: dict[str, Any], where: str) -> str:
+def _entry(corpus: str, described: dict[str, dict[str, str]], where: str) -> str:
     found = [name for name in described if fnmatch(corpus, name)]
     if not found:
         raise ValueError(f"{where}: does not describe the corpus {corpus!r}; add its title, licence and attribution.")

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -107,7 +107,7 @@ def _fingerprint(variant: Variant) -> str:
 
 def _data_of(args: PretrainArguments) -> tuple[str, ...]:
     fields = (args.data, args.label_column, args.exclude_speakers_of, args.exclude_split_columns)
-    return tuple(json.dumps(field, sort_keys=True) for field in fields)
+    return tuple(map(json.dumps, fields))  # sources in the recipe's order, which is that of the clips
 
 
 @lru_cache(maxsize=1)
@@ -128,7 +128,7 @@ def train_all(variants: Sequence[Variant], workers: int) -> dict[str, str]:
 
     for variant in variants:
         if variant.untrained:
-            finish(variant.name, partial(_save_untrained, variant.args))
+            finish(variant.name, partial(_save_untrained, variant))
     with ThreadPoolExecutor(workers) as pool:
         futures = {variant.name: pool.submit(_train, variant, workers) for variant in variants if not variant.untrained}
         try:
@@ -139,15 +139,15 @@ def train_all(variants: Sequence[Variant], workers: int) -> dict[str, str]:
     return failures
 
 
-def _save_untrained(args: PretrainArguments) -> None:
-    folder = RunFolder(args.output_dir)
-    folder.prepare(args, UNTRAINED)
-    save_upstream(initial_network(args).encoder, folder.path / "upstream")
+def _save_untrained(variant: Variant) -> None:
+    encoder = initial_network(variant.args).encoder
+    RunFolder(variant.folder).prepare(variant.args, _fingerprint(variant))
+    save_upstream(encoder, variant.upstream)
 
 
 def _train(variant: Variant, workers: int) -> None:
     """Train in a process of its own, as it would be without a study."""
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
+    threads = max(1, torch.get_num_threads() // workers) if workers > 1 else 0
     with ProcessPoolExecutor(1, get_context("spawn"), _start_process, (threads,)) as pool:
         pool.submit(pretrain, variant.args).result()
 
@@ -159,13 +159,16 @@ def _start_process(threads: int) -> None:
 
 
 def _failure(result: Callable[[], object]) -> str:
-    """What went wrong, in a line; empty if nothing did."""
+    """What went wrong, in a line; empty if nothing did. Whatever it was, the other variants go on."""
     try:
         result()
     except BrokenProcessPool:
         return "its process died, perhaps for want of memory."
     except (ValueError, OSError, FloatingPointError) as error:
         return " ".join(str(error).split())
+    except Exception as error:
+        traceback.print_exception(error)  # nobody foresaw it, so a line does not tell enough
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return ""
 
 

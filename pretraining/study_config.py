@@ -12,14 +12,18 @@ from transformers import HfArgumentParser
 from wavcse.data.recipes import checked_fields, read_recipe
 from wavcse.eval import arguments as evaluation_arguments
 from wavcse.eval.arguments import NAME, EvalArguments
+from wavcse.eval.baselines import BASELINES, DEFAULT_NAME
 from wavcse.pretraining.arguments import PretrainArguments
 
 EVALUATION = "evaluation"  # folder of the evaluation beside those of the variants
 PICTURES = "pictures"
-TAKEN = (EVALUATION, PICTURES, "wavcse")  # the last is what an evaluation calls a model that has no name
+FILES = ("study.json", "study.md", "study.html", "speed.json")
+TAKEN = (EVALUATION, PICTURES, *FILES, DEFAULT_NAME, *BASELINES)  # the last ones are names in tables
 SET_BY_STUDY = ("output_dir", "overwrite_output_dir", "stop_after_s")
 RECIPE_FIELDS = tuple(field.name for field in fields(PretrainArguments))
 VARIANT_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in SET_BY_STUDY)
+DEFAULTS = PretrainArguments()
+PLOTTED_FIELDS = tuple(name for name in VARIANT_FIELDS if not isinstance(getattr(DEFAULTS, name), dict | list | tuple))
 MEASURED = {
     "speed": "times real time, one thread",
     "parameters": "parameters in millions",
@@ -79,6 +83,7 @@ class Study:
     Attributes:
         path: its file; recipe: path of the recipe that its variants change; overrides: what they share.
         evaluation: how upstreams are judged; `model` and `name` in it mean nothing.
+        rows: names of its rows; results of others in its folder, of an earlier evaluation, do not count.
         folder: where everything is left.
     """
 
@@ -87,6 +92,7 @@ class Study:
     overrides: dict[str, Any]
     variants: list[Variant]
     evaluation: EvalArguments
+    rows: tuple[str, ...]
     measure_speed: bool
     plots: list[Plot]
     folder: Path
@@ -121,10 +127,10 @@ def _checked(path: Path, raw: Mapping[str, Any], folder: Path) -> Study:
     measure_speed = raw.get("measure_speed", False)
     if not isinstance(measure_speed, bool):
         raise ValueError(f"measure_speed is {measure_speed!r}; it must be true or false.")
-    rows = [request.task.row_name(target) for request in evaluation.requests() for target in request.task.targets]
+    rows = tuple(request.task.row_name(target) for request in evaluation.requests() for target in request.task.targets)
     names = [variant.name for variant in variants]
     plots = [_plot(number, plot, names, rows, measure_speed) for number, plot in enumerate(raw.get("plots") or [])]
-    return Study(path, str(raw["recipe"]), overrides, variants, evaluation, measure_speed, plots, folder)
+    return Study(path, str(raw["recipe"]), overrides, variants, evaluation, rows, measure_speed, plots, folder)
 
 
 def _mapping(name: str, raw: Mapping[str, Any]) -> dict:
@@ -134,9 +140,11 @@ def _mapping(name: str, raw: Mapping[str, Any]) -> dict:
 
 
 def _variant(name: str, own: Any, shared: Sequence[Mapping[str, Any]], folder: Path) -> Variant:
-    if not NAME.fullmatch(name) or name in TAKEN:
+    if not NAME.fullmatch(name) or name.startswith(".") or name in TAKEN:
         taken = ", ".join(TAKEN)
-        raise ValueError(f"variants.{name}: the name names files: letters, digits and . _ - only, and none of {taken}.")
+        raise ValueError(
+            f"variants.{name}: the name names files: letters, digits and . _ - only, no dot in front, and none of {taken}."
+        )
     own = dict(checked_fields(f"variants.{name}", own, (*VARIANT_FIELDS, "untrained")))
     untrained = own.pop("untrained", False)
     if not isinstance(untrained, bool):
@@ -172,7 +180,7 @@ def _plot(number: int, plot: Any, variants: Sequence[str], rows: Sequence[str], 
     reference = tuple(plot.get("reference") or ())
     drawn = tuple(plot.get("variants") or (name for name in variants if name not in reference))
     found = Plot(plot.get("x"), plot.get("task", MEAN), drawn, reference)
-    allowed = [*(name for name in MEASURED if has_speed or name != "speed"), *VARIANT_FIELDS]
+    allowed = [*(name for name in MEASURED if has_speed or name != "speed"), *PLOTTED_FIELDS]
     for name, value, known in (("x", found.x, allowed), ("task", found.task, [*rows, MEAN])):
         if value not in known:
             raise ValueError(f"{where}: {name} is {value!r}; allowed: {', '.join(known)}.")

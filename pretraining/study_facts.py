@@ -9,12 +9,12 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
+from wavcse.eval.checkpoint import Checkpoint
 from wavcse.eval.paths import shown_path
 from wavcse.eval.records import read_results
 from wavcse.eval.rows import Row, rows_of
@@ -54,8 +54,8 @@ def study_facts(
         highest mean validation accuracy; the settings; versions.
     """
     encoders = {**{variant.name: encoder_name(variant.name) for variant in variants}, **{name: name for name in baselines}}
-    records = [own for own in read_results(study.evaluation.output_dir) if own["encoder"]["name"] in encoders.values()]
-    rows = rows_of(records)
+    records = [own for own in read_results(study.evaluation.output_dir) if own["task"]["name"] in study.rows]
+    rows = rows_of([own for own in records if own["encoder"]["name"] in encoders.values()])
     judged = {name: _judged(rows, encoder) for name, encoder in encoders.items()}
     drawn = {plot.x for plot in study.plots} - set(MEASURED)
     facts = {variant.name: _facts(variant, drawn) | judged[variant.name] for variant in variants}
@@ -81,22 +81,16 @@ def _row_facts(row: Row) -> dict[str, str]:
 
 
 def _facts(variant: Variant, drawn: Iterable[str]) -> dict:
-    config = json.loads((variant.upstream / "config.json").read_text(encoding="utf-8"))
-    weights = variant.upstream / "model.safetensors"
+    config = json.loads((variant.upstream / CONFIG_NAME).read_text(encoding="utf-8"))
     return {
         "own": variant.own,
         "untrained": variant.untrained,
         "settings": {name: getattr(variant.args, name) for name in sorted(drawn)},
         "shape": {name: config[name] for name in SHAPE},
-        "parameters": _parameters(weights),
-        "megabytes": round(weights.stat().st_size / 1e6, 3),
+        "parameters": Checkpoint(str(variant.upstream)).num_parameters(),
+        "megabytes": round((variant.upstream / SAFE_WEIGHTS_NAME).stat().st_size / 1e6, 3),
         "training": None if variant.untrained else _training(variant.folder),
     }
-
-
-def _parameters(weights: Path) -> int:
-    with safe_open(weights, "np") as file:
-        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -114,10 +108,13 @@ def _training(folder: Path) -> dict[str, Any]:
 
 
 def _judged(rows: Sequence[Row], encoder: str) -> dict:
-    """Test figures of every row; validation figures of the classifications, where something was chosen, and their mean."""
+    """Test figures of every row; validation figures of the classifications, where something was chosen, and their mean.
+
+    There is no mean where a classification is missing: it would not be of the same tasks as the others' means.
+    """
     here = [row for row in rows if encoder in row.records]
     validation = {row.name: found for row in here if (found := _validation(row.records[encoder])) is not None}
-    classifications = [row.name for row in here if row.task["kind"] == "classification"]
+    classifications = [row.name for row in rows if row.task["kind"] == "classification"]
     accuracies = [validation[name]["accuracy"] for name in classifications if name in validation]
     is_whole = bool(accuracies) and len(accuracies) == len(classifications)
     return {

@@ -85,7 +85,7 @@ def _own_fields(own: Mapping) -> dict:
 def _own_words(own: Mapping) -> str:
     fields = [f"{name} {value}" for name, value in own["own"].items() if name != "encoder"]
     return ", ".join(
-        [*(["not trained"] if own["untrained"] else []), *(["encoder"] if own["own"].get("encoder") else []), *fields]
+        [*(["before training"] if own["untrained"] else []), *(["encoder"] if own["own"].get("encoder") else []), *fields]
     )
 
 

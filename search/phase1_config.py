@@ -13,7 +13,7 @@ from wavcse.training.arguments import RunArguments
 # Options of the programs: those that must be given, and the others.
 NEEDED = {"random_upstream": ("out",), "synthesize": ("out",), "corpora": ("corpus", "root", "out")}
 OPTIONS = {
-    "random_upstream": ("width", "num_blocks", "stem_width", "seed"),
+    "random_upstream": ("width", "num_blocks", "stem_width", "seed", "recipe"),
     "synthesize": ("clips", "seed", "workers"),
     "corpora": ("protocol", "allow_partial", "hub_id", "hub_config", "hub_revision"),
     "cache": ("batch_seconds", "dtype", "shard_mb"),

@@ -20,6 +20,8 @@ from scipy.special import log_softmax
 from sklearn.metrics import f1_score
 from transformers import HubertConfig, HubertModel, WavLMModel
 
+from wavcse import WavCSEModel
+from wavcse.eval.finetune import training
 from wavcse.eval.finetune.__main__ import main
 from wavcse.eval.finetune.arguments import FinetuneArguments, parse_arguments
 from wavcse.eval.finetune.audio import load_audio, whole_clips
@@ -31,6 +33,7 @@ from wavcse.eval.task import load_task
 from wavcse.pretraining.batches import CropReader, normalised
 from wavcse.pretraining.crops import span_mask
 from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
+from wavcse.pretraining.loop import update
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {
@@ -102,7 +105,7 @@ def run(recipe, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     folder = tmp_path_factory.mktemp("finetune")
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": "out", "note": "random upstreams"}))
     code = "import sys, wavcse_cli; sys.exit(wavcse_cli.main(['finetune', 'recipe.yaml']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=600)
     return folder / "out", done
 
 
@@ -187,51 +190,107 @@ def test_the_report_reads_the_records(run, capsys):
 
 
 @pytest.fixture(scope="module")
-def early(recipe, tmp_path_factory) -> Path:
-    """A run of two steps, which cannot tell the languages apart yet."""
-    folder = tmp_path_factory.mktemp("early")
-    changes = {"max_steps": 2, "learning_rate": 1e-4, "seeds": 1, "upstreams": {"a": recipe["upstreams"]["untrained"]}}
-    changes |= {"groups": {"O": ["bb"], "NO": ["aa", "cc"]}, "output_dir": str(folder)}
-    finetune(FinetuneArguments(**{**recipe, **changes}), show_progress=False)
+def spoilt(recipe, tmp_path_factory) -> Path:
+    """Two short runs, which cannot tell the languages apart yet, and whose last step turns their classifier upside down."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    changes = {
+        "max_steps": 4,
+        "validate_every": 2,
+        "learning_rate": 1e-3,
+        "upstreams": {"a": recipe["upstreams"]["untrained"]},
+    }
+    changes |= {"labels_per_batch": 3, "length_step_s": 0.6, "mask_frames": 2, "output_dir": str(folder)}
+
+    def spoiling_update(accelerator, learner, *others):
+        update(accelerator, learner, *others)
+        if learner.progress.step == 4:
+            with torch.no_grad():
+                learner.network.head.weight.neg_()
+                learner.network.head.bias.neg_()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "update", spoiling_update)
+        args = FinetuneArguments(**{**recipe, **changes, "groups": {"O": ["bb"], "NO": ["aa", "cc"]}})
+        finetune(args, show_progress=False)
     return folder
 
 
 @pytest.fixture(scope="module")
-def posteriors(early, recipe, corpus) -> pd.DataFrame:
-    """Log posteriors of the test clips by transformers' own encoder on one whole clip at a time, with the kept weights."""
-    model = WavLMModel.from_pretrained(recipe["upstreams"]["untrained"]).eval()
-    kept = load_file(early / "runs/a.0/checkpoints/last/tensors.safetensors")
-    prefix = "best.encoder."
-    model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in kept.items() if name.startswith(prefix)})
-    table, rows = pd.read_csv(corpus).query("split == 'test' and file_name != 'h_cc_0.flac'"), []
-    for name in table["file_name"]:
-        samples = torch.from_numpy(soundfile.read(corpus.parent / name, dtype="float32")[0])
-        with torch.no_grad():
-            mean = model(normalised(samples[None])).last_hidden_state[0].mean(dim=0)
-        rows.append((kept["best.head.weight"] @ mean + kept["best.head.bias"]).double().numpy())
-    return pd.DataFrame(log_softmax(np.array(rows), axis=1), index=table["file_name"], columns=list(PITCH_HZ))
+def posteriors(spoilt, recipe, corpus) -> list[pd.DataFrame]:
+    """Log posteriors of the test clips by transformers' own encoder on one whole clip at a time, with the best weights."""
+    names = pd.read_csv(corpus).query("split == 'test' and file_name != 'h_cc_0.flac'")["file_name"]
+    tables, prefix = [], "best.encoder."
+    for seed in (0, 1):
+        model = WavLMModel.from_pretrained(recipe["upstreams"]["untrained"]).eval()
+        kept = load_file(spoilt / f"runs/a.{seed}/checkpoints/last/tensors.safetensors")
+        assert torch.dot(kept["best.head.weight"].ravel(), kept["model.head.weight"].ravel()) < 0  # kept before the last step
+        model.load_state_dict({name.removeprefix(prefix): own for name, own in kept.items() if name.startswith(prefix)})
+        rows = []
+        for name in names:
+            samples = torch.from_numpy(soundfile.read(corpus.parent / name, dtype="float32")[0])
+            with torch.no_grad():
+                mean = model(normalised(samples[None])).last_hidden_state[0].mean(dim=0)
+            rows.append((kept["best.head.weight"] @ mean + kept["best.head.bias"]).double().numpy())
+        tables.append(pd.DataFrame(log_softmax(np.array(rows), axis=1), index=names, columns=list(PITCH_HZ)))
+    return tables
 
 
-def test_figures_are_those_of_transformers(early, posteriors):
-    table = predictions_of(early, "language", "a").set_index("clip_id")
-    assert posteriors.idxmax(axis=1).to_dict() == table["prediction_0"].to_dict()
-    assert (table["label"] != table["prediction_0"]).any()
+def test_figures_are_those_of_transformers_at_the_best_step(spoilt, posteriors):
+    table = predictions_of(spoilt, "language", "a").set_index("clip_id")
+    for seed, own in enumerate(posteriors):
+        assert own.idxmax(axis=1).to_dict() == table[f"prediction_{seed}"].to_dict()
+        assert (table["label"] != table[f"prediction_{seed}"]).any()
+    assert (table["prediction_0"] != table["prediction_1"]).any()
     for row in ROWS:
-        own = predictions_of(early, row, "a")
+        own = predictions_of(spoilt, row, "a")
+        record = record_of(spoilt, row, "a")
         labels = np.array([list(PITCH_HZ).index(label) for label in own["label"]])
-        metrics = record_of(early, row, "a")["metrics"]
-        expected = METRICS["ovr_eer"].compute(labels, posteriors.loc[own["clip_id"]].to_numpy())
-        assert metrics["ovr_eer"]["value"] == pytest.approx(expected, abs=1e-6)
-        assert metrics["accuracy"]["value"] == pytest.approx((own["label"] == own["prediction_0"]).mean())
+        eers = [METRICS["ovr_eer"].compute(labels, one.loc[own["clip_id"]].to_numpy()) for one in posteriors]
+        accuracies = [(own["label"] == own[f"prediction_{seed}"]).mean() for seed in (0, 1)]
+        for name, expected in (("ovr_eer", eers), ("accuracy", accuracies)):
+            assert record["metrics"][name]["value"] == pytest.approx(np.mean(expected), abs=1e-6)
+            assert [run[name] for run in record["probe"]["runs"]] == pytest.approx(expected, abs=1e-6)
+        assert [run["step"] for run in record["probe"]["runs"]] == [2, 2]
 
 
-def test_a_row_of_a_group_is_the_groups_part_of_the_test_split(early):
-    whole = predictions_of(early, "language", "a")
+def test_clips_too_short_for_a_crop_are_counted(spoilt, corpus):
+    names = pd.read_csv(corpus).query("split == 'train' and file_name != 'a_aa_0.flac'")["file_name"]
+    expected = sum(soundfile.info(corpus.parent / name).duration < 0.6 for name in names)
+    assert record_of(spoilt, "language", "a")["probe"]["short_train_clips"] == expected > 0
+
+
+def test_a_row_of_a_group_is_the_groups_part_of_the_test_split(spoilt):
+    whole = predictions_of(spoilt, "language", "a")
     for row, classes in (("language_O", ["bb"]), ("language_NO", ["aa", "cc"])):
         part = whole[whole["label"].isin(classes)].reset_index(drop=True)
-        pd.testing.assert_frame_equal(predictions_of(early, row, "a"), part)
-        f1 = f1_score(part["label"], part["prediction_0"], labels=classes, average="macro", zero_division=0)
-        assert record_of(early, row, "a")["metrics"]["macro_f1_true"]["value"] == pytest.approx(f1)
+        pd.testing.assert_frame_equal(predictions_of(spoilt, row, "a"), part)
+        runs = [part["prediction_0"], part["prediction_1"]]
+        f1 = np.mean([f1_score(part["label"], own, labels=classes, average="macro", zero_division=0) for own in runs])
+        assert record_of(spoilt, row, "a")["metrics"]["macro_f1_true"]["value"] == pytest.approx(f1)
+
+
+def test_a_wavcse_model_is_trained_as_the_upstream_in_it(recipe, tmp_path, monkeypatch):
+    """The model of the working folder, which ends at layer 1, against the upstream that it is made from, cut there."""
+    upstream = recipe["upstreams"]["untrained"]
+    WavCSEModel.from_upstream(upstream, selected_layers=[0, 1]).save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "upstreams": {"plain": upstream, "wavcse": "."},
+        "encoder": {"num_hidden_layers": 1},
+        "max_steps": 2,
+        "seeds": 1,
+    }
+    finetune(FinetuneArguments(**{**recipe, **changes, "output_dir": "out"}), show_progress=False)
+    assert log_of(Path("out/runs/plain.0")) == log_of(Path("out/runs/wavcse.0"))
+    assert record_of(Path("out"), "language", "wavcse")["encoder"]["model"] == "."
+
+    found = []  # the vector of masked frames is no part of a wavCSE model; the seed draws it
+    for name in ("first", "second"):
+        torch.manual_seed(len(found))
+        own = {"upstreams": {"wavcse": "."}, "mask_frames": 2, "output_dir": name}
+        finetune(FinetuneArguments(**{**recipe, **changes, **own}), show_progress=False)
+        found.append(load_file(f"{name}/runs/wavcse.0/checkpoints/last/tensors.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_a_clip_does_not_depend_on_its_company(recipe, corpus):
@@ -291,13 +350,15 @@ def test_what_is_finished_is_kept_and_another_recipe_is_refused(run, recipe, tmp
     assert "other settings (max_steps)" in capsys.readouterr().err
 
 
-def test_another_grouping_needs_no_training(run, recipe, tmp_path):
+def test_other_groups_and_words_need_no_training(run, recipe, tmp_path):
     folder = shutil.copytree(run[0], tmp_path / "out")
     log = folder / "runs/pretrained.0/log.jsonl"
     before = log.read_text()
-    groups = {"low": ["aa", "bb"]}
-    finetune(FinetuneArguments(**{**recipe, "groups": groups, "output_dir": str(folder)}), show_progress=False)
-    assert record_of(folder, "language_low", "pretrained")["counts"]["clips"]["test"] == 12
+    changes = {"groups": {"low": ["aa", "bb"]}, "task": {**recipe["task"], "title": "Tones", "note": "not speech"}}
+    finetune(FinetuneArguments(**{**recipe, **changes, "output_dir": str(folder)}), show_progress=False)
+    record = record_of(folder, "language_low", "pretrained")
+    assert record["counts"]["clips"]["test"] == 12
+    assert (record["task"]["title"], record["task"]["note"]) == ("Tones: low (aa, bb)", "not speech")
     assert log.read_text() == before
 
 
@@ -305,7 +366,7 @@ def refusal(recipe, tmp_path, capsys, **changes) -> str:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": str(tmp_path / "out"), **changes}))
     capsys.readouterr()
     assert main([str(tmp_path / "recipe.yaml")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = (text for text in capsys.readouterr().err.splitlines() if text and "%|" not in text)  # no bars
     assert not (tmp_path / "out" / "runs").exists()
     return line
 
@@ -325,7 +386,7 @@ def test_a_leaking_split_is_refused_with_the_speakers_name(recipe, corpus, tmp_p
     [
         ({"upstreams": {}}, "upstreams is {}; name at least one"),
         ({"upstreams": ["a"]}, "upstreams is ['a']"),
-        ({"groups": ["aa"]}, "groups is ['aa']; it must map names"),
+        ({"groups": ["aa"]}, "groups is ['aa']; a mapping is needed"),
         ({"upstreams": {"a/b": "x"}}, "'a/b'"),
         ({"upstreams": {"a": "no/such/folder"}}, "upstreams.a: The model 'no/such/folder' cannot be loaded"),
         ({"task": {"task": "language"}}, "names no manifest"),
@@ -336,8 +397,23 @@ def test_a_leaking_split_is_refused_with_the_speakers_name(recipe, corpus, tmp_p
         ({"groups": {"O": [False]}}, "groups.O: is [False]"),
         ({"groups": {"O": ["dd"]}}, "groups.O: ['dd'] are no classes of the task; they are ['aa', 'bb', 'cc']"),
         ({"validate_every": 0}, "validate_every is 0"),
+        ({"validate_every": 2.5}, "validate_every is 2.5; a whole number is needed"),
+        ({"seed": -1}, "seed is -1; it must not be negative"),
+        ({"seeds": True}, "seeds is True; a whole number is needed"),
+        ({"learning_rate": None}, "learning_rate is None; a number is needed"),
+        ({"mixed_precision": False}, "mixed_precision is False; a text (YAML needs 'no' in quotes) is needed"),
         ({"length_step_s": 0.6, "crop_s": 0.5}, "length_step_s"),
         ({"encoder": {"width": 3}}, "upstreams.pretrained: encoder: ['width'] are no fields"),
+        (
+            {"encoder": {"num_hidden_layers": 3}},
+            "upstreams.pretrained: encoder: with ['num_hidden_layers'] changed, the check",
+        ),
+        (
+            {"encoder": {"hidden_size": 64}},
+            "upstreams.pretrained: encoder: with ['hidden_size'] changed, the checkpoint has no",
+        ),
+        ({"encoder": {"hidden_dropout": "much"}}, "upstreams.pretrained: Validation error for field 'hidden_dropout'"),
+        ({"encoder": {"conv_stride": [160, 1]}}, "upstreams.pretrained: conv_stride [160, 1] gives a frame every 160 samples"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(recipe, tmp_path, capsys, changes, message):
@@ -354,6 +430,28 @@ def test_only_a_wavlm_with_safe_weights_is_taken(recipe, tmp_path, capsys):
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
     assert "No safetensors weights" in refusal(recipe, tmp_path, capsys, upstreams={"a": str(pickled)})
+    cut = shutil.copytree(recipe["upstreams"]["untrained"], tmp_path / "cut")
+    with open(cut / "model.safetensors", "r+b") as file:
+        file.truncate(1000)
+    upstreams = {**recipe["upstreams"], "cut": str(cut)}
+    assert f"upstreams.cut: The model '{cut}' cannot be loaded" in refusal(recipe, tmp_path, capsys, upstreams=upstreams)
+
+
+def test_audio_that_cannot_be_learnt_from_is_refused(recipe, corpus, tmp_path, capsys):
+    """No file of the training split is audio; all training clips of a class are shorter than the shortest crop."""
+    table, folder = pd.read_csv(corpus), shutil.copytree(corpus.parent, tmp_path / "corpus")
+    task, settings = {"manifest": str(folder / "metadata.csv")}, {"crop_s": 0.5, "length_step_s": 0.4}
+    train = table.query("split == 'train' and file_name != 'a_aa_0.flac'")
+    for name in train.query("language == 'cc'")["file_name"]:
+        soundfile.write(folder / name, np.zeros(6_000), 16_000)
+    line = refusal(recipe, tmp_path, capsys, task=task, **settings)
+    assert "length_step_s is 0.4; no training clip of ['cc'] is as long" in line
+    for name in train["file_name"]:
+        (folder / name).write_bytes(b"no audio")
+    line = refusal(recipe, tmp_path, capsys, task=task)
+    assert (
+        "36 of 72 clips could not be embedded, which leaves the train split empty. The first: a_aa_0.flac: cannot be" in line
+    )
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +474,8 @@ def test_groups_follow_from_the_pre_training(recipe, data, tmp_path):
     assert class_groups({}, {"x": every}, data) == {"O": ["aa", "bb", "cc"]}
     assert class_groups({}, {"x": speakers, "y": "elsewhere"}, data) == {}
     assert class_groups({"mine": ["aa"]}, {"x": some, "y": every}, data) == {"mine": ["aa"]}
+    others = run_folder("others", ["bb", "cc", "yy"])  # differ in what is no class of this task
+    assert class_groups({}, {"x": some, "y": others}, data) == {"O": ["bb", "cc"], "NO": ["aa"]}
     with pytest.raises(ValueError, match="x and y were pre-trained on different labels"):
         class_groups({}, {"x": some, "y": every}, data)
     (tmp_path / "some" / "results" / "pretraining.json").write_text("[]")

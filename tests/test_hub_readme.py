@@ -160,6 +160,8 @@ def test_hours_are_those_of_the_clips_that_recipes_take(counted):
         ({"words": {**CORPORA["words"], "licence": "CC0-1.0"}}, "says otherwise"),
         ({"synthetic-*": {**CORPORA["synthetic-*"], "licence": "CC-BY-NC-4.0"}}, "not permissive"),
         ({"words": {**CORPORA["words"], "licens": "x"}}, "unknown fields"),
+        ({"words": {"title": "Words", "attribution": "the speakers"}}, "words: licence must be a text"),
+        ({"words": {**CORPORA["words"], "note": 3}}, "words: note must be a text"),
     ],
 )
 def test_corpora_that_may_not_be_there_are_refused(change, message, data, tmp_path, capsys):
@@ -178,6 +180,23 @@ def test_non_commercial_clips_of_a_recipe_are_refused(data, tmp_path, capsys):
     arguments = [str(tmp_path / "all.yaml"), "--corpora", str(data["corpora"]), "--out", str(tmp_path / "data.json")]
     assert training_data.main(arguments) == 2
     assert "'CC-BY-NC-4.0', which is not permissive" in capsys.readouterr().err
+
+
+def test_recipes_of_one_name_are_refused(data, tmp_path, capsys):
+    out = tmp_path / "data.json"
+    assert training_data.main([*[str(data["one"])] * 2, "--corpora", str(data["corpora"]), "--out", str(out)]) == 2
+    assert "The recipes are one, one" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_duration_that_is_none_is_named(data, tmp_path, capsys):
+    rows = (data["one"].parent / "metadata.csv").read_text().replace("b.wav,72,", "b.wav,long,")
+    (tmp_path / "metadata.csv").write_text(rows)
+    recipe = {"data": {"speech": {"manifest": str(tmp_path / "metadata.csv"), "where": {"speaker_id": ["kim"]}}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = [str(tmp_path / "recipe.yaml"), "--corpora", str(data["corpora"]), "--out", str(tmp_path / "data.json")]
+    assert training_data.main(arguments) == 2
+    assert "the duration of b.wav is no number" in capsys.readouterr().err
 
 
 # ---- the root ----
@@ -240,6 +259,7 @@ def test_the_limits(readme):
     assert "pre-trained for 40 minutes on cpu with 1.5 hours" in readme
     assert "3 languages (de, en, fr)" in readme
     assert "46 % in `one`" in readme  # 0.03 of 0.065 hours are synthetic
+    assert "Of fr it has heard no human voice" in readme
     assert "one human voice" not in readme  # the tasks' table names no speaker
     assert "A planted remark." in readme
 
@@ -319,16 +339,67 @@ def test_a_second_install_replaces_the_first(run, counted, copy):
     assert readme_cli.main(["--check", "--root", str(copy)]) == 0
 
 
+def states_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def broken_stage(run: Path, root: Path) -> None:
+    edit(run / "stage2" / "results" / "pretraining.json", '"steps"', '"step"')
+
+
+def other_table(run: Path, root: Path) -> None:
+    (run / "results.md").write_text("| task |\n| --- |\n\n- a note\n")
+
+
+def no_marks(run: Path, root: Path) -> None:
+    edit(root / "README.md", BEGIN, "")
+
+
+def other_code(run: Path, root: Path) -> None:
+    edit(root / "pooling_wavcse.py", "import torch", "import nothing_of_this_name\nimport torch")
+
+
 @pytest.mark.parametrize(
-    ("missing", "message"), [("results.md", "results.md"), ("results/phase1.json", "phase1.json"), ("hub", "holds no model")]
+    ("spoil", "message"),
+    [
+        (lambda run, root: (run / "results.md").unlink(), "results.md: there is no such file"),
+        (lambda run, root: (run / "results" / "phase1.json").unlink(), "phase1.json: there is no such file"),
+        (lambda run, root: shutil.rmtree(run / "hub"), "holds no model"),
+        (lambda run, root: (root / "README.md").unlink(), "README.md"),
+        (broken_stage, "stage2/results/pretraining.json: lacks steps"),
+        (other_table, "results.md: is not the table of the results"),
+        (no_marks, "README.md needs one line"),
+        (other_code, "nothing_of_this_name"),
+    ],
+    ids=["table", "training", "model", "readme", "stage", "other table", "marks", "code"],
 )
-def test_an_unfinished_run_changes_nothing(missing, message, run, counted, tmp_path, capsys):
-    unfinished, root = shutil.copytree(run, tmp_path / "run"), new_root(tmp_path / "root")
-    gone = unfinished / missing
-    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    assert install(unfinished, counted, root) == 2
-    assert message in capsys.readouterr().err
-    assert {path.name for path in root.iterdir()} == {*CODE_FILES, "README.md"}
+def test_what_cannot_be_installed_changes_nothing(spoil, message, run, counted, copy, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run")
+    spoil(run, copy)
+    (copy / "model.safetensors").write_bytes(b"of an earlier model")
+    before = states_of(copy)
+    assert install(run, counted, copy) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert states_of(copy) == before
+
+
+def test_an_exchange_that_breaks_off_is_undone(run, counted, copy, monkeypatch, capsys):
+    (copy / "model.safetensors").write_bytes(b"of an earlier model")
+    before, rename = states_of(copy), Path.rename
+
+    def broken(path: Path, target: Path) -> Path:
+        if (path.parent.name, path.name) == ("new", "README.md"):
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    assert install(run, counted, copy) == 2
+    assert "the disk is gone" in capsys.readouterr().err
+    assert states_of(copy) == before
+    monkeypatch.undo()
+    assert install(run, counted, copy) == 0
+    assert (copy / "model.safetensors").read_bytes() == (run / "hub" / "model.safetensors").read_bytes()
+    assert not list(copy.glob(".install*"))
 
 
 def test_too_many_megabytes_are_refused(run, counted, tmp_path, monkeypatch, capsys):

@@ -62,7 +62,10 @@ def config(speech, toy_corpus, tmp_path_factory) -> Path:
     """The untrained encoder and two variants, of which the first takes long enough to be killed."""
     folder = tmp_path_factory.mktemp("study")
     recipe = {
-        "data": {"tones": {"manifest": str(speech)}},
+        "data": {  # not in alphabetical order: that of the recipe is that of the clips
+            "tones": {"manifest": str(speech), "where": {"language": ["b", "c"]}},
+            "others": {"manifest": str(speech), "where": {"language": ["a"]}},
+        },
         "audio_dir": str(folder / "audio"),
         "output_dir": "set by the study",
         "encoder": ENCODER,
@@ -189,7 +192,7 @@ def test_the_variants_table_has_the_values_of_the_files(out):
         runs = [record_of(out, task, f"{name}_best_layer")["probe"]["runs"][0] for task in ("keyword", "speaker")]
         assert row["mean validation accuracy, %"] == f"{50 * sum(run['validation_accuracy'] for run in runs):.1f}"
     assert found[LABELLED]["differs in"] == "encoder, label_weight 1.0, max_steps 60"
-    assert found[UNTRAINED]["differs in"] == "not trained"
+    assert found[UNTRAINED]["differs in"] == "before training"
     assert speeds[UNTRAINED]["ratio"] == 1  # the first is what the others are beside
 
 
@@ -259,6 +262,8 @@ def test_the_same_command_again_changes_nothing(out, config, capsys):
         ({"variants": {"a": {"label_weight": -1}}}, "variants.a: label_weight is -1"),
         ({"variants": {"a": {"encoder": 3}}}, "variants.a: encoder is 3"),
         ({"variants": {"evaluation": {}}}, "variants.evaluation: the name names files"),
+        ({"variants": {"mfcc": {}}}, "variants.mfcc: the name names files"),
+        ({"variants": {"..": {}}}, "variants...: the name names files"),
         ({"variants": {"a": {"untrained": "no"}}}, "variants.a: untrained is 'no'"),
         ({"overrides": {"steps": 3}}, "overrides: unknown fields ['steps']"),
         ({"variants": {}}, "variants missing"),
@@ -266,6 +271,7 @@ def test_the_same_command_again_changes_nothing(out, config, capsys):
         ({"measure_speed": False}, "plots[0]: x is 'speed'"),
         ({"plots": [{"x": "seed", "task": "gender"}]}, "plots[0]: task is 'gender'; allowed: keyword, speaker, mean"),
         ({"plots": [{"x": "seed", "reference": ["b"]}]}, "plots[0]: ['b'] are no variants"),
+        ({"plots": [{"x": "encoder", "task": "keyword"}]}, "plots[0]: x is 'encoder'"),
     ],
 )
 def test_a_study_that_cannot_be_meant_is_refused(config, tmp_path, capsys, changes, message):
@@ -292,15 +298,33 @@ def test_a_changed_variant_is_refused_by_its_name(out, config, tmp_path, capsys,
     assert (out / TRAINED / "log.jsonl").read_bytes() == log
 
 
-def test_a_variant_that_cannot_be_trained_does_not_stop_the_others(out, config, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [({"conv_dim": [16]}, "encoder: conv_dim, conv_kernel"), ({"hidden_act": "nonsense"}, "KeyError: ")],
+)
+def test_a_variant_that_cannot_be_trained_does_not_stop_the_others(out, config, tmp_path, capsys, encoder, message):
     study = yaml.safe_load(config.read_text())
-    study["variants"]["broken"] = {"untrained": True, "encoder": {"conv_dim": [16]}}
+    study["variants"]["broken"] = {"untrained": True, "encoder": encoder}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     folder = shutil.copytree(out, tmp_path / "out")
     (folder / "study.json").unlink()
     assert main([str(tmp_path / "study.yaml"), "--output_dir", str(folder)]) == 2
-    assert "variants.broken: encoder: conv_dim, conv_kernel" in capsys.readouterr().err.splitlines()[-1]
+    assert f"variants.broken: {message}" in capsys.readouterr().err.splitlines()[-1]
     assert facts_of(folder)["variants"].keys() == {TRAINED, LABELLED, UNTRAINED}
+
+
+def test_results_of_an_earlier_evaluation_do_not_count(out, config, tmp_path):
+    """Else means of some variants would be over other tasks than those of the others."""
+    evaluation, study = (yaml.safe_load((config.parent / f"{name}.yaml").read_text()) for name in ("eval", "study"))
+    del evaluation["tasks"]["speaker"]
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(evaluation))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "evaluation": str(tmp_path / "eval.yaml")}))
+    folder = shutil.copytree(out, tmp_path / "out")
+    assert main([str(tmp_path / "study.yaml"), "--output_dir", str(folder)]) == 0
+    facts = facts_of(folder)
+    assert facts["rows"].keys() == {"keyword"}
+    for own in facts["variants"].values():
+        assert own["mean_validation"] == own["validation"]["keyword"]["accuracy"]
 
 
 def test_only_names_variants(config, capsys):

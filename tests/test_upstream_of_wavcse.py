@@ -70,6 +70,18 @@ def test_the_layers_are_the_models_to_the_bit(name, tasks, config_of, waves, tmp
     assert taken.config.tasks == {}  # only the upstream was taken
 
 
+@pytest.mark.parametrize("name", ["wavlm-layer", "whisper"])
+def test_it_is_saved_under_its_own_names(name, config_of, tmp_path):
+    """Saved apart, as pre-training from it does, it is a plain transformers model: no name of the wavCSE model is left."""
+    saved(config_of(name, tasks=TASKS), tmp_path / "wavcse")
+    upstream = WavCSEModel.from_upstream(str(tmp_path / "wavcse"), selected_layers=[0, 3], **SIZES).upstream
+    upstream.save_pretrained(tmp_path / "upstream")
+    stored = safetensors.torch.load_file(tmp_path / "upstream" / "model.safetensors")
+    assert stored.keys() == upstream.state_dict().keys()
+    again = type(upstream).from_pretrained(tmp_path / "upstream").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in upstream.state_dict().items())
+
+
 def test_fewer_layers_load_fewer_blocks(tiny_config, waves, tmp_path):
     model = saved(tiny_config(tasks=TASKS), tmp_path)
     taken = WavCSEModel.from_upstream(str(tmp_path), selected_layers=[1], **SIZES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_type_hints
 
 from wavcse.data.recipes import checked_fields
 from wavcse.eval.arguments import NAME, TASK_FIELDS, EvalArguments, TaskRequest, check_tasks
@@ -17,6 +18,13 @@ DESCRIPTION = (
     "files like `wavcse eval`. A killed run goes on where it was. Example: wavcse finetune conf/finetune_language.yaml"
 )
 DEFAULT_TASK = "language"
+WORDS = {  # what a value of a field must be
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text (YAML needs 'no' in quotes)",
+    dict: "a mapping",
+}
 RUNS_FOLDER = "runs"
 
 
@@ -29,7 +37,8 @@ class FinetuneArguments(StepArguments):
 
     output_dir: str = field(default="runs/finetune", metadata={"help": "Folder of the results, and of the runs below runs/."})
     upstreams: dict = field(
-        default_factory=dict, metadata={"help": "Name in tables -> WavLM (folder or Hub id). Only in the YAML."}
+        default_factory=dict,
+        metadata={"help": "Name in tables -> WavLM or wavCSE model (folder or Hub id). Only in the YAML."},
     )
     task: dict = field(
         default_factory=lambda: {"task": DEFAULT_TASK},
@@ -52,13 +61,25 @@ class FinetuneArguments(StepArguments):
     seeds: int = field(default=1, metadata={"help": "Trainings per upstream, from `seed` on; figures are their mean."})
 
     def __post_init__(self):
+        self._check_types()
         super().__post_init__()
-        check_ranges(self, ("seeds", "validate_every"), ())
+        check_ranges(self, ("seeds", "validate_every"), ("seed",))
+
+    def _check_types(self) -> None:
+        """A recipe gives what YAML makes of it, which need not be what a field is; an empty section is an empty mapping."""
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if kind is dict and value is None:
+                setattr(self, name, {})
+            elif kind in WORDS:
+                is_of_kind = isinstance(value, (int, float) if kind is float else kind)
+                if not is_of_kind or (isinstance(value, bool) and kind is not bool):
+                    raise ValueError(f"{name} is {value!r}; {WORDS[kind]} is needed.")
 
     def named_upstreams(self) -> dict[str, str]:
         """Name -> folder or id; ValueError if there is none, or a name cannot name files."""
-        if not isinstance(self.upstreams, dict) or not self.upstreams:
-            raise ValueError(f"upstreams is {self.upstreams!r}; name at least one: `upstreams: {{name: FOLDER}}`.")
+        if not self.upstreams:
+            raise ValueError("upstreams is {}; name at least one: `upstreams: {name: FOLDER}`.")
         for name, folder in self.upstreams.items():
             if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(folder, str):
                 raise ValueError(
@@ -80,9 +101,9 @@ class FinetuneArguments(StepArguments):
     def of_run(self, name: str, seed: int) -> FinetuneArguments:
         """One training: an upstream and a seed, in a folder of its own; what only the tables need is left out."""
         folder = Path(self.output_dir) / RUNS_FOLDER / f"{name}.{seed}"
-        return replace(
-            self, upstreams={name: self.upstreams[name]}, groups={}, seed=seed, seeds=1, output_dir=str(folder), note=""
-        )
+        task = {key: value for key, value in self.task.items() if key not in ("title", "note")}
+        only = {"upstreams": {name: self.upstreams[name]}, "seed": seed, "seeds": 1, "task": task, "groups": {}, "note": ""}
+        return replace(self, **only, output_dir=str(folder))
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> FinetuneArguments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,14 +36,22 @@ def load_audio(data: TaskData, configs: Sequence[WavLMConfig], audio_dir: str, s
     """
     clips = data.table.clips
     readable, reasons = readable_clips(clips, Inspector().inspect(clips, show_progress=show_progress))
+    _without(data, reasons)  # refuses an empty split before anything is decoded
     store = build_store(audio_dir, [item.clip.path for item in readable], show_progress)
     lengths = CropReader([item.clip for item in readable], store, configs[0]).num_samples
     shortest = max(receptive_field(config) for config in configs)
     for item, length in zip(readable, lengths):
         if length < shortest:
             reasons[item.row] = f"{item.clip.clip_id}: has {length} samples at 16 kHz; a frame needs {shortest}."
-    is_usable = np.array([row not in reasons for row in range(len(clips))])
-    return TaskAudio(data.keep(is_usable), store, skipped_clips(clips, reasons))
+    return TaskAudio(_without(data, reasons), store, skipped_clips(clips, reasons))
+
+
+def _without(data: TaskData, reasons: Mapping[int, str]) -> TaskData:
+    """The task without the clips of `row -> reason`; ValueError, with the first reason, if a split is empty then."""
+    try:
+        return data.keep(np.array([row not in reasons for row in range(len(data.table.clips))]))
+    except ValueError as error:
+        raise ValueError(f"{error} The first: {reasons[min(reasons)]}") from error
 
 
 def whole_clips(reader: CropReader, rows: Sequence[int], batch_seconds: float) -> Iterator[tuple[np.ndarray, Group]]:

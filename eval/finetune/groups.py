@@ -22,14 +22,14 @@ MOST_NAMED = 8  # classes up to which a title names them
 def class_groups(asked: Mapping[str, Sequence[str]], upstreams: Mapping[str, str], data: TaskData) -> dict[str, list[str]]:
     """Name -> classes: those asked for, or else what the upstreams' own runs say, or else none.
 
+    Upstreams whose runs say nothing take no part in that; those that do must agree on the classes of this task.
+
     Raises:
         ValueError: a group is misspelt, names what is no class, or has no test clip; or the upstreams were pre-trained on
             different labels.
     """
     if not asked:
         return _pretrained_groups(upstreams, data)
-    if not isinstance(asked, Mapping):
-        raise ValueError(f"groups is {asked!r}; it must map names to lists of classes.")
     for name, classes in asked.items():
         _check(name, classes, data)
     return {name: list(classes) for name, classes in asked.items()}
@@ -69,7 +69,7 @@ def _tested(data: TaskData) -> set[str]:
 
 def _pretrained_groups(upstreams: Mapping[str, str], data: TaskData) -> dict[str, list[str]]:
     found = {name: _pretrained_labels(Path(folder), data.task.targets[0]) for name, folder in upstreams.items()}
-    known = {name: labels for name, labels in found.items() if labels}
+    known = {name: labels & set(data.classes) for name, labels in found.items() if labels}
     if not known:
         return {}
     first, labels = next(iter(known.items()))
@@ -83,7 +83,7 @@ def _pretrained_groups(upstreams: Mapping[str, str], data: TaskData) -> dict[str
 
 def _pretrained_labels(folder: Path, column: str) -> set[str]:
     """Labels of the data of the pre-training run that the folder is part of; empty if it is of none, or of other labels."""
-    path = folder.parent / "results" / "pretraining.json"
+    path = folder.resolve().parent / "results" / "pretraining.json"
     if not path.exists():
         return set()
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
+from transformers import WavLMConfig
 
 from wavcse.data.corpus_pass import write_skipped
 from wavcse.eval.checkpoint import Checkpoint
@@ -26,7 +28,9 @@ from wavcse.eval.probing import clip_ids, resampling_unit
 from wavcse.eval.records import finished_records
 from wavcse.eval.report import write_report
 from wavcse.eval.task import TaskData, load_task
-from wavcse.pretraining.encoder import encoder_config
+from wavcse.pretraining.encoder import encoder_config, new_encoder
+from wavcse.pretraining.quantizer import receptive_field
+from wavcse.upstream_wavcse import build_on_meta
 
 DETECTION = "ovr_eer"  # the metric of the scores of all classes; the others are of the most likely class
 
@@ -41,10 +45,11 @@ def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
         ValueError: settings, task, groups or upstreams do not fit, or an unsound split; nothing has been trained then.
         FloatingPointError: too many steps in a row were not finite.
     """
-    upstreams = [_upstream(name, source, args) for name, source in args.named_upstreams().items()]
+    sources = args.named_upstreams()
     data = load_task(*args.task_request())
     data = replace(data, task=replace(data.task, metrics=(*data.task.metrics, DETECTION)))
-    class_groups(args.groups, args.upstreams, data)  # before hours are spent on audio
+    class_groups(args.groups, sources, data)  # before hours are spent on audio
+    upstreams = [_upstream(name, source, args) for name, source in sources.items()]
     output_dir = make_folder(args.output_dir)
     audio = load_audio(data, [upstream.config for upstream in upstreams], args.audio_dir, show_progress)
     write_skipped(output_dir / "skipped.csv", audio.skipped)
@@ -55,11 +60,26 @@ def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
 
 
 def _upstream(name: str, source: str, args: FinetuneArguments) -> Upstream:
+    """An upstream that can be trained: all of them are read before the first one is trained for hours."""
+    checkpoint = Checkpoint(source)
     try:
-        identity = Checkpoint(source).identity()  # first: it refuses weights that are no safetensors
-        return Upstream(name, source, encoder_config(args.encoder, source), identity)
-    except ValueError as error:
+        identity = checkpoint.identity()  # first: it refuses weights that are no safetensors
+        config = encoder_config(args.encoder, source)
+        receptive_field(config)  # refuses a stem whose frames are not 20 ms apart
+        _refuse_new_weights(args.encoder, config, encoder_config({}, source))
+        with checkpoint.loading():
+            new_encoder(config, source)
+    except (ValueError, StrictDataclassError) as error:  # the latter: a field of `encoder` has a value of a wrong type
         raise ValueError(f"upstreams.{name}: {str(error).removeprefix('init_from: ')}") from error
+    return Upstream(name, source, config, identity)
+
+
+def _refuse_new_weights(fields: Collection[str], config: WavLMConfig, own: WavLMConfig) -> None:
+    """ValueError if `fields`, with which a checkpoint's `own` configuration became `config`, ask for weights it has not."""
+    shapes = {name: weight.shape for name, weight in build_on_meta(own).state_dict().items()}
+    for name, weight in build_on_meta(config).state_dict().items():
+        if shapes.get(name) != weight.shape:
+            raise ValueError(f"encoder: with {sorted(fields)} changed, the checkpoint has no weights for {name}.")
 
 
 def _records(
@@ -129,4 +149,4 @@ def _training_record(
         for run, found, own in zip(runs, trained, scores)
     ]
     settings = {name: value for name, value in runs[0].identity().items() if name not in apart}
-    return {"kind": FINETUNED, "settings": settings, "runs": chosen}
+    return {"kind": FINETUNED, "settings": settings, "short_train_clips": trained[0].num_too_short, "runs": chosen}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +37,7 @@ class Upstream:
 
     Args:
         name: in tables.
-        source: folder or Hub id of a WavLM.
+        source: folder or Hub id of a WavLM, or of a wavCSE model with one in it.
         config: of the encoder that is trained.
         identity: model and hashes of its weights and configuration.
     """
@@ -65,11 +65,19 @@ class FinetuneProgress(Progress):
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What a run gave: log posteriors of the test clips `[N, C]` (float64), the step chosen, and seconds spent."""
+    """What a run gave.
+
+    Attributes:
+        scores: log posteriors of the test clips, float64 `[N, C]`.
+        progress: the step chosen, and how long training took.
+        predict_s: seconds that the test split took.
+        num_too_short: training clips that are shorter than `length_step_s`, of which no crop can be taken.
+    """
 
     scores: np.ndarray
     progress: FinetuneProgress
     predict_s: float
+    num_too_short: int
 
 
 @dataclass
@@ -94,7 +102,7 @@ def finetune_upstream(args: FinetuneArguments, upstream: Upstream, audio: TaskAu
         args: of one run, see `FinetuneArguments.of_run`.
 
     Raises:
-        ValueError: another run is in the folder, no training clip is long enough, or there are several processes.
+        ValueError: another run is in the folder, no training clip of a class is long enough, or there are several processes.
         FloatingPointError: too many steps in a row were not finite.
     """
     run = _set_up(args, upstream, audio)
@@ -103,7 +111,7 @@ def finetune_upstream(args: FinetuneArguments, upstream: Upstream, audio: TaskAu
     started = time.monotonic()
     run.learner.network.load_state_dict(run.best)
     scores = log_posteriors(run.learner.network, run.reader, run.data.table.rows("test"), args.batch_seconds)
-    return Finetuned(scores, run.learner.progress, time.monotonic() - started)
+    return Finetuned(scores, run.learner.progress, time.monotonic() - started, run.loader.planner.num_too_short)
 
 
 def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> Run:
@@ -113,8 +121,10 @@ def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> Ru
     data, train = audio.data, audio.data.table.rows("train")
     clips = data.table.clips
     loader = BatchLoader(args, [clips[row] for row in train], data.labels[train], audio.store, upstream.config)
-    encoder = new_encoder(upstream.config, upstream.source)
+    _check_lengths(loader, data.classes)
     torch.manual_seed(args.seed)
+    encoder = new_encoder(upstream.config, upstream.source)  # draws what a wavCSE model has not: the vector of masked frames
+    torch.manual_seed(args.seed)  # so that all upstreams start under the same classifier
     network = ClassifierNetwork(encoder, len(data.classes)).to(accelerator.device)
     learner = new_learner(args, network)
     learner.model, learner.optimizer = accelerator.prepare(network, learner.optimizer)
@@ -125,6 +135,14 @@ def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> Ru
     checkpoint = Checkpoint(folder.last, network, learner.optimizer, learner.scheduler)
     reader = CropReader(clips, audio.store, upstream.config)
     return Run(args, data, accelerator, folder, reader, loader, learner, checkpoint)
+
+
+def _check_lengths(loader: BatchLoader, classes: Sequence[str]) -> None:
+    """ValueError if no crop can be taken of a class, which would be learnt as one that never occurs."""
+    is_long = loader.reader.num_samples >= loader.planner.step_samples
+    lacking = sorted(set(classes) - {classes[target] for target in loader.targets[is_long]})
+    if lacking:
+        raise ValueError(f"length_step_s is {loader.args.length_step_s}; no training clip of {lacking} is as long: lower it.")
 
 
 def _resume(run: Run) -> None:
