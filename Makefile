@@ -50,6 +50,7 @@ tiny: $(READY)  ## The model in the root anew: pre-training in two stages -> Pha
 	$(BIN)/wavcse eval conf/eval_tiny.yaml
 	$(BIN)/python examples/random_upstream.py --recipe conf/pretrain_tiny.yaml --out $(TINY)/untrained
 	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/untrained --name untrained --baselines best_layer
+	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/pretrain/upstream --name best_rq --baselines best_layer
 	$(BIN)/python -m wavcse.hub.training_data $(TINY_RECIPES) --out $(TINY)/data.json
 	$(BIN)/python -m wavcse.hub.install $(TINY)/model --pretraining $(TINY)/pretrain $(TINY)/lasr \
 		--evaluation $(TINY)/eval --data $(TINY)/data.json
@@ -83,8 +84,9 @@ $(REAL)/hub/model.safetensors:
 phase1: $(READY)  ## Phase 1 of the paper as CONFIG=conf/synthetic_phase1.yaml says: cache, searches, training, report
 	$(BIN)/python -m wavcse.search.phase1 $(CONFIG)
 
+# A process per core with one thread each; the tests of a file stay together, as they share what is dear to make.
 test: $(READY)  ## The default tests: CPU, offline, a few minutes
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-transformers: $(READY)  ## transformers' own common test suites on our classes (fetches its source distribution)
 	$(BIN)/python -m pytest -m transformers_common

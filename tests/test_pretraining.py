@@ -311,6 +311,18 @@ def test_a_run_can_start_from_another(recipe, undisturbed, tmp_path, kind):
     assert kind == "run" or not torch.equal(after["model.head.weight"], before["model.head.weight"])
 
 
+def test_the_example_writes_what_a_recipe_starts_from(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "seed": 3}))
+    command = [sys.executable, ROOT / "examples" / "random_upstream.py", "--recipe", tmp_path / "recipe.yaml"]
+    subprocess.run([*command, "--out", tmp_path / "upstream"], check=True, capture_output=True, timeout=120)
+    run(recipe, tmp_path / "run", seed=3, max_steps=1, learning_rate=1e-12)
+    written = WavLMModel.from_pretrained(tmp_path / "upstream").state_dict()
+    trained = WavLMModel.from_pretrained(tmp_path / "run" / "upstream").state_dict()
+    assert written.keys() == trained.keys()
+    for name, weight in written.items():
+        torch.testing.assert_close(weight, trained[name], rtol=0, atol=1e-9)
+
+
 def test_a_frozen_stem_stays(recipe, undisturbed, tmp_path):
     run(recipe, tmp_path / "next", init_from=str(undisturbed[0]), freeze_stem=True, max_steps=2, learning_rate=1e-2)
     before, after = (
