@@ -271,7 +271,9 @@ def test_a_row_of_a_group_is_the_groups_part_of_the_test_split(spoilt):
 
 def test_a_wavcse_model_is_trained_as_the_upstream_in_it(recipe, tmp_path, monkeypatch):
     """The model of the working folder, which ends at layer 1, against the upstream that it is made from, cut there."""
-    upstream = recipe["upstreams"]["untrained"]
+    upstream = str(tmp_path / "unmasked")  # was never masked, so that it has no vector for masked frames
+    WavLMModel.from_pretrained(recipe["upstreams"]["untrained"], mask_time_prob=0.0).save_pretrained(upstream)
+    assert "masked_spec_embed" not in load_file(f"{upstream}/model.safetensors")
     WavCSEModel.from_upstream(upstream, selected_layers=[0, 1]).save_pretrained(tmp_path)
     monkeypatch.chdir(tmp_path)
     changes = {
@@ -282,9 +284,10 @@ def test_a_wavcse_model_is_trained_as_the_upstream_in_it(recipe, tmp_path, monke
     }
     finetune(FinetuneArguments(**{**recipe, **changes, "output_dir": "out"}), show_progress=False)
     assert log_of(Path("out/runs/plain.0")) == log_of(Path("out/runs/wavcse.0"))
+    assert len(log_of(Path("out/runs/plain.0"))) == 1
     assert record_of(Path("out"), "language", "wavcse")["encoder"]["model"] == "."
 
-    found = []  # the vector of masked frames is no part of a wavCSE model; the seed draws it
+    found = []  # the seed draws the vector of masked frames
     for name in ("first", "second"):
         torch.manual_seed(len(found))
         own = {"upstreams": {"wavcse": "."}, "mask_frames": 2, "output_dir": name}

@@ -123,7 +123,7 @@ def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> Ru
     loader = BatchLoader(args, [clips[row] for row in train], data.labels[train], audio.store, upstream.config)
     _check_lengths(loader, data.classes)
     torch.manual_seed(args.seed)
-    encoder = new_encoder(upstream.config, upstream.source)  # draws what a wavCSE model has not: the vector of masked frames
+    encoder = new_encoder(upstream.config, upstream.source)  # draws the vector of masked frames if there is none
     torch.manual_seed(args.seed)  # so that all upstreams start under the same classifier
     network = ClassifierNetwork(encoder, len(data.classes)).to(accelerator.device)
     learner = new_learner(args, network)
