@@ -26,7 +26,15 @@ EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9", "markdown>=3.6", "scikit-learn>=1.5", "scipy>=1.13"]
 APP = ["gradio>=5"]
 HUB = ["datasets>=4"]
-DEV = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "parameterized>=0.9", "audmetric>=1.4", "evaluate>=0.4.6", "tensorboard>=2.17"]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "ruff>=0.6",
+    "parameterized>=0.9",
+    "audmetric>=1.4",
+    "evaluate>=0.4.6",
+    "tensorboard>=2.17",
+]
 
 setup(
     name="wavcse",
