@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ AREA_PER_MB = 4.0  # points²
 
 
 def draw_plots(facts: Mapping, folder: Path) -> list[Path]:
-    """Draw every plot of a study; returns the files."""
+    """Draw every plot of a study; returns the files. Pictures of plots that the study no longer has are removed."""
+    shutil.rmtree(folder, ignore_errors=True)
     drawings = {plot_name(facts, number): partial(_draw, plot=plot) for number, plot in enumerate(facts["plots"])}
     return draw_all(drawings, facts, folder)
 
@@ -47,6 +49,7 @@ def _draw(facts: Mapping, plot: Mapping) -> Figure:
         axes.axhline(_y(facts, plot, name), color=f"C{place}", linestyle="--", linewidth=1, label=label)
     axes.set_xlabel(MEASURED.get(plot["x"], plot["x"]))
     axes.grid(alpha=0.3)
+    axes.margins(x=0.12)  # names stand to the right of their points
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8)
     return figure
