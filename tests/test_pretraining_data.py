@@ -27,6 +27,7 @@ c.wav,,,,,CC0-1.0,train
 d.wav,,,de,dora,MIT,
 """
 HELD_OUT = "file_name,speaker_id,split,split_sid\nx.wav,ben,test,\ny.wav,anna,train,validation\nd.wav,,val,\n"
+RECIPES = sorted((Path(__file__).parents[1] / "conf").glob("pretrain_*.yaml"))
 
 
 @pytest.fixture
@@ -228,13 +229,15 @@ def test_settings_out_of_range_are_refused(settings, message):
         PretrainArguments(**settings)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "conf").glob("pretrain_*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_are_sound(path):
     args = parse_arguments([str(path)])
     for source in args.clip_sources().values():  # recordings of people by their licence, synthetic speech by its split
         assert "licence" in source.where or set(source.where.values()) == {("train",)}, source
+    if args.init_from:  # a later stage goes on with what another recipe of these has made
+        assert args.init_from in {parse_arguments([str(other)]).output_dir for other in RECIPES if other != path}
+        assert not args.encoder
+        return
     config = encoder_config(args.encoder, None)
     assert config.feat_extract_norm == "layer"
     assert receptive_field(config) == 720
