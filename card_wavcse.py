@@ -32,13 +32,14 @@ METADATA = {
 
 DETAILS = """\
 One vector of {embedding_size} numbers per clip, whatever its length; small heads for words, speakers and emotions train on it.
-A self-supervised speech encoder runs up to its highest selected layer; the time means of the selected layers are projected,
+A self-supervised speech encoder runs up to its highest selected layer; the selected layers are pooled over time, projected,
 pooled across layers and projected again.
 
 | | |
 |---|---|
 | upstream | {family}, {num_blocks} transformer blocks, width {upstream_size} |
 | selected layers | {layers} |
+| pooling over time | `{temporal_pooling}` |
 | layer pooling | `{pooling_type}` {pooling_kwargs} |
 | embedding size | {embedding_size} |
 | trained tasks | {tasks} |
@@ -74,7 +75,7 @@ clips = [np.random.randn({sampling_rate}), np.random.randn({two_seconds})]  # wa
 inputs = feature_extractor(clips, sampling_rate={sampling_rate}, return_tensors="pt")
 outputs = model(**inputs)
 print(outputs.embeddings.shape)  # torch.Size([2, {embedding_size}]); a clip's row does not depend on its batch
-print(outputs.pooled_layers.shape)  # torch.Size([2, {num_layers}, {upstream_size}])
+print(outputs.pooled_layers.shape)  # torch.Size([2, {num_layers}, {pooled_size}])
 ```"""
 
 LIMITS = """\
@@ -141,6 +142,8 @@ def facts_of(config: WavCSEConfig, model_id: str) -> dict[str, Any]:
         "family": upstream.model_type,
         "num_blocks": upstream.num_hidden_layers,
         "upstream_size": upstream.hidden_size,
+        "temporal_pooling": config.temporal_pooling,
+        "pooled_size": config.pooled_size,
         "num_layers": len(config.selected_layers),
         "layers": ", ".join(map(str, config.selected_layers)),
         "pooling_type": config.pooling_type,

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
 UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
-TEMPORAL_POOLINGS = ("mean",)
+TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames
 WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
 PRECISIONS = ("float32", "bfloat16", "int8")
 TASK_KINDS = ("classification",)
@@ -55,7 +55,9 @@ class WavCSEConfig(PretrainedConfig):
         selected_layers (`Sequence[int]`, *optional*, defaults to 0-14 and 17):
             Layers that are pooled. 0 is the input of the first block, i the output of block i; the encoder's final
             LayerNorm is never applied.
-        temporal_pooling (`str`, *optional*, defaults to `"mean"`): Mean over the real (unpadded) frames.
+        temporal_pooling (`str`, *optional*, defaults to `"mean"`):
+            Over the real (unpadded) frames: `"mean"`, as in the paper, or `"mean_std"`, mean and standard deviation one after
+            the other (statistics pooling, Snyder et al. 2018), which doubles the size of a pooled layer.
         layer_projection_size (`int`, *optional*, defaults to 512): Width of FC1.
         pooling_type (`str`, *optional*, defaults to `"learned_norm"`): Pooling across the selected layers.
         pooling_kwargs (`dict`, *optional*): Arguments of that pooling, for example `{"p": 16.0, "learnable": False}`.
@@ -101,7 +103,7 @@ class WavCSEConfig(PretrainedConfig):
     ):
         self.selected_layers = _validated_layers(selected_layers)
         self.upstream_config = _truncated(_as_config(upstream_config), max(self.selected_layers))
-        self.temporal_pooling = _one_of("temporal_pooling", temporal_pooling, TEMPORAL_POOLINGS)
+        self.temporal_pooling = _one_of("temporal_pooling", temporal_pooling, tuple(TEMPORAL_POOLINGS))
         self.layer_projection_size = _positive_int("layer_projection_size", layer_projection_size)
         self.pooling_type = _one_of("pooling_type", pooling_type, tuple(LAYER_POOLINGS))
         self.pooling_kwargs = _validated_pooling_kwargs(pooling_type, pooling_kwargs or {})
@@ -122,6 +124,11 @@ class WavCSEConfig(PretrainedConfig):
     def hidden_size(self) -> int:
         """Size E of the embedding, under the name that other libraries look for."""
         return self.embedding_size
+
+    @property
+    def pooled_size(self) -> int:
+        """Size of a layer that is pooled over time: the upstream's width, twice that for `"mean_std"`."""
+        return TEMPORAL_POOLINGS[self.temporal_pooling] * self.upstream_config.hidden_size
 
     @property
     def num_hidden_layers(self) -> int:

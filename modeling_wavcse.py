@@ -35,6 +35,7 @@ from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .products_wavcse import FloatLinear  # noqa: F401
 from .repository_wavcse import complete_repository, upload_repository, write_card
 from .stem_wavcse import Stem  # noqa: F401
+from .temporal_wavcse import pooled_frames  # noqa: F401
 from .transfer_wavcse import send  # noqa: F401
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream, read_config
 from .whisper_wavcse import is_whisper
@@ -54,7 +55,8 @@ class WavCSEModelOutput(ModelOutput):
 
     Args:
         embeddings: `[B, E]`, what users store and search.
-        pooled_layers: `[B, K, D]`, time mean of every selected layer (what the feature cache holds).
+        pooled_layers: `[B, K, D]`, time mean of every selected layer (what the feature cache holds), or with
+            `temporal_pooling="mean_std"` `[B, K, 2 D]`, its mean and its standard deviation.
         last_hidden_state: `[B, T, D]`, frames of the last block; with `output_hidden_states=True` only.
         hidden_states: layers 0..N, each `[B, T, D]`, zeros in the padding; with `output_hidden_states=True` only.
         attentions: one `[B, heads, T, T]` per block; with `output_attentions=True` only.
@@ -88,7 +90,7 @@ class WavCSEDownstream(nn.Module):
     def __init__(self, config: WavCSEConfig):
         super().__init__()
         size = config.layer_projection_size
-        self.layer_projection = nn.Linear(config.upstream_config.hidden_size, size)
+        self.layer_projection = nn.Linear(config.pooled_size, size)
         num_layers = len(config.selected_layers)
         self.layer_pooling = build_layer_pooling(config.pooling_type, num_layers, size, **config.pooling_kwargs)
         self.dropout = nn.Dropout(config.layer_dropout)
@@ -301,6 +303,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
             wants_maps,
             precision=precision or self.config.precision,
             window_frames=self.config.window_frames,
+            temporal_pooling=self.config.temporal_pooling,
         )
         output = WavCSEModelOutput(
             embeddings=self.downstream(upstream.pooled_layers.to(self.downstream.layer_projection.weight.dtype)),

@@ -1,12 +1,14 @@
-"""The upstream for inference: packed frames without any padding, only time means kept, exact in float32.
+"""The upstream for inference: packed frames without any padding, only their pooling over time kept, exact in float32.
 
 The ordinary transformers module pads a batch, builds attention tensors of `T x T` and keeps every hidden state. Here the
 frames of many clips lie one after another in one matrix `[N, D]`; everything that works frame by frame (projections, norms,
 feed-forward) runs on all of them at once, attention runs clip by clip on blocks of query rows, and of each layer only its mean
-over time remains. Memory grows with the length of a clip, not with its square. Weights stay where they are: float32 uses the
-upstream's own tensors, and what is rearranged (convolutions, gates, position bias) is derived from them and never saved.
+(and standard deviation) over time remains. Memory grows with the length of a clip, not with its square. Weights stay where
+they are: float32 uses the upstream's own tensors, and what is rearranged (convolutions, gates, position bias) is derived from
+them and never saved.
 
-Shapes: `T` frames of a clip, `N` frames of all clips of a pack, `D` upstream width, `H` heads, `d = D / H`, `C` stem channels.
+Shapes: `T` frames of a clip, `N` frames of all clips of a pack, `D` upstream width, `H` heads, `d = D / H`, `C` stem channels,
+`S` moments (`temporal_wavcse`).
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from .attention_wavcse import Attention, Gate, RelativeBias
-from .configuration_wavcse import PRECISIONS
+from .configuration_wavcse import PRECISIONS, TEMPORAL_POOLINGS
 from .flex_wavcse import HAS_FLEX, FlexAttention
-from .packing_wavcse import CPU_BUDGET, GPU_BUDGET, Span, Window, packs, spans_of, time_means, windows_of
+from .packing_wavcse import CPU_BUDGET, GPU_BUDGET, Span, Window, kept_rows, packs, spans_of, windows_of
 from .products_wavcse import Projections, build_linear, normed
 from .stem_wavcse import PositionalConvolution, RowConvolution, Stem
+from .temporal_wavcse import pooled_pieces, time_moments
 
 
 class PackedUpstream:
@@ -61,65 +64,86 @@ class PackedUpstream:
         return self.precision == precision and self.fingerprint == weights_fingerprint(upstream)
 
     @torch.no_grad()
-    def __call__(self, waveforms: Sequence[Tensor], layers: Sequence[int], window_frames: int | None = None) -> Tensor:
-        """Time means of the wanted layers.
+    def __call__(
+        self,
+        waveforms: Sequence[Tensor],
+        layers: Sequence[int],
+        window_frames: int | None = None,
+        temporal_pooling: str = "mean",
+    ) -> Tensor:
+        """The wanted layers, pooled over time.
 
         Args:
             waveforms: one float32 tensor `[samples]` per clip, normalised, without padding.
             layers: K layer numbers; 0 = input of the first block.
-            window_frames: a longer clip goes through in windows of this many frames (`windows_of`), and the mean is taken
-                over all its frames; `None` = every clip in one piece.
+            window_frames: a longer clip goes through in windows of this many frames (`windows_of`), and is pooled over all
+                its frames; `None` = every clip in one piece.
+            temporal_pooling: "mean" or "mean_std".
 
         Returns:
-            `[B, K, D]`, float32.
+            `[B, K, D]`, float32; with "mean_std" `[B, K, 2 D]`, means first.
 
         Raises:
             FloatingPointError: a value is not finite.
         """
         with torch.autocast(self.device.type, enabled=False):  # the precision is this object's, whatever surrounds the call
-            means = self._means(waveforms, layers, window_frames)
-        self._check_finite(means, waveforms)
-        return means
+            pooled = self._pooled(waveforms, layers, window_frames, temporal_pooling)
+        self._check_finite(pooled, waveforms)
+        return pooled
 
-    def _means(self, waveforms: Sequence[Tensor], layers: Sequence[int], window_frames: int | None) -> Tensor:
-        total = torch.zeros(len(waveforms), len(layers), self.config.hidden_size, device=self.device)
+    def _pooled(
+        self, waveforms: Sequence[Tensor], layers: Sequence[int], window_frames: int | None, temporal_pooling: str
+    ) -> Tensor:
         num_frames = [self.stem.num_frames(len(waveform)) for waveform in waveforms]
         windows = [
             Window(clip, *window) for clip, frames in enumerate(num_frames) for window in windows_of(frames, window_frames)
         ]
         first = [self.stem.first_convolution(waveform) for waveform in waveforms]
+        none = torch.zeros(0, len(layers), TEMPORAL_POOLINGS[temporal_pooling], self.config.hidden_size, device=self.device)
+        moments = [none]  # of the windows, pack by pack
         for pack in packs(windows, self.budget.pack_frames):
             cut = [(self.stem.samples(waveforms[w.clip], w.start, w.end), first[w.clip]) for w in pack]
-            means = self._pooled(cut, pack, layers)
-            for window, mean in zip(pack, means):  # weighted by frames
-                total[window.clip] += mean * ((window.keep_end - window.keep_start) / num_frames[window.clip])
-        return total
+            moments.append(self._moments(cut, pack, layers, temporal_pooling))
+        kept_frames = [window.keep_end - window.keep_start for window in windows]
+        return pooled_pieces([window.clip for window in windows], kept_frames, torch.cat(moments), len(waveforms))
 
-    def _check_finite(self, means: Tensor, waveforms: Sequence[Tensor]) -> None:
-        if torch.isfinite(means).all():
+    def _check_finite(self, pooled: Tensor, waveforms: Sequence[Tensor]) -> None:
+        if torch.isfinite(pooled).all():
             return
         # A clip with such samples comes first: blocks of the positional convolution carry them on into its neighbours.
         at_fault = [clip for clip, waveform in enumerate(waveforms) if not torch.isfinite(waveform).all()]
-        at_fault += [clip for clip, mean in enumerate(means) if not torch.isfinite(mean).all()]
+        at_fault += [clip for clip, own in enumerate(pooled) if not torch.isfinite(own).all()]
         raise FloatingPointError(
             f"clip {at_fault[0]}: the upstream gave values that are not finite at precision={self.precision!r}. "
             "Check its weights and the clip, or use precision='float32'."
         )
 
-    def _pooled(self, waveforms: list[tuple[Tensor, RowConvolution]], pack: Sequence[Window], layers: Sequence[int]) -> Tensor:
+    def _moments(
+        self,
+        waveforms: list[tuple[Tensor, RowConvolution]],
+        pack: Sequence[Window],
+        layers: Sequence[int],
+        temporal_pooling: str,
+    ) -> Tensor:
+        """Of every window of the pack, `[K, S, D]`."""
         spans = spans_of(pack)
         x = self.position(self.stem(waveforms, spans), spans)
         if self.first_norm is not None:
             x = normed(x, self.first_norm)
-        means = {0: time_means(x, spans)} if 0 in layers else {}
+        moments = {0: span_moments(x, spans, temporal_pooling)} if 0 in layers else {}
         for layer, block in enumerate(self.blocks[: max(layers)], start=1):
-            if layer == max(layers):
-                means[layer] = block.last(x, spans)
+            if layer == max(layers) and temporal_pooling == "mean":
+                moments[layer] = block.last_means(x, spans)[:, None]
             else:
                 x = block(x, spans)
                 if layer in layers:
-                    means[layer] = time_means(x, spans)
-        return torch.stack([means[layer] for layer in layers], dim=1)
+                    moments[layer] = span_moments(x, spans, temporal_pooling)
+        return torch.stack([moments[layer] for layer in layers], dim=1)
+
+
+def span_moments(x: Tensor, spans: Sequence[Span], temporal_pooling: str) -> Tensor:
+    """`[N, D]` -> `[B, S, D]`, the moments of every window's kept rows."""
+    return torch.stack([time_moments(rows, temporal_pooling) for rows in kept_rows(x, spans)])
 
 
 class Block:
@@ -146,7 +170,7 @@ class Block:
                 rows.copy_(normed(rows, self.output_norm))
         return x
 
-    def last(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
+    def last_means(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """Time means `[B, D]` of this block's output, when no later block needs the frames.
 
         With the norm before, the block ends in a sum with a linear layer, which may be applied to the mean.
@@ -175,6 +199,11 @@ class Block:
         attended = self.attention(*self.projections(h), gate, spans)
         self.output.add_to(x, attended)
         return x if self.norm_before else normed(x, self.attention_norm)
+
+
+def time_means(x: Tensor, spans: Sequence[Span]) -> Tensor:
+    """`[N, D]` -> `[B, D]`, the mean of every window's kept rows."""
+    return span_moments(x, spans, "mean")[:, 0]
 
 
 def weights_fingerprint(upstream: PreTrainedModel) -> tuple:

@@ -1,4 +1,4 @@
-"""Which rows of a pack belong to which clip: windows of long clips, packs of windows, time means of their rows.
+"""Which rows of a pack belong to which clip: windows of long clips, packs of windows, the rows that each keeps.
 
 A pack is one matrix `[N, D]` that holds the frames of many windows one after another, without padding.
 """
@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -96,6 +95,6 @@ def spans_of(pack: Sequence[Window]) -> list[Span]:
     return spans
 
 
-def time_means(x: Tensor, spans: Sequence[Span]) -> Tensor:
-    """`[N, D]` -> `[B, D]`, the mean of every window's kept rows."""
-    return torch.stack([x[span.keep_start : span.keep_end].mean(dim=0) for span in spans])
+def kept_rows(x: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+    """The rows `[T, D]` of every window that enter its mean."""
+    return [x[span.keep_start : span.keep_end] for span in spans]

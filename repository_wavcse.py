@@ -30,6 +30,7 @@ CODE_FILES = (
     "products_wavcse.py",
     "repository_wavcse.py",
     "stem_wavcse.py",
+    "temporal_wavcse.py",
     "transfer_wavcse.py",
     "upstream_wavcse.py",
     "whisper_wavcse.py",

@@ -83,7 +83,7 @@ def set_up(args: RunArguments) -> Run:
     )
     composite = load_composite(args.task_sources())
     cache = open_cache(args.cache_dir)
-    config = model_config(args, cache.key.upstream_config, composite.classes)
+    config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.temporal_pooling)
     digests = cached_digests(cache, composite)
     folder, hub_model = RunFolder(args.output_dir), None
     if accelerator.is_main_process:
@@ -109,7 +109,8 @@ def load_hub_model(
     Raises:
         ValueError: it is another one.
     """
-    model = WavCSEForMultiTask.from_upstream(args.upstream, **args.model_fields(), tasks=config.tasks, revision=args.revision)
+    fields = {**args.model_fields(), "temporal_pooling": config.temporal_pooling, "tasks": config.tasks}
+    model = WavCSEForMultiTask.from_upstream(args.upstream, **fields, revision=args.revision)
     feature_extractor = WavCSEFeatureExtractor.from_config(model.config)
     inputs = feature_extractor(clip.load(config.sampling_rate), sampling_rate=config.sampling_rate, return_tensors="pt")
     with torch.no_grad():

@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_wavcse import WavCSEConfig
+from .configuration_wavcse import TEMPORAL_POOLINGS, WavCSEConfig
 from .packed_wavcse import PackedUpstream, unsupported_part
+from .temporal_wavcse import pooled_frames
 from .whisper_wavcse import build_encoder, is_whisper, pool_layers
 from .whisper_wavcse import count_frames as count_whisper_frames
 
@@ -42,8 +43,8 @@ LEFT_OUT = (
 class UpstreamOutput:
     """What one pass over a batch yields.
 
-    `pooled_layers` `[B, K, D]`; on request `hidden_states`, one `[B, T, D]` per layer 0..N with zeros in the padding, and
-    `attentions`, one `[B, heads, T, T]` per block.
+    `pooled_layers` `[B, K, D]`, or `[B, K, 2 D]` with "mean_std"; on request `hidden_states`, one `[B, T, D]` per layer 0..N
+    with zeros in the padding, and `attentions`, one `[B, heads, T, T]` per block.
     """
 
     pooled_layers: Tensor
@@ -141,6 +142,7 @@ class UpstreamRunner:
         output_attentions: bool = False,
         precision: str = "float32",
         window_frames: int | None = None,
+        temporal_pooling: str = "mean",
     ) -> UpstreamOutput:
         """As `run_upstream`; a `precision` other than "float32" and windows need the packed path.
 
@@ -151,7 +153,8 @@ class UpstreamRunner:
         if is_whisper(upstream.config):
             if wants_frames or precision != "float32":
                 raise ValueError("A Whisper upstream gives pooled layers at precision='float32' only.")
-            return UpstreamOutput(pool_layers(upstream, _waveforms(upstream, input_values, attention_mask), layers))
+            waveforms = _waveforms(upstream, input_values, attention_mask)
+            return UpstreamOutput(pool_layers(upstream, waveforms, layers, temporal_pooling))
         needs_gradient = torch.is_grad_enabled() and (
             input_values.requires_grad or any(parameter.requires_grad for parameter in upstream.parameters())
         )
@@ -163,9 +166,17 @@ class UpstreamRunner:
                     f"precision={precision!r} is for inference on pooled layers: use `model.eval()` and `torch.no_grad()`, "
                     "without hidden states or attentions, on a float32 upstream."
                 )
-            return run_upstream(upstream, input_values, attention_mask, layers, output_hidden_states, output_attentions)
+            return run_upstream(
+                upstream,
+                input_values,
+                attention_mask,
+                layers,
+                output_hidden_states,
+                output_attentions,
+                temporal_pooling,
+            )
         waveforms = _waveforms(upstream, input_values, attention_mask)
-        return UpstreamOutput(self.packed_for(upstream, precision)(waveforms, layers, window_frames))
+        return UpstreamOutput(self.packed_for(upstream, precision)(waveforms, layers, window_frames, temporal_pooling))
 
     def __reduce__(self) -> tuple:
         return UpstreamRunner, ()  # a copy of the encoder has its weights elsewhere, so it arranges its own
@@ -185,8 +196,9 @@ def run_upstream(
     layers: Sequence[int],
     output_hidden_states: bool = False,
     output_attentions: bool = False,
+    temporal_pooling: str = "mean",
 ) -> UpstreamOutput:
-    """Run the transformers module over a right-padded batch and average the frames of the wanted layers over time.
+    """Run the transformers module over a right-padded batch and pool the frames of the wanted layers over time.
 
     Clips of one length go through together and no padding ever enters the encoder, so a clip's result does not depend on its
     batch: group-norm stems would average over the padding, and on a CPU padding costs more time than batching saves.
@@ -195,6 +207,7 @@ def run_upstream(
         input_values: waveforms `[B, samples]`.
         attention_mask: `[B, samples]`, 1 for audio, 0 for padding on the right; `None` = no padding.
         layers: the K layers to pool.
+        temporal_pooling: "mean" or "mean_std" (`temporal_wavcse`).
 
     Raises:
         ValueError: a clip is too short for one frame, or the mask is not right-padding.
@@ -202,7 +215,7 @@ def run_upstream(
     num_samples = checked_lengths(upstream, input_values, attention_mask)
     num_frames = count_frames(num_samples, upstream.config)
     groups = [(clips, input_values[clips, :length]) for length, clips in _groups_of_equal_length(num_samples)]
-    shape = (len(input_values), len(layers), upstream.config.hidden_size)
+    shape = (len(input_values), len(layers), TEMPORAL_POOLINGS[temporal_pooling] * upstream.config.hidden_size)
     pooled = input_values.new_zeros(shape, dtype=torch.float32)
     frames = _PaddedStates(len(input_values), int(num_frames.max())) if output_hidden_states else None
     maps = _PaddedStates(len(input_values), int(num_frames.max())) if output_attentions else None
@@ -212,7 +225,7 @@ def run_upstream(
 
         def visit(layer: int, hidden: Tensor, collected: dict = collected, clips: Tensor = clips) -> None:
             if layer in position:
-                collected[layer] = hidden.mean(dim=1, dtype=torch.float32)
+                collected[layer] = pooled_frames(hidden, temporal_pooling)
             if frames is not None:
                 frames.put(layer, clips, hidden)
 

@@ -1,7 +1,7 @@
-"""Whisper's encoder as an upstream: log-mel windows of 30 s through its transformers module, means over the real frames only.
+"""Whisper's encoder as an upstream: log-mel windows of 30 s through its transformers module, pooled over the real frames only.
 
 Whisper always sees 30 s; what a clip does not fill is silence that the encoder attends to, by its design. A longer clip goes
-through window by window, and its layers are averaged over all its frames.
+through window by window, and its layers are pooled over all its frames.
 
 Shapes: `B` clips, `K` layers, `T` = 1500 frames of a window (20 ms each), `D` encoder width.
 """
@@ -16,6 +16,8 @@ from transformers import WhisperFeatureExtractor
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .temporal_wavcse import pooled_pieces, time_moments
 
 SAMPLING_RATE_HZ = 16_000
 SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the second convolution
@@ -37,8 +39,10 @@ def count_frames(num_samples: Tensor) -> Tensor:
     return torch.div(num_samples + SAMPLES_PER_FRAME - 1, SAMPLES_PER_FRAME, rounding_mode="floor")
 
 
-def pool_layers(encoder: PreTrainedModel, waveforms: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
-    """Time means of the wanted layers, `[B, K, D]`.
+def pool_layers(
+    encoder: PreTrainedModel, waveforms: Sequence[Tensor], layers: Sequence[int], temporal_pooling: str = "mean"
+) -> Tensor:
+    """The wanted layers pooled over time, `[B, K, D]`, or `[B, K, 2 D]` with "mean_std".
 
     Args:
         waveforms: one tensor `[samples]` per clip at 16 kHz, not normalised, without padding.
@@ -46,19 +50,17 @@ def pool_layers(encoder: PreTrainedModel, waveforms: Sequence[Tensor], layers: S
     """
     window = encoder.config.max_source_positions * SAMPLES_PER_FRAME
     pieces = [(clip, piece) for clip, waveform in enumerate(waveforms) for piece in waveform.split(window)]
-    frames = count_frames(torch.tensor([len(piece) for _, piece in pieces]))
-    means = []
+    frames = count_frames(torch.tensor([len(piece) for _, piece in pieces])).tolist()
+    moments: list[Tensor] = []
     for start in range(0, len(pieces), WINDOWS_PER_BATCH):
         batch = slice(start, start + WINDOWS_PER_BATCH)
-        means.append(_window_means(encoder, [piece for _, piece in pieces[batch]], frames[batch], layers))
-    clips = torch.tensor([clip for clip, _ in pieces])
-    weights = frames / torch.zeros(len(waveforms)).index_add(0, clips, frames.float())[clips]
-    weighted = torch.cat(means) * weights.to(means[0].device)[:, None, None]
-    pooled = weighted.new_zeros(len(waveforms), *weighted.shape[1:])
-    return pooled.index_add(0, clips.to(pooled.device), weighted)
+        hidden = _hidden_layers(encoder, [piece for _, piece in pieces[batch]], layers)
+        moments += [time_moments(own[:, :count], temporal_pooling) for own, count in zip(hidden, frames[batch])]
+    return pooled_pieces([clip for clip, _ in pieces], frames, torch.stack(moments), len(waveforms))
 
 
-def _window_means(encoder: PreTrainedModel, pieces: list[Tensor], frames: Tensor, layers: Sequence[int]) -> Tensor:
+def _hidden_layers(encoder: PreTrainedModel, pieces: list[Tensor], layers: Sequence[int]) -> Tensor:
+    """Frames of pieces of at most one window, `[B, K, T, D]`, those of silence too."""
     features = log_mel(encoder.config, pieces).to(encoder.device, encoder.dtype)
     hidden: dict[int, Tensor] = {}
 
@@ -74,10 +76,7 @@ def _window_means(encoder: PreTrainedModel, pieces: list[Tensor], frames: Tensor
     finally:
         for hook in hooks:
             hook.remove()
-    frames = frames.to(features.device)
-    is_audio = torch.arange(encoder.config.max_source_positions, device=frames.device)[None, :] < frames[:, None]
-    mean = is_audio.float() / frames[:, None]  # [B, T]
-    return torch.stack([torch.einsum("bt,btd->bd", mean, hidden[layer].float()) for layer in layers], dim=1)
+    return torch.stack([hidden[layer] for layer in layers], dim=1)
 
 
 def log_mel(config: PretrainedConfig, pieces: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Build the feature cache: every layer of a frozen upstream, averaged over time, once per clip.
+"""Build the feature cache: every layer of a frozen upstream, pooled over time, once per clip.
 
     python -m wavcse.data.cache --manifest corpus/metadata.csv --upstream microsoft/wavlm-large --out caches
 
@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from transformers.modeling_utils import PreTrainedModel
 
-from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.configuration_wavcse import TEMPORAL_POOLINGS, WavCSEConfig
 from wavcse.data.corpus_pass import (
     EXIT_SOME_SKIPPED,
     CorpusClip,
@@ -64,6 +64,7 @@ def build_cache(
     dtype: str = "float32",
     revision: str | None = None,
     shard_mb: float = 64.0,
+    temporal_pooling: str = "mean",
 ) -> tuple[FeatureCache, Report]:
     """Add every clip of the manifests that is not cached yet. Killed at any moment, the next run continues.
 
@@ -74,6 +75,7 @@ def build_cache(
         batch_seconds: audio per batch in seconds; a longer clip makes a batch of its own.
         dtype: "float32", or "float16" for half the space (relative error up to 4.9e-4 per value).
         shard_mb: size of a shard in megabytes. A shard is also ended after `SHARD_INTERVAL_S`: what a kill can lose at most.
+        temporal_pooling: "mean", or "mean_std" for mean and standard deviation, which takes twice the space.
 
     Returns:
         The cache and the report; under `accelerate launch` the clips are dealt to the processes by their length.
@@ -81,7 +83,7 @@ def build_cache(
     check_batch_seconds(batch_seconds)
     state = process_state()
     clips = [clip for manifest in manifests for clip in Manifest(manifest).clips]
-    config = config_of_all_layers(upstream, revision)
+    config = config_of_all_layers(upstream, revision, temporal_pooling)
     model = load_upstream(upstream, config.upstream_config, revision=revision).to(state.device).eval()
     with state.main_process_first():
         cache = FeatureCache.create(Path(out), cache_key(upstream, revision, config, model, dtype))
@@ -90,7 +92,7 @@ def build_cache(
     present, pending = _pending(readable, cache)
     state.wait_for_everyone()  # all have seen the same cache before anyone adds to it
     batches = share_of_process(batches_by_length(pending, batch_seconds), state.process_index, state.num_processes)
-    shard_size = clips_per_shard(len(config.selected_layers), config.upstream_config.hidden_size, dtype, shard_mb)
+    shard_size = clips_per_shard(len(config.selected_layers), config.pooled_size, dtype, shard_mb)
     done = gathered(_extract(batches, model, config, cache, shard_size, show_progress=state.is_local_main_process))
     skipped = skipped_clips(clips, unreadable | done.skipped)
     if state.is_main_process:
@@ -99,10 +101,11 @@ def build_cache(
     return cache, Report(done.clips, present, skipped, done.speed())
 
 
-def config_of_all_layers(upstream: str, revision: str | None = None) -> WavCSEConfig:
+def config_of_all_layers(upstream: str, revision: str | None = None, temporal_pooling: str = "mean") -> WavCSEConfig:
     """A configuration that selects every layer of the upstream, with the audio settings of its own preprocessor."""
     num_blocks = read_config(upstream, revision=revision).num_hidden_layers
-    return config_from_upstream(upstream, {"revision": revision}, selected_layers=range(num_blocks + 1))
+    fields = {"selected_layers": range(num_blocks + 1), "temporal_pooling": temporal_pooling}
+    return config_from_upstream(upstream, {"revision": revision}, **fields)
 
 
 def cache_key(upstream: str, revision: str | None, config: WavCSEConfig, model: PreTrainedModel, dtype: str) -> CacheKey:
@@ -119,6 +122,7 @@ def cache_key(upstream: str, revision: str | None, config: WavCSEConfig, model: 
         do_normalize=config.do_normalize,
         window_s=config.window_s,
         max_duration_s=config.max_duration_s,
+        temporal_pooling=config.temporal_pooling,
         dtype=dtype,
     )
 
@@ -175,9 +179,8 @@ def _extract(
 def _pooled_layers(
     run: UpstreamRunner, model: PreTrainedModel, config: WavCSEConfig, inputs: Mapping[str, torch.Tensor]
 ) -> np.ndarray:
-    output = run(
-        model, inputs["input_values"], inputs["attention_mask"], config.selected_layers, window_frames=config.window_frames
-    )
+    options = {"window_frames": config.window_frames, "temporal_pooling": config.temporal_pooling}
+    output = run(model, inputs["input_values"], inputs["attention_mask"], config.selected_layers, **options)
     return output.pooled_layers.cpu().numpy()
 
 
@@ -194,6 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--upstream", required=True, help="Hub id or folder: WavLM, wav2vec2, HuBERT, Whisper, or wavCSE")
     parser.add_argument("--out", required=True, help="root folder of the caches; each upstream gets its own folder in it")
     parser.add_argument("--batch_seconds", type=float, default=60.0, help="seconds of audio per batch (default 60)")
+    parser.add_argument(
+        "--temporal_pooling",
+        choices=list(TEMPORAL_POOLINGS),
+        default="mean",
+        help="mean over the frames (default), or mean and standard deviation; a model trained on the cache pools the same way",
+    )
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the stored numbers")
     parser.add_argument(
         "--shard_mb", type=float, default=64.0, help="megabytes per file (default 64), or five minutes of work"

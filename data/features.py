@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16}
 
 
@@ -37,6 +37,7 @@ class CacheKey:
     do_normalize: bool
     window_s: float  # longer clips go through in windows
     max_duration_s: float  # longer clips are refused, never cropped
+    temporal_pooling: str  # "mean" or "mean_std"
     dtype: str  # "float32" or "float16"
     format_version: int = FORMAT_VERSION
 

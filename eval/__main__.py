@@ -29,8 +29,10 @@ def run(arguments: EvalArguments) -> int:
 
     tasks = [load_task(*request) for request in arguments.requests()]
     device = usable_device(arguments.device)
+    how = {"device": device, "temporal_pooling": arguments.temporal_pooling}
+    encoders = build_encoders(arguments.model, arguments.name, arguments.baselines, **how)
     evaluation = evaluate(
-        build_encoders(arguments.model, arguments.name, arguments.baselines, device),
+        encoders,
         tasks,
         arguments.output_dir,
         EvalSettings(tuple(range(arguments.seed, arguments.seed + arguments.seeds)), arguments.note),

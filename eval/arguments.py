@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
+from wavcse.configuration_wavcse import TEMPORAL_POOLINGS
 from wavcse.data.recipes import read_recipe
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import Task
@@ -63,6 +64,7 @@ class EvalArguments:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     output_dir: str | None = None
     baselines: list[str] = field(default_factory=list)
+    temporal_pooling: str | None = None
     seed: int = 0
     seeds: int = 1
     device: str = "auto"
@@ -143,6 +145,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="what to compare with: last_layer, mean_layers, best_layer, mfcc, majority (default none)",
     )
+    add("--temporal_pooling", choices=list(TEMPORAL_POOLINGS), help="of the layers of a checkpoint that is no wavCSE model: "
+        "mean over the frames (default), or mean and standard deviation; a wavCSE model has its own")  # fmt: skip
     add("--seed", type=int, help="first seed of the probes (default 0)")
     add("--seeds", type=int, metavar="K", help="number of probes per task; figures are their mean (default 1)")
     add("--device", help="auto (default: the GPU if there is one), cpu, cuda, cuda:1, ...")
@@ -190,6 +194,8 @@ def _validate(arguments: EvalArguments) -> None:
         raise ValueError("Nothing to evaluate: give --model, --baselines or both.")
     if not NAME.fullmatch(arguments.name):
         raise ValueError(f"name is {arguments.name!r}; it names files, so only letters, digits and . _ - are allowed.")
+    if arguments.temporal_pooling not in (None, *TEMPORAL_POOLINGS):
+        raise ValueError(f"temporal_pooling is {arguments.temporal_pooling!r}; allowed: {', '.join(TEMPORAL_POOLINGS)}.")
     if not isinstance(arguments.overwrite, bool):
         raise ValueError(f"overwrite is {arguments.overwrite!r}; it must be true or false.")
     for name, kind, minimum in (("seed", int, 0), ("seeds", int, 1), ("batch_seconds", (int, float), 0.1)):

@@ -1,6 +1,7 @@
 """The encoder contract: all that the evaluation knows of a model, so that a baseline passes through the same lines.
 
-Shapes: `N` clips, `E` embedding size, `L` layers of an upstream, `D` its width.
+Shapes: `N` clips, `E` embedding size, `L` layers of an upstream, `D` size of one that is pooled over time: the upstream's
+width, or twice that for mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class WavCSEEncoder:
     Attributes:
         num_layers: L; a wavCSE model holds its upstream up to its highest selected layer only.
         layer_size: D.
+        temporal_pooling: how the model pools layers over time.
 
     Raises:
         ValueError: the model cannot be loaded, or it has no `embeddings` output.
@@ -78,7 +80,8 @@ class WavCSEEncoder:
             self.identity["revision"] = config._commit_hash
         self.sampling_rate: int = self.feature_extractor.sampling_rate
         self.embedding_size: int = config.embedding_size
-        self.num_layers, self.layer_size = config.num_hidden_layers + 1, config.upstream_config.hidden_size
+        self.temporal_pooling: str = config.temporal_pooling
+        self.num_layers, self.layer_size = config.num_hidden_layers + 1, config.pooled_size
         self.model.run_upstream = self._tap = LayerTap(self.model.run_upstream, self.num_layers)
         self._last: tuple[Sequence[np.ndarray], ModelOutput] | None = None
 
@@ -87,7 +90,7 @@ class WavCSEEncoder:
         return self.forward(waveforms).embeddings.float().cpu().numpy()
 
     def all_layers(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """Time means of all layers of the upstream, float32 `[N, L, D]`, from the pass that also gave the embeddings."""
+        """All layers, pooled over time as the model does, float32 `[N, L, D]`, from the pass that also gave the embeddings."""
         self.forward(waveforms)
         return self._tap.pooled_layers.float().cpu().numpy()
 
@@ -107,7 +110,7 @@ class WavCSEEncoder:
 class LayerTap:
     """Stands where a wavCSE model runs its upstream: pools all layers in the one pass, keeps them, hands on those asked for.
 
-    A layer's time mean costs next to nothing beside its block, and the model's own forward, downstream part included, stays
+    To pool a layer costs next to nothing beside its block, and the model's own forward, downstream part included, stays
     as it is.
     """
 
@@ -129,7 +132,7 @@ def _load(checkpoint: Checkpoint, device: str | torch.device) -> tuple[Any, Any]
     with checkpoint.loading():
         feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint.path, **options)
         model = AutoModel.from_pretrained(checkpoint.path, use_safetensors=True, **options).to(device).eval()
-    if not hasattr(model, "run_upstream"):
+    if not (hasattr(model, "run_upstream") and hasattr(model.config, "pooled_size")):
         raise ValueError(f"The model {str(checkpoint)!r} was saved by an older wavCSE; train or save it anew.")
     return feature_extractor, model
 

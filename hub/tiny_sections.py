@@ -18,8 +18,9 @@ from wavcse.reports.page import markdown_table
 
 MODEL = """\
 `config.json`, `model.safetensors` and `preprocessor_config.json` in this folder are a trained model: {family} with
-{num_blocks} blocks of width {upstream_size} ({upstream_millions:.1f} M parameters), layers {layers}, `{pooling_type}` pooling,
-one embedding of {embedding_size} numbers per clip; {millions:.1f} M parameters in all, {megabytes:.1f} MB. Heads: {tasks}.
+{num_blocks} blocks of width {upstream_size} ({upstream_millions:.1f} M parameters), layers {layers}, pooled by
+`{temporal_pooling}` over time and by `{pooling_type}` across layers, one embedding of {embedding_size} numbers per clip;
+{millions:.1f} M parameters in all, {megabytes:.1f} MB. Heads: {tasks}.
 Weights: SHA-256 `{sha256}`."""
 
 

@@ -43,6 +43,7 @@ class SearchTable:
         fingerprint: hex digits that change with any clip, label, split or upstream weight.
         path: the file that `features` are a map of, if they are.
         groups: task -> number of each clip's speaker, `[N]`, for tasks whose splits have no speaker in common.
+        temporal_pooling: how the features were pooled over time.
     """
 
     features: Tensor
@@ -51,6 +52,7 @@ class SearchTable:
     fingerprint: str
     path: Path | None = None
     groups: dict[str, np.ndarray] = field(default_factory=dict)
+    temporal_pooling: str = "mean"
 
     @property
     def layers(self) -> list[int]:
@@ -64,7 +66,7 @@ class SearchTable:
 
     def config(self, args: RunArguments) -> WavCSEConfig:
         """The configuration of the model that `args` describes on these features."""
-        return model_config(args, self.upstream_config, self.composite.classes)
+        return model_config(args, self.upstream_config, self.composite.classes, self.temporal_pooling)
 
 
 def read_table(args: RunArguments, device: torch.device | None = None, folder: Path | None = None) -> SearchTable:
@@ -90,7 +92,8 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
         part = cache.read(digests[start : start + CHUNK], range(shape[1]))
         features[start : start + CHUNK] = torch.from_numpy(part)
     groups = groups_of(sources, composite.clips)
-    return SearchTable(features, replace(composite, clips=[]), cache.key.upstream_config, fingerprint, path, groups)
+    labels, key = replace(composite, clips=[]), cache.key
+    return SearchTable(features, labels, key.upstream_config, fingerprint, path, groups, key.temporal_pooling)
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def audio_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
     return make
 
 
-def reference(folder: Path, clip: np.ndarray) -> np.ndarray:
+def reference(folder: Path, clip: np.ndarray, temporal_pooling: str = "mean") -> np.ndarray:
     """`[L, D]` of one clip: transformers' hidden states, the last one as the final LayerNorm (if any) receives it."""
     model = AutoModel.from_pretrained(folder)
     extracted = AutoFeatureExtractor.from_pretrained(folder)(clip, sampling_rate=SAMPLING_RATE, return_tensors="pt")
@@ -116,7 +116,10 @@ def reference(folder: Path, clip: np.ndarray) -> np.ndarray:
         frames = math.ceil(len(clip) / 320)
     elif kind == "wav2vec2-bert":
         frames = int(extracted["attention_mask"].sum())
-    return torch.stack([state[0, :frames].mean(dim=0) for state in states]).numpy()
+    layers = torch.stack([state[0, :frames] for state in states]).double().numpy()
+    if temporal_pooling == "mean":
+        return layers.mean(axis=1)
+    return np.concatenate([layers.mean(axis=1), layers.std(axis=1)], axis=1)
 
 
 def counted(layers: UpstreamLayers) -> list[int]:
@@ -146,6 +149,17 @@ def test_layers_are_the_time_means_of_the_hidden_states(family, audio_checkpoint
         np.testing.assert_allclose(of_clip, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
         differences = np.abs(np.diff(of_clip, axis=0)).max(axis=1)
         assert (differences > 1e-2 * np.abs(expected).max()).all()  # else a wrong layer would not show
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mean_and_standard_deviation(family, audio_checkpoint, waves):
+    folder, clips = audio_checkpoint(family), waves(9_000, 16_001)
+    (encoder,) = build_encoders(str(folder), None, ["best_layer"], temporal_pooling="mean_std")
+    assert (encoder.embedding_size, encoder.identity["temporal_pooling"]) == (64, "mean_std")
+    assert "temporal_pooling" not in UpstreamLayers(str(folder)).identity
+    for clip, of_clip in zip(clips, encoder.embed(clips).reshape(2, 4, 64)):
+        expected = reference(folder, clip, "mean_std")
+        np.testing.assert_allclose(of_clip, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

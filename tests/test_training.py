@@ -16,8 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from wavcse import WavCSEFeatureExtractor, WavCSEForMultiTask
+from wavcse import WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
 from wavcse.data.cache import build_cache
+from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
 from wavcse.train_accelerate import main, train
 from wavcse.training.arguments import RunArguments, parse_arguments
@@ -242,6 +243,20 @@ def test_the_first_step_is_the_hand_written_one(recipe, undisturbed, cache_dir):
     optimizer.step()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(trained[f"model.{name}"], parameter.detach(), atol=2e-5, rtol=0)
+
+
+def test_the_model_pools_over_time_as_the_cache_did(recipe, toy_corpus, upstream_folder, tmp_path):
+    """From the cache of means and standard deviations to the Hub folder, whose embedding comes from the audio again."""
+    cache, _ = build_cache([toy_corpus], str(upstream_folder), tmp_path / "cache", temporal_pooling="mean_std")
+    run(recipe, tmp_path / "run", cache_dir=str(tmp_path / "cache"), num_epochs=1)
+    model = WavCSEModel.from_pretrained(tmp_path / "run/hub")
+    assert model.config.temporal_pooling == "mean_std"
+    assert model.downstream.layer_projection.weight.shape == (24, 64)
+    clip = Manifest(toy_corpus).clips[0]
+    (fact,) = Inspector(tmp_path / "cache").inspect([clip], save=False)
+    with torch.no_grad():
+        expected = model.downstream(torch.from_numpy(cache.read([fact.digest], [0, 1, 3])))[0].numpy()
+    np.testing.assert_allclose(model.encode(clip.load(16_000)), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_the_checkpoint_is_chosen_by_the_mean_of_the_validation_accuracies(undisturbed):

@@ -83,13 +83,15 @@ class Dropout(nn.Module):
         return x * is_kept.to(x.dtype).div_((1 - self.rate).to(x.dtype))
 
 
-def model_config(args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]]) -> WavCSEConfig:
-    """The configuration of the model to train: the recipe's sizes, the cache's upstream, the tasks' labels."""
+def model_config(
+    args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]], temporal_pooling: str = "mean"
+) -> WavCSEConfig:
+    """The model to train: the recipe's sizes, the cache's upstream and pooling over time, the tasks' labels."""
     weights = args.loss_weights()
     tasks = {
         name: {"kind": "classification", "labels": labels, "loss_weight": weights[name]} for name, labels in classes.items()
     }
-    return WavCSEConfig(upstream_config=upstream_config, **args.model_fields(), tasks=tasks)
+    return WavCSEConfig(upstream_config=upstream_config, temporal_pooling=temporal_pooling, **args.model_fields(), tasks=tasks)
 
 
 def load_network(model: WavCSEForMultiTask, weights: dict[str, Tensor]) -> None:

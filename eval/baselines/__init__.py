@@ -33,6 +33,7 @@ def build_encoders(
     baselines: Sequence[str],
     device: str | torch.device = "cpu",
     precision: str | None = None,
+    temporal_pooling: str | None = None,
 ) -> list[Encoder]:
     """What an evaluation runs: the model, if one is given, then the baselines asked for.
 
@@ -46,10 +47,12 @@ def build_encoders(
             another one.
         baselines: names from `BASELINES`.
         precision: of the upstream's matrix products; `None` = the model's own.
+        temporal_pooling: of the layers of a checkpoint that is no wavCSE model, "mean" or "mean_std"; `None` = "mean", or the
+            wavCSE model's own.
 
     Raises:
-        ValueError: an unknown baseline; one that needs a model and there is none; the model cannot be loaded or is no audio
-            model.
+        ValueError: a wavCSE model that pools otherwise; an unknown baseline; one that needs a model and there is none; the
+            model cannot be loaded or is no audio model.
     """
     unknown = sorted(set(baselines) - set(BASELINES))
     if unknown:
@@ -59,9 +62,14 @@ def build_encoders(
         return [BASELINES[baseline](None) for baseline in asked]
     if Checkpoint.parse(model).model_type == WAVCSE_TYPE:
         own = WavCSEEncoder(model, name or DEFAULT_NAME, device, precision)
+        if temporal_pooling not in (None, own.temporal_pooling):
+            raise ValueError(
+                f"temporal_pooling is {temporal_pooling!r}, but the model {model!r} pools by {own.temporal_pooling!r}: leave "
+                "it out, or evaluate its upstream."
+            )
         return [own, *(BASELINES[baseline](own) for baseline in asked)]
     prefix = name if name not in (None, DEFAULT_NAME) else short_name(model)
-    layers = UpstreamLayers(model, device, precision)
+    layers = UpstreamLayers(model, device, precision, temporal_pooling or "mean")
     readouts = [baseline for baseline in asked if baseline in LAYER_BASELINES] or list(LAYER_BASELINES)
     others = [baseline for baseline in asked if baseline not in LAYER_BASELINES]
     return [

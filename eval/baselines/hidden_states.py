@@ -1,6 +1,6 @@
 """Layers of an audio checkpoint that wavCSE does not run itself: its own feature extractor and forward pass, clip by clip.
 
-Shapes: `N` clips, `L` layers, `T` frames of a clip, `D` width.
+Shapes: `N` clips, `L` layers, `T` frames of a clip, `D` size of a pooled layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
+from wavcse.configuration_wavcse import TEMPORAL_POOLINGS
 from wavcse.eval.checkpoint import Checkpoint
+from wavcse.temporal_wavcse import pooled_frames
 from wavcse.upstream_wavcse import visiting_layers
 
 WINDOW_S = 60.0  # a longer clip goes through in equal parts, each as a clip of its own
@@ -32,12 +34,14 @@ class HiddenStateLayers:
     Args:
         checkpoint: with safetensors weights; none of its own code is run.
         device: torch device.
+        temporal_pooling: "mean" or "mean_std".
 
     Raises:
         ValueError: it cannot be loaded, takes no audio, or gives no such frames.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu"):
+    def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu", temporal_pooling: str = "mean"):
+        self.temporal_pooling = temporal_pooling
         options = {"revision": checkpoint.revision, "trust_remote_code": False}
         with checkpoint.loading():
             self.feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint.path, **options)
@@ -48,7 +52,8 @@ class HiddenStateLayers:
         self.sampling_rate: int = self.feature_extractor.sampling_rate
         try:
             self.encoder = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
-            self.num_layers, self.layer_size = self._try_out()
+            self.num_layers, width = self._try_out()
+            self.layer_size = TEMPORAL_POOLINGS[temporal_pooling] * width
         except Exception as error:  # whatever a foreign model raises, the answer is the same
             raise ValueError(
                 f"The model {str(checkpoint)!r} of type {self.model.config.model_type!r} gives no frames to average over time "
@@ -56,8 +61,8 @@ class HiddenStateLayers:
             ) from error
 
     def pooled(self, waveforms: Sequence[np.ndarray]) -> Tensor:
-        """Time means `[N, L, D]`; ValueError for a clip that is too short."""
-        return torch.stack([self._means(f"clip {i}", waveform) for i, waveform in enumerate(waveforms)])
+        """`[N, L, D]`; ValueError for a clip that is too short."""
+        return torch.stack([self._pooled(f"clip {i}", waveform) for i, waveform in enumerate(waveforms)])
 
     @torch.inference_mode()
     def _try_out(self) -> tuple[int, int]:
@@ -66,10 +71,10 @@ class HiddenStateLayers:
         if len({layer.shape[1:] for layer in longer}) != 1 or longer[0].ndim != 2:
             raise ValueError(f"its layers have the shapes {[tuple(layer.shape) for layer in longer]}")
         if not all(len(one) > len(other) for one, other in zip(longer, shorter)):
-            raise ValueError("clips are cut or padded to one length, so means over time would not be theirs")
+            raise ValueError("clips are cut or padded to one length, so what is pooled over time would not be theirs")
         return len(longer), longer[0].shape[1]
 
-    def _means(self, name: str, waveform: np.ndarray) -> Tensor:
+    def _pooled(self, name: str, waveform: np.ndarray) -> Tensor:
         """`[L, D]` of one clip, over all frames of all its parts."""
         num_parts = max(1, math.ceil(len(waveform) / (WINDOW_S * self.sampling_rate)))
         try:
@@ -78,7 +83,7 @@ class HiddenStateLayers:
             if len(waveform) >= TRIAL_S[-1] * self.sampling_rate:
                 raise
             raise ValueError(f"{name}: has {len(waveform)} samples, too few for this model ({error}).") from error
-        return torch.stack([torch.cat(layer).mean(dim=0) for layer in zip(*parts)])
+        return torch.stack([pooled_frames(torch.cat(layer), self.temporal_pooling) for layer in zip(*parts)])
 
     def _frames(self, waveform: np.ndarray) -> list[Tensor]:
         """Layers of one clip, float32 `[T, D]` each, without frames that its feature extractor added."""

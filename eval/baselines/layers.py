@@ -1,8 +1,8 @@
-"""What an upstream gives without any training: time means of its last layer, of the mean of its layers, of its best layer.
+"""What an upstream gives without any training: its last layer, the mean of its layers, its best layer, pooled over time.
 
 All of them read one `LayerSource`, so that together they cost one pass over the audio.
 
-Shapes: `N` clips, `L` layers, `D` upstream width.
+Shapes: `N` clips, `L` layers, `D` size of a pooled layer (`LayerSource`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """All layers of a transformers audio checkpoint, from which the layer baselines read.
 
-Shapes: `N` clips, `L` layers, `D` width. Layer 0 is the input of the first block, layer i the output of block i.
+Shapes: `N` clips, `L` layers, `D` size of a pooled layer: the width of the upstream, or twice that for mean and standard
+deviation. Layer 0 is the input of the first block, layer i the output of block i.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from wavcse.upstream_wavcse import UpstreamRunner, load_upstream
 
 
 class LayerSource(Protocol):
-    """Speech clips -> time means of all layers of one upstream.
+    """Speech clips -> all layers of one upstream, pooled over time.
 
     Attributes:
         sampling_rate: rate in Hz of the waveforms.
@@ -51,24 +52,31 @@ class UpstreamLayers:
         model: folder or Hub id (`id@revision`).
         device: torch device.
         precision: "float32" (also `None`), "bfloat16" or "int8"; the latter two for the families of the packed path.
+        temporal_pooling: "mean", or "mean_std": mean and standard deviation of the frames.
 
     Raises:
         ValueError: it cannot be loaded, its weights are not safetensors, it is no audio model, it gives no frames, or the
             precision is not to be had.
     """
 
-    def __init__(self, model: str, device: str | torch.device = "cpu", precision: str | None = None):
+    def __init__(
+        self,
+        model: str,
+        device: str | torch.device = "cpu",
+        precision: str | None = None,
+        temporal_pooling: str = "mean",
+    ):
         checkpoint = Checkpoint.parse(model)
-        self.identity = checkpoint.identity(precision)
+        self.identity = {**checkpoint.identity(precision), **pooling_identity(temporal_pooling)}
         with checkpoint.loading():
             config = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision, trust_remote_code=False)
         if getattr(config, "_commit_hash", None):
             self.identity["revision"] = config._commit_hash
-        packed = _config_of_all_layers(checkpoint, config)
+        packed = _config_of_all_layers(checkpoint, config, temporal_pooling)
         if packed is not None:
             self.passes = PackedLayers(checkpoint, packed, device, precision)
         elif precision in (None, "float32"):
-            self.passes = HiddenStateLayers(checkpoint, device)
+            self.passes = HiddenStateLayers(checkpoint, device, temporal_pooling)
         else:
             raise ValueError(f"precision={precision!r} is not to be had for {model!r} of type {config.model_type!r}.")
         self.sampling_rate = self.passes.sampling_rate
@@ -77,7 +85,7 @@ class UpstreamLayers:
 
     @torch.inference_mode()
     def all_layers(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """Time means of all layers, float32 `[N, L, D]`; those of the last batch are kept with it."""
+        """All layers, pooled over time, float32 `[N, L, D]`; those of the last batch are kept with it."""
         if self._last is None or self._last[0] is not waveforms:
             self._last = (waveforms, self.passes.pooled(waveforms).float().cpu().numpy())
         return self._last[1]
@@ -99,21 +107,27 @@ class PackedLayers:
         self.upstream, self.run_upstream = upstream.to(device).eval(), UpstreamRunner()
         self.feature_extractor = WavCSEFeatureExtractor.from_config(config)
         self.sampling_rate: int = config.sampling_rate
-        self.num_layers, self.layer_size = len(config.selected_layers), config.upstream_config.hidden_size
+        self.num_layers, self.layer_size = len(config.selected_layers), config.pooled_size
 
     def pooled(self, waveforms: Sequence[np.ndarray]) -> torch.Tensor:
-        """Time means `[N, L, D]`."""
+        """`[N, L, D]`."""
         device, config = self.upstream.device, self.config
         inputs = self.feature_extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt", device=device)
-        options = {"precision": self.precision, "window_frames": config.window_frames}
-        return self.run_upstream(self.upstream, **inputs, layers=config.selected_layers, **options).pooled_layers
+        options = {"window_frames": config.window_frames, "temporal_pooling": config.temporal_pooling}
+        output = self.run_upstream(self.upstream, **inputs, layers=config.selected_layers, precision=self.precision, **options)
+        return output.pooled_layers
 
 
-def _config_of_all_layers(checkpoint: Checkpoint, config: PretrainedConfig) -> WavCSEConfig | None:
+def pooling_identity(temporal_pooling: str) -> dict[str, str]:
+    """What results say of pooling over time; nothing of the mean, which is usual."""
+    return {} if temporal_pooling == "mean" else {"temporal_pooling": temporal_pooling}
+
+
+def _config_of_all_layers(checkpoint: Checkpoint, config: PretrainedConfig, temporal_pooling: str) -> WavCSEConfig | None:
     """The wavCSE configuration of the whole upstream, or `None` if wavCSE cannot have it as an upstream."""
     options = {"revision": checkpoint.revision, "trust_remote_code": False}
     layers = range(getattr(config, "num_hidden_layers", 0) + 1)
     try:
-        return config_from_upstream(checkpoint.path, options, selected_layers=layers)
+        return config_from_upstream(checkpoint.path, options, selected_layers=layers, temporal_pooling=temporal_pooling)
     except ValueError:  # of another family, or with parts that no layer shows
         return None
