@@ -45,12 +45,15 @@ tiny: $(READY)  ## The model in the root anew: pre-training in two stages -> Pha
 	$(BIN)/wavcse synthesize --out $(QUICK)/speech --clips $(CLIPS) --seed 0
 	OMP_NUM_THREADS=1 $(LAUNCH) pretrain_accelerate.py conf/pretrain_tiny.yaml
 	OMP_NUM_THREADS=1 $(LAUNCH) pretrain_accelerate.py conf/pretrain_tiny_lasr.yaml
-	$(BIN)/wavcse cache --upstream $(TINY)/lasr/upstream --out $(TINY)/cache --manifest $(TINY_MANIFESTS)
+	$(BIN)/wavcse cache --upstream $(TINY)/lasr/upstream --temporal_pooling mean_std --out $(TINY)/cache \
+		--manifest $(TINY_MANIFESTS)
 	$(LAUNCH) train_accelerate.py conf/train_tiny.yaml
 	$(BIN)/wavcse eval conf/eval_tiny.yaml
 	$(BIN)/python examples/random_upstream.py --recipe conf/pretrain_tiny.yaml --out $(TINY)/untrained
 	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/untrained --name untrained --baselines best_layer
 	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/pretrain/upstream --name best_rq --baselines best_layer
+	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/lasr/upstream --name mean --baselines best_layer \
+		--temporal_pooling mean
 	$(BIN)/python -m wavcse.hub.training_data $(TINY_RECIPES) --out $(TINY)/data.json
 	$(BIN)/python -m wavcse.hub.install $(TINY)/model --pretraining $(TINY)/pretrain $(TINY)/lasr \
 		--evaluation $(TINY)/eval --data $(TINY)/data.json

@@ -17,7 +17,7 @@ RECIPES = ("conf/pretrain_tiny.yaml", "conf/pretrain_tiny_lasr.yaml")
 DATA, PRETRAIN, TWINS = (ROOT / place for place in ("../shared/data", "../shared/pretrain", "runs/eval_synthetic/speech"))
 # RAVDESS and nEMO are non-commercial; the others have voices of the test splits, or speakers that nobody knows.
 EXCLUDED_FOLDERS = ("ravdess_speech", "nemo_pl", "coffee_intent", "lid_extra")
-EXCLUDED_CORPORA = ("kerstin", "speech_to_intent")
+EXCLUDED_CORPORA = ("kerstin", "speech_to_intent", "precise_community")
 DISJOINT = ("speech_commands_9", "arabic_commands_10", "librispeech_mini", "lid_extra")  # by the speakers of `split`
 HEARD = ("train", "")  # in a split column; all else is held out
 
