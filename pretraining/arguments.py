@@ -84,7 +84,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
     """`[RECIPE.yaml] [--field value ...]`; a field on the command line wins over the recipe.
 
     Raises:
-        ValueError: the recipe is unreadable or has unknown fields, or a value is out of range.
+        ValueError: the recipe is unreadable or has unknown fields, or a value is of a wrong type or out of range.
     """
     return parse_script_arguments(
         PretrainArguments,

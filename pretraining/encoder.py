@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
@@ -37,25 +38,44 @@ def encoder_config(fields: Mapping[str, Any], init_from: str | None) -> WavLMCon
     """The configuration of a new encoder, or that of a checkpoint with `fields` changed.
 
     Raises:
-        ValueError: the checkpoint is not a WavLM, a field is not one of WavLMConfig's, or the stem's lists differ in length.
+        ValueError: the checkpoint is not a WavLM, a field is not one of WavLMConfig's or of another type there, or sizes do
+            not fit together.
     """
     config = WavLMConfig(**SHAPE) if init_from is None else read_config(init_from)
     config = getattr(config, "upstream_config", config)  # of a wavCSE model
     if not isinstance(config, WavLMConfig):
         raise ValueError(f"init_from: {init_from} is a {config.model_type}; only a WavLM can be trained here.")
-    unknown = sorted(set(fields) - set(config.to_dict()))
+    unknown = sorted(set(fields) - set(config.to_dict()), key=str)
     if unknown:
         raise ValueError(f"encoder: {unknown} are no fields of WavLMConfig.")
+    _check_types(fields)
     merged = {**config.to_dict(), **MASKING, **fields}
+    _check_sizes(merged)
+    merged["num_feat_extract_layers"] = len(merged["conv_dim"])
+    return WavLMConfig(**merged)
+
+
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """ValueError names the first field of another type than WavLMConfig's, which looks at each value as it is set."""
+    config = WavLMConfig()
+    for name, value in fields.items():
+        try:
+            setattr(config, name, value)
+        except StrictDataclassError as error:
+            raise ValueError(f"Validation error for field {name!r} of encoder: {error.__cause__}") from error
+
+
+def _check_sizes(merged: Mapping[str, Any]) -> None:
+    """ValueError if the stem's lists differ in length, or the width cannot be shared among the heads."""
     lists = [len(merged[name]) for name in ("conv_dim", "conv_kernel", "conv_stride")]
     if len(set(lists)) > 1:
         raise ValueError(f"encoder: conv_dim, conv_kernel and conv_stride have {lists} entries; they must be as many.")
+    if merged["num_attention_heads"] < 1:
+        raise ValueError(f"encoder: num_attention_heads is {merged['num_attention_heads']}; it must be above 0.")
     if merged["hidden_size"] % merged["num_attention_heads"]:
         raise ValueError(
             f"encoder: hidden_size {merged['hidden_size']} must be a multiple of its {merged['num_attention_heads']} heads."
         )
-    merged["num_feat_extract_layers"] = len(merged["conv_dim"])
-    return WavLMConfig(**merged)
 
 
 def new_encoder(config: WavLMConfig, init_from: str | None = None) -> WavLMModel:

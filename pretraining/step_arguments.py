@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
+from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.pretraining.schedule import DECAYS
 from wavcse.training.arguments import MIXED_PRECISIONS
 
@@ -29,7 +31,17 @@ POSITIVE = (
     "max_skipped_steps",
     "max_steps",
 )
-NOT_NEGATIVE = ("checkpoint_every_s", "label_exponent", "labels_per_batch", "mask_frames")
+NOT_NEGATIVE = ("checkpoint_every_s", "label_exponent", "labels_per_batch", "mask_frames", "seed")
+WORDS = {  # what a value of a field must be
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text (YAML needs 'no' in quotes)",
+    dict: "a mapping",
+    list[float]: "a list of numbers",
+    list[str]: "a list of texts",
+    NoneType: "null",
+}
 
 
 @dataclass
@@ -67,13 +79,18 @@ class StepArguments:
     note: str = field(default="", metadata={"help": "A remark that is kept with the run."})
 
     def __post_init__(self):
+        check_types(self)
         check_ranges(self, POSITIVE, NOT_NEGATIVE)
         if not 0 < self.mask_probability < 1:
             raise ValueError(f"mask_probability is {self.mask_probability}; it must be between 0 and 1.")
         check_choice("decay", self.decay, DECAYS)
         check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
-        if len(self.adam_betas) != 2:
-            raise ValueError(f"adam_betas is {self.adam_betas}; it must be two numbers.")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas is {self.adam_betas}; it must be two numbers from 0 to below 1.")
+        if self.length_step_s * SAMPLING_RATE_HZ < 1:
+            raise ValueError(
+                f"length_step_s is {self.length_step_s}; it must be at least one sample, {1 / SAMPLING_RATE_HZ} s."
+            )
         if self.length_step_s > self.crop_s:
             raise ValueError(f"length_step_s is {self.length_step_s}, longer than a crop (crop_s {self.crop_s}).")
         needed_s = self.crop_s * max(1, 2 * self.labels_per_batch)
@@ -86,6 +103,20 @@ class StepArguments:
     def identity(self) -> dict[str, Any]:
         """What a continued run must share with the run it continues."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
+
+
+def check_types(settings: Any) -> None:
+    """ValueError names the first field that is not of its type; an empty section of a recipe is an empty mapping.
+
+    A recipe gives what YAML makes of it, which need not be what a field is.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if kind is dict and value is None:
+            setattr(settings, name, {})
+        elif not _is_of(value, kind):
+            allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+            raise ValueError(f"{name} is {value!r}; {' or '.join(WORDS[one] for one in allowed)} is needed.")
 
 
 def check_ranges(settings: Any, positive: Sequence[str], not_negative: Sequence[str]) -> None:
@@ -102,3 +133,14 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}.")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether `value` is of the type `kind`; a whole number is a number, true and false are none."""
+    if isinstance(kind, UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(item, *get_args(kind)) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -405,7 +405,10 @@ def test_a_leaking_split_is_refused_with_the_speakers_name(recipe, corpus, tmp_p
         ({"seeds": True}, "seeds is True; a whole number is needed"),
         ({"learning_rate": None}, "learning_rate is None; a number is needed"),
         ({"mixed_precision": False}, "mixed_precision is False; a text (YAML needs 'no' in quotes) is needed"),
+        ({"adam_betas": [0.9, None]}, "adam_betas is [0.9, None]; a list of numbers is needed"),
+        ({"adam_betas": [0.9, 1.0]}, "adam_betas is [0.9, 1.0]; it must be two numbers from 0 to below 1"),
         ({"length_step_s": 0.6, "crop_s": 0.5}, "length_step_s"),
+        ({"length_step_s": 1e-5}, "length_step_s is 1e-05; it must be at least one sample"),
         ({"encoder": {"width": 3}}, "upstreams.pretrained: encoder: ['width'] are no fields"),
         (
             {"encoder": {"num_hidden_layers": 3}},
@@ -416,6 +419,7 @@ def test_a_leaking_split_is_refused_with_the_speakers_name(recipe, corpus, tmp_p
             "upstreams.pretrained: encoder: with ['hidden_size'] changed, the checkpoint has no",
         ),
         ({"encoder": {"hidden_dropout": "much"}}, "upstreams.pretrained: Validation error for field 'hidden_dropout'"),
+        ({"encoder": {"hidden_size": None}}, "upstreams.pretrained: Validation error for field 'hidden_size' of encoder: "),
         ({"encoder": {"conv_stride": [160, 1]}}, "upstreams.pretrained: conv_stride [160, 1] gives a frame every 160 samples"),
     ],
 )

@@ -377,6 +377,22 @@ def test_a_run_that_goes_astray_says_so(recipe, tmp_path, capsys):
         ({"encoder": {**ENCODER, "conv_dim": [16]}}, "as many"),
         ({"encoder": {**ENCODER, "width": 3}}, "no fields of WavLMConfig"),
         ({"encoder": {**ENCODER, "num_attention_heads": 3}}, "hidden_size 32"),
+        ({"encoder": {**ENCODER, "num_attention_heads": 0}}, "encoder: num_attention_heads is 0; it must be above 0"),
+        ({"encoder": {**ENCODER, "hidden_size": "wide"}}, "field 'hidden_size' of encoder: Field 'hidden_size' expected int"),
+        ({"encoder": {**ENCODER, "hidden_size": None}}, "expected int, got NoneType (value: None)"),
+        ({"encoder": {**ENCODER, "hidden_size": 32.0}}, "field 'hidden_size' of encoder: Field 'hidden_size' expected int"),
+        ({"encoder": {**ENCODER, "num_hidden_layers": True}}, "expected int, got bool (value: True)"),
+        ({"encoder": {**ENCODER, "hidden_dropout": "much"}}, "field 'hidden_dropout' of encoder: Field 'hidden_dropout' with"),
+        ({"encoder": {**ENCODER, "conv_dim": 16}}, "field 'conv_dim' of encoder: Field 'conv_dim' with value 16 doesn't"),
+        (
+            {"encoder": {**ENCODER, "conv_kernel": [400, "3"]}},
+            "field 'conv_kernel' of encoder: Field 'conv_kernel' with",
+        ),
+        ({"encoder": {**ENCODER, "width": 3, 5: 6}}, "encoder: [5, 'width'] are no fields of WavLMConfig"),
+        ({"learning_rate": None}, "learning_rate is None; a number is needed"),
+        ({"length_step_s": 1e-5}, "length_step_s is 1e-05; it must be at least one sample"),
+        ({"adam_betas": [0.9, 1.0]}, "adam_betas is [0.9, 1.0]; it must be two numbers from 0 to below 1"),
+        ({"seed": -3}, "seed is -3; it must not be negative"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(recipe, tmp_path, capsys, changes, message):

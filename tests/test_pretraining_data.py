@@ -1,7 +1,9 @@
 """What pre-training may hear: filters, held-out speakers, label faults, the decoded store, and the batches."""
 
 import itertools
+import re
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -222,11 +224,66 @@ def test_waveforms_are_normalised_as_the_preprocessor_does_it():
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"mask_probability": 1.0}, "mask_probability"),
         ({"length_step_s": 5.0}, "length_step_s"),
+        ({"length_step_s": 6e-5}, r"length_step_s is 6e-05; it must be at least one sample, 6\.25e-05 s"),
+        ({"seed": -1}, "seed is -1; it must not be negative"),
+        ({"adam_betas": [0.9]}, r"adam_betas is \[0\.9\]; it must be two numbers from 0 to below 1"),
+        ({"adam_betas": [0.9, 0.98, 0.99]}, r"adam_betas is \[0\.9, 0\.98, 0\.99\]; it must be two numbers"),
+        ({"adam_betas": [0.9, 1]}, r"adam_betas is \[0\.9, 1\]; it must be two numbers from 0 to below 1"),
+        ({"adam_betas": [-0.1, 0.98]}, r"adam_betas is \[-0\.1, 0\.98\]; it must be two numbers from 0 to below 1"),
+        ({"adam_betas": [0.9, float("nan")]}, r"adam_betas is \[0\.9, nan\]; it must be two numbers from 0 to below 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PretrainArguments(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("max_steps", None, "a whole number"),
+        ("max_steps", 10.0, "a whole number"),
+        ("max_steps", "many", "a whole number"),
+        ("codebook_size", True, "a whole number"),
+        ("learning_rate", None, "a number"),
+        ("learning_rate", "fast", "a number"),
+        ("margin", False, "a number"),
+        ("margin", [0.2], "a number"),
+        ("freeze_stem", 1, "true or false"),
+        ("freeze_stem", None, "true or false"),
+        ("label_column", None, "a text (YAML needs 'no' in quotes)"),
+        ("note", 3, "a text (YAML needs 'no' in quotes)"),
+        ("data", ["a.csv"], "a mapping"),
+        ("encoder", "small", "a mapping"),
+        ("adam_betas", None, "a list of numbers"),
+        ("adam_betas", 0.9, "a list of numbers"),
+        ("adam_betas", [0.9, "0.98"], "a list of numbers"),
+        ("adam_betas", [0.9, True], "a list of numbers"),
+        ("exclude_speakers_of", "a.csv", "a list of texts"),
+        ("exclude_split_columns", ["split", None], "a list of texts"),
+        ("init_from", False, "a text (YAML needs 'no' in quotes) or null"),
+        ("stop_after_s", "soon", "a number or null"),
+        ("stop_after_s", True, "a number or null"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused(name, value, needed):
+    with pytest.raises(ValueError, match="^" + re.escape(f"{name} is {value!r}; {needed} is needed.") + "$"):
+        PretrainArguments(**{name: value})
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(PretrainArguments)])
+def test_every_setting_has_a_type_that_is_checked(name):
+    with pytest.raises(ValueError, match=rf"^{name} is <object .*>; .* is needed\.$"):
+        PretrainArguments(**{name: object()})
+
+
+def test_whole_numbers_are_numbers_and_an_empty_section_is_an_empty_mapping(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "data:\nencoder:\ncrop_s: 2\nlength_step_s: 6.25e-5\nadam_betas: [0, 0.98]\nstop_after_s: 60\ninit_from: null\n"
+    )
+    args = parse_arguments([str(tmp_path / "recipe.yaml")])
+    assert (args.data, args.encoder, args.crop_s, args.adam_betas) == ({}, {}, 2, [0, 0.98])
+    assert (args.length_step_s, args.stop_after_s, args.init_from) == (6.25e-5, 60, None)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

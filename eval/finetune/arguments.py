@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_type_hints
 
 from wavcse.data.recipes import checked_fields
 from wavcse.eval.arguments import NAME, TASK_FIELDS, EvalArguments, TaskRequest, check_tasks
@@ -18,13 +17,6 @@ DESCRIPTION = (
     "files like `wavcse eval`. A killed run goes on where it was. Example: wavcse finetune conf/finetune_language.yaml"
 )
 DEFAULT_TASK = "language"
-WORDS = {  # what a value of a field must be
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text (YAML needs 'no' in quotes)",
-    dict: "a mapping",
-}
 RUNS_FOLDER = "runs"
 
 
@@ -61,20 +53,8 @@ class FinetuneArguments(StepArguments):
     seeds: int = field(default=1, metadata={"help": "Trainings per upstream, from `seed` on; figures are their mean."})
 
     def __post_init__(self):
-        self._check_types()
         super().__post_init__()
-        check_ranges(self, ("seeds", "validate_every"), ("seed",))
-
-    def _check_types(self) -> None:
-        """A recipe gives what YAML makes of it, which need not be what a field is; an empty section is an empty mapping."""
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if kind is dict and value is None:
-                setattr(self, name, {})
-            elif kind in WORDS:
-                is_of_kind = isinstance(value, (int, float) if kind is float else kind)
-                if not is_of_kind or (isinstance(value, bool) and kind is not bool):
-                    raise ValueError(f"{name} is {value!r}; {WORDS[kind]} is needed.")
+        check_ranges(self, ("seeds", "validate_every"), ())
 
     def named_upstreams(self) -> dict[str, str]:
         """Name -> folder or id; ValueError if there is none, or a name cannot name files."""
@@ -110,6 +90,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> FinetuneArguments:
     """`[RECIPE.yaml] [--field value ...]`; a field on the command line wins over the recipe.
 
     Raises:
-        ValueError: the recipe is unreadable or has unknown fields, or a value is out of range.
+        ValueError: the recipe is unreadable or has unknown fields, or a value is of a wrong type or out of range.
     """
     return parse_script_arguments(FinetuneArguments, argv, "wavcse finetune", DESCRIPTION, launcher="")
