@@ -69,7 +69,7 @@ def _upstream(name: str, source: str, args: FinetuneArguments) -> Upstream:
         _refuse_new_weights(args.encoder, config, encoder_config({}, source))
         with checkpoint.loading():
             new_encoder(config, source)
-    except (ValueError, StrictDataclassError) as error:  # the latter: a field of `encoder` has a value of a wrong type
+    except (ValueError, StrictDataclassError) as error:  # the latter: the checkpoint has an invalid configuration
         raise ValueError(f"upstreams.{name}: {str(error).removeprefix('init_from: ')}") from error
     return Upstream(name, source, config, identity)
 
