@@ -52,7 +52,7 @@ tiny: $(READY)  ## The model in the root anew: pre-training in two stages -> Pha
 	$(BIN)/python examples/random_upstream.py --recipe conf/pretrain_tiny.yaml --out $(TINY)/untrained
 	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/untrained --name untrained --baselines best_layer
 	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/pretrain/upstream --name best_rq --baselines best_layer
-	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/lasr/upstream --name mean --baselines best_layer \
+	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/lasr/upstream --name time_mean --baselines best_layer \
 		--temporal_pooling mean
 	$(BIN)/python -m wavcse.hub.training_data $(TINY_RECIPES) --out $(TINY)/data.json
 	$(BIN)/python -m wavcse.hub.install $(TINY)/model --pretraining $(TINY)/pretrain $(TINY)/lasr \

@@ -69,7 +69,7 @@ class WavCSEConfig(PretrainedConfig):
         sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate in Hz that the upstream expects.
         do_normalize (`bool`, *optional*, defaults to `True`): Zero mean and unit variance per clip before the upstream.
         window_s (`float`, *optional*, defaults to 60): Longest stretch in seconds that goes through the upstream in one piece
-            at inference; a longer clip goes in overlapping windows, and its layers are averaged over all its frames.
+            at inference; a longer clip goes in overlapping windows, and its layers are pooled over all its frames.
         max_duration_s (`float`, *optional*, defaults to 7200): Longest clip that is accepted, in seconds.
         precision (`str`, *optional*, defaults to `"float32"`): Of the upstream's matrix products at inference: `"float32"`
             (exact), `"bfloat16"` or `"int8"`.

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from .attention_wavcse import Attention, Gate, RelativeBias
-from .configuration_wavcse import PRECISIONS, TEMPORAL_POOLINGS
+from .configuration_wavcse import PRECISIONS
 from .flex_wavcse import HAS_FLEX, FlexAttention
 from .packing_wavcse import CPU_BUDGET, GPU_BUDGET, Span, Window, kept_rows, packs, spans_of, windows_of
 from .products_wavcse import Projections, build_linear, normed
 from .stem_wavcse import PositionalConvolution, RowConvolution, Stem
-from .temporal_wavcse import pooled_pieces, time_moments
+from .temporal_wavcse import num_moments, pooled_pieces, time_moments
 
 
 class PackedUpstream:
@@ -84,6 +84,7 @@ class PackedUpstream:
             `[B, K, D]`, float32; with "mean_std" `[B, K, 2 D]`, means first.
 
         Raises:
+            ValueError: the pooling is unknown.
             FloatingPointError: a value is not finite.
         """
         with torch.autocast(self.device.type, enabled=False):  # the precision is this object's, whatever surrounds the call
@@ -99,8 +100,8 @@ class PackedUpstream:
             Window(clip, *window) for clip, frames in enumerate(num_frames) for window in windows_of(frames, window_frames)
         ]
         first = [self.stem.first_convolution(waveform) for waveform in waveforms]
-        none = torch.zeros(0, len(layers), TEMPORAL_POOLINGS[temporal_pooling], self.config.hidden_size, device=self.device)
-        moments = [none]  # of the windows, pack by pack
+        shape = (len(layers), num_moments(temporal_pooling), self.config.hidden_size)
+        moments = [torch.zeros(0, *shape, device=self.device)]  # of the windows, pack by pack
         for pack in packs(windows, self.budget.pack_frames):
             cut = [(self.stem.samples(waveforms[w.clip], w.start, w.end), first[w.clip]) for w in pack]
             moments.append(self._moments(cut, pack, layers, temporal_pooling))
@@ -125,7 +126,7 @@ class PackedUpstream:
         layers: Sequence[int],
         temporal_pooling: str,
     ) -> Tensor:
-        """Of every window of the pack, `[K, S, D]`."""
+        """Moments of the windows of the pack, `[windows, K, S, D]`."""
         spans = spans_of(pack)
         x = self.position(self.stem(waveforms, spans), spans)
         if self.first_norm is not None:

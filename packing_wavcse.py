@@ -33,7 +33,7 @@ GPU_BUDGET = Budget(pack_frames=2**16, stem_frames=2**12, product_rows=2**14)
 
 @dataclass(frozen=True)
 class Window:
-    """Frames `start` to `end` of a clip, of which `keep_start` to `keep_end` enter the mean; the rest is context."""
+    """Frames `start` to `end` of a clip, of which `keep_start` to `keep_end` are pooled; the rest is context."""
 
     clip: int
     start: int
@@ -44,7 +44,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Span:
-    """Rows `start` to `end` of a pack belong to one window; its mean is over rows `keep_start` to `keep_end`."""
+    """Rows `start` to `end` of a pack belong to one window; pooled are rows `keep_start` to `keep_end`."""
 
     start: int
     end: int
@@ -96,5 +96,5 @@ def spans_of(pack: Sequence[Window]) -> list[Span]:
 
 
 def kept_rows(x: Tensor, spans: Sequence[Span]) -> list[Tensor]:
-    """The rows `[T, D]` of every window that enter its mean."""
+    """Of every window, the rows `[T, D]` that are pooled."""
     return [x[span.keep_start : span.keep_end] for span in spans]

@@ -13,13 +13,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .configuration_wavcse import TEMPORAL_POOLINGS
+
 MIN_VARIANCE = 1e-12  # of frames that are all equal, as of a single one: the root has a finite gradient there
 
 
+def num_moments(temporal_pooling: str) -> int:
+    """S: what a pooled layer has of every channel; ValueError for an unknown pooling."""
+    if temporal_pooling not in TEMPORAL_POOLINGS:
+        raise ValueError(f"temporal_pooling is {temporal_pooling!r}; allowed: {', '.join(map(repr, TEMPORAL_POOLINGS))}.")
+    return TEMPORAL_POOLINGS[temporal_pooling]
+
+
 def time_moments(frames: Tensor, temporal_pooling: str) -> Tensor:
-    """`[..., T, D]` -> `[..., S, D]` in float32: mean, and for "mean_std" the variance about it (divided by T)."""
+    """`[..., T, D]` -> `[..., S, D]` in float32: mean, and for "mean_std" the variance about it (divided by T).
+
+    ValueError for an unknown pooling.
+    """
     mean = frames.mean(dim=-2, dtype=torch.float32)
-    if temporal_pooling == "mean":
+    if num_moments(temporal_pooling) == 1:
         return mean.unsqueeze(-2)
     variance = (frames.float() - mean.unsqueeze(-2)).square().mean(dim=-2)
     return torch.stack([mean, variance], dim=-2)
@@ -46,15 +58,18 @@ def pooled_pieces(clips: Sequence[int], frames: Sequence[int], moments: Tensor, 
     for clip, count in zip(clips, frames):
         total[clip] += count
     pieces = [(clip, count / total[clip], piece) for clip, count, piece in zip(clips, frames, moments)]
-    united = moments.new_zeros(num_clips, *moments.shape[1:])
+    pooled = moments.new_zeros(num_clips, *moments.shape[1:])
     for clip, share, piece in pieces:
-        united[clip] += piece * share
+        pooled[clip] += piece * share
     for clip, share, piece in pieces:
         if share < 1:  # the variance between pieces
-            united[clip, :, 1:] += (piece[:, :1] - united[clip, :, :1]).square() * share
-    return _statistics(united)
+            pooled[clip, :, 1:] += (piece[:, :1] - pooled[clip, :, :1]).square() * share
+    return _statistics(pooled)
 
 
 def _statistics(moments: Tensor) -> Tensor:
+    """`[..., S, D]` -> `[..., S * D]`: the variance, if there is one, becomes a standard deviation."""
+    if moments.shape[-2] == 1:
+        return moments.flatten(-2)
     mean, variance = moments[..., :1, :], moments[..., 1:, :]
     return torch.cat([mean, variance.clamp(min=MIN_VARIANCE).sqrt()], dim=-2).flatten(-2)

@@ -89,7 +89,7 @@ def set_up(args: RunArguments) -> Run:
     if accelerator.is_main_process:
         if args.save_hub:
             hub_model = load_hub_model(args, config, cache, composite.clips[0], digests[0])
-        data = f"clips or labels of {', '.join(args.tasks)} (or their cache's upstream)"
+        data = f"clips or labels of {', '.join(args.tasks)} (or their cache's upstream or pooling)"
         folder.prepare(args, data_fingerprint(cache, digests, composite), data)
     accelerator.wait_for_everyone()
     if args.report_to:

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_wavcse import TEMPORAL_POOLINGS, WavCSEConfig
+from .configuration_wavcse import WavCSEConfig
 from .packed_wavcse import PackedUpstream, unsupported_part
-from .temporal_wavcse import pooled_frames
+from .temporal_wavcse import num_moments, pooled_frames
 from .whisper_wavcse import build_encoder, is_whisper, pool_layers
 from .whisper_wavcse import count_frames as count_whisper_frames
 
@@ -210,12 +210,12 @@ def run_upstream(
         temporal_pooling: "mean" or "mean_std" (`temporal_wavcse`).
 
     Raises:
-        ValueError: a clip is too short for one frame, or the mask is not right-padding.
+        ValueError: a clip is too short for one frame, the mask is not right-padding, or the pooling is unknown.
     """
     num_samples = checked_lengths(upstream, input_values, attention_mask)
     num_frames = count_frames(num_samples, upstream.config)
     groups = [(clips, input_values[clips, :length]) for length, clips in _groups_of_equal_length(num_samples)]
-    shape = (len(input_values), len(layers), TEMPORAL_POOLINGS[temporal_pooling] * upstream.config.hidden_size)
+    shape = (len(input_values), len(layers), num_moments(temporal_pooling) * upstream.config.hidden_size)
     pooled = input_values.new_zeros(shape, dtype=torch.float32)
     frames = _PaddedStates(len(input_values), int(num_frames.max())) if output_hidden_states else None
     maps = _PaddedStates(len(input_values), int(num_frames.max())) if output_attentions else None

@@ -3,7 +3,7 @@
 Whisper always sees 30 s; what a clip does not fill is silence that the encoder attends to, by its design. A longer clip goes
 through window by window, and its layers are pooled over all its frames.
 
-Shapes: `B` clips, `K` layers, `T` = 1500 frames of a window (20 ms each), `D` encoder width.
+Shapes: `B` clips, `K` layers, `T` = 1500 frames of a window (20 ms each), `D` encoder width, `S` moments.
 """
 
 from __future__ import annotations
@@ -54,13 +54,18 @@ def pool_layers(
     moments: list[Tensor] = []
     for start in range(0, len(pieces), WINDOWS_PER_BATCH):
         batch = slice(start, start + WINDOWS_PER_BATCH)
-        hidden = _hidden_layers(encoder, [piece for _, piece in pieces[batch]], layers)
-        moments += [time_moments(own[:, :count], temporal_pooling) for own, count in zip(hidden, frames[batch])]
+        moments += _window_moments(encoder, [piece for _, piece in pieces[batch]], frames[batch], layers, temporal_pooling)
     return pooled_pieces([clip for clip, _ in pieces], frames, torch.stack(moments), len(waveforms))
 
 
-def _hidden_layers(encoder: PreTrainedModel, pieces: list[Tensor], layers: Sequence[int]) -> Tensor:
-    """Frames of pieces of at most one window, `[B, K, T, D]`, those of silence too."""
+def _window_moments(
+    encoder: PreTrainedModel,
+    pieces: Sequence[Tensor],
+    frames: Sequence[int],
+    layers: Sequence[int],
+    temporal_pooling: str,
+) -> list[Tensor]:
+    """Of every piece of at most one window, the moments `[K, S, D]` of its frames that hold audio."""
     features = log_mel(encoder.config, pieces).to(encoder.device, encoder.dtype)
     hidden: dict[int, Tensor] = {}
 
@@ -76,7 +81,10 @@ def _hidden_layers(encoder: PreTrainedModel, pieces: list[Tensor], layers: Seque
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack([hidden[layer] for layer in layers], dim=1)
+    return [
+        torch.stack([time_moments(hidden[layer][piece, :count], temporal_pooling) for layer in layers])
+        for piece, count in enumerate(frames)
+    ]
 
 
 def log_mel(config: PretrainedConfig, pieces: Sequence[Tensor]) -> Tensor:

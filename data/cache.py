@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="wavcse cache", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--manifest", nargs="+", required=True, help="CSV or Parquet manifests, one row per clip")
     parser.add_argument("--upstream", required=True, help="Hub id or folder: WavLM, wav2vec2, HuBERT, Whisper, or wavCSE")
-    parser.add_argument("--out", required=True, help="root folder of the caches; each upstream gets its own folder in it")
+    parser.add_argument("--out", required=True, help="root folder; each upstream and pooling gets its own folder in it")
     parser.add_argument("--batch_seconds", type=float, default=60.0, help="seconds of audio per batch (default 60)")
     parser.add_argument(
         "--temporal_pooling",

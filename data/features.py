@@ -121,7 +121,7 @@ class FeatureCache:
 
 
 def open_cache(root: str | Path) -> FeatureCache:
-    """Open the only cache below `root` (or `root` itself, if it is one).
+    """Open the only cache below `root` (or `root` itself, if it is one); those of another version are passed over.
 
     Raises:
         ValueError: there is none, or more than one to choose from, or another version made it.
@@ -130,10 +130,19 @@ def open_cache(root: str | Path) -> FeatureCache:
     folders = [root] if (root / "cache.json").exists() else sorted(path.parent for path in root.glob("*/cache.json"))
     if not folders:
         raise ValueError(f"{root}: holds no feature cache. Make one with `python -m wavcse.data.cache`.")
-    if len(folders) > 1:
-        names = ", ".join(str(folder) for folder in folders)
+    keys = {folder: _key_of_this_version(folder) for folder in folders}
+    readable = [folder for folder in folders if keys[folder]] or folders[-1:]
+    if len(readable) > 1:
+        names = ", ".join(f"{own} ({keys[own].upstream}, {keys[own].temporal_pooling}, {keys[own].dtype})" for own in readable)
         raise ValueError(f"{root}: holds several feature caches; name one of them: {names}.")
-    return FeatureCache(folders[0])
+    return FeatureCache(readable[0])
+
+
+def _key_of_this_version(folder: Path) -> CacheKey | None:
+    try:
+        return CacheKey.read(folder / "cache.json")
+    except ValueError:
+        return None
 
 
 def open_shard(path: Path) -> tuple[np.ndarray, list[str]]:

@@ -55,6 +55,7 @@ def _origin(encoder: Mapping) -> str:
     parts = [encoder["model"]] if "model" in encoder else []
     parts += [f"layer {encoder['layer']}"] if "layer" in encoder else []
     parts += [f"layers {encoder['layers']}"] if "layers" in encoder else []
+    parts += [f"pooled over time by {encoder['temporal_pooling']}"] if "temporal_pooling" in encoder else []
     parts += [f"revision {encoder['revision']}"] if "revision" in encoder else []
     parts += [f"weights sha256 {encoder['weights_sha256'][:12]}"] if "weights_sha256" in encoder else []
     parts.append(f"{encoder['embedding_size']} dimensions" if encoder["embedding_size"] else "the same answer to every clip")

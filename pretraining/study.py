@@ -178,8 +178,9 @@ def judge(study: Study, variants: Sequence[Variant]) -> Evaluation:
     device = usable_device(settings.device)
     baselines = [name for name in settings.baselines if name not in LAYER_BASELINES]
     encoders = build_encoders(None, None, baselines, device)  # first: the first encoder's records hold more than the others'
+    how = {"device": device, "temporal_pooling": settings.temporal_pooling}
     for variant in variants:
-        encoders += build_encoders(str(variant.upstream), variant.name, [READOUT], device)
+        encoders += build_encoders(str(variant.upstream), variant.name, [READOUT], **how)
     evaluation = evaluate(
         encoders,
         [load_task(*request) for request in settings.requests()],

@@ -67,6 +67,7 @@ def study_facts(
         "recipe": shown_path(study.recipe),
         "overrides": study.overrides,
         "evaluation": shown_path(study.evaluation.output_dir),
+        "temporal_pooling": study.evaluation.temporal_pooling or "mean",
         "plots": [asdict(plot) for plot in study.plots],
         "rows": {row.name: _row_facts(row) for row in rows},
         "best": best if facts[best]["mean_validation"] is not None else None,

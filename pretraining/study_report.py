@@ -45,8 +45,8 @@ def _text(facts: Mapping) -> str:
 def _head(facts: Mapping) -> list[str]:
     lines = [
         f"Made by `python -m wavcse.pretraining.study {facts['study']}` from result files. Every variant changes the recipe "
-        f"`{facts['recipe']}`; its frozen upstream is judged by linear probes on time means of its layers, each task's layer "
-        "chosen on validation clips."
+        f"`{facts['recipe']}`; its frozen upstream is judged by linear probes on its layers, pooled over time by "
+        f"`{facts['temporal_pooling']}`, each task's layer chosen on validation clips."
     ]
     if facts["best"]:
         own = facts["variants"][facts["best"]]

@@ -1,6 +1,6 @@
 """The table that a search trains on: pooled layers of all clips, all layers, in memory once, shared by its processes.
 
-Shapes: `N` clips, `L` all layers, `D` upstream width.
+Shapes: `N` clips, `L` all layers, `D` size of a pooled layer.
 """
 
 from __future__ import annotations

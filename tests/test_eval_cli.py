@@ -289,6 +289,20 @@ def test_yaml_with_overrides(tmp_path):
     assert [(task.name, manifests) for task, manifests, _ in only.requests()] == [("emotion", ["b.csv", "c.csv"])]
 
 
+def test_a_checkpoint_is_pooled_over_time_as_asked(run, upstream_folder, tmp_path):
+    """Named by the recipe, or by an option, which wins."""
+    settings = {"model": upstream_folder, "manifest": run[0] / "corpus/metadata.csv", "tasks": "[keyword]", "device": "cpu"}
+    settings |= {"baselines": "[last_layer]", "temporal_pooling": "mean_std", "output_dir": tmp_path / "out"}
+    (tmp_path / "eval.yaml").write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
+    assert main([str(tmp_path / "eval.yaml"), "--name", "both"]) == 3
+    assert main([str(tmp_path / "eval.yaml"), "--name", "means", "--temporal_pooling", "mean"]) == 3
+    both, means = (record_of(tmp_path, "keyword", f"{name}_last_layer")["encoder"] for name in ("both", "means"))
+    assert (both["embedding_size"], both["temporal_pooling"]) == (64, "mean_std")
+    assert means["embedding_size"] == 32
+    assert "temporal_pooling" not in means
+    assert (tmp_path / "out/results.md").read_text().count("pooled over time by mean_std") == 1
+
+
 def test_two_instances_of_a_task_and_trials(tmp_path):
     (tmp_path / "eval.yaml").write_text(
         "output_dir: out\nbaselines: [mfcc]\ntasks:\n"
@@ -353,7 +367,11 @@ def test_wrong_settings_of_a_task(task, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "setting", ["name: 3", "output_dir: 3", "baselines: [3]", "manifest: 3", "device: 0", "note: 3", "batch_seconds: .inf"]
+    "setting",
+    [
+        *("name: 3", "output_dir: 3", "baselines: [3]", "manifest: 3", "device: 0", "note: 3", "batch_seconds: .inf"),
+        *("temporal_pooling: median", "temporal_pooling: [mean]"),
+    ],
 )
 def test_settings_of_a_wrong_type(setting, tmp_path, capsys):
     sound = {"output_dir": f"{tmp_path}/out", "baselines": "[mfcc]", "manifest": "m.csv", "tasks": "[keyword]"}

@@ -312,7 +312,7 @@ def empty(folder: Path) -> Path:
 
 REFUSALS = {
     bert: "cannot be loaded; give the folder of a saved wavCSE model or of a transformers audio model",
-    bert_with_an_audio_preprocessor: "of type 'bert' gives no frames to average over time",
+    bert_with_an_audio_preprocessor: "of type 'bert' gives no frames to pool over time",
     of_fixed_length: "cut or padded to one length",
     of_unknown_type_with_code: "cannot be loaded",
     damaged: "cannot be loaded",

@@ -81,6 +81,7 @@ def config(speech, toy_corpus, tmp_path_factory) -> Path:
     }
     evaluation = {
         "baselines": ["best_layer", "mfcc", "majority"],
+        "temporal_pooling": "mean_std",
         "manifest": str(toy_corpus),
         "tasks": {"keyword": {"split_column": "split_ks"}, "speaker": {"split_column": "split_sid"}},
     }
@@ -198,6 +199,7 @@ def test_the_variants_table_has_the_values_of_the_files(out):
 
 def test_validation_and_test_figures_are_those_of_the_records(out):
     text = (out / "study.md").read_text()
+    assert "linear probes on its layers, pooled over time by `mean_std`" in text
     validation, test = table(text, "Validation accuracy"), table(text, "Test figures")
     encoders = {name: f"{name}_best_layer" for name in (UNTRAINED, LABELLED, TRAINED)}
     encoders |= {"mfcc": "mfcc", "majority": "majority"}
@@ -209,6 +211,7 @@ def test_validation_and_test_figures_are_those_of_the_records(out):
             interval = [round(100 * end, 1) for end in figure["interval"] or ()]  # one speaker has none
             cell = f"{100 * figure['value']:.1f}" + (f" {interval}" if interval else "")
             assert test[name][title].replace("*", "") == cell
+            assert record["encoder"].get("temporal_pooling") == ("mean_std" if "best_layer" in encoder else None)
             if name == "majority":
                 assert validation[name][title] == "–"
                 continue

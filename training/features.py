@@ -1,6 +1,6 @@
 """The training table: cached features of a composite set, in memory where they fit, else read from disk batch by batch.
 
-Shapes: `N` clips, `K` selected layers, `D` upstream width.
+Shapes: `N` clips, `K` selected layers, `D` size of a pooled layer.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def cached_digests(cache: FeatureCache, composite: CompositeSet) -> list[str]:
 
 
 def data_fingerprint(cache: FeatureCache, digests: Sequence[str], composite: CompositeSet) -> str:
-    """Sixteen hex digits that change with any clip (`digests`, in order), label, class, split or upstream weight."""
+    """Sixteen hex digits that change with any clip (`digests`, in order), label, class, split, upstream weight or pooling."""
     words = {"cache": cache.key.digest(), "clips": list(digests), "classes": composite.classes}
     digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
     for split, tasks in sorted(composite.targets.items()):

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from wavcse.configuration_wavcse import TEMPORAL_POOLINGS
 from wavcse.eval.checkpoint import Checkpoint
-from wavcse.temporal_wavcse import pooled_frames
+from wavcse.temporal_wavcse import num_moments, pooled_frames
 from wavcse.upstream_wavcse import visiting_layers
 
 WINDOW_S = 60.0  # a longer clip goes through in equal parts, each as a clip of its own
@@ -37,11 +36,11 @@ class HiddenStateLayers:
         temporal_pooling: "mean" or "mean_std".
 
     Raises:
-        ValueError: it cannot be loaded, takes no audio, or gives no such frames.
+        ValueError: it cannot be loaded, takes no audio, or gives no such frames; or the pooling is unknown.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu", temporal_pooling: str = "mean"):
-        self.temporal_pooling = temporal_pooling
+        self.temporal_pooling, moments = temporal_pooling, num_moments(temporal_pooling)
         options = {"revision": checkpoint.revision, "trust_remote_code": False}
         with checkpoint.loading():
             self.feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint.path, **options)
@@ -53,10 +52,10 @@ class HiddenStateLayers:
         try:
             self.encoder = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
             self.num_layers, width = self._try_out()
-            self.layer_size = TEMPORAL_POOLINGS[temporal_pooling] * width
+            self.layer_size = moments * width
         except Exception as error:  # whatever a foreign model raises, the answer is the same
             raise ValueError(
-                f"The model {str(checkpoint)!r} of type {self.model.config.model_type!r} gives no frames to average over time "
+                f"The model {str(checkpoint)!r} of type {self.model.config.model_type!r} gives no frames to pool over time "
                 f"({type(error).__name__}: {error})."
             ) from error
 

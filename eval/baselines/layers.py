@@ -36,8 +36,13 @@ class LayerEncoder:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The source's, and which layers are read."""
-        return {**self.source.identity, "layers": f"0-{self.source.num_layers - 1}"}
+        """The source's, which layers are read, and how they are pooled over time unless by the mean."""
+        return {**self._source_identity, "layers": f"0-{self.source.num_layers - 1}"}
+
+    @property
+    def _source_identity(self) -> dict[str, str]:
+        pooling = self.source.temporal_pooling
+        return {**self.source.identity, **({} if pooling == "mean" else {"temporal_pooling": pooling})}
 
 
 class LastLayerEncoder(LayerEncoder):
@@ -48,7 +53,7 @@ class LastLayerEncoder(LayerEncoder):
     @property
     def identity(self) -> dict[str, str]:
         """The source's, and which layer is read."""
-        return {**self.source.identity, "layer": str(self.source.num_layers - 1)}
+        return {**self._source_identity, "layer": str(self.source.num_layers - 1)}
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 `[N, D]`."""

@@ -29,12 +29,14 @@ class LayerSource(Protocol):
         sampling_rate: rate in Hz of the waveforms.
         num_layers: L, blocks + 1.
         layer_size: D.
+        temporal_pooling: "mean" or "mean_std".
         identity: model, hash of its weights, revision.
     """
 
     sampling_rate: int
     num_layers: int
     layer_size: int
+    temporal_pooling: str
     identity: dict[str, str]
 
     def all_layers(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
@@ -67,7 +69,7 @@ class UpstreamLayers:
         temporal_pooling: str = "mean",
     ):
         checkpoint = Checkpoint.parse(model)
-        self.identity = {**checkpoint.identity(precision), **pooling_identity(temporal_pooling)}
+        self.identity, self.temporal_pooling = checkpoint.identity(precision), temporal_pooling
         with checkpoint.loading():
             config = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision, trust_remote_code=False)
         if getattr(config, "_commit_hash", None):
@@ -116,11 +118,6 @@ class PackedLayers:
         options = {"window_frames": config.window_frames, "temporal_pooling": config.temporal_pooling}
         output = self.run_upstream(self.upstream, **inputs, layers=config.selected_layers, precision=self.precision, **options)
         return output.pooled_layers
-
-
-def pooling_identity(temporal_pooling: str) -> dict[str, str]:
-    """What results say of pooling over time; nothing of the mean, which is usual."""
-    return {} if temporal_pooling == "mean" else {"temporal_pooling": temporal_pooling}
 
 
 def _config_of_all_layers(checkpoint: Checkpoint, config: PretrainedConfig, temporal_pooling: str) -> WavCSEConfig | None:
