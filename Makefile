@@ -34,7 +34,7 @@ $(READY): setup.py pyproject.toml constraints.txt
 
 quickstart: $(READY)  ## Synthetic speech -> cache -> training -> Hub folder -> evaluation, about five minutes
 	$(BIN)/wavcse synthesize --out $(QUICK)/speech --clips $(CLIPS) --seed 0
-	$(BIN)/wavcse cache --manifest $(QUICK)/speech/metadata.csv --upstream . --out $(QUICK)/cache
+	$(BIN)/wavcse cache --manifest $(QUICK)/speech/metadata.csv --upstream . --temporal_pooling mean_std --out $(QUICK)/cache
 	$(LAUNCH) train_accelerate.py conf/quickstart.yaml
 	$(BIN)/wavcse eval conf/eval_quickstart.yaml
 	$(BIN)/python examples/embed_a_file.py $(QUICK)/speech/audio/$$(ls $(QUICK)/speech/audio | head -1) --model $(QUICK)/hub

@@ -77,7 +77,8 @@ def test_the_example_takes_it_by_itself(tmp_path, model):
 @torch.no_grad()
 def test_the_packed_path_equals_the_ordinary_one(model, inputs):
     packed = model(**inputs).pooled_layers
-    ordinary = run_upstream(model.upstream, **inputs, layers=model.config.selected_layers).pooled_layers
+    how = {"layers": model.config.selected_layers, "temporal_pooling": model.config.temporal_pooling}
+    ordinary = run_upstream(model.upstream, **inputs, **how).pooled_layers
     torch.testing.assert_close(packed, ordinary, atol=1e-4 * float(ordinary.abs().max()), rtol=0)
     assert (ordinary[0] - ordinary[2]).abs().max() > 1e-2  # clips differ
 
@@ -91,8 +92,8 @@ def test_a_clip_is_the_same_alone_and_in_a_batch(model, inputs):
 
 
 def test_it_serves_as_an_upstream(model, inputs):
-    layers = model.config.selected_layers
-    taken = WavCSEModel.from_upstream(str(ROOT), selected_layers=layers, embedding_size=8)
+    same = {name: getattr(model.config, name) for name in ("selected_layers", "temporal_pooling")}
+    taken = WavCSEModel.from_upstream(str(ROOT), embedding_size=8, **same)
     with torch.no_grad():
         assert torch.equal(taken(**inputs).pooled_layers, model(**inputs).pooled_layers)
 
