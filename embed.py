@@ -34,8 +34,8 @@ from transformers.configuration_utils import PretrainedConfig
 
 from wavcse import __version__
 from wavcse.configuration_wavcse import PRECISIONS
+from wavcse.data.command import SOME_SKIPPED, command_line
 from wavcse.data.corpus_pass import (
-    EXIT_SOME_SKIPPED,
     CorpusClip,
     CorpusPass,
     PassReport,
@@ -61,7 +61,6 @@ from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
 
-EXIT_REFUSED = 2
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 PART_INTERVAL_S = 30.0  # what a kill can lose at most, besides the batch that is being computed
 PART_ROWS = 8192
@@ -371,20 +370,17 @@ def _shape(out: Path) -> tuple[int, int]:
     return parquet.read_metadata(out).num_rows, read_metadata(out)["embedding_size"]
 
 
+@command_line("wavcse embed", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 3 if some clips had to be skipped, or 2 with one line on what is wrong."""
+    """The command line; returns 0, or 3 if some clips had to be skipped."""
     args = parse_arguments(argv)
-    try:
-        settings = EmbedSettings(args.precision, args.truncate_dim, args.normalize, args.window_s, args.hop_s)
-        report = embed_corpus(args.corpus, args.model, args.out, settings, args.batch_seconds, args.device, show_progress=True)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"wavcse embed: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_REFUSED
+    settings = EmbedSettings(args.precision, args.truncate_dim, args.normalize, args.window_s, args.hop_s)
+    report = embed_corpus(args.corpus, args.model, args.out, settings, args.batch_seconds, args.device, show_progress=True)
     state = PartialState()
     if state.is_main_process:
         print(summary(Path(args.out), report))
     state.destroy_process_group()  # else the first process to leave can break the others' last message
-    return EXIT_SOME_SKIPPED if report.skipped else 0
+    return SOME_SKIPPED if report.skipped else 0
 
 
 def summary(out: Path, report: EmbedReport) -> str:

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from wavcse.data.command import DONE, command_line
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.pretraining.audio_store import build_store
 from wavcse.pretraining.batches import BatchLoader
@@ -236,14 +237,11 @@ def finish(run: Run) -> dict:
     return result
 
 
+@command_line("wavcse pretrain", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line of explanation where recipe or data do not fit, or training went astray."""
-    try:
-        pretrain(parse_arguments(argv))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line."""
+    pretrain(parse_arguments(argv))
+    return DONE
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.data.command import DONE, command_line
 from wavcse.data.composite import load_composite
 from wavcse.data.features import FeatureCache, open_cache
 from wavcse.data.labels import TaskSource
@@ -209,14 +209,11 @@ def table(result: dict) -> str:
     return "\n".join([*lines, *([result["note"]] if result["note"] else [])])
 
 
+@command_line("wavcse train", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line of explanation where the recipe or the data do not fit."""
-    try:
-        train(parse_arguments(argv))
-    except (ValueError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line."""
+    train(parse_arguments(argv))
+    return DONE
 
 
 if __name__ == "__main__":

@@ -41,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"wavcse: there is no command {argv[0]!r}.\n\n{usage()}", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    except KeyboardInterrupt:  # while libraries load; a program's own `main` deals with it afterwards
+        return 130
 
 
 if __name__ == "__main__":

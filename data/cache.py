@@ -21,8 +21,8 @@ from accelerate import PartialState
 from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.configuration_wavcse import TEMPORAL_POOLINGS, WavCSEConfig
+from wavcse.data.command import SOME_SKIPPED, command_line
 from wavcse.data.corpus_pass import (
-    EXIT_SOME_SKIPPED,
     CorpusClip,
     CorpusPass,
     PassReport,
@@ -190,6 +190,7 @@ def _flush(cache: FeatureCache, buffer: list[tuple[str, np.ndarray]]) -> None:
         buffer.clear()
 
 
+@command_line("wavcse cache", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
     parser = argparse.ArgumentParser(prog="wavcse cache", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -210,11 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--revision", help="commit of the upstream on the Hub")
     args = parser.parse_args(argv)
     options = {name: value for name, value in vars(args).items() if name != "manifest"}
-    try:
-        cache, report = build_cache(args.manifest, **options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"wavcse cache: {error}", file=sys.stderr)
-        return 2
+    cache, report = build_cache(args.manifest, **options)
     state = PartialState()
     if state.is_main_process:
         print(f"{cache.folder}: {len(cache)} clips; {report.added} added, {report.present} were there already")
@@ -224,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             where = cache.folder / "skipped.csv"
             print(f"{len(report.skipped)} clips were skipped, see {where}; the first: {report.skipped[0].reason}")
     state.destroy_process_group()  # else the first process to leave can break the others' last message
-    return EXIT_SOME_SKIPPED if report.skipped else 0
+    return SOME_SKIPPED if report.skipped else 0
 
 
 if __name__ == "__main__":

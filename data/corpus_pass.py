@@ -24,11 +24,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
 
-EXIT_SOME_SKIPPED = 3  # of a command line: done, but not with every clip
 LOOK_AHEAD_S = 600.0  # decoded audio that waits for the computation: 38 MB at 16 kHz
 MAX_DECODE_THREADS = 8
 PATIENCE = timedelta(days=7)  # processes finish far apart, and one of them inspects or merges while the others wait

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
 
 METADATA_KEY = b"wavcse"
 ROW_GROUP_ROWS = 4096  # 33 MB of embeddings at E = 2000

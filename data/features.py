@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from wavcse.data.files import write_atomically
+
 FORMAT_VERSION = 2
 NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16}
 
@@ -159,10 +161,3 @@ def open_shard(path: Path) -> tuple[np.ndarray, list[str]]:
 def clips_per_shard(num_layers: int, size: int, dtype: str, shard_mb: float = 64.0) -> int:
     """How many clips make a shard of about `shard_mb` megabytes."""
     return max(1, math.floor(shard_mb * 1e6 / (num_layers * size * np.dtype(dtype).itemsize)))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

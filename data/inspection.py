@@ -12,7 +12,7 @@ from pathlib import Path
 import soundfile
 from tqdm.auto import tqdm
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
 from wavcse.data.manifest import Clip
 
 READ_THREADS = 8  # reading and hashing wait for the disk, not for the processor

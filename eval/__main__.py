@@ -5,19 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from wavcse.data.command import SOME_SKIPPED, command_line
 from wavcse.eval.arguments import EvalArguments, parse_arguments
 
-EXIT_USAGE = 2
-EXIT_SOME_SKIPPED = 3
 
-
+@command_line("wavcse eval", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 3 if some clips had to be skipped, or 2 with one line on a wrong option or unsound data."""
-    try:
-        return run(parse_arguments(argv))
-    except ValueError as error:
-        print(f"wavcse eval: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USAGE
+    """The command line; returns 0, or 3 if some clips had to be skipped."""
+    return run(parse_arguments(argv))
 
 
 def run(arguments: EvalArguments) -> int:
@@ -44,7 +39,7 @@ def run(arguments: EvalArguments) -> int:
     if evaluation.skipped:
         where = f"{arguments.output_dir}/skipped.csv"
         print(f"{len(evaluation.skipped)} clips were skipped, see {where}; the first: {evaluation.skipped[0].reason}")
-    return EXIT_SOME_SKIPPED if evaluation.skipped else 0
+    return SOME_SKIPPED if evaluation.skipped else 0
 
 
 def usable_device(asked: str) -> str:

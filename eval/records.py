@@ -10,14 +10,12 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import replacing, write_atomically
 
 
 def result_path(output_dir: str | Path, row: str, encoder: str) -> Path:
@@ -41,9 +39,8 @@ def write_result(output_dir: str | Path, record: Mapping) -> Path:
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
     """Write a table of predictions as Parquet, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    table.to_parquet(partial, index=False, compression="zstd")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        table.to_parquet(partial, index=False, compression="zstd")
 
 
 def read_results(output_dir: str | Path) -> list[dict]:

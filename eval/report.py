@@ -14,7 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wavcse.data.features import write_atomically
+from wavcse.data.command import DONE, command_line
+from wavcse.data.files import write_atomically
 from wavcse.eval.notes import origins
 from wavcse.eval.pictures import OVERVIEW, draw_pictures, pictures_of
 from wavcse.eval.records import read_results
@@ -202,20 +203,17 @@ def _times(rows: Sequence[Row]) -> list[str]:
     return [words, page.markdown_table(["task", "encoder", *(f"{kind}, s" for kind in kinds)], lines)]
 
 
+@command_line("wavcse eval")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Regenerate the report of a folder and print its table; returns 0, or 2 if there is nothing to show."""
+    """Regenerate the report of a folder and print its table."""
     parser = argparse.ArgumentParser(
         prog="python -m wavcse.eval.report",
         description="Make report.md, report.html and pictures/ anew from the result files.",
     )
     parser.add_argument("output_dir", help="folder that `wavcse eval` wrote")
     args = parser.parse_args(argv)
-    try:
-        print(write_report(args.output_dir), end="")
-    except ValueError as error:
-        print(f"wavcse eval: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_report(args.output_dir), end="")
+    return DONE
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wavcse.data.features import write_atomically
+from wavcse.data.command import DONE, command_line
+from wavcse.data.files import write_atomically
 from wavcse.eval.notes import TIED, UNTESTED, notes_of
 from wavcse.eval.records import read_results
 from wavcse.eval.rows import Row, encoders_of, metric_words, rows_of, shown, shown_interval, size_words
@@ -79,19 +80,16 @@ def _papers_cell(row: Row) -> str:
     return f"{value}; {name} {shown(baselines[name], row.unit)}"
 
 
+@command_line("wavcse eval")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Regenerate and print the table of a folder; returns 0, or 2 if there is nothing to show."""
+    """Regenerate and print the table of a folder."""
     parser = argparse.ArgumentParser(
         prog="python -m wavcse.eval.results", description="Make results.md anew from results/*.json, and print it."
     )
     parser.add_argument("output_dir", help="folder that `wavcse eval` wrote")
     args = parser.parse_args(argv)
-    try:
-        print(write_table(args.output_dir), end="")
-    except ValueError as error:
-        print(f"wavcse eval: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_table(args.output_dir), end="")
+    return DONE
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from wavcse.card_wavcse import PLACEHOLDER, hash_code_files, model_card
+from wavcse.data.command import DONE, command_line
 from wavcse.data.manifest import Manifest
 from wavcse.eval.paths import shown_path
 from wavcse.hub.source import PushSource, read_source
@@ -150,21 +151,18 @@ def _said(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+@command_line("wavcse card")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the card of a run; 0, or 2 with one line."""
+    """Print the card of a run."""
     parser = argparse.ArgumentParser(prog="python -m wavcse.hub.card", description="Print the model card of a run.")
     parser.add_argument("run", help="run folder, or folder of a saved model")
     parser.add_argument("--repo_id", default=PLACEHOLDER, help="Hub id that the examples name")
     parser.add_argument("--results", help="folder that `wavcse eval` wrote (default: the run folder)")
     args = parser.parse_args(argv)
-    try:
-        source = read_source(args.run, args.results)
-        code_files = hash_code_files(source.model)
-        print(model_card(source.config, code_files, args.repo_id, metadata_of(source, args.repo_id), sections_of(source)))
-    except (ValueError, OSError) as error:
-        print(f"wavcse card: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    source = read_source(args.run, args.results)
+    code_files = hash_code_files(source.model)
+    print(model_card(source.config, code_files, args.repo_id, metadata_of(source, args.repo_id), sections_of(source)))
+    return DONE
 
 
 if __name__ == "__main__":

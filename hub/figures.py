@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
 from wavcse.eval.metrics import METRICS
 
 # How the Hub calls a kind of task; the last two are no task types of its own.

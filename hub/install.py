@@ -19,6 +19,7 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME
 
+from wavcse.data.command import DONE, command_line
 from wavcse.hub.readme import README, ROOT, update
 from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source
 from wavcse.hub.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
@@ -109,8 +110,9 @@ def _exchange(root: Path, new: Path, old: Path) -> None:
         undo.pop_all()
 
 
+@command_line("wavcse install")
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m wavcse.hub.install", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,13 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="JSON file of `python -m wavcse.hub.training_data`")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one that this package lies in)")
     args = parser.parse_args(argv)
-    try:
-        difference = install(**vars(args))
-    except (ValueError, OSError) as error:
-        print(f"wavcse install: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    difference = install(**vars(args))
     print(f"{args.root}: holds the model of {args.run} now; its embeddings differ by {difference:.1g} of the largest value")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from wavcse.data.command import DONE, command_line
 from wavcse.hub.build import build_repository
 from wavcse.hub.source import read_source
 from wavcse.hub.verify import verify_repository
 from wavcse.repository_wavcse import repository_files, upload_repository
 
-EXIT_USAGE = 2
 # The HTTP library's base error: httpx or its successor, whichever huggingface_hub is built on.
 HTTPError = HfHubHTTPError.__bases__[0]
 UPLOAD_ERRORS = (OSError, ValueError, RuntimeError, HTTPError)
@@ -173,15 +173,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command_line("wavcse push")
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line of explanation."""
+    """The command line."""
     args = parse_arguments(argv)
-    try:
-        print(report(push(**vars(args)), args.repo_id))
-    except (ValueError, OSError) as error:
-        print(f"wavcse push: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USAGE
-    return 0
+    print(report(push(**vars(args)), args.repo_id))
+    return DONE
 
 
 if __name__ == "__main__":

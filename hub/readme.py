@@ -17,7 +17,8 @@ from pathlib import Path
 
 import wavcse
 from wavcse.card_wavcse import card_header
-from wavcse.data.features import write_atomically
+from wavcse.data.command import DONE, command_line
+from wavcse.data.files import write_atomically
 from wavcse.hub.card import metadata_of
 from wavcse.hub.figures import figures_of, model_index
 from wavcse.hub.tiny import TinySource, read_tiny
@@ -58,20 +59,17 @@ def header(source: TinySource) -> str:
     return card_header(source.push.config, metadata_of(source.push, NAME, **stated)).strip()
 
 
+@command_line("wavcse readme")
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m wavcse.hub.readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 if README.md is out of date")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one that this package lies in)")
     args = parser.parse_args(argv)
-    try:
-        update(args.root, args.check)
-    except (ValueError, OSError) as error:
-        print(f"wavcse readme: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    update(args.root, args.check)
+    return DONE
 
 
 def update(root: Path, check: bool = False) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from wavcse.data.command import DONE, command_line
 from wavcse.data.composite import load_composite
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.data.recipes import checked_fields, read_recipe
 from wavcse.eval.paths import shown_path
@@ -162,8 +163,9 @@ def _counts(group: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+@command_line("wavcse training_data")
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m wavcse.hub.training_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -171,16 +173,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpora", default=CORPORA, help=f"YAML: corpus -> title, licence, attribution, note ({CORPORA})")
     parser.add_argument("--out", required=True, help="JSON file to write")
     args = parser.parse_args(argv)
-    try:
-        counted = count_training_data(args.recipes, args.corpora)
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(args.out), json.dumps(counted, indent=1, ensure_ascii=False) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"wavcse training_data: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    counted = count_training_data(args.recipes, args.corpora)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(args.out), json.dumps(counted, indent=1, ensure_ascii=False) + "\n")
     hours = {name: sum(row["hours"].get(name, 0) for row in counted["rows"]) for name in map(_stem, args.recipes)}
     print(f"{args.out}: " + ", ".join(f"{name} {total:.2f} h" for name, total in hours.items()))
-    return 0
+    return DONE
 
 
 def _stem(recipe: str) -> str:

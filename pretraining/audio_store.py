@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +19,7 @@ from tqdm.auto import tqdm
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ, decode, resample
 from wavcse.data.corpus_pass import decode_threads
-from wavcse.data.features import write_atomically
+from wavcse.data.files import replacing, write_atomically
 
 FULL_SCALE = 2**15
 
@@ -54,12 +52,8 @@ def build_store(root: str | Path, paths: Iterable[Path], show_progress: bool = F
     folder = Path(root) / _digest(paths)
     if not (folder / "index.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"audio.{uuid.uuid4().hex}.partial"
-        try:
+        with replacing(folder / "audio.int16") as partial:
             index = _decode_into(partial, paths, show_progress)
-            os.replace(partial, folder / "audio.int16")
-        finally:
-            partial.unlink(missing_ok=True)
         write_atomically(folder / "index.json", json.dumps(index))
     return AudioStore(folder)
 

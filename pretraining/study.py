@@ -25,15 +25,16 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from multiprocessing import get_context
 
 import torch
 
-from wavcse.data.corpus_pass import EXIT_SOME_SKIPPED
-from wavcse.data.features import write_atomically
+from wavcse.data.command import DONE, SOME_SKIPPED, command_line
+from wavcse.data.files import write_atomically
+from wavcse.data.processes import WorkerPool, end_with_parent
 from wavcse.eval.__main__ import usable_device
 from wavcse.eval.baselines import LAYER_BASELINES, build_encoders
 from wavcse.eval.evaluation import EvalSettings, Evaluation, evaluate
@@ -46,7 +47,6 @@ from wavcse.pretraining.study_config import Study, Variant, read_study
 from wavcse.pretraining.study_facts import READOUT, study_facts
 from wavcse.pretraining.study_report import write_study_report
 from wavcse.pretraining.study_speed import kept_speed
-from wavcse.training.processes import end_with_parent
 from wavcse.training.run_folder import RunFolder
 
 UNTRAINED = "untrained"  # in place of a fingerprint of data
@@ -148,7 +148,7 @@ def _save_untrained(variant: Variant) -> None:
 def _train(variant: Variant, workers: int) -> None:
     """Train in a process of its own, as it would be without a study."""
     threads = max(1, torch.get_num_threads() // workers) if workers > 1 else 0
-    with ProcessPoolExecutor(1, get_context("spawn"), _start_process, (threads,)) as pool:
+    with WorkerPool(1, get_context("spawn"), _start_process, (threads,)) as pool:
         pool.submit(pretrain, variant.args).result()
 
 
@@ -199,8 +199,9 @@ def judge(study: Study, variants: Sequence[Variant]) -> Evaluation:
     return evaluation
 
 
+@command_line("python -m wavcse.pretraining.study", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, 3 if clips of the evaluation had to be skipped, or 2 with one line of explanation."""
+    """The command line; returns 0, or 3 if clips of the evaluation had to be skipped."""
     parser = argparse.ArgumentParser(
         prog="python -m wavcse.pretraining.study",
         description=__doc__,
@@ -211,14 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants to train (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="variants trained at a time (default 1)")
     options = parser.parse_args(argv)
-    try:
-        study = read_study(options.config, options.output_dir)
-        evaluation = run_study(study, options.only, options.workers)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    study = read_study(options.config, options.output_dir)
+    evaluation = run_study(study, options.only, options.workers)
     print((study.folder / "study.md").read_text(encoding="utf-8"))
-    return EXIT_SOME_SKIPPED if evaluation.skipped else 0
+    return SOME_SKIPPED if evaluation.skipped else DONE
 
 
 if __name__ == "__main__":

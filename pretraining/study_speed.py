@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
+from wavcse.data.processes import one_thread
 from wavcse.eval.baselines.upstream import UpstreamLayers
 from wavcse.eval.checkpoint import Checkpoint
 from wavcse.eval.embedding_store import digest_of
-from wavcse.training.processes import one_thread
 from wavcse.training.run_folder import versions
 
 NUM_CLIPS, SHORTEST_S, LONGEST_S = 20, 1.0, 10.0

@@ -22,7 +22,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
 
-from wavcse.data.features import write_atomically
+from wavcse.data.command import command_line
+from wavcse.data.files import write_atomically
+from wavcse.data.processes import one_thread
 from wavcse.search.fit import settings_of
 from wavcse.search.hparams_report import draw_hparams, hparams_markdown
 from wavcse.search.program import (
@@ -50,7 +52,6 @@ from wavcse.search.study import (
 )
 from wavcse.search.table import SearchTable
 from wavcse.training.arguments import RunArguments
-from wavcse.training.processes import one_thread
 from wavcse.training.run_folder import versions
 
 BATCH_FACTORS = (0.5, 1, 2)
@@ -231,8 +232,9 @@ def _write(output_dir: Path, args: RunArguments, report: dict) -> None:
     write_atomically(output_dir / "hparams.md", hparams_markdown(report))
 
 
+@command_line("python -m wavcse.search.hparams", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line of explanation where the recipe or the data do not fit."""
+    """The command line."""
     description = "Search batch size and learning rate, then sizes, penalties and dropouts."
     parser = new_parser("hparams", description, "seeds per trial; its value is their mean")
     parser.add_argument("--trials", type=int, default=40, help="of the Bayesian optimisation, in this folder altogether")

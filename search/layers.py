@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.features import write_atomically
+from wavcse.data.command import command_line
+from wavcse.data.files import write_atomically
 from wavcse.search.costs import cost_of, measured_speed
 from wavcse.search.fit import settings_of
 from wavcse.search.pictures import draw_layers
@@ -205,8 +206,9 @@ def _recipe_head(report: Mapping, size: int) -> list[str]:
     return [chosen, f"{expectation(point['validation'], point['test'])}, which is what", "a weighted average of them gives."]
 
 
+@command_line("python -m wavcse.search.layers", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line of explanation where the recipe or the data do not fit."""
+    """The command line."""
     description = "Choose layers by recursive elimination, beside its rivals."
     parser = new_parser("layers", description, "seeds per set; the spread between them judges differences")
     parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS), help="other ways to choose layers")

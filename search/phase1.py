@@ -28,11 +28,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.features import write_atomically
+from wavcse.data.command import DONE, command_line
+from wavcse.data.files import write_atomically
 from wavcse.search.phase1_config import Phase1, corpus_step, read_config
 from wavcse.search.phase1_report import write_report
 from wavcse.search.program import recipe_text
-from wavcse.search.steps import Step, StepError, do_step
+from wavcse.search.steps import Step, do_step
 
 FLAGS = ("allow_partial", "measure_speed")
 PACKAGES = ("matplotlib", "optuna", "markdown")
@@ -131,8 +132,9 @@ def run_phase1(config: Phase1) -> Path:
     return write_report(config, records)
 
 
+@command_line("python -m wavcse.search.phase1", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line that names the field or the step."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m wavcse.search.phase1",
         description=__doc__,
@@ -141,13 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="recipe with sections (YAML), such as conf/synthetic_phase1.yaml")
     parser.add_argument("--output_dir", help="instead of the configuration's own")
     args = parser.parse_args(argv)
-    try:
-        report = run_phase1(read_config(args.config, args.output_dir))
-    except (ValueError, OSError, StepError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    report = run_phase1(read_config(args.config, args.output_dir))
     print(f"{report} and {report.with_suffix('.html').name} are written.")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from wavcse.configuration_wavcse import LAYER_POOLINGS
-from wavcse.data.features import write_atomically
+from wavcse.data.command import command_line
+from wavcse.data.files import write_atomically
 from wavcse.search.bootstrap import difference_of, interval, resampled_accuracies, units_of
 from wavcse.search.fit import settings_of
 from wavcse.search.pooling_pictures import draw_poolings
@@ -239,8 +240,9 @@ def _write(output_dir: Path, args: RunArguments, report: dict) -> None:
     write_atomically(output_dir / "poolings.md", poolings_markdown(report))
 
 
+@command_line("python -m wavcse.search.poolings", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with one line of explanation where the recipe or the data do not fit."""
+    """The command line."""
     parser = new_parser(
         "poolings", "Compare the ten layer poolings, their constants fixed or learned.", "seeds per pooling and constant"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from wavcse.data.command import DONE
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
-from wavcse.data.features import write_atomically
-from wavcse.search.runner import FitError
+from wavcse.data.files import write_atomically
 from wavcse.search.table import SearchTable, table_for
 from wavcse.training.arguments import RunArguments, parse_arguments
 
@@ -43,20 +42,16 @@ def new_parser(name: str, description: str, seeds: str) -> argparse.ArgumentPars
 
 
 def run_program(parser: argparse.ArgumentParser, argv: Sequence[str] | None, search: Search) -> int:
-    """Run a search on the recipe's table and print its report; 0, or 2 with one line on a mistake or a failed fit."""
+    """Run a search on the recipe's table and print its report; returns 0."""
     own, overrides = parser.parse_known_args(argv)
     name = parser.prog.rpartition(".")[2]
-    try:
-        args = parse_arguments([own.config, *overrides])
-        for option in ("seeds", "workers"):
-            at_least_one(option, getattr(own, option))
-        with table_for(args, own.output_dir / "fits", own.workers) as table:
-            search(table, args, own)
-    except (ValueError, OSError, FitError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    args = parse_arguments([own.config, *overrides])
+    for option in ("seeds", "workers"):
+        at_least_one(option, getattr(own, option))
+    with table_for(args, own.output_dir / "fits", own.workers) as table:
+        search(table, args, own)
     print((own.output_dir / f"{name}.md").read_text(encoding="utf-8"))
-    return 0
+    return DONE
 
 
 def at_least_one(option: str, value: int) -> None:

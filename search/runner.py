@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from wavcse.data.command import CommandError
+from wavcse.data.processes import WorkerPool, end_with_parent, one_thread
 from wavcse.search.fit import fit_together, shape_of
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable, shared
 from wavcse.training.arguments import RunArguments
-from wavcse.training.processes import end_with_parent, one_thread
 
 MOST_TOGETHER = 32  # models; beyond it a GPU is full
 
@@ -46,7 +47,7 @@ Plan = Generator[list[Fit], list[dict], Any]
 DoSome = Callable[[Mapping[str, Fit]], dict[str, dict]]
 
 
-class FitError(RuntimeError):
+class FitError(CommandError):
     """A fit failed; the message names it."""
 
 
@@ -195,7 +196,7 @@ def _in_workers(pool: ProcessPoolExecutor, workers: int) -> DoSome:
 def worker_pool(table: SearchTable, store: FitStore, workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes of one thread each that have table and store (`at_hand`) and end when this process does."""
     with shared(table, store.folder) as reopen:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (reopen, store))
+        pool = WorkerPool(workers, get_context("spawn"), _start_worker, (reopen, store))
         try:
             yield pool
         finally:

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from wavcse.data.corpus_pass import EXIT_SOME_SKIPPED
-from wavcse.data.features import write_atomically
-from wavcse.search.runner import FitError
+from wavcse.data.command import DONE, REFUSED, SOME_SKIPPED, CommandError
+from wavcse.data.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +57,7 @@ class Step:
         return digest.hexdigest()[:16]
 
 
-class StepError(RuntimeError):
+class StepError(CommandError):
     """A step failed; the message is one line that names it."""
 
 
@@ -85,7 +84,7 @@ def do_step(step: Step, folder: Path) -> dict:
     write_atomically(path, json.dumps(record, indent=1))
     started = time.monotonic()
     code, message = _run(step, folder / f"{step.name}.txt")
-    if code not in (0, EXIT_SOME_SKIPPED):
+    if code not in (DONE, SOME_SKIPPED):
         raise StepError(f"step {step.name}: {message or f'ended with exit code {code}'}")
     lost = [pattern for pattern in step.outputs if not glob.glob(pattern)]
     if lost:
@@ -115,15 +114,13 @@ def _exit_code(step: Step) -> int:
             return _run_script(step.program, step.argv)
         return importlib.import_module(step.program).main(list(step.argv))
     except SystemExit as stop:  # argparse
-        return 2 if stop.code is None else int(stop.code)
-    except (ValueError, OSError, FitError) as error:
-        print(" ".join(str(error).split()))
-        return 2
+        return REFUSED if stop.code is None else int(stop.code)
 
 
 def _run_script(script: str, argv: Sequence[str]) -> int:
     if not (ROOT / script).exists():
-        raise ValueError(f"{script} belongs to the repository and not to the installed package. Run this in a checkout.")
+        print(f"{script} belongs to the repository and not to the installed package. Run this in a checkout.")
+        return REFUSED
     done = subprocess.run([sys.executable, ROOT / script, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, end="")
     return done.returncode

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
 from wavcse.search.fit import settings_of
 from wavcse.training.arguments import RunArguments
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 import yaml
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
 
 
 class RunFolder:

@@ -6,12 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from wavcse.data.command import DONE, SOME_SKIPPED, command_line
 from wavcse.data.corpora import CORPORA
 from wavcse.data.corpora.corpus import write_manifest
 from wavcse.data.corpora.hub import write_hub_copy
 
-EXIT_USAGE = 2
-EXIT_PARTIAL = 3
 DESCRIPTION = """\
 Write the manifest of a public corpus from its official folders and lists. Nothing is downloaded, unless --hub_id names a
 copy. The numbers of clips are checked against the complete corpus.
@@ -24,24 +23,21 @@ exit code: 0 = done; 2 = refused, see the message; 3 = done with --allow_partial
 """
 
 
+@command_line("wavcse corpora", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 3 for a part of a corpus, or 2 with one line on what is missing or wrong."""
+    """The command line; returns 0, or 3 for a part of a corpus."""
     args = _parser().parse_args(argv)
     corpus = CORPORA[args.corpus]
-    try:
-        if args.hub_id:
-            write_hub_copy(corpus, args.hub_id, args.root, args.protocol, args.hub_config, args.hub_revision)
-        written = write_manifest(corpus, args.root, args.out, args.protocol, args.allow_partial)
-    except (ValueError, OSError) as error:
-        print(f"wavcse corpora: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USAGE
+    if args.hub_id:
+        write_hub_copy(corpus, args.hub_id, args.root, args.protocol, args.hub_config, args.hub_revision)
+    written = write_manifest(corpus, args.root, args.out, args.protocol, args.allow_partial)
     found = ", ".join(f"{name} {count:,}" for name, count in written.found.items())
     files = f"{args.out} and {written.trials}" if written.trials else args.out
     print(f"{files}: {written.clips:,} clips of {corpus.title} ({found}); licence: {corpus.licence}")
     if written.problems:
         print(f"wavcse corpora: this is a part of the corpus: {'; '.join(written.problems)}", file=sys.stderr)
-        return EXIT_PARTIAL
-    return 0
+        return SOME_SKIPPED
+    return DONE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from wavcse.data.features import write_atomically
+from wavcse.data.files import write_atomically
 
 SHOWN = 3  # how many names a message lists
 PARTIAL = "-partial"  # behind the protocol's name in the manifest of an incomplete corpus

@@ -6,7 +6,6 @@ Audio is decoded by this package, not by `datasets`, which would need torchcodec
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from wavcse.audio_wavcse import decode
-from wavcse.data.features import write_atomically
+from wavcse.data.files import replacing, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -116,9 +115,8 @@ def _write_audio(audio: Mapping[str, Any], path: Path) -> None:
     if not encoded.startswith(b"RIFF"):
         encoded = _as_wav(encoded, path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(encoded)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_bytes(encoded)
 
 
 def _as_wav(encoded: bytes, name: str) -> bytes:

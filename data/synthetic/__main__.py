@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from wavcse.data.command import DONE, command_line
+
 from .corpus import write_plan
-from .espeak import EspeakError
 from .plan import Plan
 from .table import MIN_CLIPS, plan_multitask
 from .twins import TWINS, plan_twin
@@ -46,8 +46,9 @@ def plans(args: argparse.Namespace) -> Iterator[tuple[Path, Plan]]:
         yield args.out / name, plan_twin(TWINS[name], args.clips, args.seed)
 
 
+@command_line("wavcse synthesize", continues=True)
 def main(argv: list[str] | None = None) -> int:
-    """Parse, write, and return the exit status: 0, 2 after an error message, 130 after Ctrl-C."""
+    """Parse and write."""
     parser = argparse.ArgumentParser(
         prog="wavcse synthesize",
         description=DESCRIPTION,
@@ -66,16 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all random draws (default: %(default)s)")
     parser.add_argument("--workers", type=int, metavar="K", help="processes (default: the number of CPUs)")
     args = parser.parse_args(argv)
-    try:
-        for out, plan in list(plans(args)):  # all are checked before the first is written
-            print(write_plan(plan, out, args.workers))
-    except (ValueError, ImportError, EspeakError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    for out, plan in list(plans(args)):  # all are checked before the first is written
+        print(write_plan(plan, out, args.workers))
+    return DONE
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ import hashlib
 import io
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 import soundfile
 from tqdm import tqdm
+
+from wavcse.data.files import replacing, write_atomically
+from wavcse.data.processes import WorkerPool, end_with_parent
 
 from .espeak import engine_version
 from .plan import Plan, Utterance
@@ -63,12 +63,12 @@ def write_plan(plan: Plan, out: str | Path, workers: int | None = None) -> Path:
     out = Path(out)
     identity = _identity(plan)
     _claim(out, identity)
-    _write_atomically(out / "README.md", _readme(plan, identity))
+    write_atomically(out / "README.md", _readme(plan, identity))
     samples = _speak_all(plan.utterances, out, workers)
     for name, text in plan.tables.items():
-        _write_atomically(out / name, text)
+        write_atomically(out / name, text)
     metadata = out / "metadata.csv"
-    _write_atomically(metadata, _metadata_csv(plan, samples))
+    write_atomically(metadata, _metadata_csv(plan, samples))
     return metadata
 
 
@@ -98,7 +98,7 @@ def _claim(out: Path, identity: dict[str, str | int]) -> None:
     elif (out / "audio").exists() or (out / "metadata.csv").exists():
         raise ValueError(f"{out} holds audio or metadata but no corpus.json of this generator; choose an empty folder")
     (out / "audio").mkdir(parents=True, exist_ok=True)
-    _write_atomically(record, json.dumps(identity, indent=2) + "\n")
+    write_atomically(record, json.dumps(identity, indent=2) + "\n")
 
 
 def _speak_all(utterances: list[Utterance], out: Path, workers: int) -> list[int]:
@@ -112,19 +112,8 @@ def _spoken(utterances: list[Utterance], out: Path, workers: int) -> Iterator[in
     if workers == 1:
         yield from map(job, utterances)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context(START_METHOD), initializer=_start_worker) as pool:
+    with WorkerPool(workers, mp_context=get_context(START_METHOD), initializer=end_with_parent) as pool:
         yield from pool.map(job, utterances, chunksize=CLIPS_PER_JOB)
-
-
-def _start_worker() -> None:
-    """Let a worker end with its parent, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent deals with it
-
-    def watch():  # a worker whose parent is killed would wait for work for ever, or meet the restarted run
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _speak_clip(utterance: Utterance, out: Path) -> int:
@@ -133,10 +122,9 @@ def _speak_clip(utterance: Utterance, out: Path) -> int:
         return soundfile.info(path).frames  # files get their name only when complete
     except soundfile.LibsndfileError:  # not there, or damaged by a power failure
         pass
-    part = path.with_suffix(".part")
     wave = render(utterance)
-    soundfile.write(part, wave, SAMPLING_RATE_HZ, subtype="PCM_16", format="FLAC")
-    os.replace(part, path)
+    with replacing(path) as partial:
+        soundfile.write(partial, wave, SAMPLING_RATE_HZ, subtype="PCM_16", format="FLAC")
     return len(wave)
 
 
@@ -149,12 +137,6 @@ def _metadata_csv(plan: Plan, samples: list[int]) -> str:
         row = vars(u.speaker) | clip | u.labels | u.splits | plan.constants
         writer.writerow([row[column] for column in plan.columns])
     return text.getvalue()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
 
 
 def _readme(plan: Plan, identity: dict[str, str | int]) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wavcse.data.command import CommandError
+
 ENGINE_RATE_HZ = 22050  # the only rate of espeak-ng's formant synthesiser
 MIN_RATE_WPM, MAX_RATE_WPM = 80, 450  # speak_lib.h, espeakRATE
 
@@ -29,7 +31,7 @@ _MAX_DATA_PATH = 120  # espeak-ng cuts its data path at 160 characters, file nam
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
-class EspeakError(RuntimeError):
+class EspeakError(CommandError):
     """espeak-ng is present but did not do what it was asked."""
 
 

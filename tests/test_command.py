@@ -1,0 +1,179 @@
+"""What every command line shares: one line and an exit code for whatever its user can do something about, and no traceback."""
+
+import errno
+import importlib
+import os
+import signal
+import sys
+
+import pytest
+
+import wavcse_cli
+from wavcse.data import command
+from wavcse.data.command import CommandError, command_line
+from wavcse.data.files import replacing
+from wavcse.search.runner import FitError
+
+PROGRAMS = [
+    *(module for module, _ in wavcse_cli.COMMANDS.values() if module != "wavcse.search.__main__"),
+    *(f"wavcse.search.{name}" for name in ("layers", "poolings", "hparams", "phase1")),
+    *(f"wavcse.hub.{name}" for name in ("card", "install", "readme", "training_data")),
+    *("wavcse.eval.results", "wavcse.eval.report", "wavcse.pretraining.study"),
+]
+
+
+def program(error, continues=True):
+    @command_line("wavcse test", continues)
+    def main(argv=None):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("module", PROGRAMS)
+def test_every_program_goes_through_the_one_door(module):
+    assert importlib.import_module(module).main.__wrapped__
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("num_epochs is 0;\n  at least 1"), "num_epochs is 0; at least 1"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.csv"),
+            "[Errno 2] No such file or directory: 'a.csv'",
+        ),
+        (FloatingPointError("the loss is no number"), "the loss is no number"),
+        (ModuleNotFoundError("No module named 'optuna'"), "No module named 'optuna'"),
+        (FitError("seed 3: it diverged"), "seed 3: it diverged"),
+        (CommandError("not today"), "not today"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/x.safetensors"),
+            "out/x.safetensors: No space left on device. Make room; the same command continues where it was.",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            "Disk quota exceeded. Make room; the same command continues where it was.",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(error, line, capsys):
+    assert program(error)([]) == 2
+    assert capsys.readouterr().err == f"wavcse test: {line}\n"
+
+
+def test_a_command_that_starts_over_says_so(capsys):
+    assert program(OSError(errno.ENOSPC, "No space left on device"), continues=False)([]) == 2
+    assert capsys.readouterr().err == "wavcse test: No space left on device. Make room; give the same command again.\n"
+
+
+def test_a_fault_of_the_package_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        program(KeyError("labels"))([])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line_and_the_handlers_are_restored(number, code, capsys):
+    @command_line("wavcse test", continues=True)
+    def main(argv=None):
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            done.append("cleaned up")
+
+    done, before = [], signal.getsignal(number)
+    assert main([]) == code
+    assert done == ["cleaned up"]
+    assert capsys.readouterr().err == "wavcse test: stopped; the same command continues where it was.\n"
+    assert signal.getsignal(number) is before
+
+
+def test_a_program_within_another_leaves_signals_to_that_one_and_answers_mistakes_itself(capsys):
+    @command_line("wavcse outer", continues=True)
+    def outer(argv=None):
+        codes.append(program(ValueError("inner mistake"))([]))
+        program(KeyboardInterrupt())([])
+
+    codes = []
+    assert outer([]) == 130
+    assert codes == [2]
+    assert capsys.readouterr().err.splitlines() == [
+        "wavcse test: inner mistake",
+        "wavcse outer: stopped; the same command continues where it was.",
+    ]
+
+
+def test_of_several_processes_that_fail_alike_the_first_one_speaks(capsys, monkeypatch):
+    """The launcher sends SIGTERM to the others when the first one has ended."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    assert program(ValueError("the recipe does not fit"))([]) == 143
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: None)  # nobody else has failed
+    assert program(ValueError("this process's disk is full"))([]) == 2
+    assert "this process's disk is full" in capsys.readouterr().err
+
+
+def test_a_process_that_lost_another_one_says_so_and_a_process_alone_shows_its_fault(capsys, monkeypatch):
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:35012")
+    with pytest.raises(RuntimeError):
+        program(lost)([])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert program(lost)([]) == 2
+    assert "another process of this run has ended" in capsys.readouterr().err
+
+
+def run_with_stdout(stdout, lines):
+    """Exit code and what is on stderr of a program that prints many lines, in a copy of this process."""
+
+    @command_line("wavcse test")
+    def main(argv=None):
+        for line in range(lines):
+            print("a table", line)
+        return 0
+
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(stdout, 1)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(write, "w", buffering=1, closefd=False)
+            code = main([])
+            sys.stdout.flush()  # as the interpreter does at its end
+            os._exit(code)
+        finally:
+            os._exit(1)
+    os.close(write)
+    with open(read) as errors:
+        text = errors.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_nobody_reads_ends_quietly(lines):
+    read, write = os.pipe()
+    os.close(read)
+    assert run_with_stdout(write, lines) == (141, "")
+    os.close(write)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full is needed")
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_to_a_full_disk_is_one_line(lines):
+    full = os.open("/dev/full", os.O_WRONLY)
+    line = "wavcse test: No space left on device. Make room; give the same command again.\n"
+    assert run_with_stdout(full, lines) == (2, line)
+    os.close(full)
+
+
+def test_the_file_that_met_a_full_disk_is_named(tmp_path, capsys):
+    @command_line("wavcse test", continues=True)
+    def main(argv=None):
+        with replacing(tmp_path / "part.parquet"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert main([]) == 2
+    assert capsys.readouterr().err == (
+        f"wavcse test: {tmp_path}/part.parquet: No space left on device. Make room; the same command continues where it was.\n"
+    )
