@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
@@ -15,6 +16,7 @@ TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the ups
 WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
 PRECISIONS = ("float32", "bfloat16", "int8")
 TASK_KINDS = ("classification",)
+MAX_TASK_NAME = 100  # characters; file systems allow 255 bytes for a name that holds it
 
 # Layer pooling -> the keyword arguments it takes, with defaults. The values are the authors' (fixed pooling); those they
 # leave open follow docs/architecture.md. `learnable=True` turns the fixed number into a parameter, as the cited originals do.
@@ -110,7 +112,7 @@ class WavCSEConfig(PretrainedConfig):
         self.embedding_size = _positive_int("embedding_size", embedding_size)
         self.layer_dropout = _probability("layer_dropout", layer_dropout)
         self.embedding_dropout = _probability("embedding_dropout", embedding_dropout)
-        self.tasks = {name: _validated_task(name, task) for name, task in (tasks or {}).items()}
+        self.tasks = {checked_task_name(name): _validated_task(name, task) for name, task in (tasks or {}).items()}
         self.freeze_upstream = bool(freeze_upstream)
         self.sampling_rate = _positive_int("sampling_rate", sampling_rate)
         self.do_normalize = bool(do_normalize)
@@ -156,6 +158,27 @@ class WavCSEConfig(PretrainedConfig):
         for kernel, stride in reversed(list(zip(self.upstream_config.conv_kernel, self.upstream_config.conv_stride))):
             samples = (samples - 1) * stride + kernel
         return samples
+
+
+def checked_task_name(name: Any) -> str:
+    """The name as it is. It becomes a key of `nn.ModuleDict`, part of file names and a column, so not every name will do.
+
+    Raises:
+        ValueError: it is no text, is empty or too long, holds a dot, a slash, a control character or a blank at an edge, or
+            is an attribute of `nn.ModuleDict`.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"tasks: the name {name!r} is no text; put it in quotes, or give the task another name.")
+    if not 1 <= len(name) <= MAX_TASK_NAME or name != name.strip() or not name.isprintable() or set(name) & set("./\\"):
+        raise ValueError(
+            f"tasks: the name {name[:MAX_TASK_NAME]!r} must serve in weights, files and columns: 1 to {MAX_TASK_NAME} "
+            "printable characters without dots and slashes, and no blank at either end."
+        )
+    if hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"tasks: the name {name!r} is taken by torch's ModuleDict, which holds the heads; choose another one."
+        )
+    return name
 
 
 def _as_config(upstream_config: PretrainedConfig | Mapping[str, Any] | None) -> PretrainedConfig:

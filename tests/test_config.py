@@ -1,12 +1,13 @@
 """`WavCSEConfig`: the paper's defaults, parameter counts, refusal of what is out of range, round trips."""
 
 import copy
+import re
 
 import pytest
 import torch
 from transformers import AutoConfig, Wav2Vec2Config, WavLMConfig
 
-from wavcse import WavCSEConfig, WavCSEModel
+from wavcse import WavCSEConfig, WavCSEForMultiTask, WavCSEModel
 from wavcse.configuration_wavcse import LAYER_POOLINGS, WAVLM_LARGE
 from wavcse.upstream_wavcse import build_on_meta
 
@@ -77,6 +78,36 @@ def test_parameter_count_of_the_whole_model():
 def test_field_out_of_range_is_named(fields, named):
     with pytest.raises(ValueError, match=named):
         WavCSEConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (1, "the name 1 is no text; put it in quotes"),
+        (True, "the name True is no text"),
+        (None, "the name None is no text"),
+        ("", "the name '' must serve"),
+        ("a.b", "the name 'a.b' must serve in weights, files and columns"),
+        ("a/b", "the name 'a/b' must serve"),
+        ("..\\up", "without dots and slashes"),
+        ("keyword ", "no blank at either end"),
+        ("key\nword", "printable"),
+        ("k" * 101, "1 to 100"),
+        ("type", "the name 'type' is taken by torch's ModuleDict"),
+        ("keys", "the name 'keys' is taken"),
+        ("training", "the name 'training' is taken"),
+        ("_modules", "the name '_modules' is taken"),
+    ],
+)
+def test_a_task_name_that_cannot_name_a_head_is_refused_with_the_reason(name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        WavCSEConfig(tasks={name: {"labels": ["yes", "no"]}})
+
+
+def test_task_names_in_any_script_and_with_blanks_inside_serve(tiny_config):
+    names = ["keyword spotting", "Schlüsselwörter", "शब्द", "emotion: valence", "on", "1"]
+    model = WavCSEForMultiTask(tiny_config(tasks={name: {"labels": ["a", "b"]} for name in names}))
+    assert list(model.heads.tasks) == names
 
 
 @pytest.mark.parametrize("pooling_type", LAYER_POOLINGS)
