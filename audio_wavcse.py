@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .waveform_wavcse import as_array, as_waveform, is_decoder, is_open_file
+
 try:
     import soundfile
     import soxr
@@ -20,7 +22,7 @@ except ImportError:
     soundfile = soxr = None
 
 SAMPLING_RATE_HZ = 16_000
-PCM_FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
+RATES_HZ = (1_000, 10_000_000)  # of arrays; resampling from any other takes memory or time without end
 DOWNLOAD_TIMEOUT_S = 60
 
 
@@ -28,8 +30,9 @@ def load_waveform(source: Any, sampling_rate: int = SAMPLING_RATE_HZ, name: str 
     """Read one clip from any supported source.
 
     Args:
-        source: a path, an `http(s)://` URL, the bytes of an audio file, a 1-D array that is already at `sampling_rate`,
-            or a mapping with `"array"` (or `"raw"`) and `"sampling_rate"`, or with `"bytes"` or `"path"`, as in `datasets`.
+        source: a path, an `http(s)://` URL, the bytes of an audio file, a file opened with "rb", a 1-D array, tensor or list
+            of floats that is already at `sampling_rate`, a mapping with `"array"` (or `"raw"`) and `"sampling_rate"`, or with
+            `"bytes"` or `"path"`, as in `datasets`, or an `AudioDecoder` as of `datasets` and torchcodec.
         sampling_rate: rate of the result in Hz.
         name: how error messages call the clip; the path if there is one.
 
@@ -37,10 +40,17 @@ def load_waveform(source: Any, sampling_rate: int = SAMPLING_RATE_HZ, name: str 
         float32 array of shape `[samples]`.
 
     Raises:
-        ValueError: the source cannot be read, is not mono after decoding, is empty, or holds NaN or infinity.
+        ValueError: the source cannot be read, is not mono after decoding, is empty, or holds samples that are no audio (see
+            `as_waveform`).
     """
     if isinstance(source, Mapping):
         return _from_mapping(source, sampling_rate, name or "clip")
+    if is_decoder(source):
+        return _from_decoder(source, sampling_rate, name or "clip")
+    if is_open_file(source) and not hasattr(source, "__array__"):
+        source, name = _content(source, name), name or _file_name(source)
+    if isinstance(source, memoryview):
+        source = source.tobytes()
     if isinstance(source, str | os.PathLike | bytes | bytearray):
         waveform, rate = decode(source, name=name)
         return resample(waveform, rate, sampling_rate)
@@ -87,44 +97,73 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     return soxr.resample(waveform, from_rate, to_rate, quality="HQ")
 
 
-def as_waveform(array: Any, name: str) -> np.ndarray:
-    """Check one clip and bring it to float32.
-
-    Integer PCM (int16, int32) is scaled to [-1, 1]; everything else must be floating point. Silence is allowed.
-
-    Raises:
-        ValueError: not 1-D (stereo), empty, an unsupported dtype, or NaN or infinity inside; `name` says which clip.
-    """
-    waveform = np.asarray(array)
-    if waveform.ndim != 1:
-        raise ValueError(
-            f"{name}: has shape {waveform.shape}, but one clip is one mono waveform of shape (samples,). "
-            "Average the channels first, for example `array.mean(axis=channel_axis)`."
-        )
-    if waveform.size == 0:
-        raise ValueError(f"{name}: is empty (0 samples). Drop it, or check how it was read.")
-    if waveform.dtype in PCM_FULL_SCALE:
-        return (waveform / PCM_FULL_SCALE[waveform.dtype]).astype(np.float32)
-    if not np.issubdtype(waveform.dtype, np.floating):
-        raise ValueError(f"{name}: has dtype {waveform.dtype}; give floats in [-1, 1], or PCM as int16 or int32.")
-    with np.errstate(over="ignore"):  # beyond float32 is infinity, refused below
-        waveform = np.ascontiguousarray(waveform, dtype=np.float32)
-    if not np.isfinite(waveform).all():
-        bad = int(np.flatnonzero(~np.isfinite(waveform))[0])
-        raise ValueError(f"{name}: holds NaN or infinity (first at sample {bad}). Repair or drop the clip.")
-    return waveform
-
-
 def _from_mapping(source: Mapping, sampling_rate: int, name: str) -> np.ndarray:
     array = source.get("array", source.get("raw"))
     if array is None:
-        encoded = source.get("bytes") or source.get("path")
+        encoded = next((source[key] for key in ("bytes", "path") if _is_given(source.get(key))), None)
         if encoded is None:
-            raise ValueError(f"{name}: a mapping needs 'array' (or 'raw') with 'sampling_rate', 'bytes' or 'path'.")
+            raise ValueError(
+                f"{name}: a mapping needs 'array' (or 'raw') with 'sampling_rate', 'bytes' or 'path'; this one has "
+                f"{', '.join(map(repr, source)) or 'nothing'}."
+            )
+        if not (isinstance(encoded, str | os.PathLike | bytes | bytearray | memoryview) or is_open_file(encoded)):
+            raise ValueError(f"{name}: 'bytes' or 'path' holds {type(encoded).__name__}; give an array as 'array'.")
         return load_waveform(encoded, sampling_rate, None if name == "clip" else name)
     if source.get("sampling_rate") is None:
         raise ValueError(f"{name}: 'sampling_rate' is missing beside 'array'; add the rate in Hz of the samples.")
-    return resample(as_waveform(array, name), int(source["sampling_rate"]), sampling_rate)
+    return resample(as_waveform(array, name), _checked_rate(source["sampling_rate"], name), sampling_rate)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str | bytes) and not value)
+
+
+def _checked_rate(rate: Any, name: str) -> int:
+    low, high = RATES_HZ
+    try:
+        if float(rate).is_integer() and low <= float(rate) <= high:
+            return int(float(rate))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise ValueError(f"{name}: 'sampling_rate' is {rate!r}; it must be a whole number of Hz, {low:,} to {high:,}.")
+
+
+def _from_decoder(decoder: Any, sampling_rate: int, name: str) -> np.ndarray:
+    try:
+        samples = decoder.get_all_samples()
+        channels, rate = as_array(samples.data, name), samples.sample_rate
+    except Exception as error:  # the decoder's library raises what it likes
+        raise ValueError(f"{name}: cannot be decoded ({' '.join(str(error).split())}).") from error
+    if channels.ndim == 2:
+        channels = np.ascontiguousarray(channels.T).mean(axis=1, dtype=np.float32)  # summed as `decode` does
+    return resample(as_waveform(channels, name), _checked_rate(rate, name), sampling_rate)
+
+
+def _content(file: Any, name: str | None) -> bytes:
+    """What is left to read of an open file; its position is put back, so that it can be read again."""
+    name = name or _file_name(file) or "clip"
+    try:
+        position = file.tell() if file.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        position = None
+    try:
+        content = file.read()
+        if position is not None:
+            file.seek(position)
+    except Exception as error:  # closed, not open for reading, or what the object's own library raises
+        raise ValueError(f"{name}: the open file cannot be read ({error}).") from error
+    if isinstance(content, str):
+        raise ValueError(f'{name}: the file is open as text; open it with open(path, "rb").')
+    if not isinstance(content, bytes | bytearray):
+        raise ValueError(f"{name}: read() gave {type(content).__name__}, not the bytes of an audio file.")
+    if not content:
+        raise ValueError(f"{name}: the open file has nothing left to read; after writing, call its seek(0).")
+    return bytes(content)
+
+
+def _file_name(file: Any) -> str | None:
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def _readable(source: str | os.PathLike | bytes) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +10,10 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
-from .audio_wavcse import as_waveform
 from .configuration_wavcse import WavCSEConfig
 from .transfer_wavcse import send
+from .waveform_wavcse import as_clips, as_waveform
+from .waveform_wavcse import scale_quiet as scaled_if_quiet
 
 logger = logging.get_logger(__name__)
 
@@ -73,32 +73,37 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | None = None,
         sampling_rate: int | None = None,
         device: str | torch.device | None = None,
+        scale_quiet: bool = False,
         **kwargs,
     ) -> BatchFeature:
         """Turn one clip, or a list of clips, into model input.
 
         Args:
-            raw_speech: one clip (`[samples]` array or list of floats), or several (a list of clips, or `[B, samples]`).
-                Floats in [-1, 1], or int16/int32 PCM.
+            raw_speech: one clip (`[samples]` array, tensor, column or list of floats), or several (a list, object array or
+                iterator of clips, or `[B, samples]`). Floats in [-1, 1], or int16/int32 PCM.
             padding, max_length, truncation, pad_to_multiple_of, return_attention_mask, return_tensors:
                 as in every transformers feature extractor, but padding to the longest clip is the default.
             sampling_rate: rate of `raw_speech` in Hz. Pass it: a wrong rate is then an error, not a wrong embedding.
             device: where the tensors shall be (with `return_tensors="pt"`). A GPU receives 16-bit samples, where the clips
                 are 16-bit, and pads and normalises them itself.
+            scale_quiet: bring clips below -60 dB of full scale to the level of usual speech, -20 dB, before normalisation.
 
         Returns:
             `BatchFeature` with `input_values` (float32 of shape `[B, samples]`) and `attention_mask` (int32, 1 = audio).
 
         Raises:
-            ValueError: wrong sampling rate, or a clip is stereo, empty, too short, too long, of an unsupported dtype, or
-                holds NaN or infinity. The message names the clip by its position.
+            ValueError: wrong sampling rate, or a clip is stereo, empty, too short, too long, no array (such as a path), of an
+                unsupported dtype, or holds samples that are no audio. The message names the clip by its position.
         """
         self._check_sampling_rate(sampling_rate)
-        clips = [as_waveform(clip, f"clip {i}") for i, clip in enumerate(_as_clips(raw_speech))]
+        given, _ = as_clips(raw_speech)
+        clips = [as_waveform(clip, f"clip {i}") for i, clip in enumerate(given if len(given) else [np.zeros(0)])]
         if truncation and max_length is not None:
             clips = [clip[:max_length] for clip in clips]
         for i, clip in enumerate(clips):
             self.check(clip, f"clip {i}")
+        if scale_quiet:
+            clips = [scaled_if_quiet(clip) for clip in clips]
         is_plain = padding in (True, "longest") and max_length is None and pad_to_multiple_of is None
         if return_tensors == "pt" and is_plain and return_attention_mask is not False and not _is_cpu(device):
             floor = VARIANCE_FLOOR if self.do_normalize else None
@@ -151,12 +156,3 @@ def _is_cpu(device: str | torch.device | None) -> bool:
 def normalize(waveform: np.ndarray) -> np.ndarray:
     """Zero mean and unit variance over `[samples]`, in float32; silence stays zero."""
     return ((waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR)).astype(np.float32)
-
-
-def _as_clips(raw_speech: Any) -> list:
-    if isinstance(raw_speech, np.ndarray) or hasattr(raw_speech, "__array__"):
-        array = np.asarray(raw_speech)
-        return [array] if array.ndim == 1 else list(array)
-    if len(raw_speech) == 0 or np.isscalar(raw_speech[0]):
-        return [np.asarray(raw_speech)]
-    return [np.asarray(clip) for clip in raw_speech]

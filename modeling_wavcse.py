@@ -38,6 +38,7 @@ from .stem_wavcse import Stem  # noqa: F401
 from .temporal_wavcse import pooled_frames  # noqa: F401
 from .transfer_wavcse import send  # noqa: F401
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream, read_config
+from .waveform_wavcse import as_waveform  # noqa: F401
 from .whisper_wavcse import is_whisper
 
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -323,18 +324,21 @@ class WavCSEModel(WavCSEPreTrainedModel):
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         precision: str | None = None,
+        scale_quiet: bool = False,
     ) -> np.ndarray | Tensor:
         """Embed speech, the sentence-transformers way.
 
         Args:
-            inputs: one clip or a list of clips: paths, URLs, bytes of audio files, 1-D arrays at the model's rate, or mappings
-                with `"array"` and `"sampling_rate"`; other rates are resampled.
+            inputs: one clip or several (a list, iterator, object array, pandas or `datasets` column): paths, URLs, bytes of
+                audio files, files opened with "rb", 1-D arrays, tensors or lists of floats at the model's rate, mappings with
+                `"array"` and `"sampling_rate"`, or `AudioDecoder`s; other rates are resampled.
             batch_seconds: audio per batch in seconds; it changes speed and memory, not the result.
             show_progress_bar: `None` = at log level INFO or DEBUG.
             convert_to_numpy: return an array (else a tensor on the CPU).
             normalize_embeddings: scale every embedding to length 1, so that a dot product is the cosine similarity.
             truncate_dim: keep the first numbers of each embedding only.
-            precision: "float32", "bfloat16" or "int8"; the configuration's if not given.
+            precision: "float32", "bfloat16" or "int8"; the configuration's if not given. Autocast changes nothing.
+            scale_quiet: bring clips below -60 dB of full scale to the level of usual speech, -20 dB, before normalisation.
 
         Returns:
             float32 `[E]` for one clip, `[N, E]` for a list, in input order.
@@ -355,6 +359,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
             normalize_embeddings,
             truncate_dim,
             precision,
+            scale_quiet,
         )
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from types import GeneratorType
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from .audio_wavcse import load_waveform
+from .waveform_wavcse import as_clips
 
 
 class WavCSEFeatureExtractionPipeline(Pipeline):
     """Embed speech clips.
 
-    A clip is a path, an `http(s)://` URL, the bytes of an audio file, a 1-D array at the model's rate, or a mapping with
-    `"array"` (or `"raw"`) and `"sampling_rate"`; other rates are resampled. A list of clips gives a list of results.
+    A clip is what `WavCSEModel.encode` takes: a path, an `http(s)://` URL, the bytes of an audio file, a file opened with
+    "rb", a 1-D array, tensor or list of floats at the model's rate, a mapping with `"array"` (or `"raw"`) and
+    `"sampling_rate"`, or an `AudioDecoder`; other rates are resampled. A list, column or array of clips gives a list of
+    results; a generator or a torch `Dataset` gives an iterator over them.
 
-    `precision` ("float32", "bfloat16" or "int8"), at construction or call, sets that of the upstream's matrix products.
+    Args, at construction or call:
+        precision: "float32", "bfloat16" or "int8", of the upstream's matrix products.
+        scale_quiet: bring clips below -60 dB of full scale to the level of usual speech first.
 
     Returns per clip `[[e_1, ..., e_E]]`, or with `return_tensors=True` a float tensor of shape `[1, E]`.
     """
@@ -26,18 +34,32 @@ class WavCSEFeatureExtractionPipeline(Pipeline):
     _load_feature_extractor = True
     _load_tokenizer = False
 
-    def _sanitize_parameters(
-        self, precision: str | None = None, return_tensors: bool | None = None
-    ) -> tuple[dict, dict, dict]:
-        forward = {} if precision is None else {"precision": precision}
-        return {}, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
+    def __call__(self, inputs: Any, *args, **kwargs) -> Any:
+        if isinstance(inputs, GeneratorType | Dataset):
+            return super().__call__(inputs, *args, **kwargs)
+        clips, is_single = as_clips(inputs)
+        if is_single:
+            return super().__call__(clips[0], *args, **kwargs)
+        return list(super().__call__((clip for clip in clips), *args, **kwargs))  # a column is decoded clip by clip
 
-    def preprocess(self, inputs: Any) -> dict[str, Tensor]:
+    def _sanitize_parameters(
+        self, precision: str | None = None, return_tensors: bool | None = None, scale_quiet: bool | None = None
+    ) -> tuple[dict, dict, dict]:
+        preprocess = {} if scale_quiet is None else {"scale_quiet": scale_quiet}
+        forward = {} if precision is None else {"precision": precision}
+        return preprocess, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
+
+    def preprocess(self, inputs: Any, scale_quiet: bool = False) -> dict[str, Tensor]:
         rate = self.feature_extractor.sampling_rate
-        return self.feature_extractor(load_waveform(inputs, rate), sampling_rate=rate, return_tensors="pt")
+        waveform = load_waveform(inputs, rate)
+        return self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt", scale_quiet=scale_quiet)
 
     def _forward(self, model_inputs: dict[str, Tensor], precision: str | None = None) -> dict[str, Tensor]:
-        return {"embeddings": self.model(**model_inputs, precision=precision)[0]}
+        with torch.autocast(
+            self.model.device.type, enabled=False
+        ):  # the precision is `precision`, whatever surrounds the call
+            output = self.model(**model_inputs, precision=precision, return_dict=True)
+        return {"embeddings": output.embeddings}
 
     def postprocess(self, model_outputs: dict[str, Tensor], return_tensors: bool = False) -> Tensor | list[list[float]]:
         embeddings = model_outputs["embeddings"]

@@ -33,6 +33,7 @@ CODE_FILES = (
     "temporal_wavcse.py",
     "transfer_wavcse.py",
     "upstream_wavcse.py",
+    "waveform_wavcse.py",
     "whisper_wavcse.py",
 )
 AUTO_MAP = {

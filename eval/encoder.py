@@ -103,7 +103,7 @@ class WavCSEEncoder:
         if self._last is None or self._last[0] is not waveforms:
             device = self.model.device
             inputs = self.feature_extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt", device=device)
-            self._last = (waveforms, self.model(**inputs, precision=self.precision))
+            self._last = (waveforms, self.model(**inputs, precision=self.precision, return_dict=True))
         return self._last[1]
 
 

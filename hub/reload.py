@@ -32,7 +32,7 @@ def embeddings(folder: str, waveform):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     inputs = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_tensors="pt")
     with torch.no_grad():
-        direct = model(**inputs).embeddings.numpy()
+        direct = model(**inputs, return_dict=True).embeddings.numpy()
     embed = pipeline("feature-extraction", model=folder, trust_remote_code=True)
     return np.concatenate([direct, embed(waveform, return_tensors=True).numpy()])
 

@@ -66,7 +66,7 @@ def embed_fixed_clip(model: Path) -> tuple[np.ndarray, np.ndarray]:
     clip = fixed_clip(loaded.config)
     feature_extractor = WavCSEFeatureExtractor.from_config(loaded.config)
     inputs = feature_extractor(clip, sampling_rate=loaded.config.sampling_rate, return_tensors="pt")
-    return clip, loaded(**inputs).embeddings[0].float().numpy()
+    return clip, loaded(**inputs, return_dict=True).embeddings[0].float().numpy()
 
 
 def _reload(folder: Path, clip: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:

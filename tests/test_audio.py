@@ -174,6 +174,19 @@ def test_file_without_samples(path):
         load_waveform(broken("no-samples", path))
 
 
+SPEECH = 0.1 * np.sin(np.arange(800))
+
+
+@pytest.mark.parametrize("clip", [2**31 * SPEECH, 2**15 * SPEECH, 3.0 * SPEECH / SPEECH.max(), np.full(800, 2.0)])
+def test_levels_beyond_full_scale_are_served(clip):
+    np.testing.assert_array_equal(as_waveform(clip, "clip"), clip.astype(np.float32))
+
+
+def test_a_click_within_full_scale_is_served():
+    click = np.where(np.arange(800) == 400, 1.0, 0.0)
+    np.testing.assert_array_equal(as_waveform(click, "clip"), click)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
@@ -187,6 +200,14 @@ def test_file_without_samples(path):
         (np.where(np.arange(800) == 7, np.nan, 0.0), "interview: holds NaN or infinity.*sample 7"),
         (np.where(np.arange(800) == 9, np.inf, 0.0), "interview: holds NaN or infinity.*sample 9"),
         (np.full(800, 1e300), "interview: holds NaN or infinity.*sample 0"),  # overflows float32
+        (np.where(np.arange(800) == 9, 1e29, SPEECH), r"interview: sample 9 is 1e\+29, beyond any audio format"),
+        (np.where(np.arange(800) == 9, -3e9, SPEECH), r"interview: sample 9 is -3e\+09, beyond any audio format"),
+        (1e20 * SPEECH, "interview: sample 1 is .*, beyond any audio format"),
+        (np.where(np.arange(800) == 9, 1e3, SPEECH), r"interview: sample 9 is 1e\+03 .*16 such samples outweigh all others"),
+        (np.where(np.arange(800) % 100 == 9, -1e8, SPEECH), r"interview: sample 9 is -1e\+08 .*outweigh all others"),
+        (None, r"interview: is missing \(None\). Drop its row"),
+        ("a.wav", "interview: is of type str, which holds no samples"),
+        ({"array": SPEECH}, "interview: is of type dict, which holds no samples"),
     ],
 )
 def test_array_that_is_refused(array, message):
@@ -198,7 +219,7 @@ def test_array_that_is_refused(array, message):
     ("mapping", "message"),
     [
         ({"array": np.zeros(800)}, "'sampling_rate' is missing"),
-        ({"array": np.zeros(800), "sampling_rate": 0}, "must be positive"),
+        ({"array": np.zeros(800), "sampling_rate": 0}, "'sampling_rate' is 0; it must be a whole number of Hz, 1,000 to"),
         ({"sampling_rate": RATE}, "a mapping needs 'array'"),
         ({}, "a mapping needs 'array'"),
     ],

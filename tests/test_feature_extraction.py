@@ -1,6 +1,7 @@
 """`WavCSEFeatureExtractor`: transformers' numbers, and one defined answer for every kind of bad input."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
@@ -46,6 +47,9 @@ FORMS = {
     "list of tensors": lambda clips: [torch.from_numpy(clip) for clip in clips],
     "lists of floats": lambda clips: [clip.tolist() for clip in clips],
     "float64": lambda clips: [clip.astype(np.float64) for clip in clips],
+    "object array": lambda clips: pd.Series(clips).to_numpy(),
+    "series of arrays": pd.Series,
+    "iterator": iter,
 }
 
 
@@ -57,7 +61,7 @@ def test_forms_of_a_batch(extractor, waves, form):
     assert torch.equal(result, expected)
 
 
-@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor, np.ndarray.tolist])
+@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor, np.ndarray.tolist, pd.Series])
 def test_one_clip_is_a_batch_of_one(extractor, waves, form):
     clip = waves(2_000)[0]
     result = extractor(form(clip), sampling_rate=RATE, return_tensors="np")
@@ -123,6 +127,51 @@ def test_nan_and_infinity(extractor, waves, value):
     clips = waves(2_000, 2_000)
     clips[1][123] = value
     with pytest.raises(ValueError, match="clip 1: holds NaN or infinity .*sample 123"):
+        extractor(clips, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize("device", ["cpu", "like a GPU"])
+@pytest.mark.parametrize(("value", "message"), [(1e29, "beyond any audio format"), (1e6, "outweigh all others")])
+def test_absurd_samples(extractor, waves, monkeypatch, device, value, message):
+    clips = waves(2_000, 2_000)
+    clips[1][123] = value
+    if device != "cpu":
+        monkeypatch.setattr(feature_extraction_wavcse, "_is_cpu", lambda device: False)
+    with pytest.raises(ValueError, match=f"clip 1: sample 123 is 1e.* {message}"):
+        extractor(clips, sampling_rate=RATE, return_tensors="pt", device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "like a GPU"])
+def test_the_loudest_clip_that_is_served_is_normalised_like_any(extractor, waves, monkeypatch, device):
+    clip = waves(2_000)[0]
+    loudest = clip * np.float32(2**31 / np.abs(clip).max())
+    if device != "cpu":
+        monkeypatch.setattr(feature_extraction_wavcse, "_is_cpu", lambda device: False)
+    of_both = extractor([100 * clip, loudest], sampling_rate=RATE, return_tensors="pt", device="cpu")["input_values"]
+    torch.testing.assert_close(of_both[0], of_both[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "like a GPU"])
+def test_quiet_clips_can_be_scaled_before_they_are_normalised(extractor, waves, monkeypatch, device):
+    clip = waves(2_000)[0]
+    if device != "cpu":
+        monkeypatch.setattr(feature_extraction_wavcse, "_is_cpu", lambda device: False)
+    options = {"sampling_rate": RATE, "return_tensors": "pt", "device": "cpu"}
+    clips = [clip, clip * np.float32(1e-5), np.zeros_like(clip)]
+    plain, scaled = extractor(clips, **options), extractor(clips, scale_quiet=True, **options)
+    assert plain["input_values"].std(dim=1).tolist() == pytest.approx([1, 0.0032, 0], abs=1e-3)
+    assert scaled["input_values"].std(dim=1).tolist() == pytest.approx([1, 1, 0], abs=1e-3)
+    torch.testing.assert_close(scaled["input_values"][1], plain["input_values"][0], rtol=0, atol=1e-4)
+    assert torch.equal(scaled["input_values"][0], plain["input_values"][0])
+
+
+@pytest.mark.parametrize(
+    "clips",
+    ["clip.wav", {"array": np.zeros(800), "sampling_rate": RATE}, [None], [b"RIFF"]],
+    ids=["path", "mapping", "None", "bytes"],
+)
+def test_what_is_no_array(extractor, clips):
+    with pytest.raises(ValueError, match=r"clip 0: is (of type .*, which holds no samples|missing \(None\))"):
         extractor(clips, sampling_rate=RATE)
 
 

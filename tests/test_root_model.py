@@ -52,6 +52,23 @@ def test_the_configuration_is_that_of_a_saved_model(tmp_path):
     assert (tmp_path / "preprocessor_config.json").read_text() == (ROOT / "preprocessor_config.json").read_text()
 
 
+def test_the_shortest_clip_is_what_its_stem_needs(model):
+    """docs/bad_input.md states these; the tiny upstreams of the tests have the stem of the published ones."""
+    feature_extractor = WavCSEFeatureExtractor.from_pretrained(ROOT)
+    assert feature_extractor.min_samples == model.config.min_samples == 720
+    noise = fixed_clip(model.config)
+    assert np.isfinite(model.encode(noise[:720])).all()
+    with pytest.raises(
+        ValueError, match=r"clip 0: has 719 samples \(44.9 ms\); the upstream needs at least 720 for one frame"
+    ):
+        model.encode(noise[:719])
+
+
+@pytest.mark.parametrize("family", ["wavlm", "wav2vec2", "hubert", "whisper"])
+def test_published_upstreams_need_400_samples(family):
+    assert WavCSEConfig({"model_type": family}, selected_layers=[0]).min_samples == 400
+
+
 def test_it_loads_without_this_package(tmp_path):
     """`AutoModel` and `pipeline` in a fresh process, offline; the files that ran are the root's."""
     folder = tmp_path / "clone"
