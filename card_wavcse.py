@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def model_card(
         metadata: further fields of `huggingface_hub.ModelCardData`; `tags` come after the card's own.
         sections: Markdown per title, put behind what the configuration already says under that title.
     """
-    facts = facts_of(config, model_id)
+    facts = {name: inert(value) for name, value in facts_of(config, model_id).items()}
+    facts["tasks"] = facts["tasks"].replace("|", "\\|")  # a cell of a table
     own = {
         "Model details": DETAILS.format(**facts),
         "Usage": USAGE.format(**facts),
@@ -157,6 +159,31 @@ def facts_of(config: WavCSEConfig, model_id: str) -> dict[str, Any]:
     }
 
 
+def inert(value: Any) -> Any:
+    """Text that somebody else wrote (names, titles, labels, notes), such that Markdown shows it and does nothing else with it.
+
+    It stays on its line, is no HTML and makes no link or picture; text without `<`, new lines and links is returned as it is.
+    Of mappings and sequences all texts are made so (`with_texts`).
+    """
+    return with_texts(value, _inert_text)
+
+
+def _inert_text(text: str) -> str:
+    text = re.sub(r"\s*[\x00-\x08\n-\r\x0e-\x1f\x7f\x85\u2028\u2029]+\s*", " ", text)
+    return re.sub(r"\]([(:])", lambda match: f"]&#{ord(match[1])};", text.replace("<", "&lt;"))
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A value with all its texts changed: a text itself, or those in mappings, keys too, and in lists and tuples."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {with_texts(key, change): with_texts(own, change) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(with_texts(own, change) for own in value)
+    return value
+
+
 def hash_code_files(folder: Path) -> dict[str, str]:
     """Name -> SHA-256 (hexadecimal) of the Python files in a folder, by name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.py"))}
@@ -169,5 +196,5 @@ def is_generated(card: Path) -> bool:
 
 def _code_table(code_files: Mapping[str, str]) -> str:
     intro = "With `trust_remote_code=True` these files run on your machine, and no others of this repository:"
-    rows = [f"| `{name}` | `{digest}` |" for name, digest in code_files.items()]
+    rows = ["| `{}` | `{}` |".format(inert(name).replace("|", "\\|"), digest) for name, digest in code_files.items()]
     return "\n".join([intro, "", "| file | SHA-256 |", "|---|---|", *rows])

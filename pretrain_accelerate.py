@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,7 +30,7 @@ from wavcse.pretraining.audio_store import build_store
 from wavcse.pretraining.batches import BatchLoader
 from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
 from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
-from wavcse.pretraining.loop import Figures, Learner, Progress, label_weight_at, new_learner, update
+from wavcse.pretraining.loop import Figures, Learner, Progress, label_weight_at, new_learner, refuse_divergence, update
 from wavcse.pretraining.network import PretrainNetwork
 from wavcse.training.checkpoint import TENSOR_FILE, Checkpoint
 from wavcse.training.run_folder import RunFolder, versions
@@ -56,7 +58,7 @@ def pretrain(args: PretrainArguments) -> dict:
 
     Raises:
         ValueError: the recipe or the manifests do not fit; nothing has been computed or overwritten then.
-        FloatingPointError: too many steps in a row were not finite.
+        FloatingPointError: the training diverged, or too many steps in a row were not finite. Nothing of that is kept.
     """
     run = set_up(args)
     resume(run)
@@ -183,9 +185,12 @@ def new_figures(run: Run) -> Figures:
 
 
 def log_figures(run: Run, figures: Figures, seconds: float, bar: tqdm) -> None:
-    """Write a line to the log, the tracker and the progress bar."""
+    """Write a line to the log, the tracker and the progress bar; FloatingPointError if the training has diverged."""
     progress = run.learner.progress
     entry = {"step": progress.step, **figures.entry(run.accelerator, label_weight_at(run.args, progress.step - 1))}
+    refuse_divergence(run.accelerator, run.learner, entry)
+    if progress.step == run.args.max_steps and not figures.batches:
+        raise FloatingPointError("every update since the last line of the log had a loss or gradient that is not finite.")
     entry |= {"learning_rate": run.learner.scheduler.get_last_lr()[0], "skipped_steps": progress.skipped}
     entry |= {"seconds": round(seconds, 3), "audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)}
     if run.accelerator.is_main_process:
@@ -218,6 +223,7 @@ def finish(run: Run) -> dict:
         save_upstream(run.learner.network.encoder, run.folder.path / "upstream")
         result = {
             "last": log[-1],
+            "warnings": warnings_of(log[-1], run.args),
             "steps": run.learner.progress.step,
             "skipped_steps": run.learner.progress.skipped,
             "train_seconds": round(run.learner.progress.train_seconds, 1),
@@ -232,9 +238,23 @@ def finish(run: Run) -> dict:
             "versions": versions(),
         }
         run.folder.write_result("pretraining", result)
+        for words in result["warnings"]:
+            print(f"warning: {words}")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return result
+
+
+def warnings_of(last: Mapping[str, Any], args: PretrainArguments) -> list[str]:
+    """What is wrong with a run whose figures are all finite, by the last line of its log; empty if nothing is."""
+    chance = math.log(args.codebook_size)
+    if last["masked_loss"] < chance:
+        return []
+    return [
+        f"the loss of the masked frames ends at {last['masked_loss']:.2f} nats (accuracy {last['masked_accuracy']:.2%}); "
+        f"guessing among {args.codebook_size} codes has {chance:.2f}. The encoder has learnt nothing: try a smaller "
+        f"learning_rate ({args.learning_rate:g} here) or more steps."
+    ]
 
 
 @command_line("wavcse pretrain", continues=True)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.command import DONE, command_line
-from wavcse.data.composite import load_composite
+from wavcse.data.composite import IGNORED_LABEL, load_composite
 from wavcse.data.features import FeatureCache, open_cache
 from wavcse.data.labels import TaskSource
 from wavcse.data.manifest import SPLITS, Clip, Manifest
@@ -30,9 +30,9 @@ from wavcse.modeling_wavcse import WavCSEForMultiTask
 from wavcse.training.arguments import RunArguments, parse_arguments
 from wavcse.training.checkpoint import Checkpoint
 from wavcse.training.features import SplitFeatures, cached_digests, data_fingerprint, open_table
-from wavcse.training.loop import Evaluation, Learner, Progress, evaluate, new_learner, train_epoch
+from wavcse.training.loop import Evaluation, Learner, Progress, all_finite, evaluate, new_learner, train_epoch
 from wavcse.training.network import load_network, model_config
-from wavcse.training.run_folder import RunFolder, versions
+from wavcse.training.run_folder import OTHER_SETTINGS, RunFolder, versions
 
 
 @dataclass
@@ -57,6 +57,7 @@ def train(args: RunArguments) -> dict:
 
     Raises:
         ValueError: the recipe, the manifests or the cache do not fit; nothing has been computed or overwritten then.
+        FloatingPointError: the training diverged. Of that epoch nothing is kept, and no Hub folder is left.
     """
     run = set_up(args)
     checkpoint = Checkpoint(run.folder.last, run.learner.network, run.learner.optimizer, run.learner.scheduler)
@@ -66,6 +67,8 @@ def train(args: RunArguments) -> dict:
     with tqdm(epochs, "train", unit="epoch", disable=not run.accelerator.is_main_process) as bar:
         for epoch in bar:
             (entry,) = train_epoch(run.accelerator, [run.splits], [run.learner], epoch)
+            if run.learner.divergence:
+                raise FloatingPointError(f"{args.output_dir}: {run.learner.divergence}{OTHER_SETTINGS}")
             log_epoch(run, entry, bar)
             if epoch == args.num_epochs or time.monotonic() - saved_at >= args.checkpoint_every_s:
                 save(run, checkpoint)
@@ -125,10 +128,18 @@ def load_hub_model(
 
 
 def resume(run: Run, checkpoint: Checkpoint) -> None:
-    """Continue from the last checkpoint if there is one, and cut the log back to it."""
+    """Continue from the last checkpoint if there is one, and cut the log back to it.
+
+    Raises:
+        FloatingPointError: an older version went on after the weights had diverged, and left them there.
+    """
     restored = checkpoint.load(run.accelerator.device)
     if restored is not None:
         run.learner.progress, run.learner.best_weights = Progress(**restored[0]), restored[1]
+        if not all_finite([*run.learner.network.parameters(), *run.learner.best_weights.values()]):
+            raise FloatingPointError(
+                f"{checkpoint.folder}: holds weights that are not finite, of a run that diverged.{OTHER_SETTINGS}"
+            )
     if run.accelerator.is_main_process:
         run.folder.keep_log_until(run.learner.progress.epoch)
 
@@ -155,10 +166,11 @@ def finish(run: Run) -> dict:
     """Test the best epoch, write the result and the Hub folder, print the table."""
     learner = run.learner
     learner.network.load_state_dict(learner.best_weights)
-    validation, test = (evaluate(run.accelerator, learner, run.splits[split]) for split in ("validation", "test"))
+    training, validation, test = (evaluate(run.accelerator, learner, run.splits[split]) for split in SPLITS)
     result = {
         "tasks": {task: _task_result(run, task, validation, test) for task in run.config.tasks},
         "mean_accuracy": {"validation": validation.mean_accuracy, "test": test.mean_accuracy},
+        "warnings": [words for task in run.config.tasks if (words := _nothing_learnt(run, task, training.accuracy[task]))],
         "best_epoch": learner.progress.best_epoch,
         "num_epochs": learner.progress.epoch,
         "train_seconds": round(learner.progress.train_seconds, 2),
@@ -189,6 +201,20 @@ def _task_result(run: Run, task: str, validation: Evaluation, test: Evaluation) 
     }
 
 
+def _nothing_learnt(run: Run, task: str, accuracy: float) -> str:
+    """A warning where the very clips that the task was trained on are named no better than by chance; else empty."""
+    labels = run.splits["train"].labels[task]
+    labels = labels[labels != IGNORED_LABEL]
+    chance = float(labels.bincount().max()) / len(labels)
+    if accuracy > chance:
+        return ""
+    return (
+        f"{task}: {accuracy:.2%} accuracy on the training clips is no better than chance ({chance:.2%}, always naming the "
+        f"most frequent class): nothing was learnt. Try a smaller learning_rate ({run.args.learning_rate:g} here) or penalty "
+        f"(l1 {run.args.l1:g}, l2 {run.args.l2:g}), or more epochs; else look at the labels."
+    )
+
+
 def protocol_of(source: TaskSource) -> str:
     """How the task's corpora were labelled and split, as their manifests say; empty where they say nothing."""
     return ", ".join(sorted({Manifest(path).protocol for path in source.manifests} - {""}))
@@ -206,6 +232,7 @@ def table(result: dict) -> str:
     mean = result["mean_accuracy"]
     lines.append(f"{'mean':<12} {'':>7} {'':>10} {mean['validation']:>11.2%} {mean['test']:>8.2%}")
     lines.append(f"accuracy of epoch {result['best_epoch']}, the best on validation of {result['num_epochs']}")
+    lines += [f"warning: {words}" for words in result["warnings"]]
     return "\n".join([*lines, *([result["note"]] if result["note"] else [])])
 
 

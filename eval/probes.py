@@ -86,6 +86,9 @@ def fit_probe(
         test_embeddings: `[N, E]`; there is no argument for test labels.
         objective: loss, outputs and the figure that validation looks at.
         seed: of the initial weights and the order of the clips; the same seed gives the same predictions.
+
+    Raises:
+        ValueError: no learning rate had an epoch whose outputs are finite; one that diverges is not chosen.
     """
     if train.embeddings.shape[1] == 0:
         return _best_constant(train, validation, len(test_embeddings), objective)
@@ -100,6 +103,12 @@ def fit_probe(
     candidates = [
         _train_linear(train_part, validation_part, objective, rate, seed, settings) for rate in settings.learning_rates
     ]
+    candidates = [candidate for candidate in candidates if candidate.state]
+    if not candidates:
+        rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
+        raise ValueError(
+            f"the probe diverged with every learning rate ({rates}): look at the scale of the embeddings and of the labels."
+        )
     best = max(candidates, key=lambda candidate: (candidate.gain, -candidate.loss))
     outputs = nn.functional.linear(standardised[2], best.state["weight"], best.state["bias"])
     figure = best.gain if objective.greater_is_better else -best.gain
@@ -133,6 +142,8 @@ def _train_linear(
     for epoch in range(1, settings.max_epochs + 1):
         _train_epoch(linear, optimiser, objective, train, order, settings)
         gain, loss = _validate(linear, objective, *validation)
+        if not (math.isfinite(gain) and math.isfinite(loss)):  # classes have an accuracy even then
+            break
         if gain > best.gain or loss < lowest_loss:
             lowest_loss, last_gain = min(loss, lowest_loss), epoch
         # Equal accuracies are common with few validation clips; the lower validation loss then decides.

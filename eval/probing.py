@@ -79,7 +79,10 @@ def _fit(
     def fit(candidate: np.ndarray, seed: int) -> ProbeRun:
         train, validation, test = (data.table.rows(split) for split in ("train", "validation", "test"))
         parts = [LabelledEmbeddings(candidate[rows], data.labels[rows]) for rows in (train, validation)]
-        return fit_probe(*parts, candidate[test], objective, seed, device=device)
+        try:
+            return fit_probe(*parts, candidate[test], objective, seed, device=device)
+        except ValueError as error:
+            raise ValueError(f"{data.task.name}: {error}") from error
 
     candidates = np.split(embeddings, num_candidates, axis=1)
     firsts = [fit(candidate, seeds[0]) for candidate in candidates]

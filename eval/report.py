@@ -23,6 +23,7 @@ from wavcse.eval.results import mark_of, markdown_table
 from wavcse.eval.rows import Row, encoders_of, metric_words, rows_of, shown, shown_interval, size_words
 from wavcse.eval.significance import Comparison, compare
 from wavcse.reports import page
+from wavcse.reports.figures import without_formulas
 
 MOST_CLASSES = 20  # up to which the clips of each class are listed
 SPLITS = ("train", "validation", "test")
@@ -42,8 +43,9 @@ def write_report(output_dir: str | Path) -> str:
     comparisons = compare(rows, folder)
     table = markdown_table(records, comparisons)
     write_atomically(folder / "results.md", table)
-    draw_pictures(rows, encoders_of(records), folder / "pictures")
-    page.write_page(folder / "report.md", "Evaluation of speech embeddings", _text(rows, table, comparisons))
+    draw_pictures(rows_of(without_formulas(records)), encoders_of(records), folder / "pictures")
+    text = _text(rows_of(page.inert(records)), table, comparisons)
+    page.write_page(folder / "report.md", "Evaluation of speech embeddings", text)
     return table
 
 
@@ -164,7 +166,7 @@ def _configuration(rows: Sequence[Row]) -> list[str]:
         f"Intervals: {interval['method']}, {100 * interval['confidence']:g} %, {interval['resamples']} resamples, seed "
         f"{interval['seed']}."
     )
-    blocks = [f"{', '.join(dict.fromkeys(titles))}:\n\n```json\n{own}\n```" for own, titles in settings.items()]
+    blocks = [f"{', '.join(dict.fromkeys(titles))}:\n\n{page.fenced(own, 'json')}" for own, titles in settings.items()]
     return [words, *blocks, _manifests(rows)]
 
 

@@ -41,6 +41,7 @@ def markdown_table(records: Sequence[dict], comparisons: Sequence[Comparison] = 
     Args:
         comparisons: of `compare`; an encoder that is in none of them is shown without a mark.
     """
+    records = page.inert(list(records))
     rows, encoders = rows_of(records), encoders_of(records)
     marks = {(own.row, own.other): mark_of(own) for own in comparisons}
     has_paper = any(row.published for row in rows)

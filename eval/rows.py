@@ -6,6 +6,7 @@ Result records come from files that anyone may have touched, so what the table a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -164,6 +165,9 @@ def _check(record: Mapping) -> None:
     name = f"results/{record['task']['name']}__{record['encoder']['name']}.json"
     missing = [f"{part}.{field}" for part, fields in NEEDED.items() for field in fields if field not in record.get(part, {})]
     missing += [field for field in OTHERS if field not in record]
+    for what in ("task", "encoder"):  # they name pictures too
+        if not re.fullmatch(r"[\w.-]+", str(record[what].get("name"))):
+            raise ValueError(f"{name}: the {what}'s name must be of letters, digits and . _ -; evaluate anew or remove it.")
     if missing or not record["task"]["metrics"]:
         raise ValueError(f"{name}: lacks {', '.join(missing) or 'names of metrics'}; evaluate anew or remove it.")
     for metric in record["task"]["metrics"]:

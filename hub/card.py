@@ -18,11 +18,12 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from wavcse.card_wavcse import PLACEHOLDER, hash_code_files, model_card
+from wavcse.card_wavcse import PLACEHOLDER, hash_code_files, inert, model_card
 from wavcse.data.command import DONE, command_line
 from wavcse.data.manifest import Manifest
 from wavcse.eval.paths import shown_path
 from wavcse.hub.source import PushSource, read_source
+from wavcse.reports.page import fenced, markdown_table
 
 LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")  # ISO 639
 DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -93,9 +94,11 @@ def evaluation_section(source: PushSource) -> str:
 
 
 def limits_of(source: PushSource) -> list[str]:
-    """What results say against relying on them: remarks of the runs, terms of the corpora."""
-    remarks = [record.get("note") for record in source.own] + [(source.training or {}).get("note")]
+    """What results say against relying on them: remarks and warnings of the runs, terms of the corpora."""
+    training = source.training or {}
+    remarks = [record.get("note") for record in source.own] + [training.get("note")]
     limits = [f"Remark of the run: {remark}" for remark in dict.fromkeys(remarks) if remark]
+    limits += [f"Warning of the training: {words}" for words in training.get("warnings", ())]
     tasks = [record["task"] for record in source.own]
     benchmarks = [task["benchmark"] for task in tasks if task["benchmark"] and task["benchmark"]["corpus"] == task["corpus"]]
     licences = {benchmark["title"]: benchmark["licence"] for benchmark in benchmarks}
@@ -103,22 +106,21 @@ def limits_of(source: PushSource) -> list[str]:
         limits.append(
             "Terms of the corpora of the evaluation: " + "; ".join(f"{name}: {text}" for name, text in licences.items())
         )
-    return limits
+    return inert(limits)
 
 
 def training_section(training: Mapping[str, Any]) -> str:
     """Corpora with counts and accuracies, settings, circumstances."""
+    training = inert(training)
+    columns = ["task", "corpora", "classes", "clips: train, validation, test", "accuracy in %: validation, test"]
+    rows = [_task_row(name, task, training["config"]["tasks"][name]) for name, task in training["tasks"].items()]
     lines = [
-        "| task | corpora | classes | clips: train, validation, test | accuracy in %: validation, test |",
-        "|---|---|---|---|---|",
-        *(_task_row(name, task, training["config"]["tasks"][name]) for name, task in training["tasks"].items()),
+        markdown_table(columns, rows).replace(" --- ", "---"),
         "",
         "Accuracies are those of the heads that were trained with the embedding; the epoch was chosen on the validation "
         f"splits (epoch {training['best_epoch']} of {training['num_epochs']}).",
         "",
-        "```yaml",
-        _settings(training["config"]),
-        "```",
+        fenced(_settings(training["config"]), "yaml"),
         "",
         f"Trained for {training['train_seconds']:g} s on cached features of the frozen upstream, in "
         f"{training['num_processes']} process(es) on {training['device']}; "
@@ -128,12 +130,12 @@ def training_section(training: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _task_row(name: str, task: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _task_row(name: str, task: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     corpora = ", ".join(f"`{shown_path(path)}`" for path in _as_list(settings["manifest"]))
     protocol = f" ({task['protocol']})" if task.get("protocol") else ""
     counts = ", ".join(str(task["num_clips"][split]) for split in ("train", "validation", "test"))
     accuracies = ", ".join(f"{100 * task['accuracy'][split]:.1f}" for split in ("validation", "test"))
-    return f"| {name} | {corpora}{protocol} | {task['num_classes']} | {counts} | {accuracies} |"
+    return [name, f"{corpora}{protocol}", task["num_classes"], counts, accuracies]
 
 
 def _settings(config: Mapping[str, Any]) -> str:

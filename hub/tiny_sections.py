@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from wavcse.card_wavcse import facts_of
+from wavcse.card_wavcse import facts_of, inert
 from wavcse.eval.checkpoint import Checkpoint
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub.tiny import TinySource
@@ -26,7 +27,9 @@ Weights: SHA-256 `{sha256}`."""
 
 def tiny_sections(source: TinySource) -> dict[str, str]:
     """Markdown per title, in order."""
-    notes = f"<details><summary>How to read this</summary>\n\n{source.notes}\n\n</details>"
+    source = replace(source, stages=inert(source.stages), data=inert(source.data))
+    notes = "\n".join(map(inert, source.notes.splitlines()))
+    notes = f"<details><summary>How to read this</summary>\n\n{notes}\n\n</details>"
     return {
         "The model in this folder": _model(source),
         "What it is good for": f"{source.table}\n\n{notes}",
@@ -39,7 +42,7 @@ def tiny_sections(source: TinySource) -> dict[str, str]:
 def _model(source: TinySource) -> str:
     weights = source.push.model / SAFE_WEIGHTS_NAME
     return MODEL.format(
-        **facts_of(source.push.config, ""),
+        **{name: inert(value) for name, value in facts_of(source.push.config, "").items()},
         millions=Checkpoint(str(source.push.model)).num_parameters() / 1e6,
         upstream_millions=source.stages[-1]["num_parameters"] / 1e6,
         megabytes=weights.stat().st_size / 1e6,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from wavcse.pretraining.batches import Batch
 from wavcse.pretraining.network import PretrainOutput
 from wavcse.pretraining.schedule import learning_rate_factor
 from wavcse.pretraining.step_arguments import StepArguments
+from wavcse.training.loop import all_finite, first_reason
 
 
 @dataclass
@@ -100,9 +102,34 @@ def update(
     progress.step += 1
     if progress.skipped_in_row >= args.max_skipped_steps:
         raise FloatingPointError(
-            f"{progress.skipped_in_row} steps in a row up to step {progress.step} had a loss or gradient that is not finite. "
-            "Lower learning_rate or label_weight, or train with mixed_precision no; the last checkpoint is intact."
+            f"{progress.skipped_in_row} steps in a row up to step {progress.step} had a loss or gradient that is not finite "
+            f"(the last loss is {float(loss.detach()):g}). {_what_to_try(args)}"
         )
+
+
+def refuse_divergence(accelerator: Accelerator, learner: Learner, figures: Mapping[str, Any]) -> None:
+    """Called before figures are logged and weights are kept: neither may hold what is not finite.
+
+    Every update has been looked at already, but its step can throw the weights anywhere. All processes must get here.
+
+    Raises:
+        FloatingPointError: on all processes, if anything is not finite on one.
+    """
+    wrong = [
+        f"{name} is {value:g}" for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value)
+    ]
+    wrong += [] if all_finite(learner.network.parameters()) else ["weights are not finite"]
+    reason = first_reason(accelerator, ", ".join(wrong))
+    if reason:
+        raise FloatingPointError(
+            f"the training diverged by step {learner.progress.step}: {reason}. {_what_to_try(learner.args)}"
+        )
+
+
+def _what_to_try(args: StepArguments) -> str:
+    rest = "" if args.mixed_precision == "no" else f", or train with mixed_precision no ({args.mixed_precision} here)"
+    label = f" or label_weight ({args.label_weight:g})" if getattr(args, "label_weight", 0) else ""
+    return f"Lower learning_rate ({args.learning_rate:g} here){label}{rest}; the last checkpoint is from before."
 
 
 def total_loss(output: PretrainOutput, args: PretrainArguments, step: int, num_processes: int = 1) -> Tensor:

@@ -10,7 +10,7 @@ import yaml
 from wavcse.eval.rows import shown, shown_interval
 from wavcse.pretraining.study_config import MEAN, MEASURED, PICTURES
 from wavcse.pretraining.study_pictures import draw_plots, plot_name
-from wavcse.reports.page import markdown_table, write_page
+from wavcse.reports.page import fenced, inert, markdown_table, write_page
 
 NONE = "–"
 TRAINING_WORDS = (
@@ -27,7 +27,7 @@ VALIDATION_WORDS = (
 def write_study_report(facts: Mapping, folder: Path) -> Path:
     """Draw the plots and write study.md and study.html into `folder`; returns the path of study.md."""
     draw_plots(facts, folder / PICTURES)
-    return write_page(folder / "study.md", "Study of pre-training variants", _text(facts))
+    return write_page(folder / "study.md", "Study of pre-training variants", _text(inert(facts)))
 
 
 def _text(facts: Mapping) -> str:
@@ -185,4 +185,4 @@ def _settings(facts: Mapping) -> str:
         "versions": facts["versions"],
     }
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=127)
-    return f"```yaml\n{text.strip()}\n```"
+    return fenced(text, "yaml")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from wavcse.card_wavcse import with_texts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,7 +20,12 @@ Shown = TypeVar("Shown")
 def draw_all(drawings: Mapping[str, Callable[[Shown], Figure]], shown: Shown, folder: Path) -> list[Path]:
     """Draw pictures of what is shown, name -> what draws it, into a folder; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [path for name, draw in drawings.items() for path in save_figure(draw(shown), folder / name)]
+    return [path for name, draw in drawings.items() for path in save_figure(draw(without_formulas(shown)), folder / name)]
+
+
+def without_formulas(shown: Shown) -> Shown:
+    """What is shown, with dollar signs in its texts that matplotlib draws: two of them would enclose a formula."""
+    return with_texts(shown, lambda text: text.replace("$", "\\$"))
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
@@ -49,12 +56,14 @@ def heat_map(
     label: str,
     number_format: str = ".2f",
 ) -> None:
-    """Cells `[rows, columns]` in colours, each with its figure; `label` says what the colours mean."""
+    """Cells `[rows, columns]` in colours, each with its figure, NaN left blank; `label` says what the colours mean."""
     image = axes.imshow(colors, aspect="auto", cmap="viridis")
     axes.figure.colorbar(image, label=label)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    middle = (colors.min() + colors.max()) / 2
+    middle = (np.nanmin(colors) + np.nanmax(colors)) / 2
     for (i, j), value in np.ndenumerate(figures):
+        if np.isnan(value):
+            continue
         color = "white" if colors[i, j] <= middle else "black"
         axes.text(j, i, format(value, number_format), ha="center", va="center", color=color)

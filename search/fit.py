@@ -12,9 +12,8 @@ Many of them, stored, resumed, spread over processes or trained together on a GP
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from accelerate import Accelerator
@@ -52,13 +51,25 @@ def fit(table: SearchTable, args: RunArguments) -> dict:
         ValueError: the settings are out of range, or name layers that the table has not.
         FloatingPointError: the fit diverged; the message names its settings.
     """
-    return fit_together(table, [args])[0]
+    result = fit_together(table, [args])[0]
+    if has_diverged(result):
+        raise FloatingPointError(result["diverged"])
+    return result
+
+
+def has_diverged(result: Mapping) -> bool:
+    """Whether a fit of `fit_together` came to nothing."""
+    return "diverged" in result
 
 
 def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: AfterEpoch | None = None) -> list[dict]:
     """`fit` of several models of one shape (`shape_of`), trained in step; they differ from fits one by one in dropout only.
 
-    `after_epoch` gets every epoch's number, from 1, and the models' mean validation accuracies; what it raises ends the fits.
+    A model that diverges does not stop the others: in place of figures its result holds `diverged`, the reason, and its
+    `curve` ends before that epoch.
+
+    `after_epoch` gets every epoch's number, from 1, and the models' mean validation accuracies, 0 of those that have diverged;
+    what it raises ends the fits.
     """
     started = time.perf_counter()
     device = table.features.device
@@ -67,13 +78,19 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: 
     splits = [table.splits(args) for args in many]
     curves: list[list[float]] = [[] for _ in many]
     for epoch in range(1, many[0].num_epochs + 1):
-        for learner, curve, entry in zip(learners, curves, train_epoch(accelerator, splits, learners, epoch)):
-            _refuse_divergence(learner, entry)
-            curve.append(entry["validation"]["mean_accuracy"])
+        entries = train_epoch(accelerator, splits, learners, epoch)
+        for learner, curve, entry in zip(learners, curves, entries):
+            if not learner.divergence:
+                curve.append(entry["validation"]["mean_accuracy"])
+        if all(learner.divergence for learner in learners):
+            break
         if after_epoch is not None:
-            after_epoch(epoch, [curve[-1] for curve in curves])
+            after_epoch(epoch, [0.0 if own.divergence else curve[-1] for own, curve in zip(learners, curves)])
     results = []
     for learner, own_splits, curve in zip(learners, splits, curves):
+        if learner.divergence:
+            results.append({**_diverged(table, learner), "curve": curve, "together": len(many)})
+            continue
         learner.network.load_state_dict(learner.best_weights)
         figures = {split: _figures(evaluate(accelerator, learner, own_splits[split])) for split in ("validation", "test")}
         results.append({**_described(table, learner), **figures, "curve": curve, "together": len(many)})
@@ -89,16 +106,10 @@ def shape_of(args: RunArguments) -> tuple:
     return layers, *(rate == 0 for rate in rates), *fixed
 
 
-def _refuse_divergence(learner: Learner, entry: dict) -> None:
-    losses = [*entry["train_loss"].values(), entry["validation"]["loss"]]
-    is_finite = all(map(math.isfinite, losses)) and all(bool(w.isfinite().all()) for w in learner.network.parameters())
-    if not is_finite:
-        settings = settings_of(learner.args)
-        names = ("selected_layers", "pooling_type", "batch_size", *FREE_TOGETHER)
-        raise FloatingPointError(
-            f"the model diverged in epoch {entry['epoch']}: a loss or a weight is no finite number. Choose a smaller "
-            f"learning_rate or penalty than in {', '.join(f'{name} {settings[name]}' for name in names)}."
-        )
+def _diverged(table: SearchTable, learner: Learner) -> dict:
+    settings = settings_of(learner.args)
+    named = ", ".join(f"{name} {settings[name]}" for name in ("selected_layers", "pooling_type", "batch_size", *FREE_TOGETHER))
+    return {"settings": settings, "data": table.fingerprint, "diverged": f"{learner.divergence} The fit has {named}."}
 
 
 def _described(table: SearchTable, learner: Learner) -> dict:

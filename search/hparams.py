@@ -37,7 +37,7 @@ from wavcse.search.program import (
     task_facts,
     write_result,
 )
-from wavcse.search.runner import Fit, FitError, at_hand, fit_all, worker_pool
+from wavcse.search.runner import Fit, FitError, at_hand, first_divergence, fit_all, worker_pool
 from wavcse.search.stability import moments_of, paired_difference
 from wavcse.search.store import FitStore
 from wavcse.search.study import (
@@ -88,7 +88,8 @@ def search_hparams(
 
     Raises:
         ValueError: an argument is out of range.
-        FitError: a fit failed.
+        FitError: a fit failed, or every point of the grid diverged. Points and trials that diverge are out of every choice and
+            reported with the reason.
     """
     at_least_one("seeds", seeds)
     at_least_one("trials", trials)
@@ -96,7 +97,7 @@ def search_hparams(
     store = FitStore(output_dir / "fits")
     grid = _grid(args, batch_sizes, learning_rates)
     found = _fit_seeds(table, grid, store, seeds, workers, show_progress)
-    base = grid[max(range(len(grid)), key=lambda i: moments_of(found[i])["validation"]["mean"])]
+    base = grid[_best_point(found)]
     name = f"{store.key(base, table.fingerprint)}-{seeds}"
     objective = Objective(base, seeds, output_dir / "hparams.sqlite", name)
     study = open_study(objective)
@@ -117,11 +118,21 @@ def _grid(args: RunArguments, batch_sizes: Sequence[int] | None, learning_rates:
     return [replace(args, batch_size=size, learning_rate=rate) for size, rate in pairs]
 
 
+def _best_point(found: Sequence[Runs]) -> int:
+    sound = [i for i, runs in enumerate(found) if not first_divergence(runs)]
+    if not sound:
+        raise FitError(f"every point of the grid diverged; the first: {first_divergence(found[0])}")
+    return max(sound, key=lambda i: moments_of(found[i])["validation"]["mean"])
+
+
 def _points(grid: Sequence[RunArguments], found: Sequence[Runs]) -> list[dict]:
-    return [
-        {"batch_size": own.batch_size, "learning_rate": own.learning_rate, "validation": moments_of(runs)["validation"]}
-        for own, runs in zip(grid, found)
-    ]
+    """The grid with its figures, or why there are none."""
+    points = []
+    for own, runs in zip(grid, found):
+        reason = first_divergence(runs)
+        figures = {"diverged": reason} if reason else {"validation": moments_of(runs)["validation"]}
+        points.append({"batch_size": own.batch_size, "learning_rate": own.learning_rate, **figures})
+    return points
 
 
 def _fit_seeds(
@@ -149,7 +160,8 @@ def _run_trials(
     with one_thread(), tqdm(total=trials, initial=places.start, desc="trials", unit="trial", disable=not is_shown) as bar:
         for _ in steps:
             bar.update()
-            bar.set_postfix_str(f"best {study.best_value:.2%}")
+            if any(trial.state == TrialState.COMPLETE for trial in finished(study)):
+                bar.set_postfix_str(f"best {study.best_value:.2%}")
         while not is_recipe(_recipe_first(study, objective.args)[0], objective.args):  # still queued after a kill
             run_trial(study, len(finished(study)), table, store, objective)
 
@@ -199,7 +211,10 @@ def _report(table: SearchTable, objective: Objective, trials: Sequence[FrozenTri
 
 
 def _trial_facts(number: int, trial: FrozenTrial) -> dict:
-    """A pruned trial has no value; `reached` is the best epoch of any trial, `steps` how many epochs it had over its seeds."""
+    """A pruned trial has no value; `reached` is the best epoch of any trial, `steps` how many epochs it had over its seeds.
+
+    Of a trial that was pruned because it diverged `diverged` says why.
+    """
     reached = max(trial.intermediate_values.values())
     value = trial.value if trial.state == TrialState.COMPLETE else None
     state = trial.state.name.lower()
@@ -210,6 +225,7 @@ def _trial_facts(number: int, trial: FrozenTrial) -> dict:
         "reached": reached,
         "steps": trial.last_step,
         "params": trial.params,
+        **{name: trial.user_attrs[name] for name in ("diverged",) if name in trial.user_attrs},
     }
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wavcse.reports.figures import draw_all, heat_map, new_axes
-from wavcse.reports.page import markdown_table
+from wavcse.reports.page import inert, markdown_table
 from wavcse.search.report import clips_words, percent, ranges, signed
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ PICTURES = {
 
 def hparams_markdown(report: Mapping) -> str:
     """The report of a search for hyper-parameters: verdict, settings, grid, trials, pictures."""
+    report = inert(report)
     settings = report["settings"]
     head = (
         f"Layers {ranges(settings['selected_layers'])}, {settings['pooling_type']} pooling; {len(report['seeds'])} seed(s), "
@@ -54,17 +55,23 @@ def pictures_of(report: Mapping) -> dict[str, str]:
 
 def _verdict(report: Mapping) -> list[str]:
     best, recipe, gain = report["best"], report["recipe"], report["gain"]
-    pruned = sum(trial["state"] == "pruned" for trial in report["trials"])
+    pruned = _pruned_words(report["trials"])
     if best["number"] == 0:
-        return [f"**None of {len(report['trials'])} trials ({pruned} pruned) is better than the recipe's own sizes.**"]
+        return [f"**None of {len(report['trials'])} trials ({pruned}) is better than the recipe's own sizes.**"]
     differences = " and ".join(f"{signed(gain[split])} on {split}" for split in gain)
     return [
-        f"**Best: trial {best['number']} of {len(report['trials'])}** ({pruned} pruned), validation "
+        f"**Best: trial {best['number']} of {len(report['trials'])}** ({pruned}), validation "
         f"{percent(best['validation'])}, test {percent(best['test'])}; the recipe's own sizes (trial 0): validation "
         f"{percent(recipe['validation'])}, test {percent(recipe['test'])}.",
         f"Best minus recipe: {differences} (95 % over seeds). The best of many on validation clips looks better there than it "
         "is; the test clips took no part in the search.",
     ]
+
+
+def _pruned_words(trials: Sequence[Mapping]) -> str:
+    diverged = sum("diverged" in trial for trial in trials)
+    words = f"{sum(trial['state'] == 'pruned' for trial in trials)} pruned"
+    return f"{words}, {diverged} of them because they diverged" if diverged else words
 
 
 def _settings(report: Mapping) -> str:
@@ -84,7 +91,10 @@ def _settings(report: Mapping) -> str:
 
 
 def _grid_table(report: Mapping) -> str:
-    point = {(own["batch_size"], own["learning_rate"]): percent(own["validation"]) for own in report["grid"]}
+    point = {
+        (own["batch_size"], own["learning_rate"]): "diverged" if "diverged" in own else percent(own["validation"])
+        for own in report["grid"]
+    }
     sizes, rates = (sorted({own[i] for own in point}) for i in (0, 1))
     chosen = report["settings"]["batch_size"], report["settings"]["learning_rate"]
     rows = [
@@ -94,7 +104,9 @@ def _grid_table(report: Mapping) -> str:
     table = markdown_table(["batch size \\ learning rate", *(f"{rate:.4g}" for rate in rates)], rows)
     is_at_edge = any(len(own) > 2 and value in (own[0], own[-1]) for own, value in zip((sizes, rates), chosen))
     edge = "\n\nThe best point lies at the edge of the grid; a wider one may hold a better." if is_at_edge else ""
-    return f"Mean validation accuracy, with the recipe's sizes.\n\n{table}{edge}"
+    reason = next((own["diverged"] for own in report["grid"] if "diverged" in own), "")
+    lost = f"\n\nPoints that diverged are out of the choice; the first: {reason}" if reason else ""
+    return f"Mean validation accuracy, with the recipe's sizes.\n\n{table}{edge}{lost}"
 
 
 def _trials(report: Mapping) -> str:
@@ -115,8 +127,8 @@ def draw_hparams(report: Mapping, folder: Path) -> list[Path]:
 
 def _grid(report: Mapping) -> Figure:
     sizes, rates = (sorted({own[name] for own in report["grid"]}) for name in ("batch_size", "learning_rate"))
-    values = np.zeros((len(sizes), len(rates)))
-    for own in report["grid"]:
+    values = np.full((len(sizes), len(rates)), np.nan)
+    for own in [own for own in report["grid"] if "diverged" not in own]:
         values[sizes.index(own["batch_size"]), rates.index(own["learning_rate"])] = 100 * own["validation"]["mean"]
     figure, (axes,) = new_axes(2.4 + 1.1 * len(rates), 1.4 + 0.6 * len(sizes))
     heat_map(axes, values, values, [f"{rate:.4g}" for rate in rates], list(map(str, sizes)), "mean validation accuracy in %")

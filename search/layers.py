@@ -19,7 +19,7 @@ import numpy as np
 from wavcse.data.command import command_line
 from wavcse.data.files import write_atomically
 from wavcse.search.costs import cost_of, measured_speed
-from wavcse.search.fit import settings_of
+from wavcse.search.fit import has_diverged, settings_of
 from wavcse.search.pictures import draw_layers
 from wavcse.search.program import (
     as_read,
@@ -32,7 +32,7 @@ from wavcse.search.program import (
     write_result,
 )
 from wavcse.search.report import layers_markdown
-from wavcse.search.runner import Plan, run_plans
+from wavcse.search.runner import FitError, Plan, first_divergence, run_plans
 from wavcse.search.selection import RIVALS, accuracy_of, count_fits, fixed_sets, recursion
 from wavcse.search.stability import (
     against_chance,
@@ -80,7 +80,8 @@ def search_layers(
 
     Raises:
         ValueError: an argument is out of range.
-        FitError: a fit failed.
+        FitError: a fit failed, or so many diverged that nothing is left to choose from. Sets that diverge are out of every
+            choice and reported with the reason; a recursion that meets one is left out.
     """
     layers = table.layers
     sizes = _checked_sizes(sizes, len(layers))
@@ -92,10 +93,12 @@ def search_layers(
     plans |= {(name, seed): RIVALS[name](args, layers, seed, sizes) for name in rivals for seed in seed_list}
     num_fits = sum(count_fits(name, len(layers), sizes) for name, _ in plans)
     found = _by_strategy(run_plans(plans, table, store, workers, num_fits, show_progress))
-    order = consensus_order([removal_ranks(found["recursion"][seed]) for seed in seed_list])
+    lost = _set_apart(found)
+    order = consensus_order([removal_ranks(rounds) for rounds in found["recursion"].values()])
     sets = [consensus_set(order, size) for size in range(1, len(layers) + 1)]
     plans = {("consensus", seed): fixed_sets(args, sets, seed) for seed in seed_list}
     found |= _by_strategy(run_plans(plans, table, store, workers, len(sets) * seeds, show_progress))
+    lost += _set_apart(found)
     num_validation = {task: facts["num_validation"] for task, facts in task_facts(table.composite).items()}
     choice = choose(curve(found["consensus"]), num_validation)
     best = [choice["best"]]
@@ -105,7 +108,8 @@ def search_layers(
         num_fits = sum(count_fits(name, len(layers), best) for name, _ in plans)
         for name, trials in _by_strategy(run_plans(plans, table, store, workers, num_fits, show_progress)).items():
             found[name] = {seed: own + trials[seed] for seed, own in found[name].items()}
-    report = _report(table, args, found, order, choice)
+        lost += _set_apart(found)
+    report = _report(table, args, found, order, choice, seed_list, lost)
     report["costs"] = _costs(table, args, sets, measure_speed)
     _write(output_dir, args, report)
     return report
@@ -134,10 +138,44 @@ def _by_strategy(found: Mapping[tuple[str, int], list[dict]]) -> dict[str, Trial
     return strategies
 
 
-def _report(table: SearchTable, args: RunArguments, found: Mapping[str, Trials], order: Sequence[int], choice: dict) -> dict:
+def _set_apart(found: dict[str, Trials]) -> list[dict]:
+    """Take the trials that diverged out of what was found, and what cannot be compared without them; returns what they were.
+
+    The consensus is joined from whole recursions, and chosen among sets that every seed has trained.
+    """
+    lost = [
+        {"strategy": name, "seed": seed, **trial}
+        for name, trials in found.items()
+        for seed, own in trials.items()
+        for trial in own
+        if has_diverged(trial)
+    ]
+    for name, trials in found.items():
+        found[name] = {seed: [trial for trial in own if not has_diverged(trial)] for seed, own in trials.items()}
+    broken = {entry["seed"] for entry in lost if entry["strategy"] == "recursion"}
+    found["recursion"] = {seed: own for seed, own in found["recursion"].items() if seed not in broken}
+    uneven = [entry["layers"] for entry in lost if entry["strategy"] == "consensus"]
+    if uneven:
+        found["consensus"] = {
+            seed: [trial for trial in own if trial["layers"] not in uneven] for seed, own in found["consensus"].items()
+        }
+    if not found["recursion"] or not any(found.get("consensus", {0: True}).values()):
+        raise FitError(f"too many fits diverged to choose layers; the first: {first_divergence(lost)}")
+    return lost
+
+
+def _report(
+    table: SearchTable,
+    args: RunArguments,
+    found: Mapping[str, Trials],
+    order: Sequence[int],
+    choice: dict,
+    seeds: Sequence[int],
+    lost: Sequence[dict],
+) -> dict:
     ranks = [removal_ranks(rounds) for rounds in found["recursion"].values()]
     tasks = task_facts(table.composite)
-    curves = {name: curve(trials) for name, trials in found.items()}
+    curves = {name: curve(trials) for name, trials in found.items() if any(trials.values())}
     best = next(point for point in curves["consensus"] if point["size"] == choice["best"])
     majority = {task: facts["majority"] for task, facts in tasks.items()}
     num_test = {task: facts["num_test"] for task, facts in tasks.items()}
@@ -146,7 +184,7 @@ def _report(table: SearchTable, args: RunArguments, found: Mapping[str, Trials],
         "data": table.fingerprint,
         "note": args.note,
         "num_layers": len(order),
-        "seeds": list(found["recursion"]),
+        "seeds": list(seeds),
         "tasks": tasks,
         "order": list(order),
         "sets": {size: consensus_set(order, size) for size in range(1, len(order) + 1)},
@@ -156,6 +194,7 @@ def _report(table: SearchTable, args: RunArguments, found: Mapping[str, Trials],
         "over_rivals": _over_rivals(found, choice["best"]),
         "curves": curves,
         "trials": found,
+        **({"diverged": list(lost)} if lost else {}),
         "versions": versions(),
     }
     return as_read(report)
@@ -165,6 +204,7 @@ def _over_rivals(found: Mapping[str, Trials], size: int) -> dict[str, dict]:
     """Best consensus set minus every rival at the same size (all layers: at theirs), paired by seed.
 
     Of the validation accuracies, and in `test` of the test accuracies, which neither the best set nor a rival was chosen by.
+    A rival that diverged at that size with any seed is left out.
     """
     best = [[trial for trial in own if len(trial["layers"]) == size] for own in found["consensus"].values()]
     differences = {}
@@ -172,6 +212,8 @@ def _over_rivals(found: Mapping[str, Trials], size: int) -> dict[str, dict]:
         if name in ("recursion", "consensus"):
             continue
         theirs = [[trial for trial in own if name == "all" or len(trial["layers"]) == size] for own in trials.values()]
+        if not all(theirs):  # it diverged with a seed, so there are no pairs
+            continue
         validation, test = (
             paired_difference(
                 *([float(np.mean([accuracy_of(trial, split) for trial in own])) for own in of] for of in (best, theirs))

@@ -15,7 +15,7 @@ import yaml
 
 from wavcse.data.corpora import CORPORA
 from wavcse.data.recipes import read_recipe
-from wavcse.reports.page import markdown_table, write_page
+from wavcse.reports.page import fenced, inert, markdown_table, write_page
 from wavcse.search.phase1_config import SEARCHES, Phase1, corpus_step
 from wavcse.search.report import TITLES, percent, ranges, signed
 from wavcse.search.stability import against_chance
@@ -39,8 +39,8 @@ def write_report(config: Phase1, records: Mapping[str, Mapping]) -> Path:
 
 
 def _markdown(config: Phase1, records: Mapping[str, Mapping]) -> str:
-    results = {name: _read(config.folder / name / "results" / f"{name}.json") for name in SEARCHES}
-    training, paper = _read(config.folder / "training/results/phase1.json"), Paper(config, records)
+    results = {name: inert(_read(config.folder / name / "results" / f"{name}.json")) for name in SEARCHES}
+    training, paper = inert(_read(config.folder / "training/results/phase1.json")), Paper(config, records)
     parts = ["# Phase 1", *_head(config), "## Result", *_result(training, results["layers"], paper)]
     found = [_layers_words(results["layers"]), _poolings_words(results["poolings"]), _hparams_words(results["hparams"])]
     parts += ["## What the searches found", *found]
@@ -48,7 +48,7 @@ def _markdown(config: Phase1, records: Mapping[str, Mapping]) -> str:
     parts += ["## Poolings beside Table 2 of the paper", _poolings(results["poolings"], paper)]
     parts += [_step_report(config.folder, name) for name in SEARCHES]
     parts += ["## Steps", *_steps(records), "## Versions", _versions({**results, "training": training})]
-    return "\n\n".join([*parts, "## Configuration", f"```yaml\n{config.path.read_text(encoding='utf-8').strip()}\n```"]) + "\n"
+    return "\n\n".join([*parts, "## Configuration", fenced(config.path.read_text(encoding="utf-8"), "yaml")]) + "\n"
 
 
 def _read(path: Path) -> dict:
@@ -57,16 +57,16 @@ def _read(path: Path) -> dict:
 
 def _head(config: Phase1) -> list[str]:
     lines = [
-        f"Made by `python -m wavcse.search.phase1 {config.path}` from result files. Layers, poolings, constants, sizes and "
-        "epochs were chosen by the mean validation accuracy of the tasks, which is therefore too high; test clips chose "
-        "nothing. Accuracies in %."
+        f"Made by `python -m wavcse.search.phase1 {inert(str(config.path))}` from result files. Layers, poolings, constants, "
+        "sizes and epochs were chosen by the mean validation accuracy of the tasks, which is therefore too high; test clips "
+        "chose nothing. Accuracies in %."
     ]
     if config.random_upstream:
         lines.append(
             "**The upstream is untrained.** What is chosen here says nothing of a trained upstream, and every figure is "
             "a lower bound."
         )
-    return [*lines, *([f"Note: {config.recipe.note}"] if config.recipe.note else [])]
+    return [*lines, *([f"Note: {inert(config.recipe.note)}"] if config.recipe.note else [])]
 
 
 class Paper:
@@ -198,7 +198,7 @@ def _is_undecided(difference: Mapping) -> bool:
 
 
 def _settings(path: Path, paper: Paper) -> str:
-    final, published = yaml.safe_load(path.read_text(encoding="utf-8")), paper.figures["settings"]
+    final, published = inert(yaml.safe_load(path.read_text(encoding="utf-8"))), paper.figures["settings"]
     rows = [[name, _value(final[name]), _value(published[name]) if name in published else ""] for name in SETTINGS]
     return markdown_table(["field", "this run", "paper, sections 3 and 4"], rows)
 
@@ -229,12 +229,14 @@ def _step_report(folder: Path, name: str) -> str:
 
 
 def _steps(records: Mapping[str, Mapping]) -> list[str]:
-    rows = [[name, f"{own['seconds']:.1f}", str(own["attempts"]), own["message"]] for name, own in records.items()]
+    rows = [
+        [inert(name), f"{own['seconds']:.1f}", str(own["attempts"]), inert(own["message"])] for name, own in records.items()
+    ]
     rows.append(["all", f"{sum(own['seconds'] for own in records.values()):.1f}", "", ""])
     table = markdown_table(["step", "seconds", "attempts", "remark"], rows)
     words = "Seconds are those of the attempt that ended the step; earlier ones were interrupted. Each step by itself:"
     commands = "\n".join(own["command"] for own in records.values())
-    return [table, words, f"```\n{commands}\n```"]
+    return [table, words, fenced(commands)]
 
 
 def _versions(results: Mapping[str, Mapping]) -> str:

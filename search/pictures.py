@@ -102,7 +102,8 @@ def _plot_band(axes: Axes, points: Sequence[Mapping], moments: Sequence[Mapping]
 
 
 def _cost(report: Mapping) -> Figure:
-    points, costs = report["curves"]["consensus"], report["costs"]
+    points, of_size = report["curves"]["consensus"], {own["size"]: own for own in report["costs"]}
+    costs = [of_size[point["size"]] for point in points]  # a set that diverged has a cost and no point
     is_measured = "audio_s_per_s" in costs[0]
     cost = [own["audio_s_per_s" if is_measured else "gflop_per_audio_s"] for own in costs]
     mean = [100 * point["validation"]["mean"] for point in points]

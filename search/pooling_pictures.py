@@ -42,7 +42,7 @@ def _poolings(report: Mapping) -> Figure:
 def _constants(report: Mapping) -> Figure:
     families: dict[str, list[Mapping]] = {}
     for setting in report["grid"]:
-        if setting_words(setting):
+        if setting_words(setting) and "diverged" not in setting:
             pooling = setting["pooling_type"]
             families.setdefault("smooth_maximum" if pooling == "auto" else pooling, []).append(setting)  # `auto` learns it
     figure, axes = new_axes(1 + 3 * len(families), 3.2, len(families))
@@ -59,11 +59,15 @@ def _constants(report: Mapping) -> Figure:
 
 def _sets(report: Mapping) -> Figure:
     sets, rows = report["sets"], report["poolings"]
-    mean = 100 * np.array([[own["validation"]["mean"] for own in of["poolings"]] for of in sets.values()]).T
+    mean = 100 * np.array([[_mean(own) for own in of["poolings"]] for of in sets.values()]).T
     order = np.argsort(-mean[:, 0], kind="stable")
     columns = [f"{name}\n{len(own['layers'])} layers" for name, own in sets.items()]
     figure, (axes,) = new_axes(3.6 + 1.1 * len(sets), 1.4 + 0.3 * len(rows))
-    shown = (mean - mean.max(axis=0))[order]
+    shown = (mean - np.nanmax(mean, axis=0))[order]
     heat_map(axes, shown, mean[order], columns, [rows[i]["name"] for i in order], "below the best of the set, in points")
     axes.set(title="Mean validation accuracy in %")
     return figure
+
+
+def _mean(figures: Mapping) -> float:
+    return np.nan if "diverged" in figures else figures["validation"]["mean"]

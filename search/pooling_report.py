@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wavcse.reports.page import markdown_table
+from wavcse.reports.page import inert, markdown_table
 from wavcse.search.report import clips_words, percent, ranges, signed
 
 LEAST_SEEDS = 3  # for a verdict on rankings: two seeds are one pair, which shows no spread
@@ -26,6 +26,7 @@ def setting_words(setting: Mapping) -> str:
 
 def poolings_markdown(report: Mapping) -> str:
     """The report of a comparison of poolings: verdict, Table 2, differences, constants, the second set, pictures."""
+    report = inert(report)
     layers = ranges(report["settings"]["selected_layers"])
     head = (
         f"{len(report['settings']['selected_layers'])} of {report['num_layers']} layers, {layers}; {len(report['seeds'])} "
@@ -43,7 +44,7 @@ def poolings_markdown(report: Mapping) -> str:
 
 def pictures_of(report: Mapping) -> dict[str, str]:
     """Name -> title of the pictures that this report has; without constants there is nothing to draw against them."""
-    has_constants = any(setting_words(setting) for setting in report["grid"])
+    has_constants = any(setting_words(setting) for setting in report["grid"] if "diverged" not in setting)
     return {name: title for name, title in PICTURES.items() if has_constants or name != "constants"}
 
 
@@ -67,6 +68,10 @@ def _verdict(report: Mapping) -> str:
             groups[_verdict_on(row["test"]["difference"])].append(row["name"])
     found = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items() if names)
     tail = f" Beside it on the test clips, {found}." if found else ""
+    lost = [setting for setting in report["grid"] if "diverged" in setting]
+    if lost:
+        names = ", ".join(map(_title, lost))
+        tail += f" Diverged, and so out of the choice: {names}; the first: {lost[0]['diverged']}"
     return f"**Best: {_title(best)}**, validation {_cell(best['validation'])}, test {_cell(best['test'])}.{tail}"
 
 
@@ -137,7 +142,7 @@ def _constants(report: Mapping) -> str:
     for setting in report["grid"]:
         words = setting_words(setting)
         if words:
-            cells = [setting["name"], words, percent(setting["validation"]), percent(setting["test"])]
+            cells = [setting["name"], words, *(_mean_cell(setting, split) for split in ("validation", "test"))]
             is_chosen = (setting["name"], setting["pooling_kwargs"]) in chosen
             rows.append([f"**{cell}**" if is_chosen else cell for cell in cells])
     if not rows:
@@ -151,11 +156,14 @@ def _sets(report: Mapping) -> list[str]:
         return ["The recipe selects all layers: there is no second set."]
     columns = ["pooling", *(f"{name}, {len(own['layers'])} layers" for name, own in sets.items())]
     rows = [
-        [_title(row), *(percent(own["poolings"][i]["validation"]) for own in sets.values())]
-        for i, row in enumerate(report["poolings"])
+        [_title(row), *(_mean_cell(own["poolings"][i]) for own in sets.values())] for i, row in enumerate(report["poolings"])
     ]
     table = "Mean validation accuracy with the constants chosen on the selected layers.\n\n" + markdown_table(columns, rows)
     return [table, *([_agreement_words(agreement, len(report["seeds"]))] if agreement else [])]
+
+
+def _mean_cell(figures: Mapping, split: str = "validation") -> str:
+    return "diverged" if "diverged" in figures else percent(figures[split])
 
 
 def _agreement_words(agreement: Mapping, num_seeds: int) -> str:

@@ -33,7 +33,7 @@ from wavcse.search.program import (
     task_facts,
     write_result,
 )
-from wavcse.search.runner import Fit, fit_all
+from wavcse.search.runner import Fit, FitError, first_divergence, fit_all
 from wavcse.search.stability import moments_of, paired_difference, rank_agreement
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
@@ -79,7 +79,8 @@ def search_poolings(
 
     Raises:
         ValueError: an argument is out of range.
-        FitError: a fit failed.
+        FitError: a fit failed, or every setting diverged. A setting that diverges with any seed is out of every choice and
+            reported with the reason.
     """
     args = replace(args, selected_layers=sorted(args.selected_layers))  # equal sets are the same fit
     _check(seeds, poolings, constants)
@@ -152,9 +153,12 @@ def _validation(runs: Runs) -> float:
 
 
 def _best_constants(grid: Sequence[Mapping], found: Sequence[Runs]) -> list[int]:
-    """Per row of the table the position of its best setting; of equals the first."""
-    names = dict.fromkeys(setting["name"] for setting in grid)
-    own = {name: [i for i, setting in enumerate(grid) if setting["name"] == name] for name in names}
+    """Per row of the table the position of its best setting; of equals the first. A row of which all diverged is left out."""
+    sound = [i for i, runs in enumerate(found) if not first_divergence(runs)]
+    if not sound:
+        raise FitError(f"every setting diverged; the first: {first_divergence(found[0])}")
+    names = dict.fromkeys(grid[i]["name"] for i in sound)
+    own = {name: [i for i in sound if grid[i]["name"] == name] for name in names}
     return [max(positions, key=lambda i: _validation(found[i])) for positions in own.values()]
 
 
@@ -176,18 +180,26 @@ def _report(
         "seeds": [run["settings"]["seed"] for run in found[0]],
         "tasks": task_facts(table.composite),
         "units": {split: _units(table, split) for split in ("validation", "test")},
-        "grid": [{**setting, **moments_of(runs)} for setting, runs in zip(grid, found)],
+        "grid": [{**setting, **_figures(runs)} for setting, runs in zip(grid, found)],
         "poolings": [{**grid[i], **figures} for i, figures in zip(rows, compared)],
         "best": grid[rows[best]]["name"],
         "sets": {
-            name: {"layers": own.selected_layers, "poolings": [moments_of(runs) for runs in many]}
+            name: {"layers": own.selected_layers, "poolings": [_figures(runs) for runs in many]}
             for name, (own, many) in sets.items()
         },
         "versions": versions(),
     }
-    figures = [np.transpose([own["validation"]["values"] for own in of["poolings"]]) for of in report["sets"].values()]
-    report["rank_agreement"] = rank_agreement(*figures) if len(figures) == 2 and len(rows) > 1 else None
+    columns = list(zip(*(of["poolings"] for of in report["sets"].values())))  # a pooling on each set
+    columns = [own for own in columns if not first_divergence(own)]
+    figures = [np.transpose([own["validation"]["values"] for own in of]) for of in zip(*columns)]
+    report["rank_agreement"] = rank_agreement(*figures) if len(figures) == 2 and len(columns) > 1 else None
     return as_read(report)
+
+
+def _figures(runs: Runs) -> dict:
+    """The moments of a setting over its seeds, or why it has none."""
+    reason = first_divergence(runs)
+    return {"diverged": reason} if reason else moments_of(runs)
 
 
 def _units(table: SearchTable, split: str) -> dict[str, dict]:

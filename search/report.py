@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wavcse.reports.page import markdown_table
+from wavcse.reports.page import inert, markdown_table
 
 TITLES = {
     "consensus": "recursion, consensus of the seeds",
@@ -43,6 +43,7 @@ def signed(difference: Mapping) -> str:
 
 def layers_markdown(report: Mapping) -> str:
     """The report of a layer selection: verdict, sets with their costs, rivals, stability, pictures."""
+    report = inert(report)
     settings = report["settings"]
     head = (
         f"{report['num_layers']} layers, {len(report['seeds'])} seed(s), {settings['num_epochs']} epochs a fit, "
@@ -50,6 +51,7 @@ def layers_markdown(report: Mapping) -> str:
         "Accuracies in %, ± standard deviation over seeds."
     )
     parts = ["# Layer selection", head, *([f"Note: {report['note']}"] if report["note"] else []), *_verdict(report)]
+    parts += [_lost_words(report["diverged"])] if report.get("diverged") else []
     parts += ["## Sets of the consensus order", _sets_table(report), "## Beside other ways to choose", _rivals_table(report)]
     parts += [_differences(report), _rivals_verdict(report), SELECTION_WORDS] if report["over_rivals"] else []
     parts += ["## Stability", *_stability(report), "## Pictures"]
@@ -92,6 +94,11 @@ def _verdict(report: Mapping) -> list[str]:
         f"{ranges(choice['within'])} layers; a rule of thumb, no test."
     )
     return lines
+
+
+def _lost_words(lost: Sequence[Mapping]) -> str:
+    names = "; ".join(f"{TITLES[own['strategy']]}, seed {own['seed']}, {ranges(own['layers'])}" for own in lost)
+    return f"**Diverged, and so out of every choice:** {names}. The first: {lost[0]['diverged']}"
 
 
 def _chance_verdict(report: Mapping) -> str:

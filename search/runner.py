@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from wavcse.data.command import CommandError
 from wavcse.data.processes import WorkerPool, end_with_parent, one_thread
-from wavcse.search.fit import fit_together, shape_of
+from wavcse.search.fit import fit_together, has_diverged, shape_of
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable, shared
 from wavcse.training.arguments import RunArguments
@@ -49,6 +49,11 @@ DoSome = Callable[[Mapping[str, Fit]], dict[str, dict]]
 
 class FitError(CommandError):
     """A fit failed; the message names it."""
+
+
+def first_divergence(results: Sequence[Mapping]) -> str:
+    """Why the first of some fits that diverged did so; empty if none did."""
+    return next((result["diverged"] for result in results if has_diverged(result)), "")
 
 
 def fit_all(
@@ -78,7 +83,8 @@ def run_plans(
         num_fits: how many fits the plans will want in all, for the progress bar; shared ones count each time.
 
     Raises:
-        FitError: a fit failed; the results of the others are in the store.
+        FitError: a fit failed; the results of the others are in the store. A fit that diverged has not failed: its plan gets
+            its result, which says so (`has_diverged`).
     """
     with tqdm(total=num_fits, desc="fits", unit="fit", disable=not show_progress) as bar:
         progress = _Progress(plans, store, table.fingerprint, bar)

@@ -1,7 +1,8 @@
 """Ways to choose layers, each as a plan of fits (`search/runner.py`): the paper's recursion and its rivals.
 
 All train the paper's initial model, a weighted average over the set, from scratch for every set, with one budget. A trial is
-what is kept of a fit: its layers, their weights and its accuracies.
+what is kept of a fit: its layers, their weights and its accuracies, or why it diverged. A set that diverged is never taken
+before one that did not; a plan that cannot go on without it ends there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from wavcse.search.fit import has_diverged
 from wavcse.search.runner import Fit, Plan
 from wavcse.training.arguments import RunArguments
 
@@ -25,6 +27,8 @@ def layer_fit(args: RunArguments, layers: Sequence[int], seed: int, label: str) 
 
 def trial_of(result: Mapping) -> dict:
     """What a search keeps of a fit."""
+    if has_diverged(result):
+        return {"layers": result["settings"]["selected_layers"], "diverged": result["diverged"]}
     accuracies = {
         split: {name: result[split][name] for name in ("accuracy", "mean_accuracy")} for split in ("validation", "test")
     }
@@ -33,14 +37,15 @@ def trial_of(result: Mapping) -> dict:
 
 
 def accuracy_of(trial: Mapping, split: str = "validation") -> float:
-    """The mean of the tasks' accuracies; what sets are chosen by is that on the validation clips."""
-    return trial[split]["mean_accuracy"]
+    """The mean of the tasks' accuracies; what sets are chosen by is that on the validation clips. Diverged is below all."""
+    return -1.0 if has_diverged(trial) else trial[split]["mean_accuracy"]
 
 
 def recursion(args: RunArguments, layers: Sequence[int], seed: int) -> Plan:
     """Section 4 of the paper: train, drop the layer with the smallest weight, train again from scratch, down to one layer.
 
-    Returns the trials, from all layers to one. Of equal weights the highest layer goes, as the dearest.
+    Returns the trials, from all layers to one, or to one that diverged. Of equal weights the highest layer goes, which costs
+    most.
     """
     rounds: list[dict] = []
     remaining = sorted(layers)
@@ -48,6 +53,8 @@ def recursion(args: RunArguments, layers: Sequence[int], seed: int) -> Plan:
         label = f"round {len(rounds) + 1} of {len(layers)}"
         (result,) = yield [layer_fit(args, remaining, seed, label)]
         rounds.append(trial_of(result))
+        if has_diverged(result):
+            break
         smallest = min(zip(rounds[-1]["layer_weights"], (-layer for layer in remaining)))
         remaining = [layer for layer in remaining if layer != -smallest[1]]
     return rounds
@@ -62,6 +69,8 @@ def all_layers(args: RunArguments, layers: Sequence[int], seed: int, sizes: Sequ
 def top_weights(args: RunArguments, layers: Sequence[int], seed: int, sizes: Sequence[int]) -> Plan:
     """The k largest weights of the first round: no retraining between removals."""
     (first,) = yield [layer_fit(args, layers, seed, "all layers")]
+    if has_diverged(first):
+        return [trial_of(first)]
     order = [layer for _, layer in sorted(zip(first["layer_weights"], sorted(layers)), key=lambda pair: (-pair[0], pair[1]))]
     return (yield from _top(args, order, seed, sizes, "top weights"))
 
@@ -89,6 +98,8 @@ def greedy(args: RunArguments, layers: Sequence[int], seed: int, sizes: Sequence
         best = int(np.argmax([accuracy_of(result) for result in results]))
         chosen.append(left[best])
         trials.append(trial_of(results[best]))
+        if has_diverged(results[best]):
+            return [trial for trial in trials if len(trial["layers"]) in sizes or has_diverged(trial)]
     return [trial for trial in trials if len(trial["layers"]) in sizes]
 
 

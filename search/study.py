@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState
 
 from wavcse.search.fit import AfterEpoch, fit_together
-from wavcse.search.runner import FitError
+from wavcse.search.runner import FitError, first_divergence
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
 from wavcse.training.arguments import RunArguments
@@ -127,9 +128,12 @@ def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitSto
         study.tell(trial, _value(trial, table, store, objective))
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
-    except FloatingPointError:  # the fit diverged, which is no reason to end the study
+    except FloatingPointError as error:  # the fit diverged, which is no reason to end the study
         trial.report(0.0, 0)
+        trial.set_user_attr("diverged", str(error))
         study.tell(trial, state=TrialState.PRUNED)
+        if trial.params == recipe_settings(args):
+            raise FitError(f"the recipe's own trial, which the others are measured against: {error}") from error
     except Exception as error:
         study.tell(trial, state=TrialState.FAIL)
         raise FitError(f"trial {place}, {trial.params}: {type(error).__name__}: {error}") from error
@@ -156,8 +160,12 @@ def _results(table: SearchTable, store: FitStore, group: Sequence[RunArguments],
         for key, result in zip(keys, results):
             store.put(key, result)
     else:  # the pruner meets the same epochs as when they were fitted
-        for epoch, accuracies in enumerate(zip(*(result["curve"] for result in results)), start=1):
+        curves = (result["curve"] for result in results)
+        for epoch, accuracies in enumerate(zip_longest(*curves, fillvalue=0.0), start=1):
             after_epoch(epoch, accuracies)
+    reason = first_divergence(results)
+    if reason:
+        raise FloatingPointError(reason)
     return results
 
 

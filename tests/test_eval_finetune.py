@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,8 @@ from wavcse.eval.task import load_task
 from wavcse.pretraining.batches import CropReader, normalised
 from wavcse.pretraining.crops import span_mask
 from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
-from wavcse.pretraining.loop import update
+from wavcse.pretraining.loop import Progress, update
+from wavcse.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {
@@ -382,6 +384,29 @@ def test_a_leaking_split_is_refused_with_the_speakers_name(recipe, corpus, tmp_p
     table.to_csv(tmp_path / "leaking.csv", index=False)
     line = refusal(recipe, tmp_path, capsys, task={"manifest": str(tmp_path / "leaking.csv")})
     assert "['dora'] occur in both train and test" in line
+
+
+def test_a_training_that_diverges_is_not_tested(recipe, tmp_path, capsys):
+    changes = {"max_steps": 1, "validate_every": 1, "warmup_steps": 0, "seeds": 1, "learning_rate": 1e39}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": str(tmp_path / "out"), **changes}))
+    assert main([str(tmp_path / "recipe.yaml")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "wavcse finetune: the training diverged by step 1: " in line
+    assert "weights are not finite. Lower learning_rate (1e+39 here)" in line
+    assert not list((tmp_path / "out").rglob("last"))
+    assert not list((tmp_path / "out").rglob("results/*.json"))
+
+
+@pytest.mark.parametrize(("accuracy", "is_warned"), [(0.3, True), (0.4, False)])
+def test_a_training_that_learns_nothing_says_so(tmp_path, capsys, accuracy, is_warned):
+    folder = RunFolder(tmp_path)
+    folder.append_log({"step": 4, "train_accuracy": accuracy})
+    args, data = SimpleNamespace(learning_rate=1e-3), SimpleNamespace(classes=["a", "b", "c"])
+    training._warn_of_chance(
+        SimpleNamespace(folder=folder, learner=SimpleNamespace(progress=Progress(4)), args=args, data=data)
+    )
+    words = "30.00% accuracy on the last training crops is no better than chance (33.33% of 3 classes)"
+    assert (words in capsys.readouterr().out) == is_warned
 
 
 @pytest.mark.parametrize(

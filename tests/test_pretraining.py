@@ -361,12 +361,43 @@ def test_steps_that_are_not_finite_change_nothing_and_then_stop_the_run(recipe):
         update(accelerator, learner, [bad], figures)
 
 
-def test_a_run_that_goes_astray_says_so(recipe, tmp_path, capsys):
+def test_a_run_that_diverges_says_so(recipe, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(
         yaml.safe_dump({**recipe, "learning_rate": 1e20, "warmup_steps": 0, "max_skipped_steps": 2, "log_every": 1})
     )
     assert main([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]) == 2
-    assert "2 steps in a row" in capsys.readouterr().err.splitlines()[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "2 steps in a row up to step 3 had a loss or gradient that is not finite (the last loss is " in line
+    assert "Lower learning_rate (1e+20 here) or label_weight (4)" in line
+    assert not (tmp_path / "run" / "upstream").exists()
+
+
+def test_a_run_whose_last_update_throws_the_weights_away_leaves_no_encoder(recipe, tmp_path, capsys):
+    """No later loss would tell: the weights of the last step are looked at themselves."""
+    changes = {"learning_rate": 1e39, "warmup_steps": 0, "max_steps": 1, "log_every": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **changes}))
+    assert main([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the training diverged by step 1: weights are not finite" in line
+    assert not (tmp_path / "run" / "upstream").exists()
+    assert not (tmp_path / "run" / "checkpoints" / "last").exists()
+    assert (tmp_path / "run" / "log.jsonl").read_text() == ""
+
+
+def test_a_run_whose_last_updates_were_all_skipped_is_not_finished(recipe, tmp_path, capsys):
+    changes = {"learning_rate": 1e20, "warmup_steps": 0, "max_steps": 4, "log_every": 2, "max_skipped_steps": 10}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **changes}))
+    assert main([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]) == 2
+    assert "every update since the last line of the log" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "upstream").exists()
+
+
+def test_a_finite_run_that_learns_nothing_says_so(recipe, tmp_path, capsys):
+    result = run(recipe, tmp_path / "run", learning_rate=1e-12, max_steps=2)
+    (words,) = result["warnings"]
+    assert f"warning: {words}" in capsys.readouterr().out
+    assert words.startswith("the loss of the masked frames ends at ")
+    assert "guessing among 64 codes has 4.16" in words
 
 
 @pytest.mark.parametrize(

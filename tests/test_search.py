@@ -443,12 +443,67 @@ def test_a_trial_that_diverges_is_pruned_and_the_study_goes_on(tmp_path):
     table.features[0, 2] = float("inf")
     objective = study_module.Objective(arguments(num_epochs=2, selected_layers=[2, 5]), 1, tmp_path / "study.db", "s")
     study = study_module.open_study(objective)
-    study_module.run_trial(study, 0, table, FitStore(tmp_path / "fits"), objective)
+    with pytest.raises(FitError, match="the recipe's own trial, which the others are measured against: the training diverged"):
+        study_module.run_trial(study, 0, table, FitStore(tmp_path / "fits"), objective)
     table.features[0, 2] = 0.0
     study_module.run_trial(study, 1, table, FitStore(tmp_path / "fits"), objective)
     diverged, other = study_module.finished(study)
     assert (diverged.state.name, diverged.value, diverged.intermediate_values) == ("PRUNED", 0.0, {0: 0.0})
+    assert "the training diverged in epoch 1: " in diverged.user_attrs["diverged"]
     assert other.state.name == "COMPLETE"
+
+
+def test_a_fit_that_diverges_beside_others_stops_none_of_them(tmp_path):
+    """Together, as on a GPU, and one by one with a store: the sound fits are what they are alone."""
+    table = planted({"keyword": [2], "speaker": [5]})
+    many = [arguments(num_epochs=2, selected_layers=[2, 5], learning_rate=rate) for rate in (1e-2, 1e30, 1e-3)]
+    first, diverged, last = fit_together(table, many)
+    for result, args in ((first, many[0]), (last, many[2])):
+        alone = fit(table, args)
+        assert result["validation"]["accuracy"] == pytest.approx(alone["validation"]["accuracy"], abs=0.02)
+    assert "training diverged in epoch 1" in diverged["diverged"]
+    assert (diverged["curve"], "validation" in diverged) == ([], False)
+    store = FitStore(tmp_path)
+    results = fit_all([Fit(args, str(args.learning_rate)) for args in many], table, store, show_progress=False)
+    assert ["diverged" in result for result in results] == [False, True, False]
+    assert "diverged" in store.get(store.key(many[1], table.fingerprint))  # and is not done again
+
+
+def test_sets_of_layers_that_diverge_are_reported_and_never_chosen(tmp_path, monkeypatch):
+    """With seed 1 layer 3 explodes, in the recursion and in the rivals; with seed 2 so does the set of layers 2 and 5."""
+    table, do_fit = planted({"keyword": [2], "speaker": [5]}), runner.fit_together
+
+    def some_diverge(table, many):
+        results = []
+        for args, result in zip(many, do_fit(table, many)):
+            is_lost = (args.seed == 1 and 3 in args.selected_layers) or (args.seed == 2 and args.selected_layers == [2, 5])
+            lost = {"settings": result["settings"], "diverged": "the training diverged in epoch 1: x.", "seconds": 0.0}
+            results.append(lost if is_lost else result)
+        return results
+
+    monkeypatch.setattr(runner, "fit_together", some_diverge)
+    report = search_layers(
+        table,
+        arguments(num_epochs=2),
+        tmp_path,
+        seeds=3,
+        rivals=["all", "greedy", "top_single"],
+        sizes=[1, 2],
+        show_progress=False,
+    )
+    assert list(report["trials"]["recursion"]) == ["0", "2"]
+    assert report["seeds"] == [0, 1, 2]
+    assert "all" not in report["over_rivals"]  # no pair for seed 1
+    chosen = report["sets"][str(report["choice"]["best"])]
+    assert 3 not in chosen
+    assert chosen != [2, 5]
+    lost = {(own["strategy"], own["seed"]) for own in report["diverged"]}
+    assert {("recursion", 1), ("all", 1)} <= lost
+    assert ("greedy", 1) not in lost  # it took others
+    text = (tmp_path / "layers.md").read_text()
+    assert "**Diverged, and so out of every choice:** " in text
+    assert "recursion, each seed's own sets, seed 1, {0-8}" in text
+    assert len(list((tmp_path / "pictures").iterdir())) == 8
 
 
 def test_a_stored_fit_is_of_one_version_and_one_pytorch(tmp_path, monkeypatch):
@@ -466,7 +521,8 @@ def test_a_fit_that_fails_ends_the_program_with_one_line(search_config, tmp_path
     assert main([str(search_config), "--output_dir", str(tmp_path / "out"), *options]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("python -m wavcse.search.layers: ")
-    assert "FloatingPointError: the model diverged in epoch" in line
+    assert "too many fits diverged to choose layers; the first: the training diverged in epoch 1: " in line
+    assert "learning_rate 1e+30" in line
 
 
 @pytest.mark.parametrize("lack", ["memory", "disk"])

@@ -22,6 +22,7 @@ from wavcse.search import hparams, runner, study
 from wavcse.search.__main__ import PROGRAMS
 from wavcse.search.fit import settings_of
 from wavcse.search.hparams import main, search_hparams
+from wavcse.search.runner import FitError
 from wavcse.search.store import FitStore
 from wavcse.search.study import Objective, finished, open_study, requeue_lost, search_space
 from wavcse.search.table import read_table
@@ -270,3 +271,33 @@ def test_the_console_script_reaches_every_search(search_config, tmp_path, capsys
         assert f"wavcse.search.{program}: seeds is 0" in capsys.readouterr().err
     assert wavcse_cli.main(["search", "phase1", str(tmp_path / "missing.yaml")]) == 2
     assert "wavcse.search.phase1: " in capsys.readouterr().err
+
+
+def test_a_grid_may_hold_learning_rates_that_diverge(search_recipe, tmp_path):
+    args = RunArguments(**{**search_recipe, "num_epochs": 2})
+    table = read_table(args)
+    rates, ways = [args.learning_rate, 1e30], {"batch_sizes": [16], "seeds": 1, "show_progress": False}
+    report = search_hparams(table, args, tmp_path, trials=1, learning_rates=rates, **ways)
+    assert report["settings"]["learning_rate"] == args.learning_rate
+    assert ["diverged" in point for point in report["grid"]] == [False, True]
+    text = (tmp_path / "hparams.md").read_text()
+    assert "| 16 | **" in text
+    assert "| diverged |" in text
+    assert "Points that diverged are out of the choice; the first: the training diverged in epoch 1: " in text
+    assert (tmp_path / "pictures" / "grid.svg").exists()
+    with pytest.raises(FitError, match="every point of the grid diverged; the first: the training diverged in epoch 1"):
+        search_hparams(table, args, tmp_path / "all", trials=1, learning_rates=[1e30], **ways)
+
+
+def test_a_stored_fit_that_diverged_prunes_its_trial_again(search_recipe, tmp_path):
+    """The same settings in a study of its own: the fit is not repeated, and the trial tells what it told."""
+    args = RunArguments(**{**search_recipe, "num_epochs": 2, "learning_rate": 1e30})
+    table, store = read_table(args), FitStore(tmp_path / "fits")
+    for name in ("first", "second"):
+        objective = study.Objective(args, 2, tmp_path / "study.db", name)
+        own = study.open_study(objective)
+        with pytest.raises(FitError, match="diverged in epoch 1"):
+            study.run_trial(own, 0, table, store, objective)
+        (trial,) = study.finished(own)
+        assert (trial.state.name, trial.intermediate_values) == ("PRUNED", {0: 0.0})
+        assert len(list((tmp_path / "fits").iterdir())) == 1  # one seed is enough

@@ -16,7 +16,7 @@ from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.search import runner
 from wavcse.search.bootstrap import difference_of, interval, resampled_accuracies, units_of
 from wavcse.search.poolings import LEARNED, main, search_poolings
-from wavcse.search.runner import Fit, fit_all
+from wavcse.search.runner import Fit, FitError, fit_all
 from wavcse.search.stability import rank_agreement
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable, read_table
@@ -225,3 +225,36 @@ def test_bad_arguments_are_refused(tmp_path, change, message):
     with pytest.raises(ValueError) as refusal:
         search_poolings(planted("max"), arguments(), tmp_path, **change)
     assert message in str(refusal.value)
+
+
+def test_settings_that_diverge_are_out_of_the_choice_and_reported(tmp_path, monkeypatch):
+    """One constant with one seed, a whole pooling, and on all layers a third."""
+    do_fit = runner.fit_together
+
+    def some_diverge(table, many):
+        results = []
+        for args, result in zip(many, do_fit(table, many)):
+            is_lost = (args.pooling_kwargs.get("p") == 2.0 and args.seed == 1) or args.pooling_type == "log_sum_exp"
+            is_lost |= args.pooling_type == "mean" and len(args.selected_layers) == L
+            lost = {"settings": result["settings"], "diverged": "the training diverged in epoch 1: x.", "seconds": 0.0}
+            results.append(lost if is_lost else result)
+        return results
+
+    monkeypatch.setattr(runner, "fit_together", some_diverge)
+    poolings = ["mean", "max", "learned_norm", "log_sum_exp"]
+    args = arguments(num_epochs=2, selected_layers=[0, 1])
+    report = search_poolings(planted("max"), args, tmp_path, seeds=2, poolings=poolings, show_progress=False)
+    assert {row["name"] for row in report["poolings"]} == {"mean", "max", "learned_norm", "learned_norm, learned"}
+    assert next(row for row in report["poolings"] if row["name"] == "learned_norm")["pooling_kwargs"]["p"] != 2.0
+    assert sum("diverged" in setting for setting in report["grid"]) == 7  # p = 2, and r six times
+    assert ["diverged" in own for own in report["sets"]["all"]["poolings"]] == [False, True, False, False]
+    text = (tmp_path / "poolings.md").read_text()
+    assert "Diverged, and so out of the choice: learned_norm (p = 2), log_sum_exp (r = 0.5)" in text
+    assert "| log_sum_exp | r = 1 | diverged | diverged |" in text
+    monkeypatch.setattr(runner, "fit_together", lambda table, many: list(map(lost_fit, many)))
+    with pytest.raises(FitError, match="every setting diverged; the first: the training diverged"):
+        search_poolings(planted("max"), args, tmp_path / "all", seeds=1, poolings=["mean"], show_progress=False)
+
+
+def lost_fit(args: RunArguments) -> dict:
+    return {"settings": {"seed": args.seed}, "diverged": "the training diverged in epoch 1: x."}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -41,7 +42,10 @@ class Progress:
 
 @dataclass
 class Learner:
-    """A model in training: what the loop works on."""
+    """A model in training: what the loop works on.
+
+    `divergence` says why its training came to nothing, empty as long as it has not: then every figure and weight is finite.
+    """
 
     args: RunArguments
     network: MultiTaskNetwork  # the bare one, for penalty and weights
@@ -50,6 +54,7 @@ class Learner:
     scheduler: ReduceLROnPlateau
     progress: Progress = field(default_factory=Progress)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    divergence: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,9 @@ def train_epoch(
 ) -> list[dict]:
     """One pass over the training clips, then validation; returns each learner's log entry.
 
+    A learner whose loss or weights are not finite any more gets a `divergence`, the same on all processes, and no epoch of it
+    counts or becomes the best from then on. The caller decides what follows; the other learners are not touched by it.
+
     Args:
         splits: each learner's splits, of one set of clips.
         learners: networks of one shape with one batch size; several of them in one process only.
@@ -104,13 +112,52 @@ def train_epoch(
     entries = []
     for learner, own_splits, train_loss in zip(learners, splits, train_losses):
         validation = evaluate(accelerator, learner, own_splits["validation"])
-        learner.scheduler.step(validation.loss)
-        update_progress(learner, epoch, validation.mean_accuracy, seconds)
+        learner.divergence = learner.divergence or first_reason(
+            accelerator, _divergence(learner.args, epoch, train_loss, validation)
+        )
+        if not learner.divergence:
+            learner.scheduler.step(validation.loss)
+            update_progress(learner, epoch, validation.mean_accuracy, seconds)
         entry = {"epoch": epoch, "train_loss": train_loss, "validation": validation.figures()}
         num_clips = steps * learner.args.batch_size
         entry |= {"learning_rate": learner.optimizer.param_groups[0]["lr"], "seconds": round(seconds, 4)}
         entries.append({**entry, "clips_per_s": round(min(num_clips, len(own_splits["train"])) / seconds, 1)})
     return entries
+
+
+def first_reason(accelerator: Accelerator, reason: str) -> str:
+    """The reason to stop of the first process that has one, the same on every process; empty if none has.
+
+    Every process must get here. One that stopped by itself would leave the others waiting for its gradients for ever.
+    """
+    if accelerator.num_processes == 1:
+        return reason
+    return next(filter(None, gather_object([reason])), "")
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor has a NaN or an infinity in it; one look at the device for all of them."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+def _divergence(args: RunArguments, epoch: int, train_loss: dict[str, float], validation: Evaluation) -> str:
+    """What is not finite after an epoch, and what to try; empty if all is well. It costs nothing: the figures are at hand."""
+    losses = {"training": train_loss, "validation": validation.task_loss}
+    wrong = [
+        f"the {split} loss of {task} is {value:g}"
+        for split, own in losses.items()
+        for task, value in own.items()
+        if not math.isfinite(value)
+    ]
+    if not wrong and not math.isfinite(validation.loss):  # the penalties sum over all weights
+        wrong = [f"the penalties of the weights are {validation.loss:g}"]
+    if not wrong:
+        return ""
+    precision = "" if args.mixed_precision == "no" else f" or mixed_precision no ({args.mixed_precision})"
+    return (
+        f"the training diverged in epoch {epoch}: {', '.join(wrong)}. Try a smaller learning_rate ({args.learning_rate:g} "
+        f"here), l1 ({args.l1:g}) or l2 ({args.l2:g}){precision}."
+    )
 
 
 def _dropout_seed(seed: int, epoch: int, rank: int) -> int:

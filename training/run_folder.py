@@ -16,6 +16,8 @@ import yaml
 
 from wavcse.data.files import write_atomically
 
+OTHER_SETTINGS = " Other settings need another --output_dir, or --overwrite_output_dir true."
+
 
 class RunFolder:
     """Paths and files of one run.
@@ -82,7 +84,7 @@ class RunFolder:
     def append_log(self, entry: dict) -> None:
         """Add one line to the log."""
         with open(self.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def write_result(self, name: str, result: dict) -> Path:
         """Write `results/<name>.json`."""
@@ -103,6 +105,7 @@ def versions() -> dict[str, str]:
 
 def _parsed(line: str) -> dict | None:
     try:
-        return json.loads(line)
+        # Older versions wrote NaN and Infinity, which are no JSON; null stands for them now.
+        return json.loads(line, parse_constant=lambda name: None)
     except json.JSONDecodeError:
         return None  # a kill cut the last line

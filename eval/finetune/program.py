@@ -43,7 +43,7 @@ def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
 
     Raises:
         ValueError: settings, task, groups or upstreams do not fit, or an unsound split; nothing has been trained then.
-        FloatingPointError: too many steps in a row were not finite.
+        FloatingPointError: a training diverged, or too many steps in a row were not finite; what is finished is kept.
     """
     sources = args.named_upstreams()
     data = load_task(*args.task_request())

@@ -26,7 +26,7 @@ from wavcse.eval.finetune.network import ClassFigures, ClassifierNetwork, loss_o
 from wavcse.eval.task import TaskData
 from wavcse.pretraining.batches import BatchLoader, CropReader
 from wavcse.pretraining.encoder import new_encoder
-from wavcse.pretraining.loop import Learner, Progress, new_learner, update
+from wavcse.pretraining.loop import Learner, Progress, new_learner, refuse_divergence, update
 from wavcse.training.checkpoint import Checkpoint
 from wavcse.training.run_folder import RunFolder
 
@@ -103,12 +103,13 @@ def finetune_upstream(args: FinetuneArguments, upstream: Upstream, audio: TaskAu
 
     Raises:
         ValueError: another run is in the folder, no training clip of a class is long enough, or there are several processes.
-        FloatingPointError: too many steps in a row were not finite.
+        FloatingPointError: the training diverged, or too many steps in a row were not finite.
     """
     run = _set_up(args, upstream, audio)
     _resume(run)
     _train(run, f"{upstream.name}, seed {args.seed}", show_progress)
     started = time.monotonic()
+    _warn_of_chance(run)
     run.learner.network.load_state_dict(run.best)
     scores = log_posteriors(run.learner.network, run.reader, run.data.table.rows("test"), args.batch_seconds)
     return Finetuned(scores, run.learner.progress, time.monotonic() - started, run.loader.planner.num_too_short)
@@ -174,11 +175,12 @@ def _train(run: Run, words: str, show_progress: bool) -> None:
 
 
 def _validate(run: Run) -> dict[str, float]:
-    """Accuracy and loss on the validation split; the weights are kept if they are the best so far."""
+    """Accuracy and loss on the validation split; the weights are kept if they are the best so far, and finite."""
     network, progress, rows = run.learner.network, run.learner.progress, run.data.table.rows("validation")
     scores, labels = log_posteriors(network, run.reader, rows, run.args.batch_seconds), run.data.labels[rows]
     accuracy = float(np.mean(scores.argmax(axis=1) == labels))
     loss = float(-np.mean(scores[np.arange(len(labels)), labels]))
+    refuse_divergence(run.accelerator, run.learner, {"the validation loss": loss})
     if (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss):
         progress.best_step, progress.best_accuracy, progress.best_loss = progress.step, accuracy, loss
         run.best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
@@ -190,6 +192,18 @@ def _log(run: Run, figures: ClassFigures, found: dict[str, float], seconds: floa
     entry = {"step": progress.step, **figures.entry(), **found, "learning_rate": run.learner.scheduler.get_last_lr()[0]}
     entry |= {"skipped_steps": progress.skipped, "seconds": round(seconds, 3)}
     run.folder.append_log(entry | {"audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)})
+
+
+def _warn_of_chance(run: Run) -> None:
+    """Say so where the last crops that were trained on are named no better than by chance; batches share classes evenly."""
+    last, num_classes = run.folder.keep_log_until(run.learner.progress.step, by="step")[-1], len(run.data.classes)
+    accuracy = last.get("train_accuracy", 0.0)
+    if accuracy * num_classes <= 1:
+        tqdm.write(
+            f"warning: {run.folder.path}: {accuracy:.2%} accuracy on the last training crops is no better than chance "
+            f"({1 / num_classes:.2%} of {num_classes} classes): nothing was learnt. Try a smaller learning_rate "
+            f"({run.args.learning_rate:g} here) or more steps."
+        )
 
 
 @torch.inference_mode()
