@@ -22,6 +22,11 @@ except ImportError:
     soundfile = soxr = None
 
 SAMPLING_RATE_HZ = 16_000
+AUDIO_SUFFIXES = (  # of the formats that libsndfile finds by their content: whatever a file is called, `decode` reads it
+    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mp1"),
+    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".sf", ".ircam"),
+    *(".avr", ".htk", ".iff", ".svx", ".8svx", ".paf", ".fap", ".pvf", ".sds", ".wve"),
+)
 RATES_HZ = (1_000, 10_000_000)  # of arrays; resampling from any other takes memory or time without end
 DOWNLOAD_TIMEOUT_S = 60
 

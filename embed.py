@@ -2,12 +2,15 @@
 
     wavcse embed recordings/ --model runs/quickstart/hub --out recordings.parquet
 
-One row per clip, in the order of the manifest (or of the sorted paths): id, path, seconds, embedding. Read it with
+Of a folder every file is taken whose suffix names a format that can be read (wav, flac, ogg, opus, mp3, aiff, au, caf and the
+like), below linked folders too; what is hidden is not. One row per clip, in the order of the manifest (or of the sorted
+paths): id, path, seconds, embedding. Read it with
 
     pandas.read_parquet("recordings.parquet")
     datasets.load_dataset("parquet", data_files="recordings.parquet")
 
-A killed run goes on where it was: give the same command again. Clips that cannot be used are listed in recordings.skipped.csv.
+A killed run goes on where it was: give the same command again. Clips that cannot be used are listed in recordings.skipped.csv,
+and very quiet ones, whose embeddings drift to that of silence, in recordings.quiet.csv; --scale_quiet helps those.
 With --window_s 2 --hop_s 1 a clip has a row for every two seconds of it, one second apart, with start_s and end_s.
 On several GPUs: accelerate launch -m wavcse.embed ... (on CPUs: torchrun --standalone --nproc_per_node 2 -m wavcse.embed ...);
 all processes must see the same disk. Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
@@ -33,21 +36,27 @@ from pyarrow import parquet
 from transformers.configuration_utils import PretrainedConfig
 
 from wavcse import __version__
+from wavcse.audio_wavcse import AUDIO_SUFFIXES
 from wavcse.configuration_wavcse import PRECISIONS
+from wavcse.data.audio_folder import left_out_in_words, read_audio_folder
 from wavcse.data.command import SOME_SKIPPED, command_line
 from wavcse.data.corpus_pass import (
     CorpusClip,
     CorpusPass,
     PassReport,
+    QuietClip,
     SkippedClip,
     batches_by_length,
     check_batch_seconds,
     gathered,
     process_state,
+    quiet_in_words,
+    read_quiet,
     read_skipped,
     readable_clips,
     share_of_process,
     skipped_clips,
+    write_quiet,
     write_skipped,
 )
 from wavcse.data.embedding_table import (
@@ -60,8 +69,8 @@ from wavcse.data.embedding_table import (
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
+from wavcse.waveform_wavcse import rms, scale_quiet
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 PART_INTERVAL_S = 30.0  # what a kill can lose at most, besides the batch that is being computed
 PART_ROWS = 8192
 
@@ -76,6 +85,7 @@ class EmbedSettings:
         normalize: scale every embedding (after truncation) to length 1.
         window_s: cut clips into windows of this length, one row each; `None` = one row per clip.
         hop_s: distance of the windows' starts, at most `window_s`, which is the default.
+        scale_quiet: bring clips below -60 dB of full scale to the level of usual speech first, as a whole.
 
     Raises:
         ValueError: a setting is out of range.
@@ -86,6 +96,7 @@ class EmbedSettings:
     normalize: bool = False
     window_s: float | None = None
     hop_s: float | None = None
+    scale_quiet: bool = False
 
     def __post_init__(self):
         if self.precision not in (None, *PRECISIONS):
@@ -107,6 +118,8 @@ class EmbedReport:
         embedding_size: numbers per embedding.
         added, present: clips that this run embedded, and those that were finished before.
         skipped: clips that could not be used.
+        quiet: clips whose audio is very quiet.
+        left_out: of a folder, suffix -> how many files were taken for no audio.
         speed: what this run computed, how fast, and how long it waited for audio.
     """
 
@@ -115,13 +128,27 @@ class EmbedReport:
     added: int
     present: int
     skipped: list[SkippedClip]
+    quiet: list[QuietClip]
+    left_out: dict[str, int]
     speed: PassReport
 
 
+class Corpus(NamedTuple):
+    """Clips, the path of each there, and of a folder how many files of other suffixes were left out."""
+
+    clips: list[Clip]
+    paths: list[str]
+    left_out: dict[str, int]
+
+
 class LoadedClip(NamedTuple):
-    """A decoded clip, cut: `bounds` holds `(start, end)` in samples of every window, which are views of the clip."""
+    """A decoded clip, cut: `bounds` holds `(start, end)` in samples of every window, which are views of the clip.
+
+    `rms` is the level of the file, before any scaling.
+    """
 
     num_samples: int
+    rms: float
     bounds: list[tuple[int, int]]
     windows: list[np.ndarray]
 
@@ -156,12 +183,12 @@ def embed_corpus(
     check_batch_seconds(batch_seconds)
     if out.is_dir():
         raise ValueError(f"{out}: is a folder; give the name of the Parquet file that is to be made.")
-    clips, paths = clips_of(corpus)
+    clips, paths, left_out = clips_of(corpus)
     state = process_state(cpu=device == "cpu")
     with state.main_process_first():
         embedder = Embedder(model, settings, as_device(device, state), batch_seconds)
     if out.exists():
-        return _complete(out, embedder, clips)
+        return _complete(out, embedder, clips, left_out)
     with state.main_process_first():
         parts = EmbeddingParts(out, embedder.key)
         facts = Inspector(parts.folder).inspect(clips, state.is_main_process, show_progress and state.is_main_process)
@@ -175,16 +202,20 @@ def embed_corpus(
     if state.is_main_process:
         write_skipped(skipped_path(out), skipped)
         if usable:
+            levels = parts.levels()
+            levels = {item.clip.clip_id: levels[item.clip.clip_id, item.digest] for item in usable}
+            write_quiet(quiet_path(out), levels)
             metadata = {**embedder.metadata, "clips_sha256": clips_sha256(clips, facts)}
             parts.merge(_wanted(usable, paths), metadata, with_times=settings.window_s is not None)
     state.wait_for_everyone()
     if not usable:
         raise ValueError(f"None of the {len(clips)} clips can be used; the first: {skipped[0].reason}")
-    return EmbedReport(*_shape(out), speed.clips, len(usable) - speed.clips, skipped, speed)
+    added, quiet = speed.clips, read_quiet(quiet_path(out))
+    return EmbedReport(*_shape(out), added, len(usable) - added, skipped, quiet, left_out, speed)
 
 
-def clips_of(corpus: str | Path) -> tuple[list[Clip], list[str]]:
-    """The clips of a manifest, or of all audio files below a folder in the order of their paths; and each one's path there.
+def clips_of(corpus: str | Path) -> Corpus:
+    """The clips of a manifest, or of all audio files below a folder in the order of their paths.
 
     Raises:
         ValueError: as `Manifest`, or the folder holds no audio.
@@ -192,16 +223,12 @@ def clips_of(corpus: str | Path) -> tuple[list[Clip], list[str]]:
     corpus = Path(corpus)
     if not corpus.is_dir():
         manifest = Manifest(corpus)
-        return manifest.clips, list(manifest.column("file_name"))
-    files = {
-        path.relative_to(corpus).as_posix(): path
-        for path in corpus.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
-    }
+        return Corpus(manifest.clips, list(manifest.column("file_name")), {})
+    files, left_out = read_audio_folder(corpus)
     if not files:
-        raise ValueError(f"{corpus}: holds no audio files ({', '.join(AUDIO_SUFFIXES)}).")
-    paths = sorted(files)
-    return [Clip(path, files[path]) for path in paths], paths
+        others = "".join(f"; {line}" for line in left_out_in_words(left_out))
+        raise ValueError(f"{corpus}: holds no audio files ({', '.join(AUDIO_SUFFIXES)}){others}.")
+    return Corpus([Clip(name, path) for name, path in files.items()], list(files), left_out)
 
 
 class Embedder:
@@ -224,6 +251,7 @@ class Embedder:
             "normalize": settings.normalize,
             "window_s": settings.window_s,
             "hop_s": settings.hop_s,
+            "scale_quiet": settings.scale_quiet or None,  # tables of earlier versions, which do not say, agree with "no"
             "precision": settings.precision or config.precision,
             "embedding_size": settings.truncate_dim or self.encoder.embedding_size,
             "sampling_rate": self.rate,
@@ -251,14 +279,17 @@ class Embedder:
     def load(self, clip: Clip) -> LoadedClip:
         """Decode, cut and check a clip; ValueError says why it cannot be used."""
         waveform = clip.load(self.rate)
+        level = rms(waveform)
+        if self.settings.scale_quiet:
+            waveform = scale_quiet(waveform)
         bounds = window_bounds(len(waveform), self.window_samples, self.hop_samples)
         windows = [waveform[start:end] for start, end in bounds]
         for window in windows:
             self.encoder.feature_extractor.check(window, clip.clip_id)
-        return LoadedClip(len(waveform), bounds, windows)
+        return LoadedClip(len(waveform), level, bounds, windows)
 
     def compute(self, loaded: Sequence[LoadedClip]) -> list[tuple]:
-        """Per clip its length in seconds, `start_s` and `end_s` `[n]`, and embeddings `[n, E]` of its n windows."""
+        """Per clip its length in seconds and level, `start_s` and `end_s` `[n]`, and embeddings `[n, E]` of its n windows."""
         windows = [window for clip in loaded for window in clip.windows]
         size = len(windows)
         if self.window_samples is not None:  # a long clip has more windows than go through at once
@@ -267,7 +298,7 @@ class Embedder:
         embeddings = self._finished(np.concatenate([checked_embeddings(self.encoder, part) for part in parts]))
         borders = np.cumsum([len(clip.windows) for clip in loaded])[:-1]
         return [
-            (clip.num_samples / self.rate, *(np.array(clip.bounds) / self.rate).T, rows)
+            (clip.num_samples / self.rate, clip.rms, *(np.array(clip.bounds) / self.rate).T, rows)
             for clip, rows in zip(loaded, np.split(embeddings, borders))
         ]
 
@@ -319,6 +350,11 @@ def skipped_path(out: Path) -> Path:
     return out.with_suffix(".skipped.csv")
 
 
+def quiet_path(out: Path) -> Path:
+    """Where the very quiet clips are listed, if there are any: OUT.quiet.csv beside OUT.parquet."""
+    return out.with_suffix(".quiet.csv")
+
+
 def config_sha256(config: PretrainedConfig) -> str:
     """Hash of what a configuration says of the numbers; where it came from and which library wrote it do not count."""
     fields = config.to_dict()
@@ -355,15 +391,15 @@ def _wanted(usable: Sequence[CorpusClip], paths: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["id", "path", "digest"])
 
 
-def _complete(out: Path, embedder: Embedder, clips: Sequence[Clip]) -> EmbedReport:
+def _complete(out: Path, embedder: Embedder, clips: Sequence[Clip], left_out: dict[str, int]) -> EmbedReport:
     """The report on a file that is there already; ValueError if it is not what would be made now."""
     metadata = read_metadata(out)
     refuse_other_settings(out, metadata, embedder.key)
     if metadata["clips_sha256"] != clips_sha256(clips, Inspector().inspect(clips)):
         raise ValueError(f"{out}: holds other clips, or their audio has changed. Give another --out, or remove it.")
     remove_parts(out)  # where a kill came between the last two steps
-    skipped = read_skipped(skipped_path(out))
-    return EmbedReport(*_shape(out), 0, len(clips) - len(skipped), skipped, PassReport())
+    skipped, quiet = read_skipped(skipped_path(out)), read_quiet(quiet_path(out))
+    return EmbedReport(*_shape(out), 0, len(clips) - len(skipped), skipped, quiet, left_out, PassReport())
 
 
 def _shape(out: Path) -> tuple[int, int]:
@@ -374,23 +410,28 @@ def _shape(out: Path) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
     args = parse_arguments(argv)
-    settings = EmbedSettings(args.precision, args.truncate_dim, args.normalize, args.window_s, args.hop_s)
+    settings = EmbedSettings(args.precision, args.truncate_dim, args.normalize, args.window_s, args.hop_s, args.scale_quiet)
     report = embed_corpus(args.corpus, args.model, args.out, settings, args.batch_seconds, args.device, show_progress=True)
     state = PartialState()
     if state.is_main_process:
-        print(summary(Path(args.out), report))
+        print(summary(Path(args.out), report, settings))
     state.destroy_process_group()  # else the first process to leave can break the others' last message
     return SOME_SKIPPED if report.skipped else 0
 
 
-def summary(out: Path, report: EmbedReport) -> str:
-    """What a run did, in two or three lines."""
+def summary(out: Path, report: EmbedReport, settings: EmbedSettings) -> str:
+    """What a run did, in a few lines."""
     lines = [
         f"{out}: {report.rows} rows of {report.embedding_size} numbers; "
         f"{report.added} clips embedded, {report.present} were there already"
     ]
     if report.added:
         lines.append(report.speed.speed())
+    lines += left_out_in_words(report.left_out)
+    if report.quiet:
+        what_helps = "they were scaled" if settings.scale_quiet else "--scale_quiet brings them to the level of usual speech"
+        found = quiet_in_words(len(report.quiet), report.quiet[0].clip_id)
+        lines.append(f"{found}; see {quiet_path(out)}; {what_helps}")
     if report.skipped:
         where = skipped_path(out)
         lines.append(f"{len(report.skipped)} clips were skipped, see {where}; the first: {report.skipped[0].reason}")
@@ -400,7 +441,7 @@ def summary(out: Path, report: EmbedReport) -> str:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="wavcse embed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("corpus", help="CSV or Parquet manifest, or a folder: every audio file below it")
+    parser.add_argument("corpus", help="CSV or Parquet manifest, or a folder: every audio file below it, hidden ones not")
     parser.add_argument("--model", required=True, help="folder or Hub id of a wavCSE model; its Python files are run")
     parser.add_argument(
         "--out", required=True, help="the Parquet file to make; while it is made, OUT.parts holds what is done"
@@ -410,6 +451,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1, after --truncate_dim")
     parser.add_argument("--window_s", type=float, metavar="S", help="a row for every window of this many seconds")
     parser.add_argument("--hop_s", type=float, metavar="S", help="distance of the windows' starts (default: --window_s)")
+    parser.add_argument(
+        "--scale_quiet", action="store_true", help="bring clips below -60 dB of full scale to the level of usual speech first"
+    )
     parser.add_argument("--batch_seconds", type=float, default=60.0, metavar="S", help="audio per batch (default 60)")
     parser.add_argument("--device", default="auto", help='torch device (default "auto": an accelerator if there is one)')
     return parser.parse_args(argv)

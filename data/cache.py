@@ -31,6 +31,7 @@ from wavcse.data.corpus_pass import (
     check_batch_seconds,
     gathered,
     process_state,
+    quiet_in_words,
     readable_clips,
     share_of_process,
     skipped_clips,
@@ -48,12 +49,16 @@ SHARD_INTERVAL_S = 300.0
 
 @dataclass(frozen=True)
 class Report:
-    """What one run did: clips added, clips that were there already, those left out, and how fast it went."""
+    """What one run did: clips added, clips that were there already, those left out, and how fast it went.
+
+    `quiet` names the clips that were added although they are so quiet that their vectors drift to those of silence.
+    """
 
     added: int
     present: int
     skipped: list[SkippedClip]
     speed: str
+    quiet: list[str]
 
 
 def build_cache(
@@ -98,7 +103,7 @@ def build_cache(
     if state.is_main_process:
         write_skipped(cache.folder / "skipped.csv", skipped)
     cache.refresh()
-    return cache, Report(done.clips, present, skipped, done.speed())
+    return cache, Report(done.clips, present, skipped, done.speed(), [clips[row].clip_id for row in sorted(done.quiet)])
 
 
 def config_of_all_layers(upstream: str, revision: str | None = None, temporal_pooling: str = "mean") -> WavCSEConfig:
@@ -165,7 +170,7 @@ def _extract(
         return _pooled_layers(run, model, config, inputs)
 
     buffer: list[tuple[str, np.ndarray]] = []
-    corpus_pass, flushed_at = CorpusPass(batches, load, pool, show_progress), time.monotonic()
+    corpus_pass, flushed_at = CorpusPass(batches, load, pool, show_progress, lambda waveform: waveform), time.monotonic()
     for clips, pooled_layers in corpus_pass:
         buffer += zip([item.digest for item in clips], pooled_layers)
         if len(buffer) >= shard_size or time.monotonic() - flushed_at >= SHARD_INTERVAL_S:
@@ -217,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{cache.folder}: {len(cache)} clips; {report.added} added, {report.present} were there already")
         if report.added:
             print(report.speed)
+        if report.quiet:
+            print(f"of these, {quiet_in_words(len(report.quiet), report.quiet[0])}")
         if report.skipped:
             where = cache.folder / "skipped.csv"
             print(f"{len(report.skipped)} clips were skipped, see {where}; the first: {report.skipped[0].reason}")

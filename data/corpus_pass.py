@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,6 +28,7 @@ from tqdm.auto import tqdm
 from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
+from wavcse.waveform_wavcse import QUIET_RMS, is_quiet
 
 LOOK_AHEAD_S = 600.0  # decoded audio that waits for the computation: 38 MB at 16 kHz
 MAX_DECODE_THREADS = 8
@@ -49,6 +51,13 @@ class SkippedClip(NamedTuple):
     reason: str
 
 
+class QuietClip(NamedTuple):
+    """A clip so quiet that its embedding drifts to that of silence, and its level in decibels of full scale."""
+
+    clip_id: str
+    level_db: float
+
+
 @dataclass
 class PassReport:
     """What a pass did.
@@ -59,6 +68,7 @@ class PassReport:
         elapsed_s: how long the pass took; of several processes the longest.
         waiting_s: how much of that the computation stood still because the next batch was not decoded yet.
         skipped: row -> reason, for clips that could not be decoded or computed.
+        quiet: rows of clips that were computed, but are very quiet.
     """
 
     clips: int = 0
@@ -66,6 +76,7 @@ class PassReport:
     elapsed_s: float = 0.0
     waiting_s: float = 0.0
     skipped: dict[int, str] = field(default_factory=dict)
+    quiet: set[int] = field(default_factory=set)
 
     @property
     def waiting_share(self) -> float:
@@ -156,6 +167,7 @@ class CorpusPass:
         batches: from `batches_by_length` and `share_of_process`.
         load: decodes and checks one clip; runs in threads (soundfile and soxr release the GIL).
         compute: takes what `load` gave for the clips of a batch, in order; what it returns is passed on.
+        waveform_of: finds in what `load` gave the waveform whose level is looked at; `None` = at none.
         show_progress: show a progress bar with audio-s/s and the share of time spent waiting for audio.
 
     Attributes:
@@ -168,14 +180,15 @@ class CorpusPass:
         load: Callable[[Clip], Any],
         compute: Callable[[list], Any],
         show_progress: bool = False,
+        waveform_of: Callable[[Any], np.ndarray] | None = None,
     ):
         self.batches, self.load, self.compute, self.show_progress = batches, load, compute, show_progress
-        self.report = PassReport()
+        self.waveform_of, self.report = waveform_of, PassReport()
 
     def __iter__(self) -> Iterator[tuple[list[CorpusClip], Any]]:
         started, report = time.perf_counter(), self.report
         with tqdm(total=sum(map(len, self.batches)), desc="embed", unit="clip", disable=not self.show_progress) as bar:
-            for batch, futures in decoded_ahead(self.batches, self.load):
+            for batch, futures in decoded_ahead(self.batches, self._load):
                 asked = time.perf_counter()
                 loaded = self._loaded(batch, futures)
                 report.waiting_s += time.perf_counter() - asked
@@ -185,11 +198,18 @@ class CorpusPass:
                 speed = report.audio_s / report.elapsed_s
                 bar.set_postfix_str(f"{speed:.1f} audio-s/s, waiting {report.waiting_share:.1%}", refresh=False)
 
+    def _load(self, clip: Clip) -> tuple[Any, bool]:
+        loaded = self.load(clip)
+        return loaded, self.waveform_of is not None and is_quiet(self.waveform_of(loaded))
+
     def _loaded(self, batch: Sequence[CorpusClip], futures: Sequence[Future]) -> list[tuple[CorpusClip, Any]]:
         loaded = []
         for item, future in zip(batch, futures):
             try:
-                loaded.append((item, future.result()))
+                content, is_quiet_one = future.result()
+                loaded.append((item, content))
+                if is_quiet_one:
+                    self.report.quiet.add(item.row)
             except ValueError as error:
                 self.report.skipped[item.row] = reason_for(item.clip, str(error))
         return loaded
@@ -203,6 +223,7 @@ class CorpusPass:
         except (ValueError, FloatingPointError) as error:
             if len(loaded) == 1:
                 self.report.skipped[clips[0].row] = reason_for(clips[0].clip, str(error))
+                self.report.quiet.discard(clips[0].row)
                 return
             for one in loaded:
                 yield from self._computed([one])
@@ -262,19 +283,53 @@ def gathered(report: PassReport) -> PassReport:
         elapsed_s=max(one.elapsed_s for one in reports),
         waiting_s=max(one.waiting_s for one in reports),
         skipped={row: reason for one in reports for row, reason in one.skipped.items()},
+        quiet=set().union(*(one.quiet for one in reports)),
     )
 
 
 def write_skipped(path: Path, skipped: Sequence[SkippedClip]) -> None:
     """Write the table of skipped clips (only its header if there are none)."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("clip", "reason"), *skipped])
-    write_atomically(path, text.getvalue())
+    _write_rows(path, ("clip", "reason"), skipped)
 
 
 def read_skipped(path: Path) -> list[SkippedClip]:
     """Read what `write_skipped` wrote; none where the file is gone."""
+    return [SkippedClip(*row) for row in _read_rows(path)]
+
+
+def write_quiet(path: Path, levels: Mapping[str, float]) -> None:
+    """Write the table of the very quiet clips among `clip -> root mean square`; no file if there are none."""
+    quiet = [(name, f"{decibels(level):.1f}") for name, level in levels.items() if level < QUIET_RMS]
+    if quiet:
+        _write_rows(path, ("clip", "level_db"), quiet)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_quiet(path: Path) -> list[QuietClip]:
+    """Read what `write_quiet` wrote; none where there is no file."""
+    return [QuietClip(name, float(level)) for name, level in _read_rows(path)]
+
+
+def quiet_in_words(count: int, first: str) -> str:
+    """A line for a report: how many clips are very quiet, and what that means."""
+    limit = f"{decibels(QUIET_RMS):.0f} dB of full scale"
+    return f"{count} clips are quieter than {limit}, so that their embeddings drift to that of silence; the first: {first}"
+
+
+def decibels(rms: float) -> float:
+    """Decibels of full scale; minus infinity for digital silence."""
+    return 20 * math.log10(rms) if rms > 0 else -math.inf
+
+
+def _write_rows(path: Path, header: tuple[str, ...], rows: Sequence[tuple]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_atomically(path, text.getvalue())
+
+
+def _read_rows(path: Path) -> list[list[str]]:
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return [SkippedClip(*row) for row in csv.reader(file)][1:]
+        return list(csv.reader(file))[1:]

@@ -27,11 +27,11 @@ from wavcse.data.files import write_atomically
 
 METADATA_KEY = b"wavcse"
 ROW_GROUP_ROWS = 4096  # 33 MB of embeddings at E = 2000
-PART_COLUMNS = ("id", "digest", "seconds", "start_s", "end_s")
+PART_COLUMNS = ("id", "digest", "seconds", "rms", "start_s", "end_s")
 
 
 class EmbeddedClip(NamedTuple):
-    """A finished clip: its name and content, its length, and one or several stretches of it with their embeddings.
+    """A finished clip: its name and content, its length and level, and one or several stretches of it with their embeddings.
 
     `start_s` and `end_s` have shape `[n]`, `embeddings` float32 `[n, E]`.
     """
@@ -39,6 +39,7 @@ class EmbeddedClip(NamedTuple):
     clip_id: str
     digest: str
     seconds: float
+    rms: float
     start_s: np.ndarray
     end_s: np.ndarray
     embeddings: np.ndarray
@@ -72,6 +73,7 @@ class EmbeddingParts:
             "id": np.repeat([clip.clip_id for clip in clips], counts),
             "digest": np.repeat([clip.digest for clip in clips], counts),
             "seconds": np.repeat([clip.seconds for clip in clips], counts),
+            "rms": np.repeat([clip.rms for clip in clips], counts),
             "start_s": np.concatenate([clip.start_s for clip in clips]),
             "end_s": np.concatenate([clip.end_s for clip in clips]),
             "embedding": as_lists(np.concatenate([clip.embeddings for clip in clips])),
@@ -93,6 +95,11 @@ class EmbeddingParts:
         """`(clip_id, digest)` of every finished clip."""
         index = self.index()
         return set(zip(index["id"], index["digest"]))
+
+    def levels(self) -> dict[tuple[str, str], float]:
+        """`(clip_id, digest)` -> root mean square of every finished clip, 1 = full scale."""
+        index = self.index()
+        return dict(zip(zip(index["id"], index["digest"]), index["rms"]))
 
     def merge(self, wanted: pd.DataFrame, metadata: Mapping, with_times: bool) -> None:
         """Write `out` with the rows of the wanted clips, atomically, and remove the parts.

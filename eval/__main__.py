@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: EvalArguments) -> int:
     """Evaluate and print the table; returns the exit code. Raises ValueError as `evaluate` and `load_task` do."""
     # Imported late: a wrong option is answered before the libraries are loaded.
+    from wavcse.data.corpus_pass import quiet_in_words
     from wavcse.eval.baselines import build_encoders
     from wavcse.eval.evaluation import EvalSettings, evaluate
     from wavcse.eval.task import load_task
@@ -36,6 +37,8 @@ def run(arguments: EvalArguments) -> int:
         overwrite=arguments.overwrite,
     )
     print(evaluation.table, end="")
+    if evaluation.quiet:
+        print(quiet_in_words(len(evaluation.quiet), evaluation.quiet[0]))
     if evaluation.skipped:
         where = f"{arguments.output_dir}/skipped.csv"
         print(f"{len(evaluation.skipped)} clips were skipped, see {where}; the first: {evaluation.skipped[0].reason}")

@@ -39,6 +39,7 @@ class EmbeddedClips:
         embedded: `[N]`, False for skipped clips. A clip that one encoder refuses is skipped for all, so that every figure in
             a table rests on the same clips.
         skipped: the skipped clips, in order.
+        quiet: names of the clips that were embedded now and are so quiet that their embeddings drift to that of silence.
         seconds: encoder name -> time spent in `embed` now; what is read from a store costs nothing, and a baseline that
             shares a model's forward pass almost nothing.
     """
@@ -46,6 +47,7 @@ class EmbeddedClips:
     tables: dict[str, np.ndarray]
     embedded: np.ndarray
     skipped: list[SkippedClip] = field(default_factory=list)
+    quiet: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -77,6 +79,7 @@ def embed_clips(
     for table in tables.values():
         table[~result.embedded] = np.nan
     result.skipped = skipped_clips(clips, unreadable | report.skipped)
+    result.quiet = [clips[row].clip_id for row in sorted(report.quiet)]
     return result
 
 
@@ -116,7 +119,10 @@ def _compute_missing(
                 found[encoder.name] = (places, _timed(encoder, waveforms, result.seconds))
         return found
 
-    corpus_pass = CorpusPass([batch for batch in batches if batch], load, compute, show_progress)
+    def waveform_of(loaded: tuple[str, dict[int, np.ndarray]]) -> np.ndarray:
+        return next(iter(loaded[1].values()))
+
+    corpus_pass = CorpusPass([batch for batch in batches if batch], load, compute, show_progress, waveform_of)
     writer = _StoreWriter(stores)
     for batch, found in corpus_pass:
         for name, (places, embeddings) in found.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,15 @@ STORE_FOLDER = "embeddings"
 class Evaluation:
     """What `evaluate` found: a record per (row of the table, encoder), the clips that were left out, and the Markdown table.
 
+    `quiet` names the clips that were embedded now and are so quiet that their embeddings drift to that of silence.
+
     The table shows every result file in the folder, also those of earlier runs.
     """
 
     results: list[dict]
     skipped: list[SkippedClip]
     table: str
+    quiet: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -84,7 +87,7 @@ def evaluate(
     table = write_report(output_dir) if results else ""
     if failures:
         raise ValueError(" ".join(failures))
-    return Evaluation(results, embedded.skipped, table)
+    return Evaluation(results, embedded.skipped, table, embedded.quiet)
 
 
 @dataclass

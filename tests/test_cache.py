@@ -133,6 +133,16 @@ def test_a_clip_that_is_too_short_or_too_long_is_skipped(waves, upstream_folder,
     assert "lasts 7201.0 s, more than max_duration_s=7200" in dict(report.skipped)["long.wav"]
 
 
+def test_quiet_clips_are_counted(waves, upstream_folder, tmp_path, capsys):
+    (clip,) = waves(8_000)
+    for name, gain in {"own": 1, "quiet": 1e-4, "silent": 0}.items():
+        soundfile.write(tmp_path / f"{name}.wav", clip * np.float32(gain), 16_000, subtype="FLOAT")
+    (tmp_path / "m.csv").write_text("file_name\nown.wav\nquiet.wav\nsilent.wav\n")
+    options = ["--manifest", str(tmp_path / "m.csv"), "--upstream", str(upstream_folder), "--out", str(tmp_path / "c")]
+    assert main(options) == 0
+    assert "of these, 2 clips are quieter than -60 dB of full scale" in capsys.readouterr().out
+
+
 def test_values_that_are_not_finite_stop_the_run(built):
     bad = np.full((1, 4, 32), np.nan, dtype=np.float32)
     with pytest.raises(FloatingPointError, match="not finite"):

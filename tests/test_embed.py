@@ -18,7 +18,7 @@ import torch
 
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
 from wavcse.data.corpus_pass import CorpusClip, CorpusPass, batches_by_length, seconds_of, share_of_process
-from wavcse.data.embedding_table import read_metadata
+from wavcse.data.embedding_table import EmbeddingParts, read_metadata
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.embed import EmbedSettings, embed_corpus, main, window_bounds
 
@@ -240,6 +240,80 @@ def test_corrupt_clips_are_skipped_listed_and_told_by_the_exit_code(embedded, to
     np.testing.assert_allclose(numbers(table), numbers(left), atol=1e-5)
 
 
+def test_a_folder_with_links_hidden_and_other_files(waves, hub, model, tmp_path, capsys):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for name in ("a.wav", "b.WAVE", "c.aiff", ".hidden.wav", ".git/d.wav", "deep/e.caf", "notes.txt", "f.m4a", "g.m4a"):
+        path = corpus / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = {".aiff": "AIFF", ".caf": "CAF"}.get(path.suffix, "WAV")
+        soundfile.write(path, waves(4_000)[0], RATE, format=kind, subtype="FLOAT")
+    elsewhere.mkdir()
+    soundfile.write(elsewhere / "h.oga", waves(4_000)[0], RATE, format="OGG", subtype="VORBIS")
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "again").symlink_to(corpus / "deep")
+    (elsewhere / "loop").symlink_to(corpus)
+    assert main([str(corpus), "--model", str(hub), "--out", str(tmp_path / "out.parquet")]) == 0
+    assert "3 files with other suffixes were left out (.m4a 2, .txt 1)" in capsys.readouterr().out
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    assert list(table["id"]) == ["a.wav", "b.WAVE", "c.aiff", "deep/e.caf", "linked/h.oga"]
+    np.testing.assert_allclose(numbers(table)[:4], expected(model, waves(4_000) * 4), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def quiet_corpus(waves, tmp_path_factory):
+    """Manifest of a clip at its own level, twice very quiet, and digital silence."""
+    folder = tmp_path_factory.mktemp("quiet")
+    (clip,) = waves(20_000)
+    for name, gain in {"own": 1, "quiet": 1e-3, "quieter": 1e-6, "silent": 0}.items():
+        soundfile.write(folder / f"{name}.wav", clip * np.float32(gain), RATE, subtype="FLOAT")
+    (folder / "m.csv").write_text("file_name\nown.wav\nquiet.wav\nquieter.wav\nsilent.wav\n")
+    return folder / "m.csv"
+
+
+def test_quiet_clips_are_counted_and_listed(quiet_corpus, hub, model, tmp_path, capsys):
+    out = tmp_path / "out.parquet"
+    for _ in range(2):  # the second run finds the file whole
+        assert main([str(quiet_corpus), "--model", str(hub), "--out", str(out)]) == 0
+        said = capsys.readouterr().out
+        assert "3 clips are quieter than -60 dB of full scale, so that their embeddings drift to that of silence" in said
+        assert "the first: quiet.wav; see" in said
+        assert "--scale_quiet brings them" in said
+    with open(tmp_path / "out.quiet.csv", encoding="utf-8") as file:
+        levels = {row["clip"]: float(row["level_db"]) for row in csv.DictReader(file)}
+    assert levels == {"quiet.wav": pytest.approx(-80, abs=1), "quieter.wav": pytest.approx(-140, abs=1), "silent.wav": -np.inf}
+    np.testing.assert_allclose(
+        numbers(pd.read_parquet(out)), expected(model, [clip.load(RATE) for clip in Manifest(quiet_corpus).clips]), atol=1e-6
+    )
+
+
+def test_a_killed_run_forgets_no_quiet_clip(quiet_corpus, hub, tmp_path, monkeypatch):
+    out = tmp_path / "out.parquet"
+    monkeypatch.setattr(EmbeddingParts, "merge", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(quiet_corpus, str(hub), out)
+    monkeypatch.undo()
+    report = embed_corpus(quiet_corpus, str(hub), out)
+    assert (report.added, report.present) == (0, 4)
+    assert [clip.clip_id for clip in report.quiet] == ["quiet.wav", "quieter.wav", "silent.wav"]
+
+
+@pytest.mark.parametrize("window_s", [None, 0.5])
+def test_quiet_clips_can_be_scaled(quiet_corpus, hub, model, tmp_path, window_s):
+    out = tmp_path / "out.parquet"
+    embed_corpus(quiet_corpus, str(hub), out, EmbedSettings(window_s=window_s, scale_quiet=True))
+    table = pd.read_parquet(out)
+    rows = {name: np.stack(list(part["embedding"])) for name, part in table.groupby("id")}
+    scale = np.abs(rows["own.wav"]).max()
+    np.testing.assert_allclose(rows["quiet.wav"], rows["own.wav"], atol=1e-3 * scale)
+    np.testing.assert_allclose(rows["quieter.wav"], rows["own.wav"], atol=1e-3 * scale)
+    if window_s is None:
+        clips = [clip.path for clip in Manifest(quiet_corpus).clips]
+        np.testing.assert_allclose(numbers(table), model.encode(clips, scale_quiet=True), atol=1e-6)
+    assert read_metadata(out)["scale_quiet"] is True
+    with pytest.raises(ValueError, match=r"other settings \(scale_quiet True there, None now\)"):
+        embed_corpus(quiet_corpus, str(hub), out, EmbedSettings(window_s=window_s))
+
+
 def test_the_same_audio_under_two_names_is_there_twice(toy_corpus, hub, tmp_path):
     for name in ("a.flac", "b.flac"):
         shutil.copyfile(toy_corpus.parent / "000.flac", tmp_path / name)
@@ -272,7 +346,7 @@ def test_other_settings_clips_or_contents_are_refused(toy_corpus, hub, waves, tm
 
 WRONG = {
     "none.csv --model {hub} --out o.parquet": "none.csv: no such manifest",
-    "{empty} --model {hub} --out o.parquet": "holds no audio files (.wav, .flac, .ogg, .opus, .mp3)",
+    "{empty} --model {hub} --out o.parquet": "holds no audio files (.wav, .wave, ",
     "{corpus} --model {empty} --out o.parquet": "cannot be loaded",
     "{corpus} --model {hub} --out {empty}": "is a folder; give the name of the Parquet file",
     "{corpus} --model {hub} --out o.parquet --truncate_dim 21": "truncate_dim is 21; the model's embeddings have 1 to 20",
@@ -330,6 +404,23 @@ def test_a_pass_measures_how_long_it_waits_for_audio(tmp_path):
     assert slow_audio.report.waiting_share > 0.8
     assert slow_model.report.waiting_share < 0.2
     assert (slow_model.report.clips, slow_model.report.audio_s) == (8, 8.0)
+
+
+def test_a_pass_counts_quiet_clips_that_it_computed(tmp_path):
+    clips = [CorpusClip(row, Clip(f"{row}", tmp_path / f"{row}"), f"{row}", 1.0) for row in range(4)]
+    levels = {"0": 0.1, "1": 1e-5, "2": 0.0, "3": 1e-4}
+
+    def load(clip):
+        return clip.clip_id, levels[clip.clip_id] * np.sin(np.arange(1000))
+
+    def compute(loaded):
+        if any(name == "3" for name, _ in loaded):
+            raise FloatingPointError("clip 0: is not finite")
+        return [name for name, _ in loaded]
+
+    corpus_pass = CorpusPass([clips], load, compute, waveform_of=lambda loaded: loaded[1])
+    assert [name for _, names in corpus_pass for name in names] == ["0", "1", "2"]
+    assert (corpus_pass.report.quiet, list(corpus_pass.report.skipped)) == ({1, 2}, [3])
 
 
 def test_a_clip_that_cannot_be_computed_costs_no_neighbour(tmp_path):

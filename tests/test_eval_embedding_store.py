@@ -101,3 +101,9 @@ def test_a_half_written_file_is_not_read(clips, tmp_path):
     store = EmbeddingStore(tmp_path, encoder)
     (store.folder / "half.partial").write_bytes(b"\0" * 10)
     assert embed([encoder], clips[:2], tmp_path).embedded.all()
+
+
+def test_quiet_clips_are_named(clips):
+    samples = soundfile.read(clips[3].path)[0]
+    soundfile.write(clips[3].path, 1e-4 * samples, RATE, subtype="FLOAT")
+    assert embed([Counting()], clips, None).quiet == ["3.wav"]
