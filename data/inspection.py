@@ -42,13 +42,13 @@ class Inspector:
 
     def inspect(self, clips: Sequence[Clip], save: bool = True, show_progress: bool = False) -> list[ClipFacts]:
         """Facts of every clip, in order; files that were seen before are not read again."""
-        paths = sorted({clip.path for clip in clips})
+        paths = sorted({clip.path for clip in clips if not clip.fault})
         with ThreadPoolExecutor(READ_THREADS) as pool:
             facts = pool.map(self._file_facts, paths)
             files = dict(zip(paths, tqdm(facts, "inspect", len(paths), unit="file", disable=not show_progress)))
         if save and self.memo_path is not None:
             self._save(paths, files.values())
-        return [_part_of(clip, files[clip.path]) for clip in clips]
+        return [ClipFacts(error=clip.fault) if clip.fault else _part_of(clip, files[clip.path]) for clip in clips]
 
     def _file_facts(self, path: Path) -> dict:
         try:

@@ -1,11 +1,16 @@
 """Manifests: one row per clip, read from CSV or Parquet and checked once at the door.
 
 Columns: `file_name` (relative to the manifest, the `audiofolder` convention), optional `start` and `end` in seconds (a clip
-inside a longer file), then label columns (empty = no label) and split columns (empty = the clip is not used).
+inside a longer file), then label columns (empty = no label) and split columns (empty = the clip is not used). How cells become
+text says `wavcse.data.tables`.
+
+A file that is no table is refused. A row that names no clip is a clip with a `fault`: a corpus run skips it, training refuses
+it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +18,10 @@ import numpy as np
 import pandas as pd
 
 from wavcse.audio_wavcse import decode, resample
+from wavcse.data.tables import read_text_table
 
 SPLITS = ("train", "validation", "test")
+AS_WRITTEN = ("file_name", "start", "end")  # they name a clip
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
 
 
@@ -26,9 +33,12 @@ class Clip:
     path: Path
     start_s: float = 0.0
     end_s: float | None = None
+    fault: str = ""  # why the row of the manifest cannot be used; there is nothing at `path` then
 
     def load(self, sampling_rate: int) -> np.ndarray:
         """Mono float32 waveform `[samples]`; ValueError names the clip if it cannot be read."""
+        if self.fault:
+            raise ValueError(f"{self.clip_id}: {self.fault}.")
         waveform, rate = decode(self.path, self.start_s, self.end_s, name=self.clip_id)
         return resample(waveform, rate, sampling_rate)
 
@@ -39,27 +49,38 @@ class Manifest:
     Attributes:
         path: the file it was read from.
         table: the rows as text columns (`pandas.DataFrame`); an empty string means "no label" or "not in any split".
+        clips: one per row; of a row that cannot be used, a clip whose `fault` says why.
 
     Raises:
-        ValueError: the file is missing or unreadable, has no `file_name` column or no rows, `start`/`end` are not numbers in
-            order, or a clip is listed twice.
+        ValueError: the file is missing or unreadable, has no `file_name` column or no rows, or a clip is listed twice.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.table = _read_table(self.path)
-        if "file_name" not in self.table.columns:
-            raise ValueError(f"{self.path}: has no column 'file_name'; its columns are {list(self.table.columns)}.")
+        table = read_text_table(self.path, AS_WRITTEN)
+        self.table, self._unread = pd.DataFrame(table.columns, dtype=object), table.unread
+        names = self.column("file_name")
         if self.table.empty:
             raise ValueError(f"{self.path}: has no rows.")
-        self.clips = [self._clip(row) for row in self.table.to_dict("records")]
-        _refuse_duplicates(self.path, [clip.clip_id for clip in self.clips])
+        times = [self.table.get(name, [""] * len(names)) for name in ("start", "end")]
+        self.clips: list[Clip] = []
+        seen: set[str] = set()
+        for row, cells in enumerate(zip(names, *times)):
+            clip = self._clip(row, *cells, table.faults.get(row))
+            if clip.clip_id in seen:
+                if not clip.fault:
+                    raise ValueError(f"{self.path}: {clip.clip_id} is listed twice; every clip needs its own row.")
+                clip = self._clip(row, f"{cells[0]} (row {row + 1})", *cells[1:], clip.fault)
+            seen.add(clip.clip_id)
+            self.clips.append(clip)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def column(self, name: str) -> np.ndarray:
         """One column as an array of strings; ValueError lists the columns if there is no such one."""
+        if name in self._unread:
+            raise ValueError(f"{self.path}: column {name!r} holds {self._unread[name]}; texts or numbers are needed.")
         if name not in self.table.columns:
             raise ValueError(f"{self.path}: has no column {name!r}; its columns are {list(self.table.columns)}.")
         return self.table[name].to_numpy(dtype=object)
@@ -77,40 +98,29 @@ class Manifest:
         """What the column `protocol` says of how a corpus was labelled and split; several are joined, empty = not said."""
         return ", ".join(sorted(set(self.table.get("protocol", ())) - {""}))
 
-    def _clip(self, row: dict[str, str]) -> Clip:
-        name, start, end = row["file_name"], row.get("start", ""), row.get("end", "")
-        if not name:
-            raise ValueError(f"{self.path}: a row has an empty 'file_name'.")
+    def _clip(self, row: int, name: str, start: str, end: str, fault: str | None) -> Clip:
+        clip_id = name or f"row {row + 1}"
+        if start or end:
+            clip_id = f"{clip_id}#{start or 0}-{end}"
         path = self.path.parent / name
-        if not start and not end:
-            return Clip(name, path)
-        start_s, end_s = _seconds(start or "0", name), _seconds(end, name) if end else None
-        if end_s is not None and end_s <= start_s:
-            raise ValueError(f"{self.path}: {name} has end={end} not after start={start}.")
-        return Clip(f"{name}#{start or 0}-{end}", path, start_s, end_s)
+        try:
+            if fault:
+                raise ValueError(fault)
+            if not name:
+                raise ValueError("has no 'file_name'")
+            start_s, end_s = _seconds("start", start or "0"), _seconds("end", end) if end else None
+            if end_s is not None and end_s <= start_s:
+                raise ValueError(f"its end={end} is not after its start={start or 0}")
+        except ValueError as error:
+            return Clip(clip_id, self.path.parent / clip_id, fault=str(error))
+        return Clip(clip_id, path, start_s, end_s)
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such manifest. Give a CSV or Parquet file with one row per clip.")
+def _seconds(column: str, text: str) -> float:
     try:
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path).astype(object).fillna("").astype(str)
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as {path.suffix or 'CSV'} ({error}).") from error
-
-
-def _seconds(text: str, name: str) -> float:
-    try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise ValueError(f"{name}: start/end must be seconds, but one is {text!r}.") from None
-
-
-def _refuse_duplicates(path: Path, clip_ids: list[str]) -> None:
-    seen: set[str] = set()
-    for clip_id in clip_ids:
-        if clip_id in seen:
-            raise ValueError(f"{path}: {clip_id} is listed twice; every clip needs its own row.")
-        seen.add(clip_id)
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"its {column} is {text[:40]!r}; seconds from 0 on are needed")
+    return seconds

@@ -60,7 +60,8 @@ def load_clips(
         exclude_split_columns: split columns of those manifests; each of them that a manifest has counts.
 
     Raises:
-        ValueError: a `where` column is missing, a source has no clip left, or a manifest to exclude has no such column.
+        ValueError: a `where` column is missing, a source has no clip left, one of its rows names no clip, or a manifest to
+            exclude has no such column.
     """
     held_out = [HeldOut(Manifest(path), exclude_split_columns) for path in exclude_speakers_of]
     names, clips, labels = [], [], []
@@ -73,6 +74,12 @@ def load_clips(
         rows = np.flatnonzero(is_allowed & ~is_held_out)
         if not len(rows):
             raise ValueError(f"data.{name}: no clip of {manifest.path} is left after `where` and the held-out speakers.")
+        faulty = [manifest.clips[row] for row in rows if manifest.clips[row].fault]
+        if faulty:
+            raise ValueError(
+                f"data.{name}: {len(faulty)} rows of {manifest.path} cannot be used; the first: {faulty[0].clip_id}: "
+                f"{faulty[0].fault}. Mend or remove these rows."
+            )
         names += [f"{name}/{manifest.clips[row].clip_id}" for row in rows]
         clips += [manifest.clips[row] for row in rows]
         has_labels = label_column in manifest.table.columns
