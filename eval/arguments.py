@@ -165,7 +165,10 @@ def _as_list(value: str | Sequence[str] | None, name: str) -> list[str]:
 
 def _as_tasks(value: str | Sequence[str] | dict | None) -> dict[str, dict[str, Any]]:
     if isinstance(value, dict):
-        return {str(name): changes or {} for name, changes in value.items()}
+        tasks = {str(name): changes or {} for name, changes in value.items()}
+        if len(tasks) < len(value):
+            raise ValueError(f"tasks: two of the names {list(map(str, value))} are the same.")
+        return tasks
     return {name: {} for name in _as_list(value, "tasks")}
 
 

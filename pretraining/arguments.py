@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wavcse.data.recipes import checked_fields
+from wavcse.data.tables import spelled, text_of
 from wavcse.pretraining.clips import ClipSource
 from wavcse.pretraining.label_losses import LABEL_LOSSES
-from wavcse.pretraining.step_arguments import StepArguments, check_choice, check_ranges
-from wavcse.training.arguments import parse_script_arguments
+from wavcse.pretraining.step_arguments import StepArguments
+from wavcse.training.settings import check_choice, check_ranges, parse_script_arguments
 
 POSITIVE = ("codebook_dim", "codebook_size", "log_every", "mask_frames", "num_mels")
 NOT_NEGATIVE = ("label_loss_start", "label_weight", "margin", "num_cepstra")
@@ -27,7 +28,7 @@ class PretrainArguments(StepArguments):
 
     data: dict = field(
         default_factory=dict,
-        metadata={"help": "Name -> manifest, where {column: allowed values}. Only in the YAML."},
+        metadata={"help": "Name -> manifest, where {column: allowed values} (YAML or JSON)."},
     )
     label_column: str = field(default="language", metadata={"help": "Manifest column of the labels."})
     exclude_speakers_of: list[str] = field(
@@ -97,10 +98,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
 
 def _clip_source(name: str, source: Any) -> ClipSource:
     source = checked_fields(f"data.{name}", source, ("manifest", "where"))
-    if "manifest" not in source:
-        raise ValueError(f"data.{name}: 'manifest' is missing.")
-    where = source.get("where", {})
+    manifest, where = source.get("manifest"), source.get("where", {})
+    if not (isinstance(manifest, str) and manifest):
+        raise ValueError(f"data.{name}: 'manifest' is missing, or no text.")
     if not isinstance(where, dict):
         raise ValueError(f"data.{name}: 'where' must map columns to allowed values, not {where!r}.")
-    allowed = {column: tuple(map(str, values if isinstance(values, list) else [values])) for column, values in where.items()}
-    return ClipSource(source["manifest"], allowed)
+    allowed = {column: values if isinstance(values, list) else [values] for column, values in where.items()}
+    for column, values in allowed.items():
+        if any(value is None or isinstance(value, list | dict) for value in values):
+            raise ValueError(f"data.{name}: 'where' allows {values!r} in {column!r}; give a value or a list of values.")
+    return ClipSource(manifest, {column: tuple(spelled(text_of(value)) for value in own) for column, own in allowed.items()})

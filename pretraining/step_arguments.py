@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.pretraining.schedule import DECAYS
 from wavcse.training.arguments import MIXED_PRECISIONS
+from wavcse.training.settings import check_choice, check_ranges, check_types
 
 # Fields that may differ between a run and its continuation: they do not change any step that is already done.
 FREE_ON_RESUME = (
@@ -32,16 +31,6 @@ POSITIVE = (
     "max_steps",
 )
 NOT_NEGATIVE = ("checkpoint_every_s", "label_exponent", "labels_per_batch", "mask_frames", "seed")
-WORDS = {  # what a value of a field must be
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text (YAML needs 'no' in quotes)",
-    dict: "a mapping",
-    list[float]: "a list of numbers",
-    list[str]: "a list of texts",
-    NoneType: "null",
-}
 
 
 @dataclass
@@ -51,7 +40,7 @@ class StepArguments:
     output_dir: str = field(default="runs/steps", metadata={"help": "Folder of the run: config, log, checkpoints, results."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start again, deleting the run that is there."})
     audio_dir: str = field(default="caches/audio", metadata={"help": "Folder for the decoded audio (16-bit, 115 MB an hour)."})
-    encoder: dict = field(default_factory=dict, metadata={"help": "Fields of transformers' WavLMConfig. Only in the YAML."})
+    encoder: dict = field(default_factory=dict, metadata={"help": "Fields of transformers' WavLMConfig (YAML or JSON)."})
 
     mask_probability: float = field(default=0.02, metadata={"help": "Probability that a span starts at a frame."})
     mask_frames: int = field(default=20, metadata={"help": "Frames (20 ms) of a span."})
@@ -103,44 +92,3 @@ class StepArguments:
     def identity(self) -> dict[str, Any]:
         """What a continued run must share with the run it continues."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
-
-
-def check_types(settings: Any) -> None:
-    """ValueError names the first field that is not of its type; an empty section of a recipe is an empty mapping.
-
-    A recipe gives what YAML makes of it, which need not be what a field is.
-    """
-    for name, kind in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if kind is dict and value is None:
-            setattr(settings, name, {})
-        elif not _is_of(value, kind):
-            allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-            raise ValueError(f"{name} is {value!r}; {' or '.join(WORDS[one] for one in allowed)} is needed.")
-
-
-def check_ranges(settings: Any, positive: Sequence[str], not_negative: Sequence[str]) -> None:
-    """ValueError names the first field that is out of its range."""
-    for name in positive:
-        if not getattr(settings, name) > 0:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must be above 0.")
-    for name in not_negative:
-        if not getattr(settings, name) >= 0:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it must not be negative.")
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}.")
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether `value` is of the type `kind`; a whole number is a number, true and false are none."""
-    if isinstance(kind, UnionType):
-        return any(_is_of(value, one) for one in get_args(kind))
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_of(item, *get_args(kind)) for item in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)

@@ -7,13 +7,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from wavcse.data.recipes import checked_fields, read_recipe
 from wavcse.eval import arguments as evaluation_arguments
 from wavcse.eval.arguments import NAME, EvalArguments
 from wavcse.eval.baselines import BASELINES, DEFAULT_NAME
 from wavcse.pretraining.arguments import PretrainArguments
+from wavcse.training.settings import settings_from
 
 EVALUATION = "evaluation"  # folder of the evaluation beside those of the variants
 PICTURES = "pictures"
@@ -150,7 +149,7 @@ def _variant(name: str, own: Any, shared: Sequence[Mapping[str, Any]], folder: P
     if not isinstance(untrained, bool):
         raise ValueError(f"variants.{name}: untrained is {untrained!r}; it must be true or false.")
     try:
-        args = _arguments({**merged([*shared, own]), "output_dir": str(folder / name)})
+        args = settings_from(PretrainArguments, {**merged([*shared, own]), "output_dir": str(folder / name)})
     except (ValueError, TypeError) as error:
         raise ValueError(f"variants.{name}: {error}") from error
     return Variant(name, args, own, untrained)
@@ -165,13 +164,6 @@ def merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"encoder is {encoder!r}; it must hold fields of WavLMConfig.")
         found = {**found, **layer, "encoder": {**found.get("encoder", {}), **encoder}}
     return found
-
-
-def _arguments(recipe: Mapping[str, Any]) -> PretrainArguments:
-    """The recipe with its texts read as a command line would (`2e-3`, which YAML takes for a text, is a number)."""
-    parser = HfArgumentParser(PretrainArguments)
-    parser.set_defaults(**recipe)
-    return parser.parse_args_into_dataclasses([])[0]
 
 
 def _plot(number: int, plot: Any, variants: Sequence[str], rows: Sequence[str], has_speed: bool) -> Plot:

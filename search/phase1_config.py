@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from wavcse.data.recipes import checked_fields, read_recipe
 from wavcse.training.arguments import RunArguments
+from wavcse.training.settings import settings_from
 
 # Options of the programs: those that must be given, and the others.
 NEEDED = {"random_upstream": ("out",), "synthesize": ("out",), "corpora": ("corpus", "root", "out")}
@@ -79,7 +80,7 @@ def read_config(path: str | Path, output_dir: str | None = None) -> Phase1:
 
 
 def _checked(path: Path, raw: Mapping[str, Any], overrides: Mapping[str, str]) -> Phase1:
-    recipe = RunArguments(**{**{name: raw[name] for name in RECIPE_FIELDS if name in raw}, **overrides})
+    recipe = settings_from(RunArguments, {**{name: raw[name] for name in RECIPE_FIELDS if name in raw}, **overrides})
     if not recipe.upstream:
         raise ValueError("upstream is missing; name its Hub id or folder.")
     corpora = raw.get("corpora") or []
@@ -96,7 +97,7 @@ def _checked(path: Path, raw: Mapping[str, Any], overrides: Mapping[str, str]) -
         },
         training=_section("training", raw.get("training"), TRAINING_FIELDS),
     )
-    replace(recipe, **config.training)
+    settings_from(RunArguments, {**asdict(recipe), **config.training})  # every mistake shows before the first step
     if not config.manifests:
         raise ValueError("tasks is empty; name at least one task with its manifest, label_column and split_column.")
     return config

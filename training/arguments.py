@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from transformers import HfArgumentParser
-
-from wavcse.configuration_wavcse import PAPER_LAYERS
+from wavcse.configuration_wavcse import PAPER_LAYERS, checked_task_name
 from wavcse.data.labels import TaskSource, as_paths
-from wavcse.data.recipes import read_recipe
+from wavcse.data.recipes import checked_fields
+from wavcse.data.tables import spelled, text_of
+from wavcse.training.settings import check_choice, check_ranges, check_types, parse_script_arguments
 
-Settings = TypeVar("Settings")  # a dataclass
+TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight")
 MIXED_PRECISIONS = ("no", "bf16")
 TABLE_PLACES = ("auto", "memory", "disk")
 # Fields that may differ between a run and its continuation: they do not change any epoch that is already done.
@@ -34,7 +33,7 @@ FREE_ON_RESUME = (
 class RunArguments:
     """Phase 1 of the paper; the defaults are the paper's (section 3 and its footnote)."""
 
-    tasks: dict | str = field(
+    tasks: dict = field(
         default_factory=dict,
         metadata={"help": "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight (YAML or JSON)."},
     )
@@ -51,7 +50,7 @@ class RunArguments:
     )
     layer_projection_size: int = field(default=512, metadata={"help": "Width of FC1."})
     pooling_type: str = field(default="learned_norm", metadata={"help": "One of the ten layer poolings."})
-    pooling_kwargs: dict | str = field(default_factory=dict, metadata={"help": "Its constants (in the YAML, or as JSON)."})
+    pooling_kwargs: dict = field(default_factory=dict, metadata={"help": "Its constants (in the YAML, or as JSON)."})
     embedding_size: int = field(default=2000, metadata={"help": "Width of FC2 = size of the embedding."})
     layer_dropout: float = field(default=0.4, metadata={"help": "Dropout before FC2."})
     embedding_dropout: float = field(default=0.6, metadata={"help": "Dropout before the heads."})
@@ -79,23 +78,19 @@ class RunArguments:
     note: str = field(default="", metadata={"help": "A remark that is shown with the figures."})
 
     def __post_init__(self):
-        self.tasks = _mapping("tasks", self.tasks)
-        self.pooling_kwargs = _mapping("pooling_kwargs", self.pooling_kwargs)
+        check_types(self)
         for name in ("num_epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
-        for name in ("weight_decay", "l1", "l2"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        _one_of("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
-        _one_of("features_in", self.features_in, TABLE_PLACES)
+        check_ranges(self, ("learning_rate",), ("weight_decay", "l1", "l2", "scheduler_patience", "checkpoint_every_s"))
+        check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
+        check_choice("features_in", self.features_in, TABLE_PLACES)
+        self.task_sources()
         if self.save_hub and not self.upstream:
             raise ValueError("upstream is not given; name it, or pass --save_hub false to train without leaving a Hub folder.")
 
     def task_sources(self) -> dict[str, TaskSource]:
-        """The tasks as typed sources; ValueError names a missing or unknown field."""
+        """The tasks as typed sources; ValueError names a missing or unknown field, or one that is not what it must be."""
         return {name: _task_source(name, fields) for name, fields in self.tasks.items()}
 
     def loss_weights(self) -> dict[str, float]:
@@ -127,46 +122,41 @@ def parse_arguments(argv: Sequence[str] | None = None) -> RunArguments:
     )
 
 
-def parse_script_arguments(
-    settings: type[Settings], argv: Sequence[str] | None, script: str, description: str, launcher: str = "accelerate launch "
-) -> Settings:
-    """The settings (a dataclass) of a program, from `[RECIPE.yaml] [--field value ...]`; `launcher` stands before its name."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    usage = f"{launcher}{script} [RECIPE.yaml] [--field value ...]"
-    parser = HfArgumentParser(settings, prog=script, usage=usage, description=description)
-    if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**read_recipe(argv.pop(0), allowed=[field.name for field in fields(settings)]))
-    return parser.parse_args_into_dataclasses(argv)[0]
-
-
-def _mapping(name: str, value: dict | str) -> dict:
-    if isinstance(value, Mapping):
-        return dict(value)
-    try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is {value!r}; on the command line it must be a JSON object ({error}).") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{name} is {value!r}; it must be a mapping.")
-    return parsed
-
-
-def _task_source(name: str, fields: Mapping[str, Any]) -> TaskSource:
-    unknown = sorted(set(fields) - {"manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight"})
-    if unknown:
-        raise ValueError(f"tasks.{name}: unknown fields {unknown}.")
+def _task_source(name: str, given: Any) -> TaskSource:
+    where = f"tasks.{checked_task_name(name)}"
+    given = checked_fields(where, given, TASK_FIELDS)
     for required in ("manifest", "label_column"):
-        if required not in fields:
-            raise ValueError(f"tasks.{name}: {required!r} is missing.")
+        if required not in given:
+            raise ValueError(f"{where}: {required!r} is missing.")
+    manifests, splits = given["manifest"], given.get("split_column", "split")
+    for column, value in (("manifest", manifests), ("split_column", splits)):
+        if not all(isinstance(one, str) and one for one in (value if isinstance(value, list) and value else [value])):
+            raise ValueError(f"{where}: {column} is {value!r}; a text or a list of texts is needed.")
+    for column, value in (("label_column", given["label_column"]), ("disjoint_by", given.get("disjoint_by") or "none")):
+        if not (isinstance(value, str) and value):
+            raise ValueError(
+                f"{where}: {column} is {value!r}; a column's name is needed, in quotes if it is yes, no, on or off."
+            )
+    weight = given.get("loss_weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ValueError(f"{where}: loss_weight is {weight!r}; a number from 0 on is needed.")
     return TaskSource(
-        manifests=as_paths(fields["manifest"]),
-        label_column=fields["label_column"],
-        split_columns=as_paths(fields.get("split_column", "split")),
-        disjoint_by=fields.get("disjoint_by"),
-        classes=tuple(map(str, fields["classes"])) if fields.get("classes") else None,
+        manifests=as_paths(manifests),
+        label_column=given["label_column"],
+        split_columns=as_paths(splits),
+        disjoint_by=given.get("disjoint_by") or None,
+        classes=_classes(where, given.get("classes")),
     )
 
 
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}.")
+def _classes(where: str, given: Any) -> tuple[str, ...] | None:
+    """The classes in the spelling that manifests have; `None` where none are given."""
+    if given is None or given == []:
+        return None
+    if not isinstance(given, list) or any(label is None or isinstance(label, list | dict) for label in given):
+        raise ValueError(f'{where}: classes is {given!r}; a list of labels is needed, such as ["yes", "no"].')
+    classes = tuple(spelled(text_of(label)) for label in given)
+    twice = sorted({label for label in classes if classes.count(label) > 1})
+    if twice or "" in classes:
+        raise ValueError(f"{where}: classes names {twice[0] if twice else ''!r} {'twice' if twice else 'as a label'}.")
+    return classes

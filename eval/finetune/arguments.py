@@ -8,8 +8,8 @@ from pathlib import Path
 
 from wavcse.data.recipes import checked_fields
 from wavcse.eval.arguments import NAME, TASK_FIELDS, EvalArguments, TaskRequest, check_tasks
-from wavcse.pretraining.step_arguments import StepArguments, check_ranges
-from wavcse.training.arguments import parse_script_arguments
+from wavcse.pretraining.step_arguments import StepArguments
+from wavcse.training.settings import check_ranges, parse_script_arguments
 
 DESCRIPTION = (
     "How good is an upstream once it is trained on a task? Each encoder is trained as a whole, under the mean over its frames "
@@ -30,17 +30,17 @@ class FinetuneArguments(StepArguments):
     output_dir: str = field(default="runs/finetune", metadata={"help": "Folder of the results, and of the runs below runs/."})
     upstreams: dict = field(
         default_factory=dict,
-        metadata={"help": "Name in tables -> WavLM or wavCSE model (folder or Hub id). Only in the YAML."},
+        metadata={"help": "Name in tables -> WavLM or wavCSE model (folder or Hub id) (YAML or JSON)."},
     )
     task: dict = field(
         default_factory=lambda: {"task": DEFAULT_TASK},
-        metadata={"help": "As an entry of `tasks:` of wavcse eval: task, manifest, disjoint_by, ... Only in the YAML."},
+        metadata={"help": "As an entry of `tasks:` of wavcse eval: task, manifest, disjoint_by, ... (YAML or JSON)."},
     )
     groups: dict = field(
         default_factory=dict,
         metadata={
             "help": "Name -> classes whose test clips get a row of their own. Without it, O and NO: the labels of the data "
-            "that the upstreams were pre-trained on, and the others, where the upstreams' runs tell. Only in the YAML."
+            "that the upstreams were pre-trained on, and the others, where the upstreams' runs tell (YAML or JSON)."
         },
     )
     mask_frames: int = field(default=0, metadata={"help": "Frames (20 ms) of a span that training masks; 0 = no masks."})
