@@ -85,6 +85,8 @@ def set_up(args: RunArguments) -> Run:
         project_dir=args.output_dir,
     )
     composite = load_composite(args.task_sources())
+    if accelerator.is_main_process:
+        print(composite.class_counts())
     cache = open_cache(args.cache_dir)
     config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.temporal_pooling)
     digests = cached_digests(cache, composite)

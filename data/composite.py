@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wavcse.data.labels import TaskClips, TaskSource, load_task_clips
+from wavcse.data.labels import TaskClips, TaskSource, class_counts, load_task_clips
 from wavcse.data.manifest import SPLITS, Clip
 
 IGNORED_LABEL = -100  # a clip without a label for a task, the convention of torch's cross-entropy
@@ -32,16 +32,25 @@ class CompositeSet:
         labelled = np.stack([targets != IGNORED_LABEL for targets in self.targets[split].values()])
         return np.flatnonzero(labelled.any(axis=0))
 
+    def class_counts(self) -> str:
+        """The classes of every task and how many clips train each, a line per task."""
+        train = self.targets["train"]
+        return "\n".join(
+            class_counts(task, classes, train[task][train[task] != IGNORED_LABEL]) for task, classes in self.classes.items()
+        )
+
 
 def load_composite(sources: Mapping[str, TaskSource]) -> CompositeSet:
     """Read and join the tasks (the paper's composite set, after Tang et al. 2017).
 
     Raises:
-        ValueError: as `load_task_clips`, or a clip that one task trains on is held out by another.
+        ValueError: as `load_task_clips`, a row of a manifest names no clip, or a clip that one task trains on is held out by
+            another.
     """
     if not sources:
         raise ValueError("tasks is empty; name at least one task with its manifest, label_column and split_column.")
     tasks = {name: load_task_clips(name, source) for name, source in sources.items()}
+    _refuse_faulty_rows(tasks)
     position: dict[tuple, int] = {}
     clips: list[Clip] = []
     for task in tasks.values():
@@ -51,6 +60,16 @@ def load_composite(sources: Mapping[str, TaskSource]) -> CompositeSet:
     targets = {split: {name: _targets(task, split, position, len(clips)) for name, task in tasks.items()} for split in SPLITS}
     _refuse_cross_task_leaks(clips, targets)
     return CompositeSet(clips, {name: task.classes for name, task in tasks.items()}, targets)
+
+
+def _refuse_faulty_rows(tasks: Mapping[str, TaskClips]) -> None:
+    for name, task in tasks.items():
+        faulty = [clip for clip in task.clips if clip.fault]
+        if faulty:
+            raise ValueError(
+                f"task {name!r}: {len(faulty)} rows of its manifests cannot be used; the first: {faulty[0].clip_id}: "
+                f"{faulty[0].fault}. Mend these rows, or empty their label."
+            )
 
 
 def _identity(clip: Clip) -> tuple:

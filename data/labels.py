@@ -10,6 +10,8 @@ import numpy as np
 
 from wavcse.data.manifest import SPLITS, Clip, Manifest
 
+MOST_SHOWN = 12  # classes that are named before training
+
 
 @dataclass(frozen=True)
 class TaskSource:
@@ -58,6 +60,18 @@ class TaskClips:
     def rows(self, split: str) -> np.ndarray:
         """Positions of the clips of one split."""
         return np.flatnonzero(self.splits == split)
+
+
+def class_counts(task: str, classes: Sequence[str], targets: np.ndarray) -> str:
+    """A task's classes and how many clips train each, in one line: what is read before hours are spent.
+
+    Args:
+        targets: class indices of the training clips.
+    """
+    counts = np.bincount(targets, minlength=len(classes))
+    shown = [f"{label if label.isprintable() else repr(label)} {count:,}" for label, count in zip(classes, counts)]
+    more = [f"... ({len(shown) - MOST_SHOWN:,} more)"] if len(shown) > MOST_SHOWN else []
+    return f"{task}: {len(shown):,} classes of {len(targets):,} training clips: {', '.join([*shown[:MOST_SHOWN], *more])}"
 
 
 def load_task_clips(name: str, source: TaskSource) -> TaskClips:

@@ -24,6 +24,8 @@ def run(arguments: EvalArguments) -> int:
     from wavcse.eval.task import load_task
 
     tasks = [load_task(*request) for request in arguments.requests()]
+    for data in tasks:
+        print(data.training_counts())
     device = usable_device(arguments.device)
     how = {"device": device, "temporal_pooling": arguments.temporal_pooling}
     encoders = build_encoders(arguments.model, arguments.name, arguments.baselines, **how)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.labels import TaskClips, TaskSource, load_task_clips
+from wavcse.data.labels import TaskClips, TaskSource, class_counts, load_task_clips
 from wavcse.data.manifest import SPLITS, Manifest
 from wavcse.eval.leaks import clip_identity, distinct_rows, refuse_overlap_across_splits, refuse_trials_outside_test
 from wavcse.eval.tasks.definition import Task
@@ -65,6 +65,13 @@ class TaskData:
     def labels(self) -> np.ndarray:
         """What a probe learns: class indices `[N]`, or numbers `[N, T]`."""
         return self.table.targets if self.values is None else self.values
+
+    def training_counts(self) -> str:
+        """What the training clips are, in one line: classes or speakers with their counts, or just how many."""
+        rows, name = self.table.rows("train"), self.task.name
+        if self.task.kind == "regression":
+            return f"{name}: numbers for {len(rows):,} training clips"
+        return class_counts(name, *np.unique(self.table.labels[rows].astype(str), return_inverse=True))
 
     @property
     def speakers(self) -> np.ndarray:

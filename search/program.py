@@ -49,6 +49,7 @@ def run_program(parser: argparse.ArgumentParser, argv: Sequence[str] | None, sea
     for option in ("seeds", "workers"):
         at_least_one(option, getattr(own, option))
     with table_for(args, own.output_dir / "fits", own.workers) as table:
+        print(table.composite.class_counts())
         search(table, args, own)
     print((own.output_dir / f"{name}.md").read_text(encoding="utf-8"))
     return DONE

@@ -47,6 +47,7 @@ def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
     """
     sources = args.named_upstreams()
     data = load_task(*args.task_request())
+    print(data.training_counts())
     data = replace(data, task=replace(data.task, metrics=(*data.task.metrics, DETECTION)))
     class_groups(args.groups, sources, data)  # before hours are spent on audio
     upstreams = [_upstream(name, source, args) for name, source in sources.items()]
