@@ -63,7 +63,7 @@ def read_text_table(path: Path, as_written: Sequence[str] = ()) -> TextTable:
         ValueError: the file is missing or cannot be read, or two columns have one name; the message names the file.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
+        what = "is a folder" if path.is_dir() else "no such manifest"
         raise ValueError(f"{path}: {what}. Give a CSV or Parquet file with one row per clip.")
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "CSV"
     try:

@@ -45,7 +45,7 @@ def test_switches_keep_all_their_spellings(tmp_path, value):
     ("text", "message"),
     [
         ("tasks: [keyword]", "tasks is ['keyword']; a mapping is needed"),
-        ("tasks: keyword", "'keyword' is no JSON object"),
+        ("tasks: keyword", "tasks is 'keyword'; a mapping is needed"),
         (f"tasks: {{1: {TASK}}}", "the name 1 is no text; put it in quotes"),
         (f"tasks: {{true: {TASK}}}", "the name True is no text"),
         (f"tasks: {{a.b: {TASK}}}", "the name 'a.b' must serve"),
@@ -67,7 +67,7 @@ def test_switches_keep_all_their_spellings(tmp_path, value):
         ("tasks: {k: {manifest: m.csv, label_column: k, classes: [1, 1.0]}}", "classes names '1' twice"),
         ("tasks: {k: {manifest: m.csv, label_column: k, loss_weight: .nan}}", "loss_weight is nan; a number from 0 on"),
         ("tasks: {k: {manifest: m.csv, label_column: k, loss_weight: x}}", "loss_weight is 'x'; a number from 0 on"),
-        ("mixed_precision: no", "mixed_precision is False; a text (in YAML a number, yes, no, on or off needs quotes)"),
+        ("mixed_precision: no", "mixed_precision is False; a text (YAML needs 'no' in quotes)"),
         ("num_epochs: x", "argument --num_epochs/--num-epochs: invalid int value: 'x'"),
         ("num_epochs: [3]", "num_epochs is [3]; a whole number is needed"),
         ("selected_layers: 3", "selected_layers is 3; a list of whole numbers is needed"),
@@ -117,10 +117,10 @@ def test_mappings_on_the_command_line_are_json():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{keyword", "argument --tasks: '{keyword' is no JSON object"),
-        ("[1]", "argument --tasks: '[1]' is no JSON object"),
+        ("{keyword", "tasks is '{keyword'; on the command line it must be a JSON object"),
+        ("[1]", "tasks is '[1]'; a mapping is needed"),
         ('{"k": 1, "k": 2}', "a name is given twice"),
-        ("[" * 100_000, "is no JSON object"),
+        ('{"k": ' + "[" * 100_000, "it must be a JSON object (maximum recursion depth"),
         ("{}", "unknown"),
     ],
 )

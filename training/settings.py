@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ WORDS = {  # what a value of a field must be
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    str: "a text (in YAML a number, yes, no, on or off needs quotes)",
+    str: "a text (YAML needs 'no' in quotes)",
     dict: "a mapping",
     list[float]: "a list of numbers",
     list[int]: "a list of whole numbers",
@@ -47,14 +46,14 @@ def parse_script_arguments(
 def settings_from(settings: type[Settings], recipe: Mapping[str, Any], argv: Sequence[str] = (), **parser: str) -> Settings:
     """The settings of a recipe's fields and of options, which win.
 
-    A text in the recipe is read as on the command line: `1e-3`, which YAML takes for a text, is a number. A mapping is given
-    there as a JSON object.
+    A text in the recipe is read as on the command line: `1e-3`, which YAML takes for a text, is a number. A mapping is a JSON
+    object there.
 
     Args:
         parser: what the help says (`prog`, `usage`, `description`).
     """
     reader = _Parser(settings, **parser)
-    reader.register("type", dict, json_object)
+    reader.register("type", dict, str)  # `check_types` reads it
     reader.set_defaults(**recipe)
     return reader.parse_args_into_dataclasses(list(argv), look_for_args_file=False)[0]
 
@@ -64,15 +63,11 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)  # which the programs print in one line
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """The mapping that the text is in JSON; a name may be given once."""
+def _from_json(name: str, text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no JSON object such as '{{\"name\": 1}}' ({error})") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no JSON object such as '{{\"name\": 1}}'")
-    return value
+        raise ValueError(f"{name} is {text[:60]!r}; on the command line it must be a JSON object ({error}).") from error
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,14 +78,17 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_types(settings: Any) -> None:
-    """ValueError names the first field that is not of its type; an empty section of a recipe is an empty mapping.
+    """ValueError names the first field that is not of its type.
 
-    A recipe gives what YAML makes of it, which need not be what a field is.
+    A recipe gives what YAML makes of it, which need not be what a field is. An empty section of one is an empty mapping, and
+    a text in braces is a mapping in JSON.
     """
     for name, kind in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if kind is dict and value is None:
             setattr(settings, name, {})
+        elif kind is dict and isinstance(value, str) and value.startswith("{"):
+            setattr(settings, name, _from_json(name, value))
         elif not _is_of(value, kind):
             allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
             raise ValueError(f"{name} is {value!r}; {' or '.join(WORDS[one] for one in allowed)} is needed.")
