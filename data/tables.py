@@ -168,11 +168,12 @@ def _refuse_twice(names: Sequence[str]) -> None:
 def _read_parquet(path: Path) -> TextTable:
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
-        readable = [name for name, kind in zip(schema.names, schema.types) if not _holds_no_text(kind)]
         _refuse_twice([trimmed(name) for name in schema.names])
+        named = {name: kind for name, kind in zip(schema.names, schema.types) if trimmed(name)}
+        readable = [name for name, kind in named.items() if not (_holds_no_text(kind) or PANDAS_INDEX.fullmatch(name))]
         table = file.read(columns=readable)
-    columns = {trimmed(name): _texts(table[name]) for name in readable if not PANDAS_INDEX.fullmatch(name)}
-    unread = {trimmed(name): str(schema.field(name).type) for name in schema.names if name not in readable}
+    columns = {trimmed(name): _texts(table[name]) for name in readable}
+    unread = {trimmed(name): str(kind) for name, kind in named.items() if name not in readable}
     return TextTable(columns, unread=unread)
 
 

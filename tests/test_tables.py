@@ -177,6 +177,9 @@ def test_nested_and_binary_columns_of_parquet_are_no_labels(tmp_path):
     for name, kind in (("audio", "struct<"), ("tags", "list<"), ("raw", "binary")):
         with pytest.raises(ValueError, match=f"column '{name}' holds {kind}.*; texts or numbers are needed"):
             manifest.column(name)
+    unnamed = pa.table([pa.array(FILES), pa.array([1, 2, 3]), pa.array([["x"]] * 3)], names=["file_name", "", ""])
+    parquet.write_table(unnamed, tmp_path / "m.parquet")
+    assert list(Manifest(tmp_path / "m.parquet").table.columns) == ["file_name"]
     parquet.write_table(pa.table([pa.array(FILES), pa.array(FILES)], names=["file_name", "file_name"]), tmp_path / "m.parquet")
     with pytest.raises(ValueError, match="has two columns 'file_name'"):
         Manifest(tmp_path / "m.parquet")
