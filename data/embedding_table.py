@@ -87,7 +87,8 @@ class EmbeddingParts:
         """Every finished row without its embedding, and where it lies: `part` and `row` there."""
         frames = []
         for path in sorted(self.folder.glob("part-*.parquet")):
-            frame = pq.read_table(path, columns=list(PART_COLUMNS)).to_pandas()
+            known = [name for name in PART_COLUMNS if name in pq.read_schema(path).names]  # earlier versions kept no level
+            frame = pq.read_table(path, columns=known).to_pandas().reindex(columns=list(PART_COLUMNS))
             frames.append(frame.assign(part=path.name, row=np.arange(len(frame))))
         return pd.concat(frames) if frames else pd.DataFrame(columns=[*PART_COLUMNS, "part", "row"])
 

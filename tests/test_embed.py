@@ -297,6 +297,22 @@ def test_a_killed_run_forgets_no_quiet_clip(quiet_corpus, hub, tmp_path, monkeyp
     assert [clip.clip_id for clip in report.quiet] == ["quiet.wav", "quieter.wav", "silent.wav"]
 
 
+def test_a_run_that_an_earlier_version_began_is_finished(quiet_corpus, hub, tmp_path, monkeypatch):
+    out = tmp_path / "out.parquet"
+    monkeypatch.setattr(EmbeddingParts, "merge", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(quiet_corpus, str(hub), out)
+    monkeypatch.undo()
+    (part,) = (tmp_path / "out.parquet.parts").glob("part-*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns("rms"), part.with_name("part-earlier.parquet"))
+    part.unlink()
+    key = tmp_path / "out.parquet.parts/key.json"
+    stated = json.loads(key.read_text())
+    key.write_text(json.dumps({name: value for name, value in stated.items() if name not in ("scale_quiet", "crc32")}))
+    report = embed_corpus(quiet_corpus, str(hub), out)
+    assert (report.added, report.present, report.quiet) == (0, 4, [])
+
+
 @pytest.mark.parametrize("window_s", [None, 0.5])
 def test_quiet_clips_can_be_scaled(quiet_corpus, hub, model, tmp_path, window_s):
     out = tmp_path / "out.parquet"
