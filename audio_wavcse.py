@@ -5,21 +5,14 @@ Decoding is soundfile's (wav, flac, ogg, opus, mp3), resampling soxr's "HQ", the
 
 from __future__ import annotations
 
-import io
 import os
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from .audio_file_wavcse import RATES_HZ, AudioFile, resample
 from .waveform_wavcse import as_array, as_waveform, is_decoder, is_open_file
-
-try:
-    import soundfile
-    import soxr
-except ImportError:
-    soundfile = soxr = None
 
 SAMPLING_RATE_HZ = 16_000
 AUDIO_SUFFIXES = (  # of the formats that libsndfile finds by their content: whatever a file is called, `decode` reads it
@@ -27,11 +20,11 @@ AUDIO_SUFFIXES = (  # of the formats that libsndfile finds by their content: wha
     *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".sf", ".ircam"),
     *(".avr", ".htk", ".iff", ".svx", ".8svx", ".paf", ".fap", ".pvf", ".sds", ".wve"),
 )
-RATES_HZ = (1_000, 10_000_000)  # of arrays; resampling from any other takes memory or time without end
-DOWNLOAD_TIMEOUT_S = 60
 
 
-def load_waveform(source: Any, sampling_rate: int = SAMPLING_RATE_HZ, name: str | None = None) -> np.ndarray:
+def load_waveform(
+    source: Any, sampling_rate: int = SAMPLING_RATE_HZ, name: str | None = None, max_duration_s: float | None = None
+) -> np.ndarray:
     """Read one clip from any supported source.
 
     Args:
@@ -40,6 +33,7 @@ def load_waveform(source: Any, sampling_rate: int = SAMPLING_RATE_HZ, name: str 
             `"bytes"` or `"path"`, as in `datasets`, or an `AudioDecoder` as of `datasets` and torchcodec.
         sampling_rate: rate of the result in Hz.
         name: how error messages call the clip; the path if there is one.
+        max_duration_s: refuse a longer file before it is decoded, where its header tells.
 
     Returns:
         float32 array of shape `[samples]`.
@@ -49,7 +43,7 @@ def load_waveform(source: Any, sampling_rate: int = SAMPLING_RATE_HZ, name: str 
             `as_waveform`).
     """
     if isinstance(source, Mapping):
-        return _from_mapping(source, sampling_rate, name or "clip")
+        return _from_mapping(source, sampling_rate, name or "clip", max_duration_s)
     if is_decoder(source):
         return _from_decoder(source, sampling_rate, name or "clip")
     if is_open_file(source) and not hasattr(source, "__array__"):
@@ -57,52 +51,42 @@ def load_waveform(source: Any, sampling_rate: int = SAMPLING_RATE_HZ, name: str 
     if isinstance(source, memoryview):
         source = source.tobytes()
     if isinstance(source, str | os.PathLike | bytes | bytearray):
-        waveform, rate = decode(source, name=name)
+        waveform, rate = decode(source, name=name, max_duration_s=max_duration_s)
         return resample(waveform, rate, sampling_rate)
     return as_waveform(source, name or "clip")
 
 
 def decode(
-    source: str | os.PathLike | bytes, start_s: float = 0.0, end_s: float | None = None, name: str | None = None
+    source: str | os.PathLike | bytes,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    name: str | None = None,
+    max_duration_s: float | None = None,
 ) -> tuple[np.ndarray, int]:
     """Decode an audio file, or the part of it from `start_s` to `end_s`, and average its channels.
 
-    A wav or mp3 file whose end is missing is read as far as it goes.
+    All of the audio is read, also that of concatenated files and of mp3 files that do not count their frames (see
+    `streams_wavcse`). A wav, mp3 or Ogg file that was cut off is read as far as it goes, with a warning where its header
+    tells. Memory is taken for what has been decoded, never for what a header claims.
+
+    Args:
+        name: how error messages call the clip; the path if there is one.
+        max_duration_s: a longer clip is refused, before it is decoded where its header tells.
 
     Returns:
         The waveform, float32 of shape `[samples]`, and its sampling rate in Hz.
 
     Raises:
-        ValueError: the file is missing, is not audio that soundfile reads, or the part is empty.
+        ValueError: the file is missing, is no regular file, is not audio that soundfile reads, is damaged, or takes more than
+            `max_duration_s` or `MAX_DECODED_BYTES`; or there is no such part: `start_s` or `end_s` is not finite, out of
+            order, or more than `END_TOLERANCE_S` beyond the end of the file.
     """
-    _require_audio_libraries()
     name = name or (str(source) if isinstance(source, str | os.PathLike) else "clip")
-    try:
-        with soundfile.SoundFile(_readable(source)) as file:
-            rate = file.samplerate
-            start, stop = round(start_s * rate), file.frames if end_s is None else round(end_s * rate)
-            if not 0 <= start <= file.frames or stop < start:
-                raise ValueError(f"{name}: lasts {file.frames / rate:.1f} s; no part of it is at {start_s} s to {end_s} s.")
-            file.seek(start)
-            samples = file.read(stop - start, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{name}: cannot be read as audio ({error}). Supported are wav, flac, ogg, opus and mp3 files."
-        ) from error
-    return as_waveform(samples.mean(axis=1, dtype=np.float32), name), rate
+    with AudioFile(source, name, max_duration_s) as file:
+        return as_waveform(file.read(start_s, end_s), file.name), file.sampling_rate
 
 
-def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resample `[samples]` with soxr's "HQ" setting; the identity when the rates agree."""
-    if from_rate == to_rate:
-        return waveform
-    if from_rate <= 0:
-        raise ValueError(f"The sampling rate is {from_rate} Hz; it must be positive.")
-    _require_audio_libraries()
-    return soxr.resample(waveform, from_rate, to_rate, quality="HQ")
-
-
-def _from_mapping(source: Mapping, sampling_rate: int, name: str) -> np.ndarray:
+def _from_mapping(source: Mapping, sampling_rate: int, name: str, max_duration_s: float | None) -> np.ndarray:
     array = source.get("array", source.get("raw"))
     if array is None:
         encoded = next((source[key] for key in ("bytes", "path") if _is_given(source.get(key))), None)
@@ -113,7 +97,7 @@ def _from_mapping(source: Mapping, sampling_rate: int, name: str) -> np.ndarray:
             )
         if not (isinstance(encoded, str | os.PathLike | bytes | bytearray | memoryview) or is_open_file(encoded)):
             raise ValueError(f"{name}: 'bytes' or 'path' holds {type(encoded).__name__}; give an array as 'array'.")
-        return load_waveform(encoded, sampling_rate, None if name == "clip" else name)
+        return load_waveform(encoded, sampling_rate, None if name == "clip" else name, max_duration_s)
     if source.get("sampling_rate") is None:
         raise ValueError(f"{name}: 'sampling_rate' is missing beside 'array'; add the rate in Hz of the samples.")
     return resample(as_waveform(array, name), _checked_rate(source["sampling_rate"], name), sampling_rate)
@@ -169,17 +153,3 @@ def _content(file: Any, name: str | None) -> bytes:
 def _file_name(file: Any) -> str | None:
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else None
-
-
-def _readable(source: str | os.PathLike | bytes) -> Any:
-    if isinstance(source, bytes | bytearray):
-        return io.BytesIO(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        with urllib.request.urlopen(source, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            return io.BytesIO(response.read())
-    return os.fspath(source)
-
-
-def _require_audio_libraries() -> None:
-    if soundfile is None:
-        raise ImportError("Reading and resampling audio needs soundfile and soxr: pip install soundfile soxr")

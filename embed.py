@@ -278,7 +278,8 @@ class Embedder:
 
     def load(self, clip: Clip) -> LoadedClip:
         """Decode, cut and check a clip; ValueError says why it cannot be used."""
-        waveform = clip.load(self.rate)
+        is_cut = self.window_samples is not None  # then only the windows must not be too long
+        waveform = clip.load(self.rate, None if is_cut else self.encoder.feature_extractor.max_duration_s)
         level = rms(waveform)
         if self.settings.scale_quiet:
             waveform = scale_quiet(waveform)

@@ -78,7 +78,7 @@ def batches_in_order(
     used = 0
     for position, clip in enumerate(clips):
         name = str(clip) if isinstance(clip, str | os.PathLike) else f"clip {position}"
-        waveform = load_waveform(clip, feature_extractor.sampling_rate, name)
+        waveform = load_waveform(clip, feature_extractor.sampling_rate, name, feature_extractor.max_duration_s)
         feature_extractor.check(waveform, name)
         if batch and used + waveform.size > budget:
             yield batch

@@ -10,6 +10,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
+from .audio_file_wavcse import check_duration
 from .configuration_wavcse import WavCSEConfig
 from .transfer_wavcse import send
 from .waveform_wavcse import as_clips, as_waveform
@@ -142,11 +143,7 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
                 f"needs at least {self.min_samples} for one frame. Pad the clip with zeros or drop it. (If this is one "
                 "multi-channel clip, average its channels: a 2-D array is read as a batch of clips.)"
             )
-        if waveform.size > self.max_duration_s * self.sampling_rate:
-            raise ValueError(
-                f"{name}: lasts {waveform.size / self.sampling_rate:.1f} s, more than max_duration_s={self.max_duration_s:g}. "
-                "Cut it into parts, or raise `max_duration_s` of the feature extractor if memory allows."
-            )
+        check_duration(waveform.size / self.sampling_rate, self.max_duration_s, name)
 
 
 def _is_cpu(device: str | torch.device | None) -> bool:

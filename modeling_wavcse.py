@@ -22,9 +22,11 @@ from transformers.utils import ModelOutput
 
 # Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
 from .attention_wavcse import Attention  # noqa: F401
+from .audio_file_wavcse import AudioFile  # noqa: F401
 from .audio_wavcse import load_waveform  # noqa: F401
 from .card_wavcse import model_card  # noqa: F401
 from .configuration_wavcse import WavCSEConfig
+from .download_wavcse import download  # noqa: F401
 from .encoding_wavcse import encode
 from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
 from .flex_wavcse import FlexAttention  # noqa: F401
@@ -35,6 +37,7 @@ from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .products_wavcse import FloatLinear  # noqa: F401
 from .repository_wavcse import complete_repository, upload_repository, write_card
 from .stem_wavcse import Stem  # noqa: F401
+from .streams_wavcse import Stream  # noqa: F401
 from .temporal_wavcse import pooled_frames  # noqa: F401
 from .transfer_wavcse import send  # noqa: F401
 from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream, read_config

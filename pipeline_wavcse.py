@@ -51,7 +51,7 @@ class WavCSEFeatureExtractionPipeline(Pipeline):
 
     def preprocess(self, inputs: Any, scale_quiet: bool = False) -> dict[str, Tensor]:
         rate = self.feature_extractor.sampling_rate
-        waveform = load_waveform(inputs, rate)
+        waveform = load_waveform(inputs, rate, max_duration_s=self.feature_extractor.max_duration_s)
         return self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt", scale_quiet=scale_quiet)
 
     def _forward(self, model_inputs: dict[str, Tensor], precision: str | None = None) -> dict[str, Tensor]:

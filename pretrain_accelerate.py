@@ -163,10 +163,12 @@ def data_fingerprint(names: list[str], targets: list[int], start: Path | None = 
 def description(loader: BatchLoader, clips: PretrainingClips, network: PretrainNetwork) -> str:
     """What is trained on what, in a line."""
     millions, left_out = network.encoder.num_parameters() / 1e6, clips.left_out
+    unusable = loader.reader.unusable
     return (
         f"{len(loader.targets)} clips, {loader.hours:.2f} h, {len(clips.labels)} labels; left out: "
-        f"{left_out['where']} by `where`, {left_out['held_out']} held out, {loader.planner.num_too_short} too short; "
-        f"encoder of {millions:.1f} M parameters"
+        f"{left_out['where']} by `where`, {left_out['held_out']} held out, "
+        f"{loader.planner.num_too_short - len(unusable)} too short, {len(unusable)} unusable"
+        f"{f' (the first: {unusable[min(unusable)]})' if unusable else ''}; encoder of {millions:.1f} M parameters"
     )
 
 

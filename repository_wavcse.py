@@ -16,9 +16,11 @@ from .pipeline_wavcse import WavCSEFeatureExtractionPipeline
 
 CODE_FILES = (
     "attention_wavcse.py",
+    "audio_file_wavcse.py",
     "audio_wavcse.py",
     "card_wavcse.py",
     "configuration_wavcse.py",
+    "download_wavcse.py",
     "encoding_wavcse.py",
     "feature_extraction_wavcse.py",
     "flex_wavcse.py",
@@ -30,6 +32,7 @@ CODE_FILES = (
     "products_wavcse.py",
     "repository_wavcse.py",
     "stem_wavcse.py",
+    "streams_wavcse.py",
     "temporal_wavcse.py",
     "transfer_wavcse.py",
     "upstream_wavcse.py",

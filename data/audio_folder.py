@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from wavcse.audio_file_wavcse import printable
 from wavcse.audio_wavcse import AUDIO_SUFFIXES
 
 UNREADABLE = "folders that cannot be opened"
@@ -86,4 +87,4 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _name(path: str | Path) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return printable(str(path))

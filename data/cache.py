@@ -161,7 +161,7 @@ def _extract(
     feature_extractor, run = WavCSEFeatureExtractor.from_config(config), UpstreamRunner()
 
     def load(clip: Clip) -> np.ndarray:
-        waveform = clip.load(config.sampling_rate)
+        waveform = clip.load(config.sampling_rate, config.max_duration_s)
         feature_extractor.check(waveform, clip.clip_id)
         return waveform
 

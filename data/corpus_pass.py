@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from wavcse.audio_file_wavcse import printable
 from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
@@ -104,7 +105,7 @@ def readable_clips(clips: Sequence[Clip], facts: Sequence[ClipFacts]) -> tuple[l
         if fact.error:
             unreadable[row] = reason_for(clip, f"{clip.clip_id}: {fact.error}")
         else:
-            readable.append(CorpusClip(row, clip, fact.digest, fact.duration_s))
+            readable.append(CorpusClip(row, replace(clip, stamp=fact.stamp), fact.digest, fact.duration_s))
     return readable, unreadable
 
 
@@ -264,9 +265,9 @@ def reason_for(clip: Clip, reason: str) -> str:
 
     Libraries quote the whole path; the name says enough, and the list can be shared. Models know positions in a batch only.
     """
-    for path in (str(clip.path.resolve()), str(clip.path)):
+    for path in (clip.real_path, str(clip.path)):
         reason = reason.replace(path, clip.clip_id)
-    return " ".join(reason.split()).replace("clip 0:", f"{clip.clip_id}:")
+    return printable(" ".join(reason.split())).replace("clip 0:", f"{clip.clip_id}:")
 
 
 def skipped_clips(clips: Sequence[Clip], reasons: dict[int, str]) -> list[SkippedClip]:
@@ -325,7 +326,7 @@ def decibels(rms: float) -> float:
 def _write_rows(path: Path, header: tuple[str, ...], rows: Sequence[tuple]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomically(path, text.getvalue())
+    write_atomically(path, printable(text.getvalue()))
 
 
 def _read_rows(path: Path) -> list[list[str]]:

@@ -9,21 +9,29 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 from tqdm.auto import tqdm
 
+from wavcse.audio_file_wavcse import LONGEST_FILE_S, AudioFile, part_in_samples
 from wavcse.data.files import write_atomically
-from wavcse.data.manifest import Clip
+from wavcse.data.manifest import Clip, file_stamp, real_path
 
 READ_THREADS = 8  # reading and hashing wait for the disk, not for the processor
 
 
 @dataclass(frozen=True)
 class ClipFacts:
-    """`digest` names the audio content (and part of the file); `error` is set instead where the file is unreadable."""
+    """What is known of a clip.
+
+    Attributes:
+        digest: names the audio content (and part of the file).
+        duration_s: its length, as headers tell it; decoding may find less or more.
+        stamp: the file's `file_stamp` when the digest was taken.
+        error: why the file cannot be read; all else is empty then.
+    """
 
     digest: str = ""
     duration_s: float = 0.0
+    stamp: tuple[int, int] | None = None
     error: str | None = None
 
 
@@ -52,18 +60,22 @@ class Inspector:
 
     def _file_facts(self, path: Path) -> dict:
         try:
-            stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns]
-            known = self.memo.get(str(path.resolve()))
-            if known and known["stamp"] == stamp:
+            stamp = file_stamp(path)
+            known = self.memo.get(real_path(path))
+            if known and tuple(known["stamp"]) == stamp and known["duration_s"] <= LONGEST_FILE_S:
                 return known
-            digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-            return {"stamp": stamp, "digest": digest, "duration_s": soundfile.info(path).duration}
-        except (OSError, soundfile.LibsndfileError) as error:
-            return {"error": f"cannot be read as audio ({error})"}
+            with AudioFile(path, "file") as file:
+                duration_s = file.duration_s
+            with open(path, "rb") as content:
+                digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            if file_stamp(path) != stamp:
+                raise ValueError("changed while it was read; run again when it is at rest")
+            return {"stamp": list(stamp), "digest": digest, "duration_s": duration_s}
+        except (OSError, ValueError) as error:
+            return {"error": str(error).removeprefix("file: ")}
 
     def _save(self, paths: Sequence[Path], facts: Iterable[dict]) -> None:
-        new = {str(path.resolve()): fact for path, fact in zip(paths, facts) if "error" not in fact}
+        new = {real_path(path): fact for path, fact in zip(paths, facts) if "error" not in fact}
         if any(self.memo.get(path) != fact for path, fact in new.items()):
             self.memo.update(new)
             self.memo_path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +85,11 @@ class Inspector:
 def _part_of(clip: Clip, file: dict) -> ClipFacts:
     if "error" in file:
         return ClipFacts(error=file["error"])
+    try:
+        part_in_samples(clip.start_s, clip.end_s, 1, "part")
+    except ValueError as error:
+        return ClipFacts(error=str(error).removeprefix("part: "))
     end_s = file["duration_s"] if clip.end_s is None else clip.end_s
     is_whole = clip.start_s == 0 and clip.end_s is None
     digest = file["digest"] if is_whole else f"{file['digest']}#{clip.start_s}-{end_s}"
-    return ClipFacts(digest, end_s - clip.start_s)
+    return ClipFacts(digest, max(0.0, end_s - clip.start_s), tuple(file["stamp"]))

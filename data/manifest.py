@@ -11,7 +11,8 @@ it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,43 @@ class Clip:
     start_s: float = 0.0
     end_s: float | None = None
     fault: str = ""  # why the row of the manifest cannot be used; there is nothing at `path` then
+    stamp: tuple[int, int] | None = field(default=None, compare=False)  # the file's `file_stamp` when its digest was taken
 
-    def load(self, sampling_rate: int) -> np.ndarray:
-        """Mono float32 waveform `[samples]`; ValueError names the clip if it cannot be read."""
+    def load(self, sampling_rate: int, max_duration_s: float | None = None) -> np.ndarray:
+        """Mono float32 waveform `[samples]`.
+
+        Raises:
+            ValueError: the clip has a fault, cannot be read, is longer than `max_duration_s`, or its file is not what `stamp`
+                says. The message names it.
+        """
         if self.fault:
             raise ValueError(f"{self.clip_id}: {self.fault}.")
-        waveform, rate = decode(self.path, self.start_s, self.end_s, name=self.clip_id)
+        waveform, rate = decode(self.path, self.start_s, self.end_s, self.clip_id, max_duration_s)
+        if self.stamp is not None and file_stamp(self.path) != self.stamp:
+            raise ValueError(f"{self.clip_id}: has changed since it was inspected. Run again when it is at rest.")
         return resample(waveform, rate, sampling_rate)
+
+    @property
+    def real_path(self) -> str:
+        """The path behind all links: the same for the same file. Also of files that are not there, or cannot be."""
+        return real_path(self.path)
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """What changes with a file's content: its size in bytes, and when it was last written, in ns. (0, 0) if it is gone."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def real_path(path: str | Path) -> str:
+    """`Path.resolve`, which also takes links that lead to themselves and names that no file can have."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return os.path.abspath(path)
 
 
 class Manifest:

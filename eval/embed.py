@@ -104,9 +104,12 @@ def _compute_missing(
     batches = [[item for item in batch if any(lacks(e, item.digest) for e in pending)] for batch in batches]
     rates = sorted({encoder.sampling_rate for encoder in pending})
     digest_of = {item.clip: item.digest for item in readable}
+    extractors = [getattr(encoder, "feature_extractor", None) for encoder in pending]
+    limits_s = [limit_s for extractor in extractors if (limit_s := getattr(extractor, "max_duration_s", None)) is not None]
+    longest_s = min(limits_s, default=None)  # a clip that one encoder refuses is skipped for all
 
     def load(clip: Clip) -> tuple[str, dict[int, np.ndarray]]:
-        return digest_of[clip], {rate: clip.load(rate) for rate in rates}
+        return digest_of[clip], {rate: clip.load(rate, longest_s) for rate in rates}
 
     def compute(loaded: Sequence[tuple[str, dict[int, np.ndarray]]]) -> dict[str, tuple[list[int], np.ndarray]]:
         found, lists = {}, {}

@@ -19,7 +19,7 @@ from transformers import WavLMConfig
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.manifest import Clip
 from wavcse.pretraining.audio_store import AudioStore
-from wavcse.pretraining.crops import Crop, CropPlanner, to_samples
+from wavcse.pretraining.crops import Crop, CropPlanner
 from wavcse.pretraining.quantizer import receptive_field
 from wavcse.pretraining.step_arguments import StepArguments
 from wavcse.upstream_wavcse import count_frames
@@ -67,15 +67,19 @@ class CropReader:
     """Audio of crops, equal lengths together.
 
     Attributes:
-        num_samples: length of every clip, `[N]`; an end beyond the file is the file's end.
+        num_samples: length of every clip, `[N]`; 0 of clips that cannot be used.
+        unusable: why not, by the clip's number.
     """
 
     def __init__(self, clips: Sequence[Clip], store: AudioStore, config: WavLMConfig):
         self.clips, self.store, self.config = clips, store, config
-        self.first = np.array([to_samples(clip.start_s) for clip in clips], dtype=np.int64)
-        in_file = [store.num_samples(clip.path) for clip in clips]
-        ends = [size if clip.end_s is None else min(size, to_samples(clip.end_s)) for clip, size in zip(clips, in_file)]
-        self.num_samples = np.maximum(np.array(ends, dtype=np.int64) - self.first, 0)
+        self.first, self.num_samples = np.zeros((2, len(clips)), dtype=np.int64)
+        self.unusable: dict[int, str] = {}
+        for row, clip in enumerate(clips):
+            try:
+                self.first[row], self.num_samples[row] = store.samples_of(clip)
+            except ValueError as error:
+                self.unusable[row] = str(error)
         self._frames: dict[int, int] = {}
 
     def num_frames(self, num_samples: int) -> int:

@@ -11,10 +11,11 @@ import pytest
 import soundfile
 import torch
 
+from wavcse.audio_file_wavcse import SUPPORTED
 from wavcse.data.manifest import Clip
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.pretraining.audio_store import build_store
-from wavcse.pretraining.batches import normalised
+from wavcse.pretraining.batches import CropReader, normalised
 from wavcse.pretraining.clips import ClipSource, PretrainingClips, load_clips, with_label_faults
 from wavcse.pretraining.crops import CropPlanner
 from wavcse.pretraining.encoder import encoder_config
@@ -114,9 +115,13 @@ def test_the_store_holds_what_the_files_hold(tmp_path):
         soundfile.write(tmp_path / name, written[name], rate)
     paths = [tmp_path / name for name in waves]
     store = build_store(tmp_path / "audio", [*paths, paths[0]])
-    assert store.num_samples(paths[0]) == 20_000
+    assert store.samples_of(Clip("a", paths[0])) == (0, 20_000)
+    assert store.samples_of(Clip("a#0.5-1", paths[0], 0.5, 1.0)) == (8_000, 8_000)
     np.testing.assert_allclose(store.read(paths[0], 100, 500), written["a.flac"][100:600], atol=1e-4)
-    assert store.num_samples(paths[1]) == pytest.approx(2 * 12_345, abs=1)
+    assert store.samples_of(Clip("b", paths[1]))[1] == pytest.approx(2 * 12_345, abs=1)
+    for start_s, end_s in ((0.5, 9.0), (2.0, None), (-1.0, None), (0.0, float("nan"))):
+        with pytest.raises(ValueError, match="part of it is at|must be finite"):
+            store.samples_of(Clip("a#part", paths[0], start_s, end_s))
     (folder,) = (tmp_path / "audio").iterdir()
     before = (folder / "audio.int16").stat().st_mtime_ns
     build_store(tmp_path / "audio", paths)
@@ -131,6 +136,21 @@ def test_a_file_that_is_not_audio_leaves_no_store(tmp_path):
     assert not list((tmp_path / "audio").rglob("*.*"))
     with pytest.raises(ValueError, match=r"b\.wav: cannot be read"):
         build_store(tmp_path / "audio", [tmp_path / "b.wav"])
+
+
+def test_a_file_that_is_not_audio_costs_no_other(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.25), 16_000)
+    (tmp_path / "b.wav").write_text("not audio")
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    paths = [tmp_path / name for name in ("a.wav", "b.wav", "loop.wav", "gone.wav")]
+    for _ in range(2):  # made, and opened
+        store = build_store(tmp_path / "audio", paths)
+        assert store.samples_of(Clip("a", paths[0])) == (0, 16_000)
+        reader = CropReader([Clip(path.stem, path) for path in paths], store, encoder_config({}, None))
+        np.testing.assert_array_equal(reader.num_samples, [16_000, 0, 0, 0])
+        assert sorted(reader.unusable) == [1, 2, 3]
+        assert reader.unusable[1].startswith("b: cannot be read as audio (")
+        assert reader.unusable[3] == "gone: cannot be read as audio (No such file or directory). " + SUPPORTED
 
 
 def planner(targets, seconds, **settings):

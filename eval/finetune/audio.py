@@ -29,20 +29,21 @@ class TaskAudio:
 def load_audio(data: TaskData, configs: Sequence[WavLMConfig], audio_dir: str, show_progress: bool = True) -> TaskAudio:
     """Decode the clips of a task once.
 
-    A file that is not audio, and a clip too short for one frame of one of the encoders, is left out for all of them.
+    A clip that cannot be decoded, or is too short for one frame of one of the encoders, is left out for all of them.
 
     Raises:
-        ValueError: a split is empty without these clips; a file breaks off within its audio.
+        ValueError: a split is empty without these clips.
     """
     clips = data.table.clips
     readable, reasons = readable_clips(clips, Inspector().inspect(clips, show_progress=show_progress))
     _without(data, reasons)  # refuses an empty split before anything is decoded
     store = build_store(audio_dir, [item.clip.path for item in readable], show_progress)
-    lengths = CropReader([item.clip for item in readable], store, configs[0]).num_samples
+    reader = CropReader([item.clip for item in readable], store, configs[0])
     shortest = max(receptive_field(config) for config in configs)
-    for item, length in zip(readable, lengths):
+    for place, (item, length) in enumerate(zip(readable, reader.num_samples)):
         if length < shortest:
-            reasons[item.row] = f"{item.clip.clip_id}: has {length} samples at 16 kHz; a frame needs {shortest}."
+            too_short = f"{item.clip.clip_id}: has {length} samples at 16 kHz; a frame needs {shortest}."
+            reasons[item.row] = reader.unusable.get(place, too_short)
     return TaskAudio(_without(data, reasons), store, skipped_clips(clips, reasons))
 
 
