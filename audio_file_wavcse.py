@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .download_wavcse import download, is_url
 from .streams_wavcse import CONTAINERS, JUNK_BYTES, Stream, StreamView
+from .waveform_wavcse import check_duration
 
 try:
     import soundfile
@@ -261,15 +262,6 @@ def check_part(start: int, end: int | None, num_samples: int, sampling_rate: int
     if start > num_samples or (end is not None and end > num_samples + END_TOLERANCE_S * sampling_rate):
         there = f"{start / sampling_rate:g} s to {'the end' if end is None else f'{end / sampling_rate:g} s'}"
         raise ValueError(f"{name}: its file lasts {num_samples / sampling_rate:.2f} s; no part of it is at {there}.")
-
-
-def check_duration(duration_s: float, max_duration_s: float, name: str) -> None:
-    """ValueError if the clip `name` is longer than allowed."""
-    if duration_s > max_duration_s:
-        raise ValueError(
-            f"{name}: lasts {duration_s:.1f} s, more than max_duration_s={max_duration_s:g}. "
-            "Cut it into parts, or raise `max_duration_s` of the feature extractor if memory allows."
-        )
 
 
 def _cut_off(file: Any, stream: Stream | None) -> str | None:

@@ -10,10 +10,9 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
-from .audio_file_wavcse import check_duration
 from .configuration_wavcse import WavCSEConfig
 from .transfer_wavcse import send
-from .waveform_wavcse import as_clips, as_waveform
+from .waveform_wavcse import as_clips, as_waveform, check_duration
 from .waveform_wavcse import scale_quiet as scaled_if_quiet
 
 logger = logging.get_logger(__name__)

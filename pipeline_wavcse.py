@@ -10,7 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
+# Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
+from .audio_file_wavcse import AudioFile  # noqa: F401
 from .audio_wavcse import load_waveform
+from .download_wavcse import download  # noqa: F401
+from .streams_wavcse import Stream  # noqa: F401
 from .waveform_wavcse import as_clips
 
 

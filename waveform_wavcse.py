@@ -180,3 +180,12 @@ def scale_quiet(waveform: np.ndarray) -> np.ndarray:
         return waveform
     mean = waveform.mean(dtype=np.float64)
     return ((waveform - mean) * (USUAL_RMS / level)).astype(np.float32)
+
+
+def check_duration(duration_s: float, max_duration_s: float, name: str) -> None:
+    """ValueError if the clip `name` is longer than allowed."""
+    if duration_s > max_duration_s:
+        raise ValueError(
+            f"{name}: lasts {duration_s:.1f} s, more than max_duration_s={max_duration_s:g}. "
+            "Cut it into parts, or raise `max_duration_s` of the feature extractor if memory allows."
+        )
