@@ -297,16 +297,16 @@ def test_strange_files_cost_a_corpus_nothing_but_themselves(strange_files, upstr
     (strange_files / "piped.flac").write_bytes(flac_of_length(encoded(FIRST, **FLAC), 0))
     (strange_files / "claims.flac").write_bytes(flac_of_length(encoded(FIRST, **FLAC), 2**36 - 1))
     (strange_files / "gsm.wav").write_bytes(encoded(FIRST, **{**WAV, "subtype": "GSM610"}))
-    names = [*STRANGE, "good.wav", "piped.flac", "claims.flac", "gsm.wav"]
+    strange = [name for name in STRANGE if "\0" not in name]  # manifests refuse such a row themselves
+    names = [*strange, "good.wav", "piped.flac", "claims.flac", "gsm.wav"]
     pd.DataFrame({"file_name": names}).to_parquet(strange_files / "metadata.parquet")
     cache, report = build_cache([strange_files / "metadata.parquet"], str(upstream_folder), tmp_path / "c")
     assert report.added == len(cache) == 3
     reasons = dict(report.skipped)
-    assert set(reasons) == {*STRANGE, "claims.flac"}
-    for name, reason in STRANGE.items():
-        assert reason in reasons[name]
+    assert set(reasons) == {*strange, "claims.flac"}
+    assert all(STRANGE[name] in reasons[name] for name in strange)
     assert "its header is damaged" in reasons["claims.flac"]
-    assert [printable(name) for name, _ in report.skipped] == [name for name, _ in read_skipped(cache.folder / "skipped.csv")]
+    assert report.skipped == read_skipped(cache.folder / "skipped.csv")
 
 
 @pytest.mark.parametrize("part", [(0.0, float("nan")), (float("inf"), None), (-1.0, 2.0), (2.0, 1.0)])
