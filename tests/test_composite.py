@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from wavcse.data.composite import IGNORED_LABEL, load_composite
-from wavcse.data.labels import TaskSource, load_task_clips
+from wavcse.data.labels import TaskSource, class_counts, load_task_clips
+from wavcse.pretraining.clips import ClipSource, load_clips
 
 HEADER = "file_name,keyword,speaker_id,split_ks,split_sid\n"
 ROWS = (
@@ -127,3 +128,30 @@ def test_a_clip_that_one_task_holds_out_may_not_train_another(tmp_path):
 def test_no_tasks_is_an_error():
     with pytest.raises(ValueError, match="tasks is empty"):
         load_composite({})
+
+
+def test_the_classes_of_every_task_are_told_with_their_counts(tmp_path):
+    assert load_composite(sources(tmp_path)).class_counts().splitlines() == [
+        "keyword: 2 classes of 2 training clips: no 1, yes 1",
+        "speaker: 2 classes of 2 training clips: ann 1, dan 1",
+    ]
+    many = [f"w{number:02}" for number in range(14)]
+    assert class_counts("word", many, np.array([0, 0, 13])).endswith(
+        "w00 2, w01 0, " + ", ".join(f"w{number:02} 0" for number in range(2, 12)) + ", ... (2 more)"
+    )
+    assert class_counts("word", ["a\nb", "\u200d"], np.array([0, 1])).endswith("'a\\nb' 1, '\\u200d' 1")
+
+
+def test_a_row_that_names_no_clip_is_refused_where_a_task_uses_it(tmp_path):
+    header, rows = HEADER.replace("file_name", "file_name,start"), ROWS.replace(".wav,", ".wav,,")
+    for faulty, is_used in (("e0.wav,nan,no,eva,train,\n", True), ("e0.wav,nan,,eva,train,\n", False)):
+        (tmp_path / "m.csv").write_text(header + rows + faulty, encoding="utf-8")
+        tasks = {"keyword": TaskSource((str(tmp_path / "m.csv"),), "keyword", ("split_ks",), "speaker_id")}
+        if is_used:
+            with pytest.raises(ValueError, match=r"task 'keyword': 1 rows .*; the first: e0\.wav#nan-: its start is 'nan'"):
+                load_composite(tasks)
+        else:
+            assert len(load_composite(tasks).clips) == 5
+    (tmp_path / "m.csv").write_text(header + rows.replace("a0.wav,", "a0.wav,-1"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"data\.x: 1 rows of .*; the first: a0\.wav#-1-: its start is '-1'"):
+        load_clips({"x": ClipSource(str(tmp_path / "m.csv"))}, "keyword")

@@ -223,15 +223,19 @@ def test_corrupt_clips_are_skipped_listed_and_told_by_the_exit_code(embedded, to
     (corpus / "001.flac").write_bytes((corpus / "002.flac").read_bytes()[:700])
     (corpus / "003.flac").unlink()
     soundfile.write(corpus / "004.flac", np.zeros(300), RATE)
+    manifest = pd.read_csv(corpus / "metadata.csv", dtype=str, keep_default_na=False)
+    bad_rows = pd.DataFrame({"file_name": ["005.flac", "", "006\0.flac"], "start": ["nan", "0", ""]})
+    pd.concat([manifest, bad_rows]).fillna("").to_csv(corpus / "metadata.csv", index=False)
     options = [str(corpus / "metadata.csv"), "--model", str(hub), "--out", str(tmp_path / "out.parquet")]
     for said in ("92 clips embedded, 0 were there already", "0 clips embedded, 92 were there already"):
         assert main(options) == 3
         output = capsys.readouterr().out
         assert said in output
-        assert "4 clips were skipped, see" in output
+        assert "7 clips were skipped, see" in output
     with open(tmp_path / "out.skipped.csv", encoding="utf-8") as file:
         skipped = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
-    assert list(skipped) == ["000.flac", "001.flac", "003.flac", "004.flac"]
+    bad_rows = ["005.flac#nan-", f"row {len(manifest) + 2}#0-", "006\\0.flac"]
+    assert list(skipped) == ["000.flac", "001.flac", "003.flac", "004.flac", *bad_rows]
     assert "has 300 samples" in skipped["004.flac"]
     assert all(reason.startswith(f"{name}: ") and str(tmp_path) not in reason for name, reason in skipped.items())
     table, whole = pd.read_parquet(tmp_path / "out.parquet"), pd.read_parquet(embedded)

@@ -70,6 +70,9 @@ def test_exit_code_and_skipped_clips(run):
     assert entry["clip"] == "h_high_5.flac"
     assert entry["reason"].startswith("h_high_5.flac: cannot be read as audio")
     assert "1 clips were skipped, see out/skipped.csv" in process.stdout
+    assert process.stdout.startswith(
+        "keyword: 3 classes of 72 training clips: high 24, low 24, middle 24\nspeaker: 8 classes of"
+    )
 
 
 def test_one_result_file_per_task_and_encoder(run):

@@ -118,6 +118,11 @@ def test_a_run_that_is_done_does_nothing_again(settings, whole, capsys):
     assert all(path.read_bytes() == content for path, (_, content) in before.items())
 
 
+@pytest.mark.parametrize("step", ["layers", "poolings", "hparams", "training"])
+def test_the_classes_are_told_before_every_search_and_the_training(whole, step):
+    assert "keyword: 3 classes of " in (whole / "steps" / f"{step}.txt").read_text(encoding="utf-8")
+
+
 def test_each_search_hands_its_choice_to_the_next_step(whole):
     layers, poolings, _, trained = (json.loads((whole / name).read_text()) for name in RESULTS)
     recipes = {name: yaml.safe_load((whole / name / "recipe.yaml").read_text()) for name in ("layers", "poolings", "hparams")}
