@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
+import transformers
 from torch import nn
 from transformers import AutoConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PretrainedConfig
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    sys.modules.pop(__name__, None)  # where transformers has put it before it runs: the next try is told the same
+    raise ImportError(
+        f"wavCSE needs transformers 5.0 or newer, and {transformers.__version__} is installed: "
+        "`pip install --upgrade 'transformers>=5'`."
+    )
+
+# transformers names the module of remote code by the contents of this file and of all that it names, here too: two folders
+# with other code never share a class, and what a folder holds is what runs.
+if TYPE_CHECKING:
+    from .attention_wavcse import Attention  # noqa: F401
+    from .audio_wavcse import load_waveform  # noqa: F401
+    from .card_wavcse import model_card  # noqa: F401
+    from .encoding_wavcse import encode  # noqa: F401
+    from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
+    from .flex_wavcse import FlexAttention  # noqa: F401
+    from .modeling_wavcse import WavCSEModel  # noqa: F401
+    from .packed_wavcse import PackedUpstream  # noqa: F401
+    from .packing_wavcse import Window  # noqa: F401
+    from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
+    from .pooling_wavcse import LayerPooling  # noqa: F401
+    from .products_wavcse import FloatLinear  # noqa: F401
+    from .repository_wavcse import complete_repository  # noqa: F401
+    from .stem_wavcse import Stem  # noqa: F401
+    from .temporal_wavcse import pooled_frames  # noqa: F401
+    from .transfer_wavcse import send  # noqa: F401
+    from .upstream_wavcse import UpstreamRunner  # noqa: F401
+    from .waveform_wavcse import as_waveform  # noqa: F401
+    from .whisper_wavcse import is_whisper  # noqa: F401
 
 UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
 TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames
@@ -17,6 +53,12 @@ WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
 PRECISIONS = ("float32", "bfloat16", "int8")
 TASK_KINDS = ("classification",)
 MAX_TASK_NAME = 100  # characters; file systems allow 255 bytes for a name that holds it
+TASK_FIELDS = ("kind", "labels", "loss_weight")
+# Beyond these a file is damaged: nothing larger is built, so that a wrong digit does not fill the memory.
+MAX_SIZE = 2**20  # of a width, a kernel, a rate in Hz
+MAX_BLOCKS = 1000
+MAX_CONVOLUTIONS = 64
+MAX_PARAMETERS = 3 * 10**9  # the largest encoder of these families, XLS-R, has 2.2e9
 
 # Layer pooling -> the keyword arguments it takes, with defaults. The values are the authors' (fixed pooling); those they
 # leave open follow docs/architecture.md. `learnable=True` turns the fixed number into a parameter, as the cited originals do.
@@ -45,6 +87,19 @@ WAVLM_LARGE = {
     "mask_time_prob": 0.075,
 }
 PAPER_LAYERS = (*range(15), 17)  # round 10 of the recursive layer selection, section 4 of the paper
+
+# Fields that trained weights depend on, with the reason why they cannot be changed when weights are loaded.
+TRAINED_FIELDS = {
+    "upstream_config": "the encoder's weights belong to that architecture",
+    "selected_layers": "everything after the encoder was trained on exactly these layers",
+    "temporal_pooling": "everything after the encoder was trained on layers pooled in this way",
+    "layer_projection_size": "the weights have that size",
+    "pooling_type": "the embedding projection was trained on what this pooling gives",
+    "pooling_kwargs": "the embedding projection was trained on what this pooling gives",
+    "embedding_size": "the weights have that size",
+    "sampling_rate": "the encoder was trained on speech at that rate",
+    "do_normalize": "the encoder was trained on waveforms treated in that way",
+}
 
 
 class WavCSEConfig(PretrainedConfig):
@@ -103,24 +158,88 @@ class WavCSEConfig(PretrainedConfig):
         precision: str = "float32",
         **kwargs,
     ):
-        self.selected_layers = _validated_layers(selected_layers)
-        self.upstream_config = _truncated(_as_config(upstream_config), max(self.selected_layers))
-        self.temporal_pooling = _one_of("temporal_pooling", temporal_pooling, tuple(TEMPORAL_POOLINGS))
-        self.layer_projection_size = _positive_int("layer_projection_size", layer_projection_size)
-        self.pooling_type = _one_of("pooling_type", pooling_type, tuple(LAYER_POOLINGS))
-        self.pooling_kwargs = _validated_pooling_kwargs(pooling_type, pooling_kwargs or {})
-        self.embedding_size = _positive_int("embedding_size", embedding_size)
-        self.layer_dropout = _probability("layer_dropout", layer_dropout)
-        self.embedding_dropout = _probability("embedding_dropout", embedding_dropout)
-        self.tasks = {checked_task_name(name): _validated_task(name, task) for name, task in (tasks or {}).items()}
-        self.freeze_upstream = bool(freeze_upstream)
-        self.sampling_rate = _positive_int("sampling_rate", sampling_rate)
-        self.do_normalize = bool(do_normalize)
-        self.window_s = _positive_seconds("window_s", window_s)
-        self.max_duration_s = _positive_seconds("max_duration_s", max_duration_s)
-        self.precision = _one_of("precision", precision, PRECISIONS)
+        self.upstream_config = _as_config(upstream_config)
+        self.selected_layers = selected_layers
+        self.temporal_pooling = temporal_pooling
+        self.layer_projection_size = layer_projection_size
+        self.pooling_type = pooling_type
+        self.pooling_kwargs = pooling_kwargs
+        self.embedding_size = embedding_size
+        self.layer_dropout = layer_dropout
+        self.embedding_dropout = embedding_dropout
+        self.tasks = tasks
+        self.freeze_upstream = freeze_upstream
+        self.sampling_rate = sampling_rate
+        self.do_normalize = do_normalize
+        self.window_s = window_s
+        self.max_duration_s = max_duration_s
+        self.precision = precision
         kwargs.pop("hidden_size", None)  # derived, see the property
-        super().__init__(**kwargs)
+        _build("a field that every model of transformers has", super().__init__, **kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Validate every field as it is now, and fill in what is left open: defaults of poolings and tasks, number of blocks.
+
+        Called for a new configuration, for one with overrides and for one that a model is built or saved with, so that a
+        field which was assigned later is held to the same rules.
+
+        Raises:
+            ValueError: as the class says.
+        """
+        self.selected_layers = _validated_layers(self.selected_layers)
+        self.upstream_config = _truncated(_validated_upstream(self.upstream_config), max(self.selected_layers))
+        self.temporal_pooling = _one_of("temporal_pooling", self.temporal_pooling, tuple(TEMPORAL_POOLINGS))
+        self.layer_projection_size = _size("layer_projection_size", self.layer_projection_size)
+        self.pooling_type = _one_of("pooling_type", self.pooling_type, tuple(LAYER_POOLINGS))
+        self.pooling_kwargs = _validated_pooling_kwargs(self.pooling_type, self.pooling_kwargs)
+        self.embedding_size = _size("embedding_size", self.embedding_size)
+        self.layer_dropout = _dropout("layer_dropout", self.layer_dropout)
+        self.embedding_dropout = _dropout("embedding_dropout", self.embedding_dropout)
+        tasks = _mapping("tasks", self.tasks)
+        self.tasks = {checked_task_name(name): _validated_task(name, task) for name, task in tasks.items()}
+        self.freeze_upstream = _bool("freeze_upstream", self.freeze_upstream)
+        self.sampling_rate = _size("sampling_rate", self.sampling_rate)
+        self.do_normalize = _bool("do_normalize", self.do_normalize)
+        self.window_s = _positive_seconds("window_s", self.window_s)
+        self.max_duration_s = _positive_seconds("max_duration_s", self.max_duration_s)
+        self.precision = _one_of("precision", self.precision, PRECISIONS)
+        for name, check in INHERITED.items():
+            check(name, getattr(self, name, None))
+        parameters = _count_parameters(self)
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"A model of these sizes would have {parameters:.2g} parameters, more than {MAX_PARAMETERS:.0e}: "
+                "upstream_config, layer_projection_size, embedding_size or tasks hold a wrong number."
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs):
+        """As in every transformers configuration; overrides are put in before the fields are validated, not after.
+
+        Args:
+            config_dict: fields by name, as in `config.json`.
+            kwargs: overrides. Of a mapping for `upstream_config` the fields that it names are replaced, `tasks` as a whole.
+        """
+        fields = dict(_mapping("the configuration", config_dict))
+        if kwargs.get("pooling_type", fields.get("pooling_type")) != fields.get("pooling_type"):
+            fields["pooling_kwargs"] = None  # those of the other pooling
+        for name in OWN_FIELDS & kwargs.keys():
+            value = kwargs.pop(name)
+            if name == "upstream_config" and isinstance(value, Mapping) and isinstance(fields.get(name), Mapping):
+                value = {**fields[name], **value}
+            fields[name] = value
+        derived = [
+            name for name in kwargs if isinstance(getattr(cls, name, None), property) and not hasattr(PretrainedConfig, name)
+        ]
+        if derived:
+            raise ValueError(f"{derived[0]} follows from other fields of the configuration and cannot be set.")
+        return super().from_dict(fields, **kwargs)
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As in every transformers configuration; an invalid one is refused."""
+        self.check()
+        super().save_pretrained(*args, **kwargs)
 
     @property
     def hidden_size(self) -> int:
@@ -181,16 +300,62 @@ def checked_task_name(name: Any) -> str:
     return name
 
 
+OWN_FIELDS = set(inspect.signature(WavCSEConfig.__init__).parameters) - {"self", "kwargs"}
+
+
+def check_trained_fields(wanted: WavCSEConfig, trained: WavCSEConfig, where: str) -> None:
+    """Refuse a configuration that would give trained weights another meaning.
+
+    Args:
+        wanted: what the weights are to be loaded with.
+        trained: what they were saved with.
+        where: their folder or Hub id, for the message.
+
+    Raises:
+        ValueError: a field of `TRAINED_FIELDS` differs; dropouts, tasks, precision and the like may.
+    """
+    fields = [(field, wanted, trained, field) for field in TRAINED_FIELDS if field != "upstream_config"]
+    for name in ("model_type", *ARCHITECTURE):
+        fields.append((name, wanted.upstream_config, trained.upstream_config, "upstream_config"))
+    for name, new, old, field in fields:
+        value, expected = (_plain(getattr(config, name, None)) for config in (new, old))
+        if value != expected:
+            shown = name if field == name else f"{field}.{name}"
+            raise ValueError(
+                f"{shown} is {value!r}, but the weights of {where} were trained with {expected!r}: {TRAINED_FIELDS[field]}. "
+                "Leave it as it is, or make a new model with `from_upstream` and train that."
+            )
+
+
+def changed_heads(wanted: WavCSEConfig, trained: WavCSEConfig) -> list[str]:
+    """Tasks of both configurations whose labels, or their order, differ: the trained head would give wrong names."""
+    return [
+        name
+        for name, task in wanted.tasks.items()
+        if name in trained.tasks and task["labels"] != trained.tasks[name]["labels"]
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _as_config(upstream_config: PretrainedConfig | Mapping[str, Any] | None) -> PretrainedConfig:
     if upstream_config is None:
         upstream_config = WAVLM_LARGE
-    if isinstance(upstream_config, Mapping):
-        fields = dict(upstream_config)
-        model_type = fields.pop("model_type", None)
-        _one_of("upstream_config.model_type", model_type, UPSTREAM_FAMILIES)
-        return AutoConfig.for_model(model_type, **fields)
-    _one_of("upstream_config.model_type", getattr(upstream_config, "model_type", None), UPSTREAM_FAMILIES)
-    return copy.deepcopy(upstream_config)
+    if isinstance(upstream_config, PretrainedConfig):
+        return copy.deepcopy(upstream_config)
+    fields = dict(_mapping("upstream_config", upstream_config))
+    model_type = _one_of("upstream_config.model_type", fields.pop("model_type", None), UPSTREAM_FAMILIES)
+    return _build("upstream_config", AutoConfig.for_model, model_type, **fields)
+
+
+def _build(what: str, make: Callable, *args, **fields) -> Any:
+    """What transformers makes of fields; whatever it raises on a wrong one becomes a ValueError that names the field."""
+    try:
+        return make(*args, **fields)
+    except Exception as error:
+        raise ValueError(f"{what} is not valid: {' '.join(str(error).split())}") from error
 
 
 def _truncated(upstream_config: PretrainedConfig, num_blocks: int) -> PretrainedConfig:
@@ -200,30 +365,82 @@ def _truncated(upstream_config: PretrainedConfig, num_blocks: int) -> Pretrained
             f"selected_layers asks for layer {num_blocks}, but the upstream ({upstream_config.model_type}) has layers 0 to "
             f"{available}. Choose layers in that range, or start again from the full upstream with `from_upstream`."
         )
-    if getattr(upstream_config, "add_adapter", False):
-        raise ValueError("upstream_config.add_adapter is True; wavCSE reads the encoder's blocks, so it must be False.")
     upstream_config.num_hidden_layers = num_blocks
     if upstream_config.model_type == "whisper":
         upstream_config.encoder_layers = num_blocks  # the same number under the encoder's own name
     return upstream_config
 
 
-def _validated_layers(selected_layers: Sequence[int]) -> list[int]:
-    layers = list(selected_layers)
-    if not layers or not all(isinstance(layer, int) and layer >= 0 for layer in layers):
-        raise ValueError(f"selected_layers is {layers!r}; it must be a non-empty list of integers from 0 upwards.")
+def _validated_upstream(upstream_config: Any) -> PretrainedConfig:
+    if not isinstance(upstream_config, PretrainedConfig):
+        upstream_config = _as_config(upstream_config)
+    family = _one_of("upstream_config.model_type", getattr(upstream_config, "model_type", None), UPSTREAM_FAMILIES)
+    if getattr(upstream_config, "add_adapter", False):
+        raise ValueError("upstream_config.add_adapter is True; wavCSE reads the encoder's blocks, so it must be False.")
+    for name, check in {**ARCHITECTURE, **TRAINING_ONLY}.items():
+        if hasattr(upstream_config, name):
+            check(f"upstream_config.{name}", getattr(upstream_config, name))
+    _multiple_of(upstream_config, "hidden_size", "num_attention_heads")
+    if family != "whisper":
+        _multiple_of(upstream_config, "hidden_size", "num_conv_pos_embedding_groups")
+        if len({len(getattr(upstream_config, name)) for name in STEM}) > 1:
+            lengths = ", ".join(f"{name} {len(getattr(upstream_config, name))}" for name in STEM)
+            raise ValueError(f"upstream_config has lists of unequal length ({lengths}): one entry per convolution is needed.")
+    if family == "wavlm" and upstream_config.max_bucket_distance <= upstream_config.num_buckets // 4:
+        raise ValueError(
+            f"upstream_config.max_bucket_distance is {upstream_config.max_bucket_distance!r}; it must be above a quarter of "
+            f"num_buckets ({upstream_config.num_buckets})."
+        )
+    return upstream_config
+
+
+def _multiple_of(upstream_config: PretrainedConfig, field: str, divisor: str) -> None:
+    value, parts = getattr(upstream_config, field), getattr(upstream_config, divisor)
+    if value % parts:
+        raise ValueError(f"upstream_config.{field} is {value}; it must be a multiple of {divisor} ({parts}).")
+
+
+def _count_parameters(config: WavCSEConfig) -> int:
+    """Of the large matrices of a model; close enough to tell a real size from a damaged one."""
+    upstream = config.upstream_config
+    width = upstream.hidden_size
+    if upstream.model_type == "whisper":
+        inner, stem = (
+            upstream.encoder_ffn_dim,
+            3 * width * (upstream.num_mel_bins + width) + upstream.max_source_positions * width,
+        )
+    else:
+        channels = [1, *upstream.conv_dim, width]
+        kernels = [*upstream.conv_kernel, 1]
+        stem = sum(before * after * kernel for before, after, kernel in zip(channels, channels[1:], kernels))
+        stem += width * width // upstream.num_conv_pos_embedding_groups * upstream.num_conv_pos_embeddings
+        inner = upstream.intermediate_size
+    blocks = upstream.num_hidden_layers * (4 * width * width + 2 * width * inner)
+    size = config.layer_projection_size
+    classes = sum(len(task["labels"]) for task in config.tasks.values())
+    return stem + blocks + size * (config.pooled_size + size + config.embedding_size) + config.embedding_size * classes
+
+
+def _validated_layers(selected_layers: Any) -> list[int]:
+    layers = list(selected_layers) if isinstance(selected_layers, Sequence) and not isinstance(selected_layers, str) else None
+    if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in layers):
+        raise ValueError(f"selected_layers is {selected_layers!r}; it must be a non-empty list of integers from 0 upwards.")
     if len(set(layers)) != len(layers):
         raise ValueError(f"selected_layers is {layers!r}; every layer may be named once only.")
     return layers
 
 
-def _validated_pooling_kwargs(pooling_type: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _validated_pooling_kwargs(pooling_type: str, kwargs: Any) -> dict[str, Any]:
     defaults = LAYER_POOLINGS[pooling_type]
-    unknown = set(kwargs) - set(defaults)
+    kwargs = _mapping("pooling_kwargs", kwargs)
+    unknown = sorted(map(str, kwargs.keys() - defaults.keys()))
     if unknown:
         allowed = ", ".join(defaults) or "none"
-        raise ValueError(f"pooling_kwargs {sorted(unknown)} unknown for pooling_type={pooling_type!r}; allowed: {allowed}.")
+        raise ValueError(f"pooling_kwargs {unknown} unknown for pooling_type={pooling_type!r}; allowed: {allowed}.")
     merged = {**defaults, **kwargs}
+    for name, value in merged.items():
+        field = f"pooling_kwargs[{name!r}]"
+        _bool(field, value) if name == "learnable" else _number(field, value, -1e6, 1e6)
     if "p" in merged and not 1.0 <= merged["p"] <= 64.0:
         raise ValueError(f"pooling_kwargs['p'] is {merged['p']!r}; the norm's exponent must lie in [1, 64].")
     if "max_weight" in merged and not 0.0 <= merged["max_weight"] <= 1.0:
@@ -233,36 +450,134 @@ def _validated_pooling_kwargs(pooling_type: str, kwargs: Mapping[str, Any]) -> d
     return merged
 
 
-def _validated_task(name: str, task: Mapping[str, Any]) -> dict[str, Any]:
-    kind = _one_of(f"tasks[{name!r}]['kind']", task.get("kind", "classification"), TASK_KINDS)
-    labels = [str(label) for label in task.get("labels", ())]
+def _validated_task(name: Any, task: Any) -> dict[str, Any]:
+    field = f"tasks[{name!r}]"
+    task = _mapping(field, task)
+    unknown = sorted(map(str, task.keys() - set(TASK_FIELDS)))
+    if unknown:
+        raise ValueError(f"{field}[{unknown[0]!r}] is unknown; a task has {', '.join(TASK_FIELDS)}.")
+    kind = _one_of(f"{field}['kind']", task.get("kind", "classification"), TASK_KINDS)
+    labels = task.get("labels", ())
+    is_list = isinstance(labels, Sequence) and not isinstance(labels, str)
+    if not is_list or not all(isinstance(label, str | int | float) and not isinstance(label, bool) for label in labels):
+        raise ValueError(f"{field}['labels'] is {labels!r}; it must be a list of names.")
+    labels = [str(label) for label in labels]
     if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise ValueError(f"tasks[{name!r}]['labels'] is {labels!r}; at least two different labels are needed.")
-    loss_weight = float(task.get("loss_weight", 1.0))
-    if loss_weight < 0:
-        raise ValueError(f"tasks[{name!r}]['loss_weight'] is {loss_weight}; it must not be negative.")
+        raise ValueError(f"{field}['labels'] is {labels!r}; at least two different labels are needed.")
+    loss_weight = float(_number(f"{field}['loss_weight']", task.get("loss_weight", 1.0), 0.0, 1e6))
     return {"kind": kind, "labels": labels, "loss_weight": loss_weight}
 
 
+def _mapping(field: str, value: Any) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{field} is {value!r}; it must be a mapping.")
+    return value or {}
+
+
 def _one_of(field: str, value: Any, allowed: Sequence[str]) -> Any:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{field} is {value!r}; allowed: {', '.join(map(repr, allowed))}.")
     return value
 
 
-def _positive_int(field: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{field} is {value!r}; it must be a positive integer.")
+def _bool(field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{field} is {value!r}; it must be true or false.")
+    return value
+
+
+def _integer(field: str, value: Any, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{field} is {value!r}; it must be an integer from {least} to {most}.")
+    return value
+
+
+def _number(field: str, value: Any, least: float, most: float) -> Any:
+    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{field} is {value!r}; it must be a number from {least:g} to {most:g}.")
     return value
 
 
 def _positive_seconds(field: str, value: Any) -> float:
-    if not value > 0:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ValueError(f"{field} is {value!r}; it must be a positive number of seconds.")
     return float(value)
 
 
-def _probability(field: str, value: Any) -> float:
-    if not 0.0 <= float(value) < 1.0:
+def _dropout(field: str, value: Any) -> float:
+    if _fraction(field, value) == 1.0:
         raise ValueError(f"{field} is {value!r}; a dropout probability must lie in [0, 1).")
     return float(value)
+
+
+def _optional_size(field: str, value: Any) -> int | None:
+    return None if value is None else _size(field, value)
+
+
+def _sizes(field: str, value: Any) -> Sequence[int]:
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_CONVOLUTIONS:
+        raise ValueError(f"{field} is {value!r}; it must be a list of 1 to {MAX_CONVOLUTIONS} integers.")
+    for entry in value:
+        _size(field, entry)
+    return value
+
+
+_size = partial(_integer, least=1, most=MAX_SIZE)
+_count = partial(_integer, least=0, most=MAX_SIZE)
+_fraction = partial(_number, least=0.0, most=1.0)
+_activation = partial(_one_of, allowed=tuple(ACT2FN))
+
+
+def _names(field: str, value: Any) -> Any:
+    if not isinstance(value or [], list | tuple) or not all(isinstance(name, str) for name in value or []):
+        raise ValueError(f"{field} is {value!r}; it must be a list of names.")
+    return value
+
+
+def _switch(field: str, value: Any) -> bool | None:
+    return value if value is None else _bool(field, value)
+
+
+STEM = ("conv_dim", "conv_kernel", "conv_stride")
+# Fields that transformers reads from every model's configuration and does not check.
+INHERITED: dict[str, Callable[[str, Any], Any]] = {
+    "architectures": _names,
+    **dict.fromkeys(("auto_map", "custom_pipelines"), _mapping),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "return_dict"), _switch),
+}
+# Fields of an upstream, of whichever family, that its blocks and stem are made of.
+ARCHITECTURE: dict[str, Callable[[str, Any], Any]] = {
+    "num_hidden_layers": partial(_integer, least=0, most=MAX_BLOCKS),
+    "hidden_size": _size,
+    "num_attention_heads": _size,
+    "intermediate_size": _size,
+    "hidden_act": _activation,
+    "layer_norm_eps": _fraction,
+    "do_stable_layer_norm": _bool,
+    "feat_extract_norm": partial(_one_of, allowed=("group", "layer")),
+    "feat_extract_activation": _activation,
+    "feat_proj_layer_norm": _bool,
+    **dict.fromkeys(STEM, _sizes),
+    "conv_bias": _bool,
+    "conv_pos_batch_norm": _bool,
+    "num_conv_pos_embeddings": _size,
+    "num_conv_pos_embedding_groups": _size,
+    "num_buckets": partial(_integer, least=4, most=MAX_SIZE),  # half for each way, half of those for exact distances
+    "max_bucket_distance": _size,
+    "adapter_attn_dim": _optional_size,
+    # Whisper's
+    "encoder_ffn_dim": _size,
+    "num_mel_bins": _size,
+    "max_source_positions": _size,
+    "activation_function": _activation,
+    "scale_embedding": _bool,
+}
+# Fields that act in training alone, so that they may differ from what weights were trained with.
+TRAINING_ONLY: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "dropout"), _fraction),
+    **dict.fromkeys(("layerdrop", "encoder_layerdrop", "mask_time_prob", "mask_feature_prob"), _fraction),
+    **dict.fromkeys(("mask_time_length", "mask_feature_length"), _size),
+    **dict.fromkeys(("mask_time_min_masks", "mask_feature_min_masks"), _count),
+    "apply_spec_augment": _bool,
+    **dict.fromkeys(("initializer_range", "init_std"), _fraction),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,25 @@ from .configuration_wavcse import WavCSEConfig
 from .transfer_wavcse import send
 from .waveform_wavcse import as_clips, as_waveform, check_duration
 from .waveform_wavcse import scale_quiet as scaled_if_quiet
+
+# Loading remote code, transformers 5.0 copies only the files that this one names itself, so all are named here.
+if TYPE_CHECKING:
+    from .attention_wavcse import Attention  # noqa: F401
+    from .audio_wavcse import load_waveform  # noqa: F401
+    from .card_wavcse import model_card  # noqa: F401
+    from .encoding_wavcse import encode  # noqa: F401
+    from .flex_wavcse import FlexAttention  # noqa: F401
+    from .modeling_wavcse import WavCSEModel  # noqa: F401
+    from .packed_wavcse import PackedUpstream  # noqa: F401
+    from .packing_wavcse import Window  # noqa: F401
+    from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
+    from .pooling_wavcse import LayerPooling  # noqa: F401
+    from .products_wavcse import FloatLinear  # noqa: F401
+    from .repository_wavcse import complete_repository  # noqa: F401
+    from .stem_wavcse import Stem  # noqa: F401
+    from .temporal_wavcse import pooled_frames  # noqa: F401
+    from .upstream_wavcse import UpstreamRunner  # noqa: F401
+    from .whisper_wavcse import is_whisper  # noqa: F401
 
 logger = logging.get_logger(__name__)
 

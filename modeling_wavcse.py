@@ -5,27 +5,30 @@ Shapes: `B` clips, `K` selected layers, `D` upstream width, `E` embedding size, 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .configuration_wavcse import WavCSEConfig  # isort: skip  (first, because it says which transformers is needed)
 import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor
 from transformers import initialization as init
+from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 # Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
 from .attention_wavcse import Attention  # noqa: F401
 from .audio_file_wavcse import AudioFile  # noqa: F401
 from .audio_wavcse import load_waveform  # noqa: F401
 from .card_wavcse import model_card  # noqa: F401
-from .configuration_wavcse import WavCSEConfig
+from .configuration_wavcse import OWN_FIELDS, changed_heads, check_trained_fields
 from .download_wavcse import download  # noqa: F401
 from .encoding_wavcse import encode
 from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
@@ -35,7 +38,7 @@ from .packing_wavcse import Window  # noqa: F401
 from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .products_wavcse import FloatLinear  # noqa: F401
-from .repository_wavcse import complete_repository, upload_repository, write_card
+from .repository_wavcse import class_of_repository, complete_repository, upload_repository, write_card
 from .stem_wavcse import Stem  # noqa: F401
 from .streams_wavcse import Stream  # noqa: F401
 from .temporal_wavcse import pooled_frames  # noqa: F401
@@ -44,12 +47,15 @@ from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load
 from .waveform_wavcse import as_waveform  # noqa: F401
 from .whisper_wavcse import is_whisper
 
+logger = logging.get_logger(__name__)
+
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 UPLOAD_KWARGS = (  # of `save_pretrained(push_to_hub=True)`, for `push_to_hub`
     *("repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description"),
     *("max_shard_size", "tags"),
 )
 AUDIO_SETTINGS = ("sampling_rate", "do_normalize", "window_s", "max_duration_s")
+MAY_BE_MISSING = r"^heads\.|(^|\.)masked_spec_embed$"  # in weights that are loaded: new heads; a vector for training alone
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
 
 
@@ -172,6 +178,10 @@ class WavCSEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
+    def __init__(self, config: WavCSEConfig):
+        config.check()  # a field may have been assigned since it was made
+        super().__init__(config)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # PyTorch's default initialisation, as the authors used. The upstream initialises its own modules.
@@ -200,12 +210,80 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         return cls(config, upstream=load_upstream(name_or_path, config.upstream_config, **hub_kwargs)).eval()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in every transformers model; `config.freeze_upstream` holds for the loaded weights too."""
-        loaded = super().from_pretrained(*args, **kwargs)  # puts new parameters in place, all trainable
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        align_weights(model).base_model.freeze()
-        return loaded
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *model_args, **kwargs):
+        """As in every transformers model, from safetensors weights, with fields of the configuration as overrides.
+
+        `config.freeze_upstream` holds for the loaded weights too. With `trust_remote_code=True` the repository's own files
+        run, also where this package is imported and `AutoModel` would take its class.
+
+        Overrides, and a `config` that is given, may change what trained weights do not depend on: `tasks`, dropouts,
+        `freeze_upstream`, `precision`, `window_s`, `max_duration_s`. A task with a new name gets a new head. For a task whose
+        labels are not those that its head was trained with, `ignore_mismatched_sizes=True` asks for a new head.
+
+        Raises:
+            ValueError: a field is out of range, trained weights depend on it, labels of a trained head have changed, or
+                the weights are not those of this configuration.
+            OSError: there is no such repository, or it has no safetensors weights.
+        """
+        where = pretrained_model_name_or_path
+        if where is None:  # weights from elsewhere, `state_dict`
+            return super().from_pretrained(where, *model_args, **kwargs)
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        if kwargs.get("trust_remote_code"):
+            own_class = class_of_repository(cls, where, **hub_kwargs)
+            if own_class is not cls:
+                return own_class.from_pretrained(where, *model_args, **_with_config_of(own_class, kwargs))
+        new_heads = cls._heads_to_replace(where, hub_kwargs, kwargs)
+        options = {"use_safetensors": True, **kwargs, "output_loading_info": True}
+        try:
+            model, report = super().from_pretrained(where, *model_args, **options)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"{where}: config.json asks for other sizes than the weights have; see the table above."
+            ) from error
+        missing = sorted(name for name in report["missing_keys"] if not re.search(MAY_BE_MISSING, name))
+        if missing:
+            raise ValueError(
+                f"{where}: the weights lack {missing[0]} ({len(missing)} in all), so embeddings would be random. They were "
+                "saved with another configuration, or are not those of a wavCSE model."
+            )
+        for name in new_heads:
+            model.heads.tasks[name].reset_parameters()
+            logger.warning(f"heads.tasks.{name} starts anew: its labels are not those that it was trained with.")
+        align_weights(model).base_model.freeze()  # loading puts new parameters in place, all trainable
+        return (model, report) if kwargs.get("output_loading_info") else model
+
+    @classmethod
+    def _heads_to_replace(cls, where: str | Path, hub_kwargs: Mapping[str, Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """Check what weights are to be loaded with against what they were saved with; the tasks whose heads start anew."""
+        try:
+            fields, _ = PretrainedConfig.get_config_dict(where, **hub_kwargs)
+        except OSError:
+            return []  # no configuration beside the weights; whether one is given is for transformers to say
+        if fields.get("model_type") != cls.config_class.model_type:
+            raise ValueError(
+                f"{where} is a model of type {fields.get('model_type')!r}, not a saved wavCSE model. A new wavCSE model on "
+                "its encoder is made by `from_upstream`."
+            )
+        trained, wanted = cls.config_class.from_dict(fields), kwargs.get("config")
+        if not isinstance(wanted, PretrainedConfig):
+            own = {name: kwargs[name] for name in OWN_FIELDS if name in kwargs}
+            given = fields if wanted is None else PretrainedConfig.get_config_dict(wanted, **hub_kwargs)[0]
+            wanted = cls.config_class.from_dict(given, **own)
+        wanted.check()
+        check_trained_fields(wanted, trained, str(where))
+        if not issubclass(cls, WavCSEForMultiTask) or fields.get("architectures") == [WavCSEModel.__name__]:
+            return []  # no heads here, or none there
+        changed = changed_heads(wanted, trained)
+        if changed and not kwargs.get("ignore_mismatched_sizes"):
+            raise ValueError(
+                f"tasks[{changed[0]!r}]['labels'] differ from those that the head in {where} was trained with "
+                f"({', '.join(trained.tasks[changed[0]]['labels'])}). Give the new task another name, or start its head anew "
+                "with `ignore_mismatched_sizes=True`."
+            )
+        return changed
 
     def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, **kwargs) -> None:
         """Write a complete Hub repository: float32 weights, configuration, preprocessor, code files and model card.
@@ -222,7 +300,7 @@ class WavCSEPreTrainedModel(PreTrainedModel):
             }
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
-            complete_repository(Path(save_directory), self.config)
+            complete_repository(Path(save_directory), self.config, type(self))
             if push_to_hub:
                 upload = {name: kwargs[name] for name in UPLOAD_KWARGS if name in kwargs}
                 self.push_to_hub(**{"repo_id": Path(save_directory).resolve().name, **upload})
@@ -421,6 +499,16 @@ def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, *
         fields.setdefault("sampling_rate", preprocessor.sampling_rate)
         fields.setdefault("do_normalize", getattr(preprocessor, "do_normalize", False))  # Whisper's has no such step
     return WavCSEConfig(upstream_config=config, **fields)
+
+
+def _with_config_of(model_class: type[PreTrainedModel], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` with their configuration, if one is given, as an object of that model's own class."""
+    config = kwargs.get("config")
+    if not isinstance(config, PretrainedConfig):
+        return dict(kwargs)
+    own = model_class.config_class.from_dict(config.to_dict(), name_or_path=config.name_or_path)
+    own._attn_implementation = config._attn_implementation
+    return {**kwargs, "config": own}
 
 
 def _default(value: bool | None, default: bool | None) -> bool:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from transformers.configuration_utils import PretrainedConfig
+from transformers.dynamic_module_utils import (
+    get_cached_module_file,
+    get_class_from_dynamic_module,
+    get_relative_import_files,
+)
+from transformers.utils import HF_MODULES_CACHE
 
 from .card_wavcse import PLACEHOLDER, hash_code_files, is_generated, model_card
 from .configuration_wavcse import WavCSEConfig
@@ -57,19 +65,70 @@ NOT_PUBLISHED = (".git", ".cache", "__pycache__")
 REPLACED = ("/*_wavcse.py", "/*.safetensors", "/*.safetensors.index.json", "/.eval_results/*.yaml")
 
 
-def complete_repository(folder: Path, config: WavCSEConfig) -> None:
-    """Add to a folder with weights everything else that `AutoModel` and `pipeline` need."""
+def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | None = None) -> None:
+    """Add to a folder with weights everything else that `AutoModel` and `pipeline` need.
+
+    Args:
+        model_class: of the saved model. What transformers has written of a subclass that was registered with
+            `register_for_auto_class`, its file and its entry in `auto_map`, is kept.
+    """
     here = Path(__file__).parent
     for name in CODE_FILES:
         if (here / name).resolve() != (folder / name).resolve():
             shutil.copyfile(here / name, folder / name)
-    config.auto_map, config.custom_pipelines = dict(AUTO_MAP), dict(CUSTOM_PIPELINES)
+    config.auto_map, config.custom_pipelines = _auto_map(folder, config, model_class), dict(CUSTOM_PIPELINES)
     config.dtype = config.upstream_config.dtype = "float32"
     config.save_pretrained(folder)
     feature_extractor = WavCSEFeatureExtractor.from_config(config)
     feature_extractor.auto_map = {"AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"]}
     feature_extractor.save_pretrained(folder)
     write_card(folder, config)
+
+
+def _auto_map(folder: Path, config: WavCSEConfig, model_class: type | None) -> dict[str, str]:
+    """`AUTO_MAP`, with the classes of other files that are in the folder; the class of the saved model itself comes first."""
+    auto_map = dict(AUTO_MAP)
+    for auto_class, reference in (getattr(config, "auto_map", None) or {}).items():
+        file = f"{reference.partition('.')[0]}.py"
+        if file not in CODE_FILES and (folder / file).exists() and AUTO_MAP.get(auto_class) != _reference(model_class):
+            auto_map[auto_class] = reference
+    return auto_map
+
+
+def _reference(model_class: type | None) -> str:
+    """How `auto_map` names a class: the last part of its module's name, and its own."""
+    return "" if model_class is None else f"{model_class.__module__.rpartition('.')[2]}.{model_class.__name__}"
+
+
+def class_of_repository(model_class: type, name_or_path: str | Path, **hub_kwargs) -> type:
+    """The class that a repository's own files define in the place of `model_class`; that one where the files are the same.
+
+    transformers takes a class that is registered for a configuration, such as this package's once it is imported, before the
+    repository's code, even where `trust_remote_code=True` asks for that code. Only call this where it was asked for.
+
+    Args:
+        hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
+    """
+    hub_kwargs = {name: value for name, value in hub_kwargs.items() if name != "subfolder"}
+    fields, _ = PretrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
+    by_reference = {reference: auto_class for auto_class, reference in AUTO_MAP.items()}
+    auto_class = by_reference.get(_reference(model_class), getattr(model_class, "_auto_class", None))
+    reference = (fields.get("auto_map") or {}).get(auto_class)
+    if not reference or "--" in reference:
+        return model_class
+    module = reference.partition(".")[0]
+    theirs = Path(HF_MODULES_CACHE, get_cached_module_file(name_or_path, f"{module}.py", **hub_kwargs))
+    ours = Path(sys.modules[model_class.__module__].__file__)
+    if _reference(model_class) == reference and _same_code(ours, theirs):
+        return model_class
+    return get_class_from_dynamic_module(reference, name_or_path, **hub_kwargs)
+
+
+def _same_code(ours: Path, theirs: Path) -> bool:
+    """Whether two Python files, and all that they import beside them, are equal."""
+    names = {theirs.name, *(Path(file).name for file in get_relative_import_files(theirs))}
+    pairs = [(ours.parent / name, theirs.parent / name) for name in names]
+    return all(one.exists() and one.read_bytes() == other.read_bytes() for one, other in pairs)
 
 
 def write_card(
