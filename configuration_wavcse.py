@@ -24,7 +24,7 @@ if int(transformers.__version__.partition(".")[0]) < 5:
         "`pip install --upgrade 'transformers>=5'`."
     )
 
-# transformers names the module of remote code by the contents of this file and of all that it names, here too: two folders
+# transformers names the modules of remote code by the contents of this file and of all that it names, here too: two folders
 # with other code never share a class, and what a folder holds is what runs.
 if TYPE_CHECKING:
     from .attention_wavcse import Attention  # noqa: F401
@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
     from .waveform_wavcse import as_waveform  # noqa: F401
     from .whisper_wavcse import is_whisper  # noqa: F401
+
+# transformers 5.0 named them by the folder alone: for another folder of that name it runs this file again in its old module,
+# and what was imported of the other one is still there. It is forgotten, so that this folder's files are read.
+if "__transformers_module_hash__" in globals():
+    for name in [name for name in sys.modules if name.startswith(f"{__package__}.") and name != __name__]:
+        del sys.modules[name]
 
 UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
 TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames

@@ -121,7 +121,9 @@ def class_of_repository(model_class: type, name_or_path: str | Path, **hub_kwarg
     ours = Path(sys.modules[model_class.__module__].__file__)
     if _reference(model_class) == reference and _same_code(ours, theirs):
         return model_class
-    return get_class_from_dynamic_module(reference, name_or_path, **hub_kwargs)
+    own_class = get_class_from_dynamic_module(reference, name_or_path, **hub_kwargs)
+    own_class.register_for_auto_class(auto_class)  # as transformers does, so that its file is saved with it
+    return own_class
 
 
 def _same_code(ours: Path, theirs: Path) -> bool:
