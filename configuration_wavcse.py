@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .encoding_wavcse import encode  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
     from .flex_wavcse import FlexAttention  # noqa: F401
+    from .gradients_wavcse import GradientWatch  # noqa: F401
     from .modeling_wavcse import WavCSEModel  # noqa: F401
     from .packed_wavcse import PackedUpstream  # noqa: F401
     from .packing_wavcse import Window  # noqa: F401
@@ -181,7 +182,7 @@ class WavCSEConfig(PretrainedConfig):
         self.max_duration_s = max_duration_s
         self.precision = precision
         kwargs.pop("hidden_size", None)  # derived, see the property
-        _build("a field that every model of transformers has", super().__init__, **kwargs)
+        build_valid("a field that every model of transformers has", super().__init__, **kwargs)
         self.check()
 
     def check(self) -> None:
@@ -353,10 +354,10 @@ def _as_config(upstream_config: PretrainedConfig | Mapping[str, Any] | None) -> 
         return copy.deepcopy(upstream_config)
     fields = dict(_mapping("upstream_config", upstream_config))
     model_type = _one_of("upstream_config.model_type", fields.pop("model_type", None), UPSTREAM_FAMILIES)
-    return _build("upstream_config", AutoConfig.for_model, model_type, **fields)
+    return build_valid("upstream_config", AutoConfig.for_model, model_type, **fields)
 
 
-def _build(what: str, make: Callable, *args, **fields) -> Any:
+def build_valid(what: str, make: Callable, *args, **fields) -> Any:
     """What transformers makes of fields; whatever it raises on a wrong one becomes a ValueError that names the field."""
     try:
         return make(*args, **fields)

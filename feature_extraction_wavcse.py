@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .card_wavcse import model_card  # noqa: F401
     from .encoding_wavcse import encode  # noqa: F401
     from .flex_wavcse import FlexAttention  # noqa: F401
+    from .gradients_wavcse import GradientWatch  # noqa: F401
     from .modeling_wavcse import WavCSEModel  # noqa: F401
     from .packed_wavcse import PackedUpstream  # noqa: F401
     from .packing_wavcse import Window  # noqa: F401

@@ -21,7 +21,7 @@ from transformers import AutoFeatureExtractor
 from transformers import initialization as init
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import FEATURE_EXTRACTOR_NAME, ModelOutput, cached_file, logging
 
 # Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
 from .attention_wavcse import Attention  # noqa: F401
@@ -33,6 +33,7 @@ from .download_wavcse import download  # noqa: F401
 from .encoding_wavcse import encode
 from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
 from .flex_wavcse import FlexAttention  # noqa: F401
+from .gradients_wavcse import GradientWatch
 from .packed_wavcse import PackedUpstream  # noqa: F401
 from .packing_wavcse import Window  # noqa: F401
 from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
@@ -337,6 +338,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
         self.upstream = build_upstream(config.upstream_config) if upstream is None else upstream
         self.downstream = WavCSEDownstream(config)
         self.run_upstream = UpstreamRunner()
+        self.gradient_watch = GradientWatch()
         self.post_init()
         self.freeze()
 
@@ -394,6 +396,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
             hidden_states=upstream.hidden_states,
             attentions=upstream.attentions,
         )
+        if self.training and not self.gradient_watch.done and torch.is_grad_enabled():
+            self.gradient_watch(self, output.embeddings)
         return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
 
     def encode(
@@ -492,9 +496,15 @@ def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, *
         audio = {name: getattr(config, name) for name in AUDIO_SETTINGS}
         return WavCSEConfig(upstream_config=config.upstream_config, **{**audio, **fields})
     try:
-        preprocessor = AutoFeatureExtractor.from_pretrained(name_or_path, **hub_kwargs)
-    except (OSError, ValueError):
+        preprocessor = AutoFeatureExtractor.from_pretrained(name_or_path, trust_remote_code=False, **hub_kwargs)
+    except (OSError, ValueError) as error:
         preprocessor = None  # a bare encoder folder; the defaults are those of the large checkpoints
+        has_own = cached_file(name_or_path, FEATURE_EXTRACTOR_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        if has_own and not {"sampling_rate", "do_normalize"} <= fields.keys():
+            raise ValueError(
+                f"{name_or_path}: its {FEATURE_EXTRACTOR_NAME} is none of transformers' own, and code of a repository is not "
+                "run here; give `sampling_rate` and `do_normalize`."
+            ) from error
     if preprocessor is not None:
         fields.setdefault("sampling_rate", preprocessor.sampling_rate)
         fields.setdefault("do_normalize", getattr(preprocessor, "do_normalize", False))  # Whisper's has no such step

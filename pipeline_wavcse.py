@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .encoding_wavcse import encode  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
     from .flex_wavcse import FlexAttention  # noqa: F401
+    from .gradients_wavcse import GradientWatch  # noqa: F401
     from .modeling_wavcse import WavCSEModel  # noqa: F401
     from .packed_wavcse import PackedUpstream  # noqa: F401
     from .packing_wavcse import Window  # noqa: F401

@@ -32,6 +32,7 @@ CODE_FILES = (
     "encoding_wavcse.py",
     "feature_extraction_wavcse.py",
     "flex_wavcse.py",
+    "gradients_wavcse.py",
     "modeling_wavcse.py",
     "packed_wavcse.py",
     "packing_wavcse.py",

@@ -7,7 +7,7 @@ differ in whether `hidden_states[-1]` holds it, so layers are read from the bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .configuration_wavcse import WavCSEConfig
+from .configuration_wavcse import UPSTREAM_FAMILIES, WavCSEConfig, build_valid
 from .packed_wavcse import PackedUpstream, unsupported_part
 from .temporal_wavcse import num_moments, pooled_frames
 from .whisper_wavcse import build_encoder, is_whisper, pool_layers
@@ -25,6 +26,12 @@ from .whisper_wavcse import count_frames as count_whisper_frames
 
 IN_WAVCSE = r"^(?:wavcse\.)?upstream\."  # where a saved wavCSE model has its upstream, without and with heads
 IN_WHISPER = r"^(?:model\.)?encoder\."
+NO_SAFETENSORS = (
+    "No safetensors weights of {name!r} were found, and pickled ones (pytorch_model.bin) are not read: they can run code. "
+    "Name a revision that has model.safetensors (`id@revision` on a command line, `revision=` in Python; on the Hub often "
+    "refs/pr/N), or convert a model that you trust with `AutoModel.from_pretrained(id).save_pretrained(folder)`, add its "
+    "preprocessor_config.json and give that folder."
+)
 # Parts of a checkpoint that no selected layer needs, as regular expressions on its names.
 LEFT_OUT = (
     r"(encoder|decoder)\.layers\.\d+\.",
@@ -60,15 +67,27 @@ def build_upstream(config: PretrainedConfig) -> PreTrainedModel:
 def read_config(name_or_path: str, **hub_kwargs) -> PretrainedConfig:
     """The configuration of an upstream, or, of a wavCSE model whose upstream is to be taken, its `WavCSEConfig`.
 
-    A wavCSE model's own Python files are not run: its configuration is read by this version.
+    Python files of the repository are never run: the configuration is read by this version or by transformers.
 
     Args:
         name_or_path: Hub id or local folder.
         hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
+
+    Raises:
+        ValueError: it is of another kind, or a field is out of range.
+        OSError: there is no such repository, or no configuration in it.
     """
     fields, _ = PretrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
-    is_wavcse = fields.get("model_type") == WavCSEConfig.model_type
-    return (WavCSEConfig if is_wavcse else AutoConfig).from_pretrained(name_or_path, **hub_kwargs)
+    model_type = fields.get("model_type") if isinstance(fields, Mapping) else None
+    if model_type not in (*UPSTREAM_FAMILIES, WavCSEConfig.model_type):
+        raise ValueError(
+            f"{name_or_path}: config.json says model_type {model_type!r}; an upstream is one of "
+            f"{', '.join(UPSTREAM_FAMILIES)}, or a saved wavCSE model. Code of a repository is not run here."
+        )
+    if model_type == WavCSEConfig.model_type:
+        return WavCSEConfig.from_pretrained(name_or_path, **hub_kwargs)
+    what = f"{name_or_path}: config.json"
+    return build_valid(what, AutoConfig.from_pretrained, name_or_path, trust_remote_code=False, **hub_kwargs)
 
 
 def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> PreTrainedModel:
@@ -78,13 +97,23 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
         name_or_path: Hub id (`microsoft/wavlm-large`) or local folder, of an upstream or of a wavCSE model with one in it.
         config: the upstream's own configuration, with `num_hidden_layers` already reduced.
         hub_kwargs: `revision`, `token`, `cache_dir`, ... as in `from_pretrained`.
+
+    Raises:
+        ValueError: there are no safetensors weights; pickled ones are not read.
     """
     family = type(build_on_meta(config))
     names = {IN_WAVCSE: "", **({IN_WHISPER: ""} if is_whisper(config) else {})}
     previous = family._keys_to_ignore_on_load_unexpected
     family._keys_to_ignore_on_load_unexpected = [*(previous or []), *LEFT_OUT]
     try:
-        model = family.from_pretrained(name_or_path, config=config, dtype=torch.float32, key_mapping=names, **hub_kwargs)
+        model = family.from_pretrained(
+            name_or_path, config=config, dtype=torch.float32, key_mapping=names, use_safetensors=True, **hub_kwargs
+        )
+    except OSError as error:
+        files = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+        if any(cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs) for file in files):
+            raise
+        raise ValueError(NO_SAFETENSORS.format(name=str(name_or_path))) from error
     finally:
         family._keys_to_ignore_on_load_unexpected = previous
     vars(model).pop("_weight_conversions", None)  # else saving it would give its weights the checkpoint's names again

@@ -25,6 +25,7 @@ from transformers.utils import (
 )
 
 from wavcse.eval.paths import shown_path
+from wavcse.upstream_wavcse import NO_SAFETENSORS
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ class Checkpoint:
         try:
             yield
         except (OSError, ValueError, ImportError, SafetensorError) as error:
+            needs_code = "trust_remote_code" in str(error)  # transformers advises to allow it, which nobody can here
             raise ValueError(
                 f"The model {str(self)!r} cannot be loaded; give the folder of a saved wavCSE model or of a transformers "
-                f"audio model, or a Hub id. {error}"
+                f"audio model, or a Hub id. {'It needs code of its own, which is not run here.' if needs_code else error}"
             ) from error
 
     def identity(self, precision: str | None = None) -> dict[str, str]:
@@ -101,12 +103,7 @@ class Checkpoint:
             return _sha256(single)
         index = self._file(SAFE_WEIGHTS_INDEX_NAME, needed=False)
         if index is None:
-            raise ValueError(
-                f"No safetensors weights of {str(self)!r} were found, and pickled ones (pytorch_model.bin) are not read: they "
-                "can run code. Name a revision that has model.safetensors (`id@revision`; on the Hub often refs/pr/N), or "
-                "convert a model that you trust with `AutoModel.from_pretrained(id).save_pretrained(folder)`, add its "
-                "preprocessor_config.json and give that folder."
-            )
+            raise ValueError(NO_SAFETENSORS.format(name=str(self)))
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         return hashlib.sha256("".join(_sha256(self._file(shard)) for shard in shards).encode()).hexdigest()
 

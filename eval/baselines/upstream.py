@@ -103,9 +103,7 @@ class PackedLayers:
     def __init__(self, checkpoint: Checkpoint, config: WavCSEConfig, device: str | torch.device, precision: str | None):
         self.config, self.precision = config, precision or config.precision
         with checkpoint.loading():
-            upstream = load_upstream(
-                checkpoint.path, config.upstream_config, revision=checkpoint.revision, use_safetensors=True
-            )
+            upstream = load_upstream(checkpoint.path, config.upstream_config, revision=checkpoint.revision)
         self.upstream, self.run_upstream = upstream.to(device).eval(), UpstreamRunner()
         self.feature_extractor = WavCSEFeatureExtractor.from_config(config)
         self.sampling_rate: int = config.sampling_rate
@@ -122,7 +120,7 @@ class PackedLayers:
 
 def _config_of_all_layers(checkpoint: Checkpoint, config: PretrainedConfig, temporal_pooling: str) -> WavCSEConfig | None:
     """The wavCSE configuration of the whole upstream, or `None` if wavCSE cannot have it as an upstream."""
-    options = {"revision": checkpoint.revision, "trust_remote_code": False}
+    options = {"revision": checkpoint.revision}
     layers = range(getattr(config, "num_hidden_layers", 0) + 1)
     try:
         return config_from_upstream(checkpoint.path, options, selected_layers=layers, temporal_pooling=temporal_pooling)
