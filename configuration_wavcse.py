@@ -28,8 +28,10 @@ if int(transformers.__version__.partition(".")[0]) < 5:
 # with other code never share a class, and what a folder holds is what runs.
 if TYPE_CHECKING:
     from .attention_wavcse import Attention  # noqa: F401
+    from .audio_file_wavcse import AudioFile  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
     from .card_wavcse import model_card  # noqa: F401
+    from .download_wavcse import download  # noqa: F401
     from .encoding_wavcse import encode  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
     from .flex_wavcse import FlexAttention  # noqa: F401
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .products_wavcse import FloatLinear  # noqa: F401
     from .repository_wavcse import complete_repository  # noqa: F401
     from .stem_wavcse import Stem  # noqa: F401
+    from .streams_wavcse import Stream  # noqa: F401
     from .temporal_wavcse import pooled_frames  # noqa: F401
     from .transfer_wavcse import send  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401

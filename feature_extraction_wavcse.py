@@ -19,8 +19,10 @@ from .waveform_wavcse import scale_quiet as scaled_if_quiet
 # Loading remote code, transformers 5.0 copies only the files that this one names itself, so all are named here.
 if TYPE_CHECKING:
     from .attention_wavcse import Attention  # noqa: F401
+    from .audio_file_wavcse import AudioFile  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
     from .card_wavcse import model_card  # noqa: F401
+    from .download_wavcse import download  # noqa: F401
     from .encoding_wavcse import encode  # noqa: F401
     from .flex_wavcse import FlexAttention  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from .products_wavcse import FloatLinear  # noqa: F401
     from .repository_wavcse import complete_repository  # noqa: F401
     from .stem_wavcse import Stem  # noqa: F401
+    from .streams_wavcse import Stream  # noqa: F401
     from .temporal_wavcse import pooled_frames  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
     from .whisper_wavcse import is_whisper  # noqa: F401
