@@ -61,7 +61,8 @@ CUSTOM_PIPELINES = {
     }
 }
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")  # formats that can run code when they are read
-NOT_PUBLISHED = (".git", ".cache", "__pycache__")
+NOT_PUBLISHED = (".git", ".cache", "__pycache__")  # what tools leave in a folder, not worth a word
+HIDDEN_AND_PUBLISHED = (".gitattributes", ".eval_results/*.yaml")  # the Hub reads them
 # Of an earlier push: removed where the new folder has no such file any more, else weights or figures of two models would mix.
 REPLACED = ("/*_wavcse.py", "/*.safetensors", "/*.safetensors.index.json", "/.eval_results/*.yaml")
 
@@ -150,14 +151,19 @@ def write_card(
 
 
 def repository_files(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file, of all that an upload of the folder holds, by name.
+    """Path in the repository -> file, of all that an upload of the folder holds, by name; `left_out_files` has the others.
 
     Raises:
-        ValueError: a file is of a format that can run code when it is read; weights are safetensors here.
+        ValueError: a file is of a format that can run code when it is read (weights are safetensors here), or weights are a
+            link out of the folder.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): path for path in paths}
-    files = {name: path for name, path in files.items() if not set(PurePosixPath(name).parts) & set(NOT_PUBLISHED)}
+    left_out = left_out_files(folder)
+    lost = [name for name in left_out if name.endswith(".safetensors") and not _is_hidden(name)]
+    if lost:
+        raise ValueError(
+            f"{lost[0]}: {left_out[lost[0]]}; what is published must lie in the folder itself. Copy the file there."
+        )
+    files = {name: path for name, path in _paths(folder).items() if path.is_file() and name not in left_out}
     pickles = [name for name in files if name.lower().endswith(PICKLES)]
     if pickles:
         raise ValueError(
@@ -165,6 +171,27 @@ def repository_files(folder: Path) -> dict[str, Path]:
             "Take it out of the folder; weights belong in *.safetensors."
         )
     return files
+
+
+def left_out_files(folder: Path) -> dict[str, str]:
+    """Path in the folder -> why it is not published: links that lead out of the folder, and hidden files."""
+    reasons = {}
+    for name, path in _paths(folder).items():
+        if _is_hidden(name) and not path.is_dir():
+            reasons[name] = "is hidden"
+        elif not path.resolve().is_relative_to(folder.resolve()):
+            reasons[name] = "is a link out of the folder"
+    return reasons
+
+
+def _paths(folder: Path) -> dict[str, Path]:
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {name: path for name, path in paths.items() if not set(PurePosixPath(name).parts) & set(NOT_PUBLISHED)}
+
+
+def _is_hidden(name: str) -> bool:
+    is_dotted = any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return is_dotted and not any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in HIDDEN_AND_PUBLISHED)
 
 
 def upload_repository(

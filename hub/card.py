@@ -22,10 +22,10 @@ from wavcse.card_wavcse import PLACEHOLDER, hash_code_files, inert, model_card
 from wavcse.data.command import DONE, command_line
 from wavcse.data.manifest import Manifest
 from wavcse.eval.paths import shown_path
+from wavcse.hub.header import is_language
 from wavcse.hub.source import PushSource, read_source
 from wavcse.reports.page import fenced, markdown_table
 
-LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")  # ISO 639
 DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HIDDEN_SETTINGS = ("tasks", "cache_dir")  # the first has a table of its own, the second is a place on one machine
 
@@ -35,7 +35,8 @@ def metadata_of(source: PushSource, model_id: str, **given: Any) -> dict[str, An
 
     Args:
         model_id: Hub id.
-        given: fields that somebody states (`license`, `language`, `base_model`, `tags`); they win, `None` is not said.
+        given: fields that somebody states (`license` and its `license_name` and `license_link`, `language`, `base_model`,
+            `tags`); they win, `None` is not said.
     """
     found: dict[str, Any] = {}
     if source.training:
@@ -80,7 +81,7 @@ def languages_of(config: Mapping[str, Any]) -> list[str]:
     paths = {str(path) for task in config["tasks"].values() for path in _as_list(task["manifest"])}
     tables = [Manifest(path).table for path in sorted(paths) if Path(path).is_file()]
     found = {language for table in tables for language in table.get("language", ())}
-    return sorted(language for language in found if LANGUAGE_CODE.fullmatch(language))
+    return sorted(filter(is_language, found))
 
 
 def evaluation_section(source: PushSource) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.configuration_wavcse import WavCSEConfig
@@ -48,12 +49,14 @@ def read_source(run: str | Path, results: str | Path | None = None) -> PushSourc
         results: folder that `wavcse eval` wrote, with `results/*.json`; the run folder if not given.
 
     Raises:
-        ValueError: there is no wavCSE model, a result file cannot be read, or the results are of other weights.
+        ValueError: there is no wavCSE model, its weights are not finite, a result file cannot be read, or the results are of
+            other weights.
     """
     run = Path(run)
     model = run if (run / "config.json").is_file() else run / "hub"
     config = _read_config(run, model)
     sha256 = Checkpoint(str(model)).weights_sha256()
+    _refuse_non_finite(model)
     place = Path(results or run)
     records = _read_records(place, required=results is not None)
     return PushSource(
@@ -80,6 +83,17 @@ def _read_config(run: Path, model: Path) -> WavCSEConfig:
     if not any((model / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise ValueError(f"{model}: holds no {SAFE_WEIGHTS_NAME}; only safetensors are published.")
     return WavCSEConfig.from_pretrained(model)
+
+
+def _refuse_non_finite(model: Path) -> None:
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():
+                if not weights.get_tensor(name).isfinite().all():
+                    raise ValueError(
+                        f"{path}: {name} holds NaN or infinity, as a training that diverged leaves it; such a model embeds "
+                        "nothing. Train it again."
+                    )
 
 
 def read_training(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import site
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ from wavcse.modeling_wavcse import WavCSEModel
 TOLERANCE = 1e-5  # of the largest value of the embedding: the model's own promise
 CLIP_S = 1.5
 TIMEOUT_S = 600
+# HF_TOKEN, HUGGING_FACE_HUB_TOKEN, HF_TOKEN_PATH and HF_STORED_TOKENS_PATH, and what other services call theirs.
+SECRET = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?|KEY)(_|$)", re.IGNORECASE)
 
 
 def verify_repository(folder: Path, model: Path) -> float:
@@ -69,10 +73,21 @@ def embed_fixed_clip(model: Path) -> tuple[np.ndarray, np.ndarray]:
     return clip, loaded(**inputs, return_dict=True).embeddings[0].float().numpy()
 
 
+def _without_secrets(place: str) -> dict[str, str]:
+    """The environment of the check: offline, at home in an empty folder, and without anything that is named as a secret.
+
+    The code that runs there is what is about to be published, and needs no token; a stored one lies below the home folder.
+    """
+    kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+    own = {"HOME": place, "HF_HOME": place, "XDG_CACHE_HOME": place, "HF_MODULES_CACHE": f"{place}/modules"}
+    # Packages that are installed for this user alone lie below the real home.
+    return kept | own | {"PYTHONUSERBASE": site.getuserbase(), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+
+
 def _reload(folder: Path, clip: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
     with tempfile.TemporaryDirectory() as place:
         np.save(f"{place}/clip.npy", clip)
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": place, "HF_MODULES_CACHE": f"{place}/modules"}
+        environment = _without_secrets(place)
         command = [sys.executable, "-P", reload.__file__, str(folder.resolve()), f"{place}/clip.npy", f"{place}/out.npy"]
         try:
             done = subprocess.run(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from wavcse import WavCSEModel
 from wavcse.hub import push as push_cli
 from wavcse.hub import reload
 from wavcse.hub.build import build_repository
+from wavcse.hub.header import check_header
 from wavcse.hub.source import read_source
-from wavcse.hub.verify import verify_repository
-from wavcse.repository_wavcse import REPLACED, repository_files
+from wavcse.hub.verify import _without_secrets, verify_repository
+from wavcse.repository_wavcse import REPLACED, left_out_files, repository_files
 from wavcse.tests.hub_server import EMPTY_TREE, TOKEN, HubServer, Repository
 from wavcse.tests.published_run import REPO_ID, make_run
 
@@ -368,6 +370,119 @@ def test_pickles_are_refused(name, run, tmp_path, capsys):
         repository_files(tmp_path)
     assert push_cli.main([str(tmp_path), "--repo_id", REPO_ID, "--dry_run"]) == 2
     assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["model", "upstream"])
+def test_weights_that_are_not_finite_are_refused(where, run, tmp_path, capsys):
+    shutil.copytree(run / "hub", tmp_path / "hub")
+    path = tmp_path / "hub" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if (".upstream." in name) == (where == "upstream"))
+    weights[name].view(-1)[-1] = torch.nan if where == "model" else torch.inf
+    save_file(weights, path, metadata={"format": "pt"})
+    assert push_cli.main([str(tmp_path / "hub"), "--repo_id", REPO_ID, "--dry_run"]) == 2
+    line = capsys.readouterr().err
+    assert f"{path}: {name} holds NaN or infinity" in line
+    assert line.count("\n") == 1
+
+
+def test_links_out_of_the_folder_and_hidden_files_stay_here(run, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    folder = shutil.copytree(run / "hub", tmp_path / "hub")
+    (folder / "notes.txt").symlink_to(outside / "secret.txt")
+    (folder / "more").symlink_to(outside)
+    (folder / "kept.txt").write_text("kept")
+    (folder / "again.txt").symlink_to("kept.txt")
+    (folder / ".env").write_text("HF_TOKEN=hf_x")
+    (folder / ".ssh").mkdir()
+    (folder / ".ssh" / "id_rsa").write_text("x")
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    out = " is a link out of the folder"
+    assert left_out_files(folder) == {
+        ".env": "is hidden",
+        ".ssh/id_rsa": "is hidden",
+        "more": out.strip(),
+        "notes.txt": out.strip(),
+    }
+    built = tmp_path / "built"
+    built.mkdir()
+    build_repository(read_source(folder), built, REPO_ID)
+    names = set(bytes_of(built))
+    assert {"kept.txt", "again.txt", ".gitattributes"} <= names
+    assert not names & {".env", ".ssh/id_rsa", "notes.txt", "more/secret.txt"}
+    assert b"secret" not in b"".join(bytes_of(built).values())
+    words = push_cli.report(push_cli.Push({}, 0.0, True, left_out_files(folder)), REPO_ID)
+    assert "left out: .env is hidden\n" in words
+    assert f"left out: notes.txt{out}\n" in words
+    shutil.move(folder / "model.safetensors", outside)
+    (folder / "model.safetensors").symlink_to(outside / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors: is a link out of the folder; .* Copy the file there"):
+        repository_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--license", "cc-by-4"], "license is 'cc-by-4', which the Hub does not know"),
+        (["--license", "Apache-2.0"], "license is 'Apache-2.0'"),
+        (["--license", "other"], "needs a name for it: --license_name NAME"),
+        (["--license", "other", "--license_name", "My Own"], "license_name is 'My Own'"),
+        (["--license", "mit", "--license_name", "mine"], "it goes with `license: other`"),
+        (["--language", "en", "english"], "language is 'english', which is no code of ISO 639"),
+        (["--language", "xx"], "language is 'xx'"),
+    ],
+)
+def test_a_wrong_licence_or_language_is_refused_before_anything_is_sent(run, hub, client, options, message):
+    before = list(hub.repositories)
+    answer = client(command(run, "--repo_id", "org/wrong", *options))
+    assert answer["result"] == 2
+    assert message in answer["err"]
+    assert answer["err"].count("\n") == 1
+    assert list(hub.repositories) == before
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("license: gpl-9", "license is 'gpl-9'"),
+        ("license: other\nlicense_name: mine", None),
+        ("language: no", "language is False, which is no code of ISO 639, such as en, pl or yue. Put it in quotes."),
+        ("language: ['no', yue, multilingual]", None),
+        ("a: [", "its header cannot be read"),
+        ("- a", "its header cannot be read"),
+    ],
+)
+def test_the_header_of_a_card_of_ones_own_is_checked_too(tmp_path, header, message):
+    card = tmp_path / "README.md"
+    card.write_text(f"---\n{header}\n---\n\n# Mine\n")
+    if message is None:
+        check_header(card)
+    else:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_header(card)
+
+
+def test_the_check_has_no_token(monkeypatch, tmp_path):
+    """Neither in its environment nor where a login leaves it."""
+    (tmp_path / "home" / "huggingface").mkdir(parents=True)
+    (tmp_path / "home" / "huggingface" / "token").write_text("hf_stored")
+    (tmp_path / "token").write_text("hf_elsewhere")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "hf_secret")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home" / "huggingface"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    (tmp_path / "place").mkdir()
+    environment = _without_secrets(str(tmp_path / "place"))
+    assert "hf_secret" not in environment.values()
+    assert not any(str(tmp_path / "home") in value or str(tmp_path / "token") in value for value in environment.values())
+    assert environment["TOKENIZERS_PARALLELISM"] == "false"
+    code = "import os, huggingface_hub as h; print(h.get_token(), os.path.expanduser('~'))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["None", str(tmp_path / "place")], done.stderr
 
 
 @pytest.mark.parametrize("repo_id", ["two/slashes/here", "org/has space"])
