@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import re
 import statistics
@@ -31,6 +30,7 @@ import torch
 
 from wavcse.benchmarks.measure import PairedRatio, gemm_rate, machine_facts
 from wavcse.benchmarks.report import table
+from wavcse.data.files import json_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     path = args.out or RESULTS / f"{date.today().isoformat()}-corpus-cpu.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(markdown_of(report), encoding="utf-8")
     print(markdown_of(report))
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import statistics
 import tempfile
@@ -36,6 +35,7 @@ from wavcse.benchmarks.rerun import CLIP_SECONDS, UpstreamRates, newest_rates, o
 from wavcse.benchmarks.search_report import GOAL_EPOCHS, markdown_of
 from wavcse.configuration_wavcse import WAVLM_LARGE, WavCSEConfig
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.data.files import json_text
 from wavcse.modeling_wavcse import combine_losses, cross_entropy_per_task
 from wavcse.search.table import SearchTable, shared
 from wavcse.training.arguments import RunArguments
@@ -476,7 +476,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     if not args.tiny:
         stem = RESULTS / f"search-{args.device}"
-        stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        stem.with_suffix(".json").write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(text, encoding="utf-8")
 
 

@@ -10,7 +10,6 @@ some percent; the paired ratio and the share of the limit move less.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wavcse import WavCSEConfig
 from wavcse.benchmarks.measure import gemm_rate, timed
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.data.files import json_text
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import Batch, MemoryTable, SplitFeatures, epoch_order
 from wavcse.training.loop import Learner, new_learner, train_step
@@ -122,7 +122,7 @@ def main() -> None:
     }
     path = Path(__file__).parent / "results" / f"training-{args.device}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json_text(result, indent=1) + "\n", encoding="utf-8")
     print(f"float32 products: {result['gemm_gflop_per_s']} GFLOP/s, which allows {limit:.0f} clips/s")
     for name, value in result["clips_per_s"].items():
         print(f"{name:<12} {value:>8.0f} clips/s   {value / limit:.0%} of the limit")

@@ -41,6 +41,7 @@ from wavcse.benchmarks.memory import QUICK_FACTOR, measure_memory
 from wavcse.benchmarks.report import markdown_of, plot, run_table
 from wavcse.benchmarks.rivals import ORDINARY, Bench, Variant, all_variants, make_bench
 from wavcse.benchmarks.workloads import WORKLOADS, Workload, total_flop, waveforms
+from wavcse.data.files import json_text
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP_SAMPLES = 8_000
@@ -142,7 +143,7 @@ def run_of(report: dict[str, Any], args: argparse.Namespace, rates: dict[str, fl
 def save(report: dict[str, Any], path: Path) -> None:
     """JSON, and from it the Markdown table."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(markdown_of(report), encoding="utf-8")
 
 

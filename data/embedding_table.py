@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 
 METADATA_KEY = b"wavcse"
 ROW_GROUP_ROWS = 4096  # 33 MB of embeddings at E = 2000
@@ -64,7 +64,7 @@ class EmbeddingParts:
             refuse_other_settings(self.folder, json.loads(key_path.read_text(encoding="utf-8")), self.key)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(key_path, json.dumps(self.key, indent=1))
+            write_atomically(key_path, json_text(self.key, indent=1))
 
     def write(self, clips: Sequence[EmbeddedClip]) -> None:
         """Add a part with these clips."""
@@ -155,7 +155,7 @@ def write_table(path: Path, rows: pd.DataFrame, embeddings: np.ndarray, metadata
     """Write a Parquet file in row groups: the columns of `rows`, `embedding` `[N, E]`, and metadata in its schema."""
     fields = [(name, pa.string() if name in ("id", "path") else pa.float64()) for name in rows.columns]
     fields.append(("embedding", pa.list_(pa.float32(), embeddings.shape[1])))
-    schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(dict(metadata))})
+    schema = pa.schema(fields, metadata={METADATA_KEY: json_text(dict(metadata))})
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["id", "path"]) as writer:
         for start in range(0, len(rows), ROW_GROUP_ROWS):
             part = pa.Table.from_pandas(rows[start : start + ROW_GROUP_ROWS], preserve_index=False)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 
 FORMAT_VERSION = 2
 NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16}
@@ -80,7 +80,7 @@ class FeatureCache:
         folder = Path(root) / key.digest()
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "cache.json").exists():
-            write_atomically(folder / "cache.json", json.dumps(asdict(key), indent=1))
+            write_atomically(folder / "cache.json", json_text(asdict(key), indent=1))
         return cls(folder)
 
     def refresh(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -139,9 +140,25 @@ def check_piece(path: Path) -> None:
         raise DamagedFile(f"{path}: is damaged; its content does not match the checksum in its name.")
 
 
+def json_text(value: Any, **layout: Any) -> str:
+    """JSON as the standard has it, `json.dumps` with null for NaN and the infinities, which no other reader would take."""
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError:
+        return json.dumps(_with_null(value), allow_nan=False, **layout)
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_null(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None, durable: bool = False) -> None:
     """Write a mapping as JSON with a checksum of its content in the field `crc32`; `durable` as in `replacing`."""
-    text = json.dumps({**record, CHECKSUM: _checksum_of(record)}, indent=indent, ensure_ascii=False)
+    text = json_text({**record, CHECKSUM: _checksum_of(record)}, indent=indent, ensure_ascii=False)
     write_atomically(path, text + "\n", durable)
 
 
@@ -162,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _checksum_of(record: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(record))  # keys become strings, tuples lists
+    as_read = json.loads(json_text(record))  # keys become strings, tuples lists
     return f"{zlib.crc32(json.dumps(as_read, sort_keys=True).encode()):08x}"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from wavcse.audio_file_wavcse import LONGEST_FILE_S, AudioFile, part_in_samples
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 from wavcse.data.manifest import Clip, file_stamp, real_path
 
 READ_THREADS = 8  # reading and hashing wait for the disk, not for the processor
@@ -79,7 +79,7 @@ class Inspector:
         if any(self.memo.get(path) != fact for path, fact in new.items()):
             self.memo.update(new)
             self.memo_path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.memo_path, json.dumps(self.memo))
+            write_atomically(self.memo_path, json_text(self.memo))
 
 
 def _part_of(clip: Clip, file: dict) -> ClipFacts:

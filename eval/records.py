@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from wavcse.data.files import replacing, write_atomically
+from wavcse.data.files import json_text, replacing, write_atomically
 
 
 def result_path(output_dir: str | Path, row: str, encoder: str) -> Path:
@@ -32,7 +32,7 @@ def write_result(output_dir: str | Path, record: Mapping) -> Path:
     """Write one record to `output_dir`/results/<row>__<encoder>.json, whole or not at all; an older one is replaced."""
     path = result_path(output_dir, record["task"]["name"], record["encoder"]["name"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json_text(record, indent=2, ensure_ascii=False) + "\n")
     return path
 
 

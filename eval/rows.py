@@ -172,17 +172,21 @@ def _check(record: Mapping) -> None:
         raise ValueError(f"{name}: lacks {', '.join(missing) or 'names of metrics'}; evaluate anew or remove it.")
     for metric in record["task"]["metrics"]:
         figure = record["metrics"].get(metric) or {}
-        if metric not in METRICS or not isinstance(figure.get("value"), int | float):
+        is_number = isinstance(figure.get("value", ""), int | float | None)  # null: undefined, as a correlation of constants
+        if metric not in METRICS or not is_number:
             raise ValueError(f"{name}: has no figure for the metric {metric!r}; evaluate anew or remove it.")
         if not {"interval", "greater_is_better"} <= set(figure) or figure.get("unit") not in DECIMALS:
             raise ValueError(f"{name}: {metric!r} lacks its interval, direction or unit; evaluate anew or remove it.")
     primary = record["task"]["metrics"][0]
-    if not math.isfinite(record["metrics"][primary]["value"]):
+    value = record["metrics"][primary]["value"]
+    if value is None or not math.isfinite(value):
         raise ValueError(f"{name}: {primary!r} is no finite number; evaluate anew or remove it.")
 
 
-def shown(value: float, unit: str) -> str:
-    """A figure in its unit: shares as percent with one decimal, years with two, others with three."""
+def shown(value: float | None, unit: str) -> str:
+    """A figure in its unit: shares as percent with one decimal, years with two, others with three; – where it is undefined."""
+    if value is None or math.isnan(value):  # files of earlier versions have NaN
+        return "–"
     scaled = round(100 * value if unit == "percent" else value, DECIMALS[unit])
     return f"{scaled + 0.0:.{DECIMALS[unit]}f}"  # + 0.0: no minus before a zero
 

@@ -47,8 +47,13 @@ class Figure:
 
 
 def figures_of(records: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """All metrics of the records, the primary metric of each record first."""
-    return [_figure(record, name) for record in records for name in record["task"]["metrics"]]
+    """All metrics of the records that have a value, the primary metric of each record first."""
+    return [
+        _figure(record, name)
+        for record in records
+        for name in record["task"]["metrics"]
+        if record["metrics"][name]["value"] is not None  # undefined, as a correlation of constants
+    ]
 
 
 def corpora_of(record: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ and splits. A corpus that `--corpora` does not describe, or whose licence is not
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -22,7 +21,7 @@ import pandas as pd
 
 from wavcse.data.command import DONE, command_line
 from wavcse.data.composite import load_composite
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.data.recipes import checked_fields, read_recipe
 from wavcse.eval.paths import shown_path
@@ -175,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     counted = count_training_data(args.recipes, args.corpora)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(args.out), json.dumps(counted, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(Path(args.out), json_text(counted, indent=1, ensure_ascii=False) + "\n")
     hours = {name: sum(row["hours"].get(name, 0) for row in counted["rows"]) for name in map(_stem, args.recipes)}
     print(f"{args.out}: " + ", ".join(f"{name} {total:.2f} h" for name, total in hours.items()))
     return DONE

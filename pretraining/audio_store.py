@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from wavcse.audio_file_wavcse import check_part, part_in_samples
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.corpus_pass import decode_threads
-from wavcse.data.files import replacing, write_atomically
+from wavcse.data.files import json_text, replacing, write_atomically
 from wavcse.data.manifest import Clip, file_stamp, real_path
 
 FULL_SCALE = 2**15
@@ -75,8 +75,8 @@ def build_store(root: str | Path, paths: Iterable[Path], show_progress: bool = F
                 first = min(unreadable)
                 raise ValueError(f"none of {len(paths)} files can be read. The first, {first}: {unreadable[first]}")
         if unreadable:
-            write_atomically(folder / "unreadable.json", json.dumps(unreadable, indent=1))
-        write_atomically(folder / "index.json", json.dumps(index))
+            write_atomically(folder / "unreadable.json", json_text(unreadable, indent=1))
+        write_atomically(folder / "index.json", json_text(index))
     return AudioStore(folder)
 
 

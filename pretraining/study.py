@@ -33,7 +33,7 @@ from multiprocessing import get_context
 import torch
 
 from wavcse.data.command import DONE, SOME_SKIPPED, command_line
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 from wavcse.data.processes import WorkerPool, end_with_parent
 from wavcse.eval.__main__ import usable_device
 from wavcse.eval.baselines import LAYER_BASELINES, build_encoders
@@ -193,7 +193,7 @@ def judge(study: Study, variants: Sequence[Variant]) -> Evaluation:
     upstreams = {variant.name: variant.upstream for variant in variants}
     speed = kept_speed(upstreams, study.folder / "speed.json") if study.measure_speed else None
     facts = study_facts(study, variants, baselines, speed)
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    text = json_text(facts, indent=1, ensure_ascii=False) + "\n"
     write_atomically(study.folder / "study.json", text)
     write_study_report(json.loads(text), study.folder)
     return evaluation

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 from wavcse.data.processes import one_thread
 from wavcse.eval.baselines.upstream import UpstreamLayers
 from wavcse.eval.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ def kept_speed(upstreams: Mapping[str, Path], path: Path) -> dict[str, dict]:
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if kept.get("key") != key:
         kept = {"key": key, "upstreams": measured_speed(upstreams)}
-        write_atomically(path, json.dumps(kept, indent=1) + "\n")
+        write_atomically(path, json_text(kept, indent=1) + "\n")
     return kept["upstreams"]
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from wavcse.data.command import DONE
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 from wavcse.search.table import SearchTable, table_for
 from wavcse.training.arguments import RunArguments, parse_arguments
 
@@ -76,13 +76,13 @@ def expectation(validation: Mapping, test: Mapping) -> str:
 
 def as_read(report: Mapping) -> dict:
     """The report as a reader of its file sees it."""
-    return json.loads(json.dumps(report))
+    return json.loads(json_text(report))
 
 
 def write_result(output_dir: Path, name: str, report: Mapping) -> None:
     """Write results/`name`.json."""
     (output_dir / "results").mkdir(parents=True, exist_ok=True)
-    write_atomically(output_dir / "results" / f"{name}.json", json.dumps(report, indent=1) + "\n")
+    write_atomically(output_dir / "results" / f"{name}.json", json_text(report, indent=1) + "\n")
 
 
 def task_facts(composite: CompositeSet) -> dict[str, dict]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from wavcse.data.command import DONE, REFUSED, SOME_SKIPPED, CommandError
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,7 +81,7 @@ def do_step(step: Step, folder: Path) -> dict:
         shutil.rmtree(step.own_folder, ignore_errors=True)  # before the record: a kill in between repeats it
     record = {"fingerprint": fingerprint, "command": _command(step), "is_done": False, "attempts": attempts}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(record, indent=1))
+    write_atomically(path, json_text(record, indent=1))
     started = time.monotonic()
     code, message = _run(step, folder / f"{step.name}.txt")
     if code not in (DONE, SOME_SKIPPED):
@@ -91,7 +91,7 @@ def do_step(step: Step, folder: Path) -> dict:
         raise StepError(f"step {step.name}: ended without leaving {', '.join(lost)}.")
     seconds = round(time.monotonic() - started, 1)
     record |= {"is_done": True, "exit_code": code, "message": message if code else "", "seconds": seconds}
-    write_atomically(path, json.dumps(record, indent=1))
+    write_atomically(path, json_text(record, indent=1))
     return {**record, "was_there": False}
 
 

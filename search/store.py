@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 from wavcse.search.fit import settings_of
 from wavcse.training.arguments import RunArguments
 
@@ -34,7 +34,7 @@ class FitStore:
 
     def put(self, key: str, result: dict) -> None:
         """Keep a result."""
-        write_atomically(self._path(key), json.dumps(result))
+        write_atomically(self._path(key), json_text(result))
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,13 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from wavcse.data.files import json_text, read_json, write_json
 from wavcse.eval.objectives import AbsoluteErrorObjective, ClassObjective
 from wavcse.eval.probes import LabelledEmbeddings, ProbeSettings, fit_probe
+from wavcse.eval.records import read_results, write_result
+from wavcse.eval.report import write_report
+from wavcse.hub.figures import figures_of
+from wavcse.tests.evaluation_folder import make_folder
 from wavcse.train_accelerate import main, train
 from wavcse.training.arguments import RunArguments
 
@@ -173,3 +179,32 @@ def test_a_regression_whose_probe_diverges_is_refused():
     objective = AbsoluteErrorObjective(train_part.labels)
     with pytest.raises(ValueError, match="probe diverged with every learning rate"):
         fit_probe(train_part, validation, test, objective, settings=ProbeSettings((1e38, 3e38)))
+
+
+def test_every_file_of_results_is_json_as_the_standard_has_it(tmp_path):
+    """Correlations of constants are undefined: null in the file, a dash in the report, and no figure of the card."""
+    make_folder(tmp_path, noise={"wavcse": 0.15})
+    record = next(own for own in read_results(tmp_path) if len(own["task"]["metrics"]) > 1)
+    primary, second = record["task"]["metrics"][:2]
+    record["metrics"][second] |= {"value": math.nan, "interval": None}
+    path = write_result(tmp_path, record)
+    assert strict(path.read_text())["metrics"][second]["value"] is None
+    assert second not in [figure.metric for figure in figures_of([strict(path.read_text())])]
+    write_report(tmp_path)
+    assert not re.search(r"\bnan\b", (tmp_path / "report.md").read_text())
+    assert "| – |" in (tmp_path / "report.md").read_text()
+    record["metrics"][primary]["value"] = math.inf
+    name = write_result(tmp_path, record).name
+    with pytest.raises(ValueError, match=f"{name}: '{primary}' is no finite number"):
+        write_report(tmp_path)
+
+
+def test_json_has_null_where_a_number_is_not_finite(tmp_path):
+    value = {"a": [1.5, math.nan, {"b": -math.inf}], "c": (np.float64("nan"), "NaN", None, True)}
+    expected = {"a": [1.5, None, {"b": None}], "c": [None, "NaN", None, True]}
+    assert strict(json_text(value, indent=1)) == expected
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == expected  # and its checksum fits
+    assert json_text({"é": 1}, ensure_ascii=False) == '{"é": 1}'
+    with pytest.raises(TypeError):
+        json_text({"a": object()})

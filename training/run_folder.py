@@ -14,7 +14,7 @@ import torch
 import transformers
 import yaml
 
-from wavcse.data.files import write_atomically
+from wavcse.data.files import json_text, write_atomically
 
 OTHER_SETTINGS = " Other settings need another --output_dir, or --overwrite_output_dir true."
 
@@ -65,7 +65,7 @@ class RunFolder:
                 )
         for folder in (self.last.parent, self.results):
             folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.data, json.dumps({"fingerprint": fingerprint}) + "\n")
+        write_atomically(self.data, json_text({"fingerprint": fingerprint}) + "\n")
         write_atomically(config, yaml.safe_dump(asdict(args), sort_keys=False, allow_unicode=True))
 
     def _fingerprint(self, otherwise: str) -> str | None:
@@ -78,18 +78,18 @@ class RunFolder:
         """Drop log lines after epoch (or what `by` counts) `last`, of an interrupted stretch, and return the others."""
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
         entries = [entry for entry in map(_parsed, lines) if entry is not None and entry[by] <= last]
-        write_atomically(self.log, "".join(json.dumps(entry) + "\n" for entry in entries))
+        write_atomically(self.log, "".join(json_text(entry) + "\n" for entry in entries))
         return entries
 
     def append_log(self, entry: dict) -> None:
         """Add one line to the log."""
         with open(self.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+            file.write(json_text(entry) + "\n")
 
     def write_result(self, name: str, result: dict) -> Path:
         """Write `results/<name>.json`."""
         path = self.results / f"{name}.json"
-        write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False))
+        write_atomically(path, json_text(result, indent=1, ensure_ascii=False))
         return path
 
 

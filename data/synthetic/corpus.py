@@ -16,7 +16,7 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from wavcse.data.files import replacing, write_atomically
+from wavcse.data.files import json_text, replacing, write_atomically
 from wavcse.data.processes import WorkerPool, end_with_parent
 
 from .espeak import engine_version
@@ -98,7 +98,7 @@ def _claim(out: Path, identity: dict[str, str | int]) -> None:
     elif (out / "audio").exists() or (out / "metadata.csv").exists():
         raise ValueError(f"{out} holds audio or metadata but no corpus.json of this generator; choose an empty folder")
     (out / "audio").mkdir(parents=True, exist_ok=True)
-    write_atomically(record, json.dumps(identity, indent=2) + "\n")
+    write_atomically(record, json_text(identity, indent=2) + "\n")
 
 
 def _speak_all(utterances: list[Utterance], out: Path, workers: int) -> list[int]:
