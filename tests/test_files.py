@@ -132,7 +132,7 @@ def test_json_is_read_as_it_was_written_and_a_changed_digit_is_noticed(tmp_path)
     path = tmp_path / "record.json"
     record = {"b": {"2": 0.1 + 0.2, "10": None}, "a": [1, "ä"], "n": float("inf")}
     write_json(path, {**record, "b": {2: 0.1 + 0.2, 10: None}, "a": (1, "ä")}, indent=1)
-    assert read_json(path) == record
+    assert read_json(path) == {**record, "n": None}  # JSON has no infinity
     path.write_text(path.read_text(encoding="utf-8").replace("0.30000000000000004", "0.30000000000000104"), encoding="utf-8")
     with pytest.raises(DamagedFile, match="does not match its checksum"):
         read_json(path)
