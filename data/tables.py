@@ -63,8 +63,8 @@ def read_text_table(path: Path, as_written: Sequence[str] = ()) -> TextTable:
         ValueError: the file is missing or cannot be read, or two columns have one name; the message names the file.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such manifest"
-        raise ValueError(f"{path}: {what}. Give a CSV or Parquet file with one row per clip.")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{path}: {what}. Give a CSV or Parquet file.")
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "CSV"
     try:
         with open(path, "rb") as file:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wavcse.data.tables import read_text_table, spelled
+
 
 @dataclass(frozen=True)
 class Trials:
@@ -72,7 +74,7 @@ class Trials:
 
 
 def read_trials(path: str | Path, clips_by_name: Mapping[str, int | Sequence[int]]) -> Trials:
-    """Read a CSV with the columns `label, enrolment, test` (or `label, file_a, file_b`).
+    """Read a CSV or Parquet file with the columns `label, enrolment, test` (or `label, file_a, file_b`).
 
     Args:
         clips_by_name: row of a clip by its name, and rows of the clips of an enrolment by its name.
@@ -85,7 +87,7 @@ def read_trials(path: str | Path, clips_by_name: Mapping[str, int | Sequence[int
     table = _read_table(path)
     bad_label = np.flatnonzero(~table["label"].isin(["0", "1"]))
     if len(bad_label):
-        raise ValueError(f"{_line(path, bad_label[0])}: label {table['label'][bad_label[0]]!r} is neither 0 nor 1.")
+        raise ValueError(f"{_row(path, bad_label[0])}: label {table['label'][bad_label[0]]!r} is neither 0 nor 1.")
     if table["label"].nunique() < 2:
         raise ValueError(f"{path}: needs trials with label 1 and trials with label 0; all are {''.join(set(table['label']))}.")
     enrolment_of, enrolment_names = pd.factorize(table["enrolment"])
@@ -94,7 +96,7 @@ def read_trials(path: str | Path, clips_by_name: Mapping[str, int | Sequence[int
     tests = [_rows(path, name, test_of, index, clips_by_name) for index, name in enumerate(test_names)]
     for index, rows in enumerate(tests):
         if len(rows) > 1:
-            raise ValueError(f"{_line(path, np.argmax(test_of == index))}: test {test_names[index]!r} names several clips.")
+            raise ValueError(f"{_row(path, np.argmax(test_of == index))}: test {test_names[index]!r} names several clips.")
     pairs = np.stack([enrolment_of, test_of], axis=1).astype(np.int64)
     trials = Trials(
         list(enrolment_names),
@@ -108,25 +110,27 @@ def read_trials(path: str | Path, clips_by_name: Mapping[str, int | Sequence[int
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise ValueError(f"{path}: cannot be read as a list of trials ({' '.join(str(error).split())}).") from error
-    table = table.rename(columns={"file_a": "enrolment", "file_b": "test"})
-    missing = [column for column in ("label", "enrolment", "test") if column not in table.columns]
+    names = ("enrolment", "test", "file_a", "file_b")
+    table = read_text_table(path, as_written=names)
+    if table.faults:
+        raise ValueError(f"{path}: {next(iter(table.faults.values()))}.")
+    columns = pd.DataFrame(table.columns).rename(columns={"file_a": "enrolment", "file_b": "test"})
+    missing = [column for column in ("label", "enrolment", "test") if column not in columns]
     if missing:
         raise ValueError(f"{path}: has no column {missing[0]!r}; a list of trials has the columns label, enrolment, test.")
-    return table
+    return columns
 
 
-def _line(path: Path, trial: int) -> str:
-    return f"{path}, line {trial + 2}"  # the header is line 1
+def _row(path: Path, trial: int) -> str:
+    return f"{path}, row {trial + 1}"
 
 
 def _rows(path: Path, name: str, index_of: np.ndarray, index: int, clips_by_name: Mapping) -> list[int]:
+    if name not in clips_by_name:
+        name = spelled(name)  # an enrolment_id is, in the manifest
     if not name or name not in clips_by_name:
         trial = int(np.argmax(index_of == index))
-        raise ValueError(f"{_line(path, trial)}: {name!r} is neither a clip nor an enrolment_id of the manifest's test split.")
+        raise ValueError(f"{_row(path, trial)}: {name!r} is neither a clip nor an enrolment_id of the manifest's test split.")
     rows = np.atleast_1d(clips_by_name[name])
     return [int(row) for row in dict.fromkeys(rows)]  # a clip that two manifests list counts once: PLDA weighs by number
 
@@ -146,4 +150,4 @@ def _check_pairs(path: Path, trials: Trials, test_names: list[str]) -> None:
     ):
         if wrong.any():
             trial = int(np.argmax(wrong))
-            raise ValueError(f"{_line(path, trial)}: test {test_names[trials.pairs[trial, 1]]!r} {complaint}.")
+            raise ValueError(f"{_row(path, trial)}: test {test_names[trials.pairs[trial, 1]]!r} {complaint}.")

@@ -220,7 +220,7 @@ def test_two_processes_share_the_work(built, toy_corpus, upstream_folder, tmp_pa
 def test_mistakes_on_the_command_line_are_one_line(toy_corpus, upstream_folder, tmp_path, capsys):
     arguments = ["--upstream", str(upstream_folder), "--out", str(tmp_path)]
     assert main(["--manifest", "none.csv", *arguments]) == 2
-    assert "none.csv: no such manifest" in capsys.readouterr().err
+    assert "none.csv: no such file" in capsys.readouterr().err
     assert main(["--manifest", str(toy_corpus), *arguments, "--batch_seconds", "0"]) == 2
     assert "batch_seconds is 0.0" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"holds no feature cache\. Make one with"):

@@ -365,7 +365,7 @@ def test_other_settings_clips_or_contents_are_refused(toy_corpus, hub, waves, tm
 
 
 WRONG = {
-    "none.csv --model {hub} --out o.parquet": "none.csv: no such manifest",
+    "none.csv --model {hub} --out o.parquet": "none.csv: no such file",
     "{empty} --model {hub} --out o.parquet": "holds no audio files (.wav, .wave, ",
     "{corpus} --model {empty} --out o.parquet": "cannot be loaded",
     "{corpus} --model {hub} --out {empty}": "is a folder; give the name of the Parquet file",

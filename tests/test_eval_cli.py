@@ -326,7 +326,7 @@ WRONG = {
     "--output_dir o --manifest m.csv --baselines mfcc": "No task is given",
     "--tasks keyword --manifest m.csv --baselines mfcc": "--output_dir is missing",
     "--tasks keyword --output_dir o --baselines mfcc": "no manifest",
-    "--tasks keyword --output_dir o --manifest m.csv --baselines mfcc": "m.csv: no such manifest",
+    "--tasks keyword --output_dir o --manifest m.csv --baselines mfcc": "m.csv: no such file",
     "--tasks keyword --output_dir o --manifest {corpus} --baselines lpc": "unknown ['lpc']; allowed: last_layer, mean_layers",
     "--tasks keyword --output_dir o --manifest {corpus} --baselines last_layer": "give --model",
     "--tasks keyword --output_dir o --manifest {corpus} --model runs/x/hub": "'runs/x/hub' cannot be loaded",

@@ -48,6 +48,14 @@ def test_a_clip_enrols_once_however_often_it_is_listed(tmp_path):
     assert trials.enrolments == [[2], [0, 1], [0]]
 
 
+def test_names_are_read_as_those_of_manifests_are(tmp_path):
+    """Blanks at the edges are dropped, and an enrolment `1.0`, as pandas writes it beside a gap, is the manifest's `1`."""
+    text = LIST.replace("id-a", " 1.0 ").replace("b1.wav", "b1.wav\u00a0")
+    trials, plain = read_trials(write(tmp_path, text), CLIPS | {"1": [0, 1]}), read_trials(write(tmp_path, LIST), CLIPS)
+    assert trials.enrolments == plain.enrolments
+    np.testing.assert_array_equal(trials.pairs, plain.pairs)
+
+
 def test_other_column_names_mean_the_same(tmp_path):
     trials = read_trials(write(tmp_path, LIST), CLIPS)
     again = read_trials(write(tmp_path, LIST.replace("enrolment,test", "file_a,file_b")), CLIPS)
@@ -58,25 +66,26 @@ def test_other_column_names_mean_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LIST.replace("0,id-a,b1.wav", "2,id-a,b1.wav"), "trials.csv, line 4: label '2' is neither 0 nor 1"),
-        (LIST.replace("0,id-a,b1.wav", "0,id-a,c9.wav"), "trials.csv, line 4: 'c9.wav' is neither a clip nor"),
-        (LIST.replace("1,b1.wav", "1,c9.wav"), "trials.csv, line 2: 'c9.wav' is neither a clip nor"),
-        (LIST.replace("0,id-a,b1.wav", "0,,b1.wav"), "trials.csv, line 4: '' is neither a clip nor"),
-        (LIST.replace("0,id-a,b1.wav", "0,b2.wav,id-a"), "trials.csv, line 4: test 'id-a' names several clips"),
-        (LIST.replace("1,a1.wav,a2.wav", "1,id-a,a2.wav"), "trials.csv, line 5: test 'a2.wav' is among its own enrolment"),
-        (LIST + "0,b1.wav,b2.wav\n", "trials.csv, line 6: test 'b2.wav' was tried with the same enrolment before"),
+        (LIST.replace("0,id-a,b1.wav", "2,id-a,b1.wav"), "trials.csv, row 3: label '2' is neither 0 nor 1"),
+        (LIST.replace("0,id-a,b1.wav", "0,id-a,c9.wav"), "trials.csv, row 3: 'c9.wav' is neither a clip nor"),
+        (LIST.replace("1,b1.wav", "1,c9.wav"), "trials.csv, row 1: 'c9.wav' is neither a clip nor"),
+        (LIST.replace("0,id-a,b1.wav", "0,,b1.wav"), "trials.csv, row 3: '' is neither a clip nor"),
+        (LIST.replace("0,id-a,b1.wav", "0,b2.wav,id-a"), "trials.csv, row 3: test 'id-a' names several clips"),
+        (LIST.replace("1,a1.wav,a2.wav", "1,id-a,a2.wav"), "trials.csv, row 4: test 'a2.wav' is among its own enrolment"),
+        (LIST + "0,b1.wav,b2.wav\n", "trials.csv, row 5: test 'b2.wav' was tried with the same enrolment before"),
         (LIST.replace("label,", "lable,"), "no column 'label'"),
         ("label,enrolment,test\n1,a1.wav,a2.wav\n", "label 1 and trials with label 0; all are 1"),
-        ("", "cannot be read as a list of trials"),
+        ("", "trials.csv: is empty"),
+        (LIST + "0,b1.wav\n", "trials.csv: line 6 has 2 cells where the header has 3"),
     ],
 )
-def test_bad_trials_are_refused_by_line_and_name(tmp_path, text, message):
+def test_bad_trials_are_refused_by_row_and_name(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_trials(write(tmp_path, text), CLIPS)
 
 
 def test_missing_list_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="none.csv: cannot be read as a list of trials"):
+    with pytest.raises(ValueError, match="none.csv: no such file"):
         read_trials(tmp_path / "none.csv", CLIPS)
 
 

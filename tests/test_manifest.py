@@ -111,7 +111,7 @@ def test_a_file_name_that_is_not_utf8_costs_its_row_only(tmp_path):
 
 
 def test_a_missing_manifest_column_or_split_value_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no such manifest"):
+    with pytest.raises(ValueError, match="no such file"):
         Manifest(tmp_path / "none.csv")
     manifest = Manifest(write(tmp_path / "m.csv", "file_name,split\na.wav,training\n"))
     with pytest.raises(ValueError, match=r"no column 'emotion'; its columns are \['file_name', 'split'\]"):
