@@ -181,7 +181,7 @@ class PeakMemory:
 def machine_facts(device: torch.device) -> dict[str, str | int | float | bool]:
     """Processor or GPU, cores, memory and versions, for the head of a report."""
     facts: dict[str, str | int | float | bool] = {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "cores": os.cpu_count() or 1,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
@@ -194,10 +194,11 @@ def machine_facts(device: torch.device) -> dict[str, str | int | float | bool]:
     return facts
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """As the system names it; where it has no name (Arm), the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
+        return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return names[0] if names else platform.processor() or platform.machine()

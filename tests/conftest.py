@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
+from wavcse.benchmarks.measure import processor_name
 from wavcse.data.cache import build_cache
 
 SAMPLING_RATE = 16_000
@@ -64,6 +66,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsNoTestPackage())
     for mark in TRANSFORMERS_MARKS:
         config.addinivalue_line("markers", f"{mark}: used by transformers' common test suites")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says which processor ran the tests: what they see, and how long they take, depends on it."""
+    terminalreporter.write_line(processor_line(getattr(config.option, "numprocesses", None) or 1))
+
+
+def processor_line(num_processes: int) -> str:
+    """Name, cores and the instructions that PyTorch sees; limits that the environment sets on them, if any."""
+    names = ("avx2", "avx512", "avx512_bf16", "vnni", "amx_tile", "amx_fp16")
+    is_supported = {name: getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in names}
+    instructions = [name for name in names if is_supported[name]()]
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        instructions.append("oneDNN's bfloat16")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limits = [f"{name}={os.environ[name]}" for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if name in os.environ]
+    return (
+        f"processor: {processor_name()} ({platform.machine()}), {cores} cores, {num_processes} test processes; "
+        f"PyTorch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()} kernels; "
+        f"instructions: {', '.join([*instructions, *limits]) or 'none beyond the base'}"
+    )
 
 
 def make_upstream_config(family: str = "wavlm", norm: str = "layer", **changes) -> dict:
