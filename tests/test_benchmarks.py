@@ -20,6 +20,7 @@ from wavcse.benchmarks.rivals import all_variants, make_bench
 from wavcse.benchmarks.search_report import markdown_of as search_markdown
 from wavcse.benchmarks.workloads import WORKLOADS, Workload, count_flop, waveforms
 from wavcse.configuration_wavcse import WAVLM_LARGE
+from wavcse.tests.processes import run_python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LARGE = WavLMConfig(**{name: value for name, value in WAVLM_LARGE.items() if name != "model_type"})
@@ -27,8 +28,7 @@ LARGE = WavLMConfig(**{name: value for name, value in WAVLM_LARGE.items() if nam
 
 def run_script(name: str, *arguments: str | Path) -> str:
     """Standard output of a benchmark; fails with its error output."""
-    command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_python(BENCHMARKS / name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,12 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +16,7 @@ from wavcse.data.cache import build_cache, main
 from wavcse.data.features import FeatureCache, open_cache, open_shard
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
+from wavcse.tests.processes import Child, run_in_two_processes
 
 LAYERS = [0, 1, 2, 3]
 
@@ -123,14 +119,22 @@ def test_bad_clips_are_skipped_listed_and_told_by_the_exit_code(toy_corpus, upst
     assert "3 clips were skipped" in capsys.readouterr().out
 
 
-def test_a_clip_that_is_too_short_or_too_long_is_skipped(waves, upstream_folder, tmp_path):
-    for name, samples in zip(("short", "good", "long"), waves(300, 8000, 16_000 * 7201)):
+def test_a_clip_that_is_too_short_or_too_long_is_skipped(waves, upstream_folder, tmp_path, monkeypatch):
+    def with_a_low_limit(*arguments):
+        config = all_layers(*arguments)
+        config.max_duration_s = 1.0
+        return config
+
+    all_layers = cache_module.config_of_all_layers
+
+    monkeypatch.setattr(cache_module, "config_of_all_layers", with_a_low_limit)
+    for name, samples in zip(("short", "good", "long"), waves(300, 8000, 17_600)):
         soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
     (tmp_path / "m.csv").write_text("file_name\nshort.wav\ngood.wav\nlong.wav\n")
     cache, report = build_cache([tmp_path / "m.csv"], str(upstream_folder), tmp_path / "c")
     assert len(cache) == 1
     assert dict(report.skipped)["short.wav"].startswith("short.wav: has 300 samples (18.8 ms)")
-    assert "lasts 7201.0 s, more than max_duration_s=7200" in dict(report.skipped)["long.wav"]
+    assert "lasts 1.1 s, more than max_duration_s=1" in dict(report.skipped)["long.wav"]
 
 
 def test_quiet_clips_are_counted(waves, upstream_folder, tmp_path, capsys):
@@ -174,14 +178,9 @@ cache.build_cache([sys.argv[1]], sys.argv[2], sys.argv[3], batch_seconds=1.0, sh
 
 def test_killed_three_times_and_resumed_is_the_undisturbed_cache(built, toy_corpus, upstream_folder, tmp_path):
     out = tmp_path / "caches"
-    command = [sys.executable, "-c", BUILD, str(toy_corpus), str(upstream_folder), str(out)]
     for kill in range(1, 4):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.glob("*/*.safetensors"))) < 3 * kill:
-            time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        child = Child("-c", BUILD, toy_corpus, upstream_folder, out)
+        child.kill_when(lambda kill=kill: len(list(out.glob("*/*.safetensors"))) >= 3 * kill)
         assert 0 < len(open_cache(out)) < 96
     done = len(open_cache(out))
     cache, report = build_cache([toy_corpus], str(upstream_folder), out)
@@ -193,23 +192,10 @@ def test_killed_three_times_and_resumed_is_the_undisturbed_cache(built, toy_corp
 
 
 def test_two_processes_share_the_work(built, toy_corpus, upstream_folder, tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "wavcse.data.cache",
-    ]
-    options = ["--manifest", str(toy_corpus), "--upstream", str(upstream_folder), "--out", str(tmp_path / "caches")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, *options, "--batch_seconds", "1"], env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
-    assert "96 clips; 96 added, 0 were there already" in done.stdout
+    options = ["--manifest", toy_corpus, "--upstream", upstream_folder, "--out", tmp_path / "caches", "--batch_seconds", "1"]
+    first, second = run_in_two_processes("-m", "wavcse.data.cache", *options)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "96 clips; 96 added, 0 were there already" in first.stdout
     cache = open_cache(tmp_path / "caches")
     assert len(cache.shards) == 2  # one of each process
     expected, shared = features_by_clip(built, toy_corpus), features_by_clip(cache, toy_corpus)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from wavcse.eval.__main__ import main as evaluate
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
 from wavcse.tests.corpus_trees import RATE, manifest_of, table_of, write_text, write_wav
+from wavcse.tests.processes import run_python
 
 # Codes of real speakers with the split that the lists of the corpus give them.
 SPEAKERS = {"0a7c2a8d": "train", "7846fd85": "train", "026290a7": "validation", "a69b9b3e": "validation", "0c40e715": "test"}
@@ -667,18 +667,8 @@ def test_the_complete_corpora_have_the_published_sizes():
 
 
 def test_the_command_runs_as_a_module(voxceleb, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "wavcse.data.corpora",
-        "voxceleb1",
-        "--root",
-        "vox",
-        "--out",
-        "out/m.csv",
-        "--allow_partial",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    command = ("-m", "wavcse.data.corpora", "voxceleb1", "--root", "vox", "--out", "out/m.csv", "--allow_partial")
+    done = run_python(*command, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert done.stdout.startswith(
         "out/m.csv: 7 clips of VoxCeleb1 (train 3, validation 2, test 2, speakers 2); licence: CC BY"

@@ -2,12 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,10 +13,12 @@ import soundfile
 import torch
 
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
+from wavcse.data import corpus_pass
 from wavcse.data.corpus_pass import CorpusClip, CorpusPass, batches_by_length, seconds_of, share_of_process
 from wavcse.data.embedding_table import EmbeddingParts, read_metadata
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.embed import EmbedSettings, embed_corpus, main, window_bounds
+from wavcse.tests.processes import Child, run_in_two_processes
 
 RATE = 16_000
 
@@ -133,14 +131,9 @@ embed.embed_corpus(sys.argv[1], sys.argv[2], sys.argv[3], batch_seconds=2.0)
 
 def test_killed_three_times_and_resumed_is_the_undisturbed_file(embedded, toy_corpus, hub, tmp_path):
     out = tmp_path / "toy.parquet"
-    command = [sys.executable, "-c", EMBED, str(toy_corpus), str(hub), str(out)]
     for kill in range(1, 4):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(tmp_path.glob("*.parts/part-*.parquet"))) < 3 * kill:
-            time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        child = Child("-c", EMBED, toy_corpus, hub, out)
+        child.kill_when(lambda kill=kill: len(list(tmp_path.glob("*.parts/part-*.parquet"))) >= 3 * kill)
         assert not out.exists()
     report = embed_corpus(toy_corpus, str(hub), out, batch_seconds=2.0)
     assert 0 < report.added < 90
@@ -158,13 +151,11 @@ def test_a_finished_run_is_not_computed_again(embedded, toy_corpus, hub, tmp_pat
 
 
 def test_two_processes_make_the_same_file(embedded, toy_corpus, hub, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "wavcse.embed"]
-    options = [str(toy_corpus), "--model", str(hub), "--out", str(tmp_path / "out.parquet"), "--batch_seconds", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, *options], env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert "96 rows of 20 numbers; 96 clips embedded, 0 were there already" in done.stdout
-    assert "of the time waiting for audio" in done.stdout
+    options = [toy_corpus, "--model", hub, "--out", tmp_path / "out.parquet", "--batch_seconds", "2"]
+    first, second = run_in_two_processes("-m", "wavcse.embed", *options)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "96 rows of 20 numbers; 96 clips embedded, 0 were there already" in first.stdout
+    assert "of the time waiting for audio" in first.stdout
     table, alone = pd.read_parquet(tmp_path / "out.parquet"), pd.read_parquet(embedded)
     pd.testing.assert_frame_equal(table.drop(columns="embedding"), alone.drop(columns="embedding"))
     np.testing.assert_allclose(numbers(table), numbers(alone), atol=1e-6)
@@ -416,14 +407,24 @@ def test_processes_get_whole_batches_and_nearly_equal_seconds():
     assert all(batch in batches for share in shares for batch in share)
 
 
-def test_a_pass_measures_how_long_it_waits_for_audio(tmp_path):
+def test_a_pass_measures_how_long_it_waits_for_audio(tmp_path, monkeypatch):
+    """On a clock that only waiting and computing move."""
     clips = [CorpusClip(row, Clip(f"{row}", tmp_path), f"{row}", 1.0) for row in range(8)]
-    slow_audio = CorpusPass([[item] for item in clips], lambda clip: time.sleep(0.02), lambda loaded: None)
-    slow_model = CorpusPass([[item] for item in clips], lambda clip: None, lambda loaded: time.sleep(0.02))
-    assert [len(list(corpus_pass)) for corpus_pass in (slow_audio, slow_model)] == [8, 8]
-    assert slow_audio.report.waiting_share > 0.8
-    assert slow_model.report.waiting_share < 0.2
-    assert (slow_model.report.clips, slow_model.report.audio_s) == (8, 8.0)
+    now_s = [0.0]
+
+    class Late:
+        def result(self) -> None:
+            now_s[0] += 3.0
+
+    def compute(loaded: list) -> None:
+        now_s[0] += 1.0
+
+    monkeypatch.setattr(corpus_pass, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    monkeypatch.setattr(corpus_pass, "decoded_ahead", lambda batches, load: [(batch, [Late()]) for batch in batches])
+    slow_audio = CorpusPass([[item] for item in clips], lambda clip: None, compute)
+    assert len(list(slow_audio)) == 8
+    assert (slow_audio.report.elapsed_s, slow_audio.report.waiting_s, slow_audio.report.waiting_share) == (32.0, 24.0, 0.75)
+    assert (slow_audio.report.clips, slow_audio.report.audio_s) == (8, 8.0)
 
 
 def test_a_pass_counts_quiet_clips_that_it_computed(tmp_path):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ import soundfile
 from wavcse.eval.__main__ import main
 from wavcse.eval.arguments import parse_arguments
 from wavcse.eval.results import main as results_main
+from wavcse.tests.processes import run_python
 
 SAMPLING_RATE = 16_000
 TONES_HZ = {"low": 300, "middle": 900, "high": 2700}
@@ -45,17 +45,17 @@ def write_corpus(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def run(tiny_model, tmp_path_factory) -> tuple[Path, CompletedProcess]:
     """One evaluation through the command line: the folder in which it ran, and the finished process."""
     folder = tmp_path_factory.mktemp("eval")
     write_corpus(folder / "corpus")
     tiny_model().save_pretrained(folder / "hub")
     command = [
-        *(sys.executable, "-m", "wavcse.eval", "--model", "hub", "--manifest", str(folder / "corpus/metadata.csv")),
+        *("-m", "wavcse.eval", "--model", "hub", "--manifest", str(folder / "corpus/metadata.csv")),
         *("--tasks", "keyword,speaker", "--baselines", "majority,mfcc,last_layer", "--output_dir", "out"),
         *("--seeds", "2", "--device", "cpu", "--note", "upstream with random weights"),
     ]
-    return folder, subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return folder, run_python(*command, cwd=folder)
 
 
 def record_of(folder: Path, task: str, encoder: str) -> dict:

@@ -2,12 +2,9 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +32,7 @@ from wavcse.pretraining.batches import CropReader, normalised
 from wavcse.pretraining.crops import span_mask
 from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.pretraining.loop import Progress, update
+from wavcse.tests.processes import Child, run_python
 from wavcse.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -102,13 +100,12 @@ def recipe(corpus, tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def run(recipe, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def run(recipe, tmp_path_factory) -> tuple[Path, CompletedProcess]:
     """Both upstreams with two seeds each through the console script: the folder of the results, and the finished process."""
     folder = tmp_path_factory.mktemp("finetune")
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": "out", "note": "random upstreams"}))
     code = "import sys, wavcse_cli; sys.exit(wavcse_cli.main(['finetune', 'recipe.yaml']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=600)
-    return folder / "out", done
+    return folder / "out", run_python("-c", code, cwd=folder)
 
 
 def record_of(folder: Path, row: str, encoder: str) -> dict:
@@ -323,13 +320,8 @@ def test_killed_and_continued_is_not_killed(run, recipe, tmp_path):
     """One upstream, one seed, killed after its first checkpoint; then as in the undisturbed run."""
     settings = {**recipe, "upstreams": {"pretrained": recipe["upstreams"]["pretrained"]}, "seeds": 1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(tmp_path / "out")}))
-    command = [sys.executable, "-m", "wavcse.eval.finetune", str(tmp_path / "recipe.yaml")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "out/runs/pretrained.0/checkpoints/last"
-    while process.poll() is None and not last.exists():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    Child("-m", "wavcse.eval.finetune", tmp_path / "recipe.yaml").kill_when(last.exists, interval_s=0.002)
     assert not (tmp_path / "out" / "results").exists(), "the run ended before it could be killed"
     assert main([str(tmp_path / "recipe.yaml")]) == 3
     undisturbed = run[0] / "runs/pretrained.0"

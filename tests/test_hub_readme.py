@@ -4,8 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from wavcse.hub import training_data
 from wavcse.hub.readme import BEGIN, END
 from wavcse.repository_wavcse import CODE_FILES
 from wavcse.tests.card_rules import card_errors
+from wavcse.tests.processes import run_python
 from wavcse.tests.published_run import make_run
 
 ROOT = Path(wavcse.__file__).parent
@@ -281,8 +280,7 @@ def test_nothing_in_it_names_this_machine(readme, run):
 
 def test_check_agrees_with_what_was_written(root):
     before = (root / "README.md").read_bytes()
-    command = [sys.executable, "-m", "wavcse.hub.readme", "--check", "--root", str(root)]
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    assert run_python("-m", "wavcse.hub.readme", "--check", "--root", root).returncode == 0
     assert (root / "README.md").read_bytes() == before
 
 

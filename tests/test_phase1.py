@@ -7,10 +7,6 @@ import importlib
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -24,6 +20,7 @@ from wavcse.search.phase1 import main, steps_of
 from wavcse.search.phase1_config import NEEDED, OF_EVERY_SEARCH, OPTIONS, SEARCHES, read_config
 from wavcse.search.phase1_report import Paper
 from wavcse.search.steps import ROOT, Step, StepError, do_step
+from wavcse.tests.processes import Child, run_python
 from wavcse.training.arguments import RunArguments
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -87,13 +84,8 @@ def killed_when(folder: Path, fits: str, number: int) -> None:
         "import sys, time; from wavcse.search import fit, hparams, phase1, runner, study; do = fit.fit_together\n"
         "runner.fit_together = study.fit_together = lambda *a: (do(*a), time.sleep(0.3))[0]\nphase1.main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", slow, "phase1.yaml"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list((folder / fits).glob("*.json"))) < number:
-        time.sleep(0.02)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    child = Child("-c", slow, "phase1.yaml", cwd=folder)
+    child.kill_when(lambda: len(list((folder / fits).glob("*.json"))) >= number)
 
 
 def test_a_run_killed_twice_goes_on_and_ends_as_an_undisturbed_one(settings, whole, tmp_path):
@@ -320,7 +312,6 @@ def test_a_bad_configuration_is_refused_in_one_line(settings, whole, changes, me
 
 
 def test_the_door(tmp_path):
-    command = [sys.executable, "-m", "wavcse.search.phase1", str(tmp_path / "absent.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run_python("-m", "wavcse.search.phase1", tmp_path / "absent.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "absent.yaml: cannot be read as YAML" in done.stderr

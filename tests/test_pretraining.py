@@ -1,12 +1,7 @@
 """Pre-training runs: faster parts that compute the same, exact resume, one against two processes, and what comes out."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +21,7 @@ from wavcse.pretraining.encoder import encoder_config, new_encoder, use_fast_par
 from wavcse.pretraining.loop import Figures, new_learner, update
 from wavcse.pretraining.network import PretrainNetwork
 from wavcse.pretraining.schedule import learning_rate_factor
+from wavcse.tests.processes import Child, run_in_two_processes, run_python
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = ROOT.parent / "shared" / "pretrain" / "manifest.csv"
@@ -214,18 +210,8 @@ def test_stopped_by_time_and_continued_is_not_stopped(recipe, undisturbed, tmp_p
 def test_killed_and_continued_is_not_killed(recipe, undisturbed, tmp_path):
     folder = tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [
-        sys.executable,
-        str(ROOT / "pretrain_accelerate.py"),
-        str(tmp_path / "recipe.yaml"),
-        "--output_dir",
-        str(folder),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (folder / "checkpoints" / "last").exists():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    child = Child(ROOT / "pretrain_accelerate.py", tmp_path / "recipe.yaml", "--output_dir", folder)
+    child.kill_when((folder / "checkpoints" / "last").exists, interval_s=0.002)
     assert not (folder / "upstream").exists(), "the run ended before it could be killed"
     run(recipe, folder)
     assert_same_run(undisturbed[0], folder)
@@ -245,15 +231,9 @@ def test_one_and_two_processes_have_the_same_losses(recipe, tmp_path):
     recipe = {**recipe, "encoder": {**ENCODER, **NO_DROPOUT}, "label_loss": "ge2e", "label_loss_start": 3}
     run(recipe, tmp_path / "one")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(ROOT / "pretrain_accelerate.py"), str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    command = (ROOT / "pretrain_accelerate.py", tmp_path / "recipe.yaml", "--output_dir", tmp_path / "two")
+    for done in run_in_two_processes(*command):
+        assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two/results/pretraining.json").read_text())["num_processes"] == 2
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert len(one) == len(two) == 4
@@ -313,8 +293,9 @@ def test_a_run_can_start_from_another(recipe, undisturbed, tmp_path, kind):
 
 def test_the_example_writes_what_a_recipe_starts_from(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "seed": 3}))
-    command = [sys.executable, ROOT / "examples" / "random_upstream.py", "--recipe", tmp_path / "recipe.yaml"]
-    subprocess.run([*command, "--out", tmp_path / "upstream"], check=True, capture_output=True, timeout=120)
+    example = ROOT / "examples" / "random_upstream.py"
+    done = run_python(example, "--recipe", tmp_path / "recipe.yaml", "--out", tmp_path / "upstream")
+    assert done.returncode == 0, done.stderr
     run(recipe, tmp_path / "run", seed=3, max_steps=1, learning_rate=1e-12)
     written = WavLMModel.from_pretrained(tmp_path / "upstream").state_dict()
     trained = WavLMModel.from_pretrained(tmp_path / "run" / "upstream").state_dict()

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -26,6 +22,7 @@ from wavcse.pretrain_accelerate import initial_network
 from wavcse.pretraining.study import main
 from wavcse.pretraining.study_config import merged, read_study
 from wavcse.pretraining.study_speed import noise_clips
+from wavcse.tests.processes import Child
 
 ENCODER = {
     "hidden_size": 32,
@@ -110,16 +107,8 @@ def config(speech, toy_corpus, tmp_path_factory) -> Path:
 def out(config) -> Path:
     """The study's folder after it was killed in its first training and continued with two trainings at a time."""
     folder = config.parent / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wavcse.pretraining.study", str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    while process.poll() is None and not (folder / LABELLED / "checkpoints" / "last").exists():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    child = Child("-m", "wavcse.pretraining.study", config)
+    child.kill_when((folder / LABELLED / "checkpoints" / "last").exists, interval_s=0.002)
     assert not (folder / LABELLED / "upstream").exists(), "the training ended before it could be killed"
     time.sleep(0.5)
     left = (folder / LABELLED / "log.jsonl").read_bytes()

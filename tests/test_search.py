@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +34,7 @@ from wavcse.search.stability import against_chance, choose, consensus_order, con
 from wavcse.search.steps import do_step
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable, read_table, shared, table_for
+from wavcse.tests.processes import Child
 from wavcse.train_accelerate import train
 from wavcse.training.arguments import RunArguments, parse_arguments
 
@@ -268,14 +267,9 @@ def test_a_killed_search_goes_on_and_fits_nothing_twice(search_config, tmp_path,
         "import sys, time; from wavcse.search import layers, runner; do = runner.fit_together\n"
         "runner.fit_together = lambda *a: (time.sleep(0.2), do(*a))[1]\nlayers.main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", slow, str(search_config), "--output_dir", str(tmp_path / "killed"), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     fits = tmp_path / "killed/fits"
-    while process.poll() is None and len(list(fits.glob("*.json"))) < 4:
-        time.sleep(0.01)
-    assert process.poll() is None, "the search ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    child = Child("-c", slow, search_config, "--output_dir", tmp_path / "killed", *options)
+    child.kill_when(lambda: len(list(fits.glob("*.json"))) >= 4)
     before = {path: path.stat().st_mtime_ns for path in fits.glob("*.json")}
     assert 4 <= len(before) < len(list((tmp_path / "whole/fits").iterdir()))
     assert main([str(search_config), "--output_dir", str(tmp_path / "killed"), *options]) == 0

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +23,7 @@ from wavcse.search.runner import FitError
 from wavcse.search.store import FitStore
 from wavcse.search.study import Objective, finished, open_study, requeue_lost, search_space
 from wavcse.search.table import read_table
+from wavcse.tests.processes import Child
 from wavcse.train_accelerate import train
 from wavcse.training.arguments import RunArguments, parse_arguments
 
@@ -192,14 +190,11 @@ def test_a_killed_search_goes_on_and_loses_no_trial(search_config, tmp_path, cap
         "study.fit_together = lambda *a: (time.sleep(0.5), do(*a))[1]\nhparams.main(sys.argv[1:])"
     )
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", slow, str(search_config), "--output_dir", str(killed), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and num_finished(killed / "hparams.sqlite") < 3:
-        time.sleep(0.05)
-    time.sleep(0.2)  # into the next trial
-    assert process.poll() is None, "the search ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    child = Child("-c", slow, search_config, "--output_dir", killed, *options)
+    into_the_next_trial_s = 0.2
+    child.kill_when(
+        lambda: num_finished(killed / "hparams.sqlite") >= 3 and not time.sleep(into_the_next_trial_s), interval_s=0.05
+    )
     fits = {path: path.stat().st_mtime_ns for path in (killed / "fits").glob("*.json")}
     storage = f"sqlite:///{killed / 'hparams.sqlite'}"
     (name,) = optuna.get_all_study_names(storage)

@@ -22,6 +22,7 @@ from wavcse.data.synthetic.plan import SPLITS
 from wavcse.data.synthetic.render import render
 from wavcse.data.synthetic.table import ACCENTS, EMOTIONS, KEYWORDS, KNOWN_SPEAKERS, MIN_CLIPS
 from wavcse.data.synthetic.voices import VARIANTS
+from wavcse.tests.processes import run_python
 
 CLIPS = MIN_CLIPS
 TASKS = {"split_ks": "keyword", "split_sid": "speaker_id", "split_er": "emotion"}
@@ -184,10 +185,9 @@ def test_a_clip_does_not_depend_on_what_was_spoken_before():
 
 
 def test_cli_with_two_workers_writes_the_same_bytes(corpus, tmp_path):
-    command = [sys.executable, "-m", "wavcse.data.synthetic", "--out", tmp_path, "--workers", "2"]
-    done = subprocess.run(
-        [*command, "--clips", str(CLIPS), "--seed", "0"], capture_output=True, text=True, timeout=120, check=True
-    )
+    command = ("-m", "wavcse.data.synthetic", "--out", tmp_path, "--workers", "2", "--clips", CLIPS, "--seed", "0")
+    done = run_python(*command)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "metadata.csv")
     assert contents(tmp_path) == contents(corpus)
 

@@ -2,10 +2,6 @@
 
 import csv
 import re
-import signal
-import subprocess
-import sys
-import time
 import unicodedata
 from dataclasses import replace
 
@@ -23,6 +19,7 @@ from wavcse.data.synthetic.espeak import speak
 from wavcse.data.synthetic.plan import SPLITS
 from wavcse.data.synthetic.render import render
 from wavcse.data.synthetic.twins.fluent import INTENTS
+from wavcse.tests.processes import Child, run_python
 
 # twin -> (label column, split column) of the tasks that it serves
 TASKS = {
@@ -292,16 +289,10 @@ def test_cli_plans_all_twins_or_those_that_are_named(monkeypatch, tmp_path, caps
 
 
 def test_two_workers_and_a_kill_give_the_same_bytes(spoken, tmp_path):
-    command = [sys.executable, "-m", "wavcse.data.synthetic", "--out", str(tmp_path), "--workers", "2", "--clips", "240"]
-    command += ["--twins", "football"]
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("football/audio/*.flac"))) < 20 and run.poll() is None:
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    subprocess.run(command, capture_output=True, timeout=300, check=True)
+    command = ("-m", "wavcse.data.synthetic", "--out", tmp_path, "--workers", "2", "--clips", "240", "--twins", "football")
+    Child(*command).kill_when(lambda: len(list(tmp_path.glob("football/audio/*.flac"))) >= 20, interval_s=0.02)
+    done = run_python(*command)
+    assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "football") == contents(spoken)
 
 

@@ -1,12 +1,9 @@
 """Training: exact, repeatable, resumable, the same over one and two processes, and refused where the recipe is wrong."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from wavcse import WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
 from wavcse.data.cache import build_cache
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
+from wavcse.tests.processes import Child, run_in_two_processes, run_python
 from wavcse.train_accelerate import main, train
 from wavcse.training.arguments import RunArguments, parse_arguments
 from wavcse.training.features import epoch_order
@@ -132,15 +130,8 @@ def test_killed_in_the_middle_and_continued_is_not_stopped(recipe, undisturbed, 
         "import sys, time; from wavcse import train_accelerate as t; from wavcse.training import loop\n"
         "step = loop.train_step; loop.train_step = lambda *a: (time.sleep(0.1), step(*a))[1]\nt.main(sys.argv[1:])"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, str(tmp_path / "recipe.yaml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     log = folder / "log.jsonl"
-    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
-        time.sleep(0.01)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    Child("-c", slow, tmp_path / "recipe.yaml").kill_when(lambda: log.exists() and len(log.read_text().splitlines()) >= 2)
     assert 2 <= len(log_of(folder)) < 4
     run(recipe, folder)
     assert_same_run(undisturbed[0], folder)
@@ -158,16 +149,9 @@ def test_one_and_two_processes_have_the_same_loss_curve(recipe, tmp_path):
     changes = {"layer_dropout": 0.0, "embedding_dropout": 0.0}  # each process draws its own dropout
     run(recipe, tmp_path / "one", **changes)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **changes}))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train_accelerate.py")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *command, str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
+    command = (ROOT / "train_accelerate.py", tmp_path / "recipe.yaml", "--output_dir", tmp_path / "two")
+    for done in run_in_two_processes(*command):
+        assert done.returncode == 0, done.stderr
     results = [json.loads((tmp_path / name / "results/phase1.json").read_text()) for name in ("one", "two")]
     assert [result["num_processes"] for result in results] == [1, 2]
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
@@ -281,8 +265,8 @@ def test_a_tracker_receives_the_figures(recipe, tmp_path):
 
 def test_bfloat16_stays_close_to_float32(recipe, undisturbed, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": str(tmp_path / "run"), "num_epochs": 1}))
-    command = [sys.executable, str(ROOT / "train_accelerate.py"), str(tmp_path / "recipe.yaml"), "--mixed_precision", "bf16"]
-    subprocess.run(command, check=True, capture_output=True, timeout=180)
+    done = run_python(ROOT / "train_accelerate.py", tmp_path / "recipe.yaml", "--mixed_precision", "bf16")
+    assert done.returncode == 0, done.stderr
     exact, half = log_of(undisturbed[0])[0]["validation"]["loss"], log_of(tmp_path / "run")[0]["validation"]["loss"]
     assert exact != half
     assert half == pytest.approx(exact, rel=0.05)
