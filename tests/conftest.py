@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,8 +21,15 @@ from transformers.utils import logging
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
 from wavcse.benchmarks.measure import processor_name
 from wavcse.data.cache import build_cache
+from wavcse.reports import figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLING_RATE = 16_000
+NO_PIXELS = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
+)  # 1 x 1, black
 # The shape of the real encoders (same stem, so 400 samples per frame and a hop of 320), 1/32 of their width.
 TINY_UPSTREAM = {
     "hidden_size": 32,
@@ -154,6 +163,41 @@ def tiny_upstream() -> Callable[..., PreTrainedModel]:
         return upstream
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def save_figure() -> Iterator[Callable[..., list[Path]]]:
+    """What saves a figure; in tests that do not ask for it (`real_pictures`) figures are drawn, but saved without content.
+
+    To lay one out and write it takes the better part of a second, and most searches and evaluations make several.
+    """
+
+    def without_content(figure: Figure, stem: Path) -> list[Path]:
+        assert figure.axes
+        files = {".svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>", ".png": NO_PIXELS}
+        paths = [stem.with_name(stem.name + suffix) for suffix in files]
+        for path, content in zip(paths, files.values()):
+            path.write_bytes(content)
+        return paths
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = figures.save_figure
+        patch.setattr(figures, "save_figure", without_content)
+        yield real
+
+
+@pytest.fixture
+def real_pictures(save_figure, monkeypatch) -> None:
+    """Pictures as users get them."""
+    monkeypatch.setattr(figures, "save_figure", save_figure)
+
+
+@pytest.fixture(scope="module")
+def real_pictures_in_module(save_figure) -> Iterator[None]:
+    """The same from here to the module's end, for what a module's fixtures make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_figure", save_figure)
+        yield
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, real_pictures_in_module) -> Path:
     return make_folder(tmp_path_factory.mktemp("evaluation"), corpora={"gender": "timit"})
 
 

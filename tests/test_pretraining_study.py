@@ -104,7 +104,7 @@ def config(speech, toy_corpus, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def out(config) -> Path:
+def out(config, real_pictures_in_module) -> Path:
     """The study's folder after it was killed in its first training and continued with two trainings at a time."""
     folder = config.parent / "out"
     child = Child("-m", "wavcse.pretraining.study", config)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import wavcse_cli
-from wavcse.search import hparams, runner, study
+from wavcse.search import runner, study
 from wavcse.search.__main__ import PROGRAMS
 from wavcse.search.fit import settings_of
 from wavcse.search.hparams import main, search_hparams
@@ -57,12 +57,6 @@ def planted(monkeypatch):
         monkeypatch.setattr(module, "fit_together", planted_fit)
 
 
-@pytest.fixture
-def without_pictures(monkeypatch):
-    monkeypatch.setattr(hparams, "draw_hparams", lambda report, folder: [])
-
-
-@pytest.mark.usefixtures("without_pictures")
 def test_the_optimum_is_found_and_the_test_clips_have_no_say(planted, search_recipe, tmp_path):
     args = RunArguments(**search_recipe)
     report = search_hparams(read_table(args), args, tmp_path, trials=30, seeds=2, batch_sizes=[8, 16, 32], show_progress=False)
@@ -102,7 +96,6 @@ def test_importance_goes_to_what_decides(search_recipe):
     assert study.importances([], seed=0) is None
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_a_continued_search_does_what_a_long_one_does(planted, search_recipe, tmp_path, monkeypatch):
     fitted = []
 
@@ -142,7 +135,6 @@ def test_only_trials_whose_process_is_gone_are_queued_again(search_recipe, tmp_p
     assert own.ask(space).params == lost.params == {name: getattr(args, name) for name in space}
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_the_recipe_is_found_wherever_a_kill_left_it_and_is_never_pruned(planted, search_recipe, tmp_path):
     """A kill with several workers: others finished, the recipe's own trial, far the worst, did not."""
     args = RunArguments(**{**search_recipe, "l1": 0.0, "l2": 1e2, "embedding_dropout": 0.9})
@@ -180,7 +172,6 @@ def num_finished(path: Path) -> int:
     return number
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_a_killed_search_goes_on_and_loses_no_trial(search_config, tmp_path, capsys):
     options = ["--seeds", "2", "--trials", "7", "--workers", "1", *GRID]
     assert main([str(search_config), "--output_dir", str(tmp_path / "whole"), *options]) == 0
@@ -207,6 +198,7 @@ def test_a_killed_search_goes_on_and_loses_no_trial(search_config, tmp_path, cap
     assert figures_of(killed) == figures_of(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_values_are_those_of_the_fits_and_the_recipe_trains(search_config, tmp_path):
     out = tmp_path / "out"
     options = ["--trials", "5", "--seeds", "2", "--workers", "1", *GRID, "--num_epochs", "2", "--layer_dropout", "0"]
@@ -230,7 +222,6 @@ def test_values_are_those_of_the_fits_and_the_recipe_trains(search_config, tmp_p
         assert "<svg" in (out / f"pictures/{name}.svg").read_text()[:2000]
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_workers_share_a_study(search_recipe, tmp_path):
     args, own = RunArguments(**search_recipe), {"seeds": 1, "batch_sizes": [16], "learning_rates": [2.5e-3]}
     search_hparams(read_table(args), args, tmp_path, trials=1, **own, show_progress=False)
