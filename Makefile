@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart tiny tiny-studies real-speech phase1 eval-synthetic eval-real test test-transformers lint bench clean
+.PHONY: help setup quickstart tiny tiny-studies real-speech phase1 eval-synthetic eval-real test test-slow test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -87,9 +87,15 @@ $(REAL)/hub/model.safetensors:
 phase1: $(READY)  ## Phase 1 of the paper as CONFIG=conf/synthetic_phase1.yaml says: cache, searches, training, report
 	$(BIN)/python -m wavcse.search.phase1 $(CONFIG)
 
-# A process per core with one thread each; the tests of a file stay together, as they share what is dear to make.
-test: $(READY)  ## The default tests: CPU, offline, a few minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# A process per core with one thread each. The tests of a file stay together, as they share what is costly to make, and files
+# are dealt in the order of tests/conftest.py: the longest first, so that no process is left alone with one at the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+test: $(READY)  ## The default tests: CPU, offline, under eight minutes on two cores
+	$(PYTEST) $(TESTS)
+
+test-slow: $(READY)  ## The tests that are left out by default: long trainings, damaged input by the hundred (CI: weekly)
+	$(PYTEST) -m 'slow or pretrain or fuzz' $(TESTS)
 
 test-transformers: $(READY)  ## transformers' own common test suites on our classes (fetches its source distribution)
 	$(BIN)/python -m pytest -m transformers_common

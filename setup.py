@@ -28,7 +28,7 @@ APP = ["gradio>=5"]
 HUB = ["datasets>=4"]
 DEV = [
     "pytest>=8",
-    "pytest-xdist>=3.5",
+    "pytest-xdist>=3.7",
     "ruff>=0.6",
     "parameterized>=0.9",
     "audmetric>=1.4",

@@ -47,6 +47,26 @@ TASKS = {
 }
 
 
+# Files of tests that take longest, the longest first (CONTRIBUTING.md).
+LONGEST = (
+    "test_packed.py",
+    "test_phase1.py",
+    "test_pretraining_study.py",
+    "test_pretraining.py",
+    "test_eval_finetune.py",
+    "test_search.py",
+    "test_search_hparams.py",
+    "test_benchmarks.py",
+    "test_hub_push.py",
+    "test_remote_code.py",
+    "test_training.py",
+    "test_loop.py",
+    "test_search_poolings.py",
+    "test_synthetic_twins.py",
+    "test_synthetic.py",
+    "test_cache.py",
+    "test_embed.py",
+)
 # Marks inside transformers' common suites (tests/transformers_common), which a strict run must know.
 TRANSFORMERS_MARKS = (
     "accelerate_tests",
@@ -75,6 +95,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsNoTestPackage())
     for mark in TRANSFORMERS_MARKS:
         config.addinivalue_line("markers", f"{mark}: used by transformers' common test suites")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that the processes of a run end at about the same time."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -161,31 +160,42 @@ def figures_of(folder: Path) -> dict:
     return json.loads((folder / "results/hparams.json").read_text())
 
 
-def num_finished(path: Path) -> int:
+def num_trials(path: Path, *states: str) -> int:
+    """How many trials of a study's database are in one of the states."""
     if not path.exists():
         return 0
+    query = f"select count(*) from trials where state in ({', '.join('?' * len(states))})"
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         try:
-            (number,) = connection.execute("select count(*) from trials where state in ('COMPLETE', 'PRUNED')").fetchone()
+            return connection.execute(query, states).fetchone()[0]
         except sqlite3.OperationalError:  # the table is not there yet
             return 0
-    return number
+
+
+STOP_IN_THE_FOURTH_TRIAL = """
+import sys, time
+from pathlib import Path
+from wavcse.search import hparams, study
+from wavcse.tests.test_search_hparams import num_trials
+storage, *arguments = sys.argv[1:]
+do = study.fit_together
+def fit_together(*given):
+    if num_trials(Path(storage), "COMPLETE", "PRUNED") == 3:
+        time.sleep(600)
+    return do(*given)
+study.fit_together = fit_together
+hparams.main(arguments)
+"""
 
 
 def test_a_killed_search_goes_on_and_loses_no_trial(search_config, tmp_path, capsys):
     options = ["--seeds", "2", "--trials", "7", "--workers", "1", *GRID]
     assert main([str(search_config), "--output_dir", str(tmp_path / "whole"), *options]) == 0
     assert "## The best trials" in capsys.readouterr().out
-    slow = (
-        "import sys, time; from wavcse.search import hparams, study; do = study.fit_together\n"
-        "study.fit_together = lambda *a: (time.sleep(0.5), do(*a))[1]\nhparams.main(sys.argv[1:])"
-    )
     killed = tmp_path / "killed"
-    child = Child("-c", slow, search_config, "--output_dir", killed, *options)
-    into_the_next_trial_s = 0.2
-    child.kill_when(
-        lambda: num_finished(killed / "hparams.sqlite") >= 3 and not time.sleep(into_the_next_trial_s), interval_s=0.05
-    )
+    database = killed / "hparams.sqlite"
+    child = Child("-c", STOP_IN_THE_FOURTH_TRIAL, database, search_config, "--output_dir", killed, *options)
+    child.kill_when(lambda: num_trials(database, "COMPLETE", "PRUNED") == 3 and num_trials(database, "RUNNING") == 1, 0.05)
     fits = {path: path.stat().st_mtime_ns for path in (killed / "fits").glob("*.json")}
     storage = f"sqlite:///{killed / 'hparams.sqlite'}"
     (name,) = optuna.get_all_study_names(storage)
