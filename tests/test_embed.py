@@ -413,8 +413,9 @@ def test_a_pass_measures_how_long_it_waits_for_audio(tmp_path, monkeypatch):
     now_s = [0.0]
 
     class Late:
-        def result(self) -> None:
+        def result(self) -> tuple[None, bool]:
             now_s[0] += 3.0
+            return None, False
 
     def compute(loaded: list) -> None:
         now_s[0] += 1.0
