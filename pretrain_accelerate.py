@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from wavcse.data.command import DONE, command_line
+from wavcse.data.inspection import Inspector
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.pretraining.audio_store import build_store
 from wavcse.pretraining.batches import BatchLoader
@@ -93,10 +94,13 @@ def set_up(args: PretrainArguments) -> Run:
         project_dir=args.output_dir,
     )
     network = initial_network(args)
-    clips = load_clips(args.clip_sources(), args.label_column, args.exclude_speakers_of, args.exclude_split_columns)
-    targets = with_label_faults(clips, args.missing_label_rate, args.noisy_label_rate, args.seed)
-    with accelerator.main_process_first():
+    with accelerator.main_process_first():  # it reads every file; the others find what it has noted
+        inspector, held_out = Inspector(args.audio_dir), (args.exclude_speakers_of, args.exclude_split_columns)
+        clips = load_clips(args.clip_sources(), args.label_column, *held_out, inspector)
+        if accelerator.is_main_process:
+            inspector.save()
         store = build_store(args.audio_dir, [clip.path for clip in clips.clips], accelerator.is_main_process)
+    targets = with_label_faults(clips, args.missing_label_rate, args.noisy_label_rate, args.seed)
     loader = BatchLoader(
         args, clips.clips, targets, store, network.encoder.config, accelerator.process_index, accelerator.num_processes
     )

@@ -23,6 +23,7 @@ from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.command import DONE, command_line
 from wavcse.data.composite import IGNORED_LABEL, load_composite
 from wavcse.data.features import FeatureCache, open_cache
+from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskSource
 from wavcse.data.manifest import SPLITS, Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
@@ -84,10 +85,10 @@ def set_up(args: RunArguments) -> Run:
         log_with=args.report_to,
         project_dir=args.output_dir,
     )
-    composite = load_composite(args.task_sources())
+    cache = open_cache(args.cache_dir)
+    composite = load_composite(args.task_sources(), Inspector(cache.folder.parent))
     if accelerator.is_main_process:
         print(composite.class_counts())
-    cache = open_cache(args.cache_dir)
     config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.temporal_pooling)
     digests = cached_digests(cache, composite)
     folder, hub_model = RunFolder(args.output_dir), None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from wavcse.data.labels import TaskClips, TaskSource, class_counts, load_task_clips
+from wavcse.data.inspection import Inspector
+from wavcse.data.labels import TaskClips, TaskSource, class_counts, read_task
+from wavcse.data.leaks import inspected, refuse_leaks
 from wavcse.data.manifest import SPLITS, Clip
 
 IGNORED_LABEL = -100  # a clip without a label for a task, the convention of torch's cross-entropy
@@ -21,11 +23,13 @@ class CompositeSet:
         clips: the N different clips.
         classes: task -> its labels, in the order of the class indices.
         targets: split -> task -> class indices `[N]`, -100 where a clip has no label for the task in that split.
+        digests: content digest of every clip; empty for a file that cannot be read.
     """
 
     clips: list[Clip]
     classes: dict[str, list[str]]
     targets: dict[str, dict[str, np.ndarray]]
+    digests: list[str] = field(default_factory=list)
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the clips that have a label of any task in `split`."""
@@ -40,26 +44,33 @@ class CompositeSet:
         )
 
 
-def load_composite(sources: Mapping[str, TaskSource]) -> CompositeSet:
+def load_composite(sources: Mapping[str, TaskSource], inspector: Inspector | None = None) -> CompositeSet:
     """Read and join the tasks (the paper's composite set, after Tang et al. 2017).
 
+    Args:
+        inspector: that of the feature cache, which remembers the files, so that none is read again.
+
     Raises:
-        ValueError: as `load_task_clips`, a row of a manifest names no clip, or a clip that one task trains on is held out by
-            another.
+        ValueError: as `read_task`; a row of a manifest names no clip; or as `refuse_leaks`, within the tasks and between
+            them, as they train layers in common.
     """
     if not sources:
         raise ValueError("tasks is empty; name at least one task with its manifest, label_column and split_column.")
-    tasks = {name: load_task_clips(name, source) for name, source in sources.items()}
+    read = {name: read_task(name, source) for name, source in sources.items()}
+    tasks, uses = {name: task for name, (task, _) in read.items()}, [own for _, own in read.values()]
     _refuse_faulty_rows(tasks)
+    facts = inspected(uses, inspector or Inspector())
+    refuse_leaks(uses, facts, train_together=True)
     position: dict[tuple, int] = {}
     clips: list[Clip] = []
-    for task in tasks.values():
-        for clip in task.clips:
-            if position.setdefault(_identity(clip), len(clips)) == len(clips):
+    digests: list[str] = []
+    for task, known in zip(tasks.values(), facts):
+        for clip, fact in zip(task.clips, known):
+            if position.setdefault(clip.place, len(clips)) == len(clips):
                 clips.append(clip)
+                digests.append(fact.digest)
     targets = {split: {name: _targets(task, split, position, len(clips)) for name, task in tasks.items()} for split in SPLITS}
-    _refuse_cross_task_leaks(clips, targets)
-    return CompositeSet(clips, {name: task.classes for name, task in tasks.items()}, targets)
+    return CompositeSet(clips, {name: task.classes for name, task in tasks.items()}, targets, digests)
 
 
 def _refuse_faulty_rows(tasks: Mapping[str, TaskClips]) -> None:
@@ -72,25 +83,8 @@ def _refuse_faulty_rows(tasks: Mapping[str, TaskClips]) -> None:
             )
 
 
-def _identity(clip: Clip) -> tuple:
-    return clip.path.resolve(), clip.start_s, clip.end_s
-
-
 def _targets(task: TaskClips, split: str, position: Mapping[tuple, int], num_clips: int) -> np.ndarray:
     targets = np.full(num_clips, IGNORED_LABEL, dtype=np.int64)
     rows, indices = task.rows(split), task.targets
-    targets[[position[_identity(task.clips[row])] for row in rows]] = indices[rows]
+    targets[[position[task.clips[row].place] for row in rows]] = indices[rows]
     return targets
-
-
-def _refuse_cross_task_leaks(clips: list[Clip], targets: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    for name, trained in targets["train"].items():
-        for split in ("validation", "test"):
-            for other, held_out in targets[split].items():
-                both = np.flatnonzero((trained != IGNORED_LABEL) & (held_out != IGNORED_LABEL))
-                if len(both):
-                    raise ValueError(
-                        f"{len(both)} clips, such as {clips[both[0]].clip_id}, are in training for task {name!r} and in the "
-                        f"{split} split of task {other!r}: the shared layers would see them. Empty one of the two split "
-                        "values in the manifest, or take the tasks from different clips."
-                    )

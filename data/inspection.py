@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +39,13 @@ class Inspector:
     """Digests and lengths of clips.
 
     Args:
-        root: they are remembered in `ROOT/digests.json` by path, size and modification time; `None` = not remembered.
+        root: they are remembered in `ROOT/digests.json` by path, size and modification time; `None` = while this object lives.
     """
 
     def __init__(self, root: str | Path | None = None):
         self.memo_path = None if root is None else Path(root) / "digests.json"
         self.memo: dict[str, dict] = {}
+        self.is_unsaved = False
         if self.memo_path is not None and self.memo_path.exists():
             self.memo = json.loads(self.memo_path.read_text(encoding="utf-8"))
 
@@ -54,14 +55,14 @@ class Inspector:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             facts = pool.map(self._file_facts, paths)
             files = dict(zip(paths, tqdm(facts, "inspect", len(paths), unit="file", disable=not show_progress)))
-        if save and self.memo_path is not None:
-            self._save(paths, files.values())
+        if save:
+            self.save()
         return [ClipFacts(error=clip.fault) if clip.fault else _part_of(clip, files[clip.path]) for clip in clips]
 
     def _file_facts(self, path: Path) -> dict:
         try:
-            stamp = file_stamp(path)
-            known = self.memo.get(real_path(path))
+            key, stamp = real_path(path), file_stamp(path)
+            known = self.memo.get(key)
             if known and tuple(known["stamp"]) == stamp and known["duration_s"] <= LONGEST_FILE_S:
                 return known
             with AudioFile(path, "file") as file:
@@ -70,16 +71,17 @@ class Inspector:
                 digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             if file_stamp(path) != stamp:
                 raise ValueError("changed while it was read; run again when it is at rest")
-            return {"stamp": list(stamp), "digest": digest, "duration_s": duration_s}
         except (OSError, ValueError) as error:
             return {"error": str(error).removeprefix("file: ")}
+        self.memo[key], self.is_unsaved = {"stamp": list(stamp), "digest": digest, "duration_s": duration_s}, True
+        return self.memo[key]
 
-    def _save(self, paths: Sequence[Path], facts: Iterable[dict]) -> None:
-        new = {real_path(path): fact for path, fact in zip(paths, facts) if "error" not in fact}
-        if any(self.memo.get(path) != fact for path, fact in new.items()):
-            self.memo.update(new)
+    def save(self) -> None:
+        """Write down what is new, where there is a place for it."""
+        if self.memo_path is not None and self.is_unsaved:
             self.memo_path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.memo_path, json_text(self.memo))
+            self.is_unsaved = False
 
 
 def _part_of(clip: Clip, file: dict) -> ClipFacts:

@@ -1,13 +1,15 @@
-"""One task's labelled clips, read from manifests and refused where a split would leak."""
+"""One task's labelled clips, read from manifests and refused where a split would leak or cannot be scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from wavcse.data.inspection import Inspector
+from wavcse.data.leaks import ClipUses, inspected, refuse_leaks
 from wavcse.data.manifest import SPLITS, Clip, Manifest
 
 MOST_SHOWN = 12  # classes that are named before training
@@ -26,6 +28,7 @@ class TaskSource:
             clip is an output that nothing trains, like `_silence_` in the paper's keyword spotting.
         closed_set: whether the labels are classes, of which training must have all; False for numbers, and for speakers who
             are to be verified.
+        numbers: columns, among them `label_column`, that hold numbers: "1.0" is the same label as "1" there.
     """
 
     manifests: tuple[str, ...]
@@ -34,6 +37,7 @@ class TaskSource:
     disjoint_by: str | None = None
     classes: tuple[str, ...] | None = None
     closed_set: bool = True
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,43 +78,73 @@ def class_counts(task: str, classes: Sequence[str], targets: np.ndarray) -> str:
     return f"{task}: {len(shown):,} classes of {len(targets):,} training clips: {', '.join([*shown[:MOST_SHOWN], *more])}"
 
 
-def load_task_clips(name: str, source: TaskSource) -> TaskClips:
-    """Read a task and check it.
+def load_task_clips(name: str, source: TaskSource, inspector: Inspector | None = None) -> TaskClips:
+    """Read a task and check it, also against leaks.
+
+    Args:
+        inspector: one that remembers files spares reading them again.
 
     Raises:
-        ValueError: a column is missing, no clip is labelled, a split is empty, there are fewer than two classes, a validation
-            or test label never occurs in training, a clip or a group (speaker) is on two sides. The message names the task.
+        ValueError: as `read_task` and `refuse_leaks`.
+    """
+    task, uses = read_task(name, source)
+    refuse_leaks([uses], inspected([uses], inspector or Inspector()))
+    return task
+
+
+def read_task(name: str, source: TaskSource) -> tuple[TaskClips, ClipUses]:
+    """Read a task, and what `refuse_leaks` has to know of it.
+
+    Raises:
+        ValueError: a column is missing, no clip is labelled, a split is empty, there are fewer than two classes, or a
+            validation or test label never occurs in training. The message names the task.
     """
     if not source.manifests:
         raise ValueError(f"task {name!r}: names no manifest.")
-    parts = [_read_part(name, source, Manifest(path)) for path in source.manifests]
-    clips = [clip for part in parts for clip in part[0]]
-    labels, splits, groups = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
+    manifests = [Manifest(path) for path in source.manifests]
+    columns = [_split_column(name, source, manifest) for manifest in manifests]
+    parts = [_read_part(name, source, manifest, column) for manifest, column in zip(manifests, columns)]
+    rows, labels, splits, groups = (np.concatenate(arrays) for arrays in zip(*parts))
+    sources = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    clips = [manifests[i].clips[row] for i, row in zip(sources, rows)]
     trained = sorted(set(labels[splits == "train"]))
     task = TaskClips(name, clips, labels, splits, groups, trained if source.classes is None else list(source.classes))
     _check_splits(task)
     if source.closed_set:
         _check_classes(task, trained)
-    _check_clips(task)
-    if source.disjoint_by:
-        _check_groups(task, source.disjoint_by)
-    return task
+    by_column = {source.label_column: labels}
+    uses = ClipUses(f"task {name!r}", clips, splits, by_column, manifests, sources, rows, columns, source.disjoint_by)
+    by_column.update({column: _as_numbers(uses.column(column)) for column in source.numbers})
+    return task, uses
 
 
-def _read_part(name: str, source: TaskSource, manifest: Manifest) -> tuple[list[Clip], np.ndarray, np.ndarray, np.ndarray]:
-    labels = manifest.column(source.label_column)
+def _as_numbers(texts: np.ndarray) -> np.ndarray:
+    """One spelling for every number; what is none stays as it is."""
+    numbers = pd.to_numeric(pd.Series(texts), errors="coerce")
+    return np.where(numbers.isna(), texts, numbers.astype(str)).astype(object)
+
+
+def _split_column(name: str, source: TaskSource, manifest: Manifest) -> str:
     columns = [column for column in source.split_columns if column in manifest.table.columns]
     if not columns:
         raise ValueError(
             f"task {name!r}: {manifest.path} has none of the split columns {list(source.split_columns)}; "
             f"its columns are {list(manifest.table.columns)}."
         )
-    splits = manifest.split(columns[0])
+    return columns[0]
+
+
+def _read_part(
+    name: str, source: TaskSource, manifest: Manifest, split_column: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of a manifest that the task uses, and their labels, splits and groups."""
+    labels, splits = manifest.column(source.label_column), manifest.split(split_column)
     used = np.flatnonzero((labels != "") & (splits != ""))
     if not len(used):
-        raise ValueError(f"task {name!r}: no row of {manifest.path} has both a {source.label_column!r} and a {columns[0]!r}.")
-    clips = [manifest.clips[i] for i in used]
-    return clips, labels[used], splits[used], _groups(manifest, source.disjoint_by)[used]
+        raise ValueError(
+            f"task {name!r}: no row of {manifest.path} has both a {source.label_column!r} and a {split_column!r}."
+        )
+    return used, labels[used], splits[used], _groups(manifest, source.disjoint_by)[used]
 
 
 def _groups(manifest: Manifest, disjoint_by: str | None) -> np.ndarray:
@@ -138,28 +172,6 @@ def _check_classes(task: TaskClips, trained: Sequence[str]) -> None:
     unknown = sorted(set(task.labels) - set(trained))
     if unknown:
         raise ValueError(f"task {task.name!r}: the labels {unknown} occur in validation or test but never in training.")
-
-
-def _check_clips(task: TaskClips) -> None:
-    split_of: dict[tuple[Path, float, float | None], str] = {}
-    for clip, split in zip(task.clips, task.splits):
-        key = (clip.path.resolve(), clip.start_s, clip.end_s)
-        if split_of.setdefault(key, split) != split:
-            raise ValueError(f"task {task.name!r}: {clip.clip_id} is in both {split_of[key]} and {split}.")
-
-
-def _check_groups(task: TaskClips, column: str) -> None:
-    if (task.groups == "").any():
-        clip = task.clips[int(np.flatnonzero(task.groups == "")[0])].clip_id
-        raise ValueError(f"task {task.name!r}: {clip} has no {column!r}, which must not cross splits.")
-    members = {split: set(task.groups[task.rows(split)]) for split in SPLITS}
-    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        shared = sorted(members[first] & members[second])
-        if shared:
-            raise ValueError(
-                f"task {task.name!r}: {column} {shared[:5]} occur in both {first} and {second}; "
-                "a result on such a split would be too good. Split by that column."
-            )
 
 
 def as_paths(manifests: str | Sequence[str]) -> tuple[str, ...]:

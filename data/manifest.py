@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ class Clip:
     end_s: float | None = None
     fault: str = ""  # why the row of the manifest cannot be used; there is nothing at `path` then
     stamp: tuple[int, int] | None = field(default=None, compare=False)  # the file's `file_stamp` when its digest was taken
+
+    @cached_property
+    def place(self) -> tuple[str, float, float]:
+        """The real path of the file, and where the clip starts and ends in it: the same whatever manifest names the clip."""
+        return self.real_path, self.start_s, math.inf if self.end_s is None else self.end_s
 
     def load(self, sampling_rate: int, max_duration_s: float | None = None) -> np.ndarray:
         """Mono float32 waveform `[samples]`.

@@ -20,10 +20,11 @@ def run(arguments: EvalArguments) -> int:
     # Imported late: a wrong option is answered before the libraries are loaded.
     from wavcse.data.corpus_pass import quiet_in_words
     from wavcse.eval.baselines import build_encoders
-    from wavcse.eval.evaluation import EvalSettings, evaluate
+    from wavcse.eval.evaluation import EvalSettings, corpus_inspector, evaluate
     from wavcse.eval.task import load_task
 
-    tasks = [load_task(*request) for request in arguments.requests()]
+    inspector = corpus_inspector(arguments.output_dir)
+    tasks = [load_task(*request, inspector=inspector) for request in arguments.requests()]
     for data in tasks:
         print(data.training_counts())
     device = usable_device(arguments.device)
@@ -37,6 +38,7 @@ def run(arguments: EvalArguments) -> int:
         batch_seconds=arguments.batch_seconds,
         device=device,
         overwrite=arguments.overwrite,
+        inspector=inspector,
     )
     print(evaluation.table, end="")
     if evaluation.quiet:

@@ -57,6 +57,7 @@ def embed_clips(
     batch_seconds: float = 60.0,
     show_progress: bool = True,
     store_dir: Path | None = None,
+    inspector: Inspector | None = None,
 ) -> EmbeddedClips:
     """Embed every clip with every encoder, in batches of similar lengths.
 
@@ -64,8 +65,9 @@ def embed_clips(
         batch_seconds: padded audio per batch in seconds; a longer clip makes a batch of its own.
         show_progress: show a progress bar with clips/s and audio-s/s.
         store_dir: folder that keeps embeddings; what is there is not computed again. `None` = nothing is kept.
+        inspector: one that remembers files spares reading them again.
     """
-    readable, unreadable = readable_clips(clips, Inspector().inspect(clips, show_progress=show_progress))
+    readable, unreadable = readable_clips(clips, (inspector or Inspector()).inspect(clips, show_progress=show_progress))
     tables = {e.name: np.full((len(clips), candidates_of(e) * e.embedding_size), np.nan, np.float32) for e in encoders}
     result = EmbeddedClips(tables, np.zeros(len(clips), dtype=bool))
     speaking = [encoder for encoder in encoders if encoder.embedding_size] or list(encoders)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from wavcse.data.corpus_pass import SkippedClip, read_skipped, write_skipped
+from wavcse.data.inspection import Inspector
 from wavcse.eval.description import EvalSettings, describe, result_key
 from wavcse.eval.embed import EmbeddedClips, embed_clips
 from wavcse.eval.encoder import Encoder, candidates_of, check_encoder
-from wavcse.eval.leaks import clip_identity
 from wavcse.eval.outcomes import Outcome
 from wavcse.eval.paths import make_folder
 from wavcse.eval.probing import probe_outcomes
@@ -42,6 +42,11 @@ class Evaluation:
     quiet: list[str] = field(default_factory=list)
 
 
+def corpus_inspector(output_dir: str | Path) -> Inspector:
+    """Knows the files that an earlier evaluation in this folder has read, beside the embeddings that it has left."""
+    return Inspector(Path(output_dir) / STORE_FOLDER)
+
+
 def evaluate(
     encoders: Sequence[Encoder],
     tasks: Sequence[TaskData],
@@ -51,6 +56,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     overwrite: bool = False,
     show_progress: bool = True,
+    inspector: Inspector | None = None,
 ) -> Evaluation:
     """Evaluate every encoder on every task (Phase 2 of the paper, section 3).
 
@@ -62,6 +68,7 @@ def evaluate(
     Args:
         device: where the probes run.
         overwrite: compute everything anew.
+        inspector: the one that the tasks were loaded with spares reading their files again, see `corpus_inspector`.
 
     Raises:
         ValueError: `output_dir` cannot be made; two encoders or two rows of the table share a name; an encoder breaks its
@@ -79,8 +86,9 @@ def evaluate(
         shutil.rmtree(output_dir / STORE_FOLDER, ignore_errors=True)
     for encoder in pending:
         check_encoder(encoder)
-    clips = {clip_identity(clip): clip for task in tasks for clip in task.table.clips}
-    embedded = embed_clips(pending, list(clips.values()), batch_seconds, show_progress, output_dir / STORE_FOLDER)
+    clips = {clip.place: clip for task in tasks for clip in task.table.clips}
+    inspector = inspector or corpus_inspector(output_dir)
+    embedded = embed_clips(pending, list(clips.values()), batch_seconds, show_progress, output_dir / STORE_FOLDER, inspector)
     write_skipped(output_dir / "skipped.csv", embedded.skipped)
     failures = _fill(cells, embedded, {identity: row for row, identity in enumerate(clips)}, output_dir, device)
     results = [record for cell in cells for record in cell.records]
@@ -136,7 +144,7 @@ def _fill(
         name = cell.data.task.name
         if cell.records or name in failures:
             continue
-        rows = np.array([row_of[clip_identity(clip)] for clip in cell.data.table.clips])
+        rows = np.array([row_of[clip.place] for clip in cell.data.table.clips])
         is_embedded = embedded.embedded[rows]
         try:
             usable = cell.data.keep(is_embedded)

@@ -12,14 +12,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskClips, TaskSource, class_counts, load_task_clips
+from wavcse.data.leaks import Stretches, file_keys
 from wavcse.data.manifest import SPLITS, Manifest
-from wavcse.eval.leaks import clip_identity, distinct_rows, refuse_overlap_across_splits, refuse_trials_outside_test
 from wavcse.eval.tasks.definition import Task
 from wavcse.eval.trials import Trials, read_trials
 
-__all__ = ["ManifestRecord", "Task", "TaskData", "clip_identity", "load_task"]
+__all__ = ["ManifestRecord", "Task", "TaskData", "load_task"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,12 @@ class TaskData:
         )
 
 
-def load_task(task: Task, manifests: Sequence[str | Path], trials: str | Path | None = None) -> TaskData:
+def load_task(
+    task: Task,
+    manifests: Sequence[str | Path],
+    trials: str | Path | None = None,
+    inspector: Inspector | None = None,
+) -> TaskData:
     """Read the rows of a task that have a label and a split, and refuse them if the evaluation would not be sound.
 
     A manifest without the label column takes no part. A clip that several manifests list alike counts once. Of a verification
@@ -122,26 +129,28 @@ def load_task(task: Task, manifests: Sequence[str | Path], trials: str | Path | 
 
     Args:
         trials: list of trials of a verification task, see `wavcse.eval.trials`.
+        inspector: reads the files, which are compared by content; one that remembers them spares reading them again.
 
     Raises:
         ValueError: no manifest has the label column; as `load_task_clips` (a column is missing or empty, a split is empty, a
-            label is unknown to training, a clip or a speaker is in two splits); overlapping parts of one file are in two
-            splits; a clip has two labels, or one that is no number where a number is wanted; as `read_trials`, or a trial has
-            a clip outside of the test split or contradicts the speakers of its clips.
+            label is unknown to training, audio or a speaker is in two splits, a clip has two labels); a label is no number
+            where a number is wanted; as `read_trials`, or a trial has a clip outside of the test split, contradicts the
+            speakers of its clips or compares audio with itself.
     """
     _check_trials_given(task, trials)
     used = _with_label_column(task, [Manifest(path) for path in manifests])
     is_closed = task.kind == "classification"
     paths = tuple(str(manifest.path) for manifest in used)
-    source = TaskSource(paths, task.targets[0], task.split_columns, task.disjoint_by, closed_set=is_closed)
-    table = load_task_clips(task.name, source)
-    refuse_overlap_across_splits(table)
-    table = _subset(table, distinct_rows(table))
+    numbers = task.targets if task.kind == "regression" else ()
+    source = TaskSource(paths, task.targets[0], task.split_columns, task.disjoint_by, closed_set=is_closed, numbers=numbers)
+    inspector = inspector or Inspector()
+    table = load_task_clips(task.name, source, inspector)
+    table = _subset(table, _distinct_rows(table))
     records = [ManifestRecord(m.path, _sha256(m.path), _split_column(task, m), m.protocol) for m in used]
     values = _numbers(task, table, used) if task.kind == "regression" else None
     data = TaskData(task, table, records, values)
     if trials is not None:
-        data = _with_trials(data, used, Path(trials))
+        data = _with_trials(data, used, Path(trials), inspector)
     return replace(data, corpus=_tested_corpus(data.table, used))
 
 
@@ -160,6 +169,14 @@ def _subset(table: TaskClips, rows: np.ndarray) -> TaskClips:
         splits=table.splits[rows],
         groups=table.groups[rows],
     )
+
+
+def _distinct_rows(table: TaskClips) -> np.ndarray:
+    """Rows `[M]` without repetitions of a clip; its labels and splits are the same wherever it is listed."""
+    first: dict[tuple[str, float, float], int] = {}
+    for row, clip in enumerate(table.clips):
+        first.setdefault(clip.place, row)
+    return np.array(list(first.values()))
 
 
 def _with_label_column(task: Task, manifests: Sequence[Manifest]) -> list[Manifest]:
@@ -191,11 +208,11 @@ def _numbers(task: Task, table: TaskClips, manifests: Sequence[Manifest]) -> np.
 
 def _per_clip(table: TaskClips, manifests: Sequence[Manifest], column: str) -> np.ndarray:
     """A column's value for every clip of the table, text `[N]`; of several manifests the first that has one, else empty."""
-    row_of = {clip_identity(clip): row for row, clip in enumerate(table.clips)}
+    row_of = {clip.place: row for row, clip in enumerate(table.clips)}
     values = np.full(len(table.clips), "", dtype=object)
     for manifest in manifests:
         for clip, value in zip(manifest.clips, manifest.table.get(column, ())):
-            row = row_of.get(clip_identity(clip))
+            row = row_of.get(clip.place)
             if row is not None and not values[row]:
                 values[row] = value
     return values
@@ -205,29 +222,55 @@ def _tested_corpus(table: TaskClips, manifests: Sequence[Manifest]) -> str:
     return ", ".join(sorted(set(_per_clip(table, manifests, "corpus")[table.rows("test")]) - {""}))
 
 
-def _with_trials(data: TaskData, manifests: Sequence[Manifest], path: Path) -> TaskData:
+def _with_trials(data: TaskData, manifests: Sequence[Manifest], path: Path, inspector: Inspector) -> TaskData:
     """The task with its trials, and without test clips that are in none of them."""
     beside = [manifest for manifest in manifests if manifest.path.resolve().parent == path.resolve().parent]
     if not beside:
         raise ValueError(f"task {data.task.name!r}: {path} lies beside none of the manifests, whose clips it should name.")
     table = data.table
-    row_of = {clip_identity(clip): row for row, clip in enumerate(table.clips)}
+    row_of = {clip.place: row for row, clip in enumerate(table.clips)}
     rows_of: dict[str, list[int]] = {}
     for manifest in beside:
         names = manifest.table.get("enrolment_id", [""] * len(manifest))
         for clip, enrolment in zip(manifest.clips, names):
-            row = row_of.get(clip_identity(clip))
+            row = row_of.get(clip.place)
             if row is not None:
                 rows_of[clip.clip_id] = [row]
                 rows_of.setdefault(enrolment, []).append(row)
     trials = read_trials(path, rows_of)
     in_trials = trials.rows
-    refuse_trials_outside_test(table, in_trials)
+    _refuse_trials_outside_test(table, in_trials)
     _refuse_contradictions(data.task.name, table, trials)
+    _refuse_trials_of_shared_audio(data.task.name, table, trials, inspector)
     is_used = table.splits != "test"
     is_used[in_trials] = True
     data = replace(data, trials=trials, trials_sha256=_sha256(path))
     return data.subset(np.flatnonzero(is_used))
+
+
+def _refuse_trials_outside_test(table: TaskClips, rows: Sequence[int]) -> None:
+    for row in rows:
+        if table.splits[row] != "test":
+            raise ValueError(
+                f"task {table.name!r}: {table.clips[row].clip_id} of speaker {table.groups[row]!r} is in a trial and in the "
+                f"{table.splits[row]} split; trials are made of test clips only."
+            )
+
+
+def _refuse_trials_of_shared_audio(name: str, table: TaskClips, trials: Trials, inspector: Inspector) -> None:
+    """ValueError if a test shares audio with its enrolment; that their names differ, `read_trials` has seen."""
+    files = file_keys(table.clips, inspector.inspect(table.clips, save=False))
+    numbers = pd.factorize(np.array(files, dtype=object))[0]
+    enrolled = [index * len(files) + numbers[rows] for index, rows in enumerate(trials.enrolments)]
+    tested = trials.pairs[:, 0] * len(files) + numbers[trials.tests[trials.pairs[:, 1]]]
+    for trial in np.flatnonzero(np.isin(tested, np.concatenate(enrolled))):  # of one file; few trials are
+        index, test = trials.pairs[trial, 0], trials.tests[trials.pairs[trial, 1]]
+        own = Stretches(table.clips, files, trials.enrolments[index]).overlapping(files[test], table.clips[test])
+        if own is not None:
+            raise ValueError(
+                f"task {name!r}: the trial of {trials.enrolment_names[index]!r} and {table.clips[test].clip_id!r} compares "
+                f"audio with itself: {table.clips[own].clip_id!r}, which is enrolled, shares audio with it. Leave it out."
+            )
 
 
 def _refuse_contradictions(name: str, table: TaskClips, trials: Trials) -> None:

@@ -22,6 +22,7 @@ import pandas as pd
 from wavcse.data.command import DONE, command_line
 from wavcse.data.composite import load_composite
 from wavcse.data.files import json_text, write_atomically
+from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.data.recipes import checked_fields, read_recipe
 from wavcse.eval.paths import shown_path
@@ -93,22 +94,24 @@ def _tables(recipe: Path) -> Iterator[pd.DataFrame]:
 
 def _pretraining_clips(recipe: str) -> Iterator[tuple[Manifest, np.ndarray]]:
     args = parse_pretraining([recipe])
+    held_out, inspector = (args.exclude_speakers_of, args.exclude_split_columns), Inspector(args.audio_dir)
     for name, source in args.clip_sources().items():
-        found = load_clips({name: source}, args.label_column, args.exclude_speakers_of, args.exclude_split_columns)
+        found = load_clips({name: source}, args.label_column, *held_out, inspector)
         yield _used(Manifest(source.manifest), found.clips)
 
 
 def _training_clips(recipe: str) -> Iterator[tuple[Manifest, np.ndarray]]:
-    sources = parse_training([recipe]).task_sources()
-    composite = load_composite(sources)
+    args = parse_training([recipe])
+    sources = args.task_sources()
+    composite = load_composite(sources, Inspector(args.cache_dir))
     trained = [composite.clips[row] for row in composite.rows("train")]
     for path in dict.fromkeys(path for source in sources.values() for path in source.manifests):
         yield _used(Manifest(path), trained)
 
 
 def _used(manifest: Manifest, clips: Sequence[Clip]) -> tuple[Manifest, np.ndarray]:
-    places = {(clip.path.resolve(), clip.start_s, clip.end_s) for clip in clips}
-    return manifest, np.array([(clip.path.resolve(), clip.start_s, clip.end_s) in places for clip in manifest.clips])
+    places = {clip.place for clip in clips}
+    return manifest, np.array([clip.place in places for clip in manifest.clips])
 
 
 def _seconds(manifest: Manifest) -> np.ndarray:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wavcse.data.inspection import ClipFacts, Inspector
+from wavcse.data.leaks import ClipUses, Stretches, file_keys, refuse_two_labels
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.pretraining.label_losses import MISSING_LABEL
 
@@ -49,6 +51,7 @@ def load_clips(
     label_column: str,
     exclude_speakers_of: Sequence[str] = (),
     exclude_split_columns: Sequence[str] = ("split",),
+    inspector: Inspector | None = None,
 ) -> PretrainingClips:
     """Read the sources and keep what may be used.
 
@@ -56,51 +59,86 @@ def load_clips(
         sources: name -> source.
         label_column: a manifest without it, and rows with an empty one, give clips without a label.
         exclude_speakers_of: manifests whose validation and test clips, and all clips of the speakers (`speaker_id`) of these,
-            are left out of every source.
+            are left out of every source: these speakers by name, and this audio under whatever name, see `wavcse.data.leaks`.
         exclude_split_columns: split columns of those manifests; each of them that a manifest has counts.
+        inspector: reads the files, which are compared by content; one that remembers them spares reading them again.
 
     Raises:
-        ValueError: a `where` column is missing, a source has no clip left, one of its rows names no clip, or a manifest to
-            exclude has no such column.
+        ValueError: a `where` column is missing, a source has no clip left, one of its rows names no clip, a manifest to
+            exclude has no such column, or a clip has two labels.
     """
-    held_out = [HeldOut(Manifest(path), exclude_split_columns) for path in exclude_speakers_of]
-    names, clips, labels = [], [], []
+    inspector = inspector or Inspector()
+    held_out = HeldOut([Manifest(path) for path in exclude_speakers_of], exclude_split_columns, inspector)
+    manifests, parts = [], []
     left_out = {"where": 0, "held_out": 0}
     for name, source in sources.items():
         manifest = Manifest(source.manifest)
-        is_allowed, is_held_out = _allowed(name, manifest, source.where), _held_out(manifest, held_out)
-        left_out["where"] += int((~is_allowed).sum())
-        left_out["held_out"] += int((is_allowed & is_held_out).sum())
-        rows = np.flatnonzero(is_allowed & ~is_held_out)
-        if not len(rows):
+        allowed = np.flatnonzero(_allowed(name, manifest, source.where))
+        facts = inspector.inspect([manifest.clips[row] for row in allowed], save=False)
+        is_kept = ~held_out.has(manifest, allowed, facts)
+        left_out["where"] += len(manifest) - len(allowed)
+        left_out["held_out"] += int((~is_kept).sum())
+        if not is_kept.any():
             raise ValueError(f"data.{name}: no clip of {manifest.path} is left after `where` and the held-out speakers.")
-        faulty = [manifest.clips[row] for row in rows if manifest.clips[row].fault]
+        faulty = [manifest.clips[row] for row in allowed[is_kept] if manifest.clips[row].fault]
         if faulty:
             raise ValueError(
                 f"data.{name}: {len(faulty)} rows of {manifest.path} cannot be used; the first: {faulty[0].clip_id}: "
                 f"{faulty[0].fault}. Mend or remove these rows."
             )
-        names += [f"{name}/{manifest.clips[row].clip_id}" for row in rows]
-        clips += [manifest.clips[row] for row in rows]
-        has_labels = label_column in manifest.table.columns
-        labels += [manifest.table[label_column].iloc[row] if has_labels else "" for row in rows]
+        manifests.append(manifest)
+        parts.append((allowed[is_kept], [fact for fact, kept in zip(facts, is_kept) if kept]))
+    uses = _uses(manifests, [rows for rows, _ in parts], label_column)
+    facts = [fact for _, known in parts for fact in known]
+    refuse_two_labels(uses, file_keys(uses.clips, facts), facts)
+    labels, keys = uses.labels[label_column], list(sources)
+    names = [f"{keys[source]}/{clip.clip_id}" for source, clip in zip(uses.sources, uses.clips)]
     classes = sorted(set(labels) - {""})
     index = {label: i for i, label in enumerate(classes)} | {"": MISSING_LABEL}
-    return PretrainingClips(names, clips, np.array([index[label] for label in labels], dtype=np.int64), classes, left_out)
+    targets = np.array([index[label] for label in labels], dtype=np.int64)
+    return PretrainingClips(names, list(uses.clips), targets, classes, left_out)
+
+
+def _uses(manifests: Sequence[Manifest], rows: Sequence[np.ndarray], label_column: str) -> ClipUses:
+    """All sources as one: every clip trains."""
+    clips = [manifest.clips[row] for manifest, own in zip(manifests, rows) for row in own]
+    sources = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+    labels: dict[str, np.ndarray] = {}
+    train = np.full(len(clips), "train", dtype=object)
+    uses = ClipUses("data", clips, train, labels, manifests, sources, np.concatenate(rows), [""] * len(rows))
+    labels[label_column] = uses.column(label_column)
+    return uses
 
 
 class HeldOut:
-    """Validation and test clips of a manifest, and their speakers: what pre-training must not hear."""
+    """Validation and test clips of manifests, and their speakers with all their clips: what pre-training must not hear."""
 
-    def __init__(self, manifest: Manifest, split_columns: Sequence[str]):
-        columns = [column for column in split_columns if column in manifest.table.columns]
-        if not columns:
-            raise ValueError(f"{manifest.path}: has none of the columns {list(split_columns)} that tell what is held out.")
-        rows = np.flatnonzero(np.any([np.isin(manifest.split(column), ("validation", "test")) for column in columns], axis=0))
-        self.clips = {_place(manifest.clips[row]) for row in rows}
-        self.speakers: set[str] = set()
-        if "speaker_id" in manifest.table.columns:
-            self.speakers = set(manifest.column("speaker_id")[rows]) - {""}
+    def __init__(self, manifests: Sequence[Manifest], split_columns: Sequence[str], inspector: Inspector):
+        tested = [_tested(manifest, split_columns) for manifest in manifests]
+        self.speakers = {name for own, rows in zip(manifests, tested) for name in _speakers(own)[rows]} - {""}
+        clips = []
+        for manifest, is_tested in zip(manifests, tested):
+            is_held_out = is_tested | np.isin(_speakers(manifest), list(self.speakers))
+            clips += [manifest.clips[row] for row in np.flatnonzero(is_held_out)]
+        self.audio = Stretches(clips, file_keys(clips, inspector.inspect(clips, save=False)), range(len(clips)))
+
+    def has(self, manifest: Manifest, rows: np.ndarray, facts: Sequence[ClipFacts]) -> np.ndarray:
+        """Which of these rows of a manifest must not be heard, bool `[len(rows)]`."""
+        clips = [manifest.clips[row] for row in rows]
+        is_heard = [self.audio.overlapping(file, clip) is not None for file, clip in zip(file_keys(clips, facts), clips)]
+        return np.array(is_heard, dtype=bool) | np.isin(_speakers(manifest)[rows], list(self.speakers))
+
+
+def _tested(manifest: Manifest, split_columns: Sequence[str]) -> np.ndarray:
+    columns = [column for column in split_columns if column in manifest.table.columns]
+    if not columns:
+        raise ValueError(f"{manifest.path}: has none of the columns {list(split_columns)} that tell what is held out.")
+    return np.any([np.isin(manifest.split(column), ("validation", "test")) for column in columns], axis=0)
+
+
+def _speakers(manifest: Manifest) -> np.ndarray:
+    known = "speaker_id" in manifest.table.columns
+    return manifest.column("speaker_id") if known else np.full(len(manifest), "", dtype=object)
 
 
 def _allowed(name: str, manifest: Manifest, where: Mapping[str, Sequence[str]]) -> np.ndarray:
@@ -110,17 +148,6 @@ def _allowed(name: str, manifest: Manifest, where: Mapping[str, Sequence[str]]) 
             raise ValueError(f"data.{name}: {manifest.path} has no column {column!r} to select by.")
         is_allowed &= manifest.table[column].isin(list(values)).to_numpy()
     return is_allowed
-
-
-def _held_out(manifest: Manifest, held_out: Sequence[HeldOut]) -> np.ndarray:
-    speakers = set().union(*(one.speakers for one in held_out))
-    places = set().union(*(one.clips for one in held_out))
-    ids = manifest.table.get("speaker_id", [""] * len(manifest))
-    return np.array([speaker in speakers or _place(clip) in places for speaker, clip in zip(ids, manifest.clips)])
-
-
-def _place(clip: Clip) -> tuple[str, float, float | None]:
-    return str(clip.path.resolve()), clip.start_s, clip.end_s
 
 
 def with_label_faults(clips: PretrainingClips, missing_rate: float, noisy_rate: float, seed: int) -> np.ndarray:

@@ -34,10 +34,11 @@ import torch
 
 from wavcse.data.command import DONE, SOME_SKIPPED, command_line
 from wavcse.data.files import json_text, write_atomically
+from wavcse.data.inspection import Inspector
 from wavcse.data.processes import WorkerPool, end_with_parent
 from wavcse.eval.__main__ import usable_device
 from wavcse.eval.baselines import LAYER_BASELINES, build_encoders
-from wavcse.eval.evaluation import EvalSettings, Evaluation, evaluate
+from wavcse.eval.evaluation import EvalSettings, Evaluation, corpus_inspector, evaluate
 from wavcse.eval.task import load_task
 from wavcse.pretrain_accelerate import data_fingerprint, initial_network, pretrain, start_folder
 from wavcse.pretraining.arguments import PretrainArguments
@@ -106,15 +107,15 @@ def _fingerprint(variant: Variant) -> str:
 
 
 def _data_of(args: PretrainArguments) -> tuple[str, ...]:
-    fields = (args.data, args.label_column, args.exclude_speakers_of, args.exclude_split_columns)
+    fields = (args.data, args.label_column, args.exclude_speakers_of, args.exclude_split_columns, args.audio_dir)
     return tuple(map(json.dumps, fields))  # sources in the recipe's order, which is that of the clips
 
 
 @lru_cache(maxsize=1)
 def _clips(*fields: str) -> PretrainingClips:
     """Most variants of a study share their data."""
-    data, label_column, exclude_speakers_of, exclude_split_columns = map(json.loads, fields)
-    return load_clips(PretrainArguments(data=data).clip_sources(), label_column, exclude_speakers_of, exclude_split_columns)
+    data, label_column, *held_out, audio_dir = map(json.loads, fields)
+    return load_clips(PretrainArguments(data=data).clip_sources(), label_column, *held_out, Inspector(audio_dir))
 
 
 def train_all(variants: Sequence[Variant], workers: int) -> dict[str, str]:
@@ -181,14 +182,16 @@ def judge(study: Study, variants: Sequence[Variant]) -> Evaluation:
     how = {"device": device, "temporal_pooling": settings.temporal_pooling}
     for variant in variants:
         encoders += build_encoders(str(variant.upstream), variant.name, [READOUT], **how)
+    inspector = corpus_inspector(settings.output_dir)
     evaluation = evaluate(
         encoders,
-        [load_task(*request) for request in settings.requests()],
+        [load_task(*request, inspector=inspector) for request in settings.requests()],
         settings.output_dir,
         EvalSettings(tuple(range(settings.seed, settings.seed + settings.seeds)), settings.note),
         batch_seconds=settings.batch_seconds,
         device=device,
         overwrite=settings.overwrite,
+        inspector=inspector,
     )
     upstreams = {variant.name: variant.upstream for variant in variants}
     speed = kept_speed(upstreams, study.folder / "speed.json") if study.measure_speed else None

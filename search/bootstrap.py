@@ -30,18 +30,14 @@ def groups_of(sources: Mapping[str, TaskSource], clips: Sequence[Clip]) -> dict[
         if source.disjoint_by:
             manifests = map(Manifest, source.manifests)
             speaker_of = {
-                _place(clip): (own.path, source.disjoint_by, value)
+                clip.place: (own.path, source.disjoint_by, value)
                 for own in manifests
                 for clip, value in zip(own.clips, own.column(source.disjoint_by))
             }
-            speakers = [speaker_of.get(_place(clip)) for clip in clips]
+            speakers = [speaker_of.get(clip.place) for clip in clips]
             numbers = [-1 if speaker is None else number_of.setdefault(speaker, len(number_of)) for speaker in speakers]
             groups[task] = np.array(numbers, dtype=np.int64)
     return groups
-
-
-def _place(clip: Clip) -> tuple:
-    return clip.path.resolve(), clip.start_s, clip.end_s
 
 
 def units_of(composite: CompositeSet, groups: Mapping[str, np.ndarray], split: str) -> dict[str, tuple[str, np.ndarray]]:

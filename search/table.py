@@ -22,6 +22,7 @@ from torch import Tensor
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.composite import CompositeSet, load_composite
 from wavcse.data.features import open_cache
+from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import SPLITS
 from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
@@ -81,7 +82,8 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
     """
     device = device or torch.device("cpu")
     sources = args.task_sources()
-    composite, cache = load_composite(sources), open_cache(args.cache_dir)
+    cache = open_cache(args.cache_dir)
+    composite = load_composite(sources, Inspector(cache.folder.parent))
     digests = cached_digests(cache, composite)
     shape = (len(digests), *cache.shards[0].shape[1:])
     fingerprint = data_fingerprint(cache, digests, composite)
@@ -92,7 +94,7 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
         part = cache.read(digests[start : start + CHUNK], range(shape[1]))
         features[start : start + CHUNK] = torch.from_numpy(part)
     groups = groups_of(sources, composite.clips)
-    labels, key = replace(composite, clips=[]), cache.key
+    labels, key = replace(composite, clips=[], digests=[]), cache.key
     return SearchTable(features, labels, key.upstream_config, fingerprint, path, groups, key.temporal_pooling)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,15 @@ RATE = 16_000
 
 
 def write_wav(path: Path, seconds: float = 0.01, value: float = 0.1) -> None:
-    """A constant, in the container that the suffix names; `.WAV` in capitals is NIST's SPHERE, as on TIMIT's disc."""
+    """A constant that begins with noise of its own, so that no two files are alike, in the container that the suffix names.
+
+    `.WAV` in capitals is NIST's SPHERE, as on TIMIT's disc.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     container = {".WAV": "NIST", ".flac": "FLAC"}.get(path.suffix, "WAV")
-    soundfile.write(path, np.full(round(seconds * RATE), value), RATE, subtype="PCM_16", format=container)
+    samples = np.full(round(seconds * RATE), value)
+    samples[:8] = np.random.default_rng(zlib.crc32(str(path).encode())).random(len(samples[:8]))
+    soundfile.write(path, samples, RATE, subtype="PCM_16", format=container)
 
 
 def write_text(path: Path, *lines: str) -> None:

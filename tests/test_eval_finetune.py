@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 from transformers import HubertConfig, HubertModel, WavLMModel
 
 from wavcse import WavCSEModel
+from wavcse.data.inspection import Inspector
 from wavcse.eval.finetune import training
 from wavcse.eval.finetune.__main__ import main
 from wavcse.eval.finetune.arguments import FinetuneArguments, parse_arguments
@@ -298,7 +299,7 @@ def test_a_wavcse_model_is_trained_as_the_upstream_in_it(recipe, tmp_path, monke
 def test_a_clip_does_not_depend_on_its_company(recipe, corpus):
     args = FinetuneArguments(**recipe)
     config = encoder_config({}, recipe["upstreams"]["pretrained"])
-    audio = load_audio(load_task(*args.task_request()), [config], args.audio_dir, show_progress=False)
+    audio = load_audio(load_task(*args.task_request()), [config], args.audio_dir, Inspector(), show_progress=False)
     reader = CropReader(audio.data.table.clips, audio.store, config)
     rows = audio.data.table.rows("test")
     encoder, found = new_encoder(config, recipe["upstreams"]["pretrained"]).eval(), {}

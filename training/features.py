@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.features import FeatureCache
-from wavcse.data.inspection import Inspector
 
 MEMORY_SHARE = 0.5  # of the memory that is free now; the rest is for activations and the system
 
@@ -103,15 +102,14 @@ def cached_digests(cache: FeatureCache, composite: CompositeSet) -> list[str]:
     Raises:
         ValueError: clips are unreadable or not cached; the message counts them and says how to add them.
     """
-    facts = Inspector(cache.folder.parent).inspect(composite.clips, save=False)
-    missing = [clip.clip_id for clip, fact in zip(composite.clips, facts) if fact.digest not in cache]
+    missing = [clip.clip_id for clip, digest in zip(composite.clips, composite.digests) if digest not in cache]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(facts)} clips are not in the feature cache {cache.folder}, such as {missing[0]}. "
-            "Run `python -m wavcse.data.cache` with all manifests of the recipe; it lists clips that cannot be read in "
-            "skipped.csv, which must leave the manifests."
+            f"{len(missing)} of {len(composite.clips)} clips are not in the feature cache {cache.folder}, such as "
+            f"{missing[0]}. Run `python -m wavcse.data.cache` with all manifests of the recipe; it lists clips that cannot be "
+            "read in skipped.csv, which must leave the manifests."
         )
-    return [fact.digest for fact in facts]
+    return composite.digests
 
 
 def data_fingerprint(cache: FeatureCache, digests: Sequence[str], composite: CompositeSet) -> str:

@@ -26,7 +26,9 @@ class TaskAudio:
     skipped: list[SkippedClip]
 
 
-def load_audio(data: TaskData, configs: Sequence[WavLMConfig], audio_dir: str, show_progress: bool = True) -> TaskAudio:
+def load_audio(
+    data: TaskData, configs: Sequence[WavLMConfig], audio_dir: str, inspector: Inspector, show_progress: bool = True
+) -> TaskAudio:
     """Decode the clips of a task once.
 
     A clip that cannot be decoded, or is too short for one frame of one of the encoders, is left out for all of them.
@@ -35,7 +37,7 @@ def load_audio(data: TaskData, configs: Sequence[WavLMConfig], audio_dir: str, s
         ValueError: a split is empty without these clips.
     """
     clips = data.table.clips
-    readable, reasons = readable_clips(clips, Inspector().inspect(clips, show_progress=show_progress))
+    readable, reasons = readable_clips(clips, inspector.inspect(clips, show_progress=show_progress))
     _without(data, reasons)  # refuses an empty split before anything is decoded
     store = build_store(audio_dir, [item.clip.path for item in readable], show_progress)
     reader = CropReader([item.clip for item in readable], store, configs[0])

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import WavLMConfig
 
 from wavcse.data.corpus_pass import write_skipped
+from wavcse.data.inspection import Inspector
 from wavcse.eval.checkpoint import Checkpoint
 from wavcse.eval.description import EvalSettings, result_key
 from wavcse.eval.embedding_store import digest_of
@@ -46,13 +47,14 @@ def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
         FloatingPointError: a training diverged, or too many steps in a row were not finite; what is finished is kept.
     """
     sources = args.named_upstreams()
-    data = load_task(*args.task_request())
+    inspector = Inspector(args.audio_dir)
+    data = load_task(*args.task_request(), inspector=inspector)
     print(data.training_counts())
     data = replace(data, task=replace(data.task, metrics=(*data.task.metrics, DETECTION)))
     class_groups(args.groups, sources, data)  # before hours are spent on audio
     upstreams = [_upstream(name, source, args) for name, source in sources.items()]
     output_dir = make_folder(args.output_dir)
-    audio = load_audio(data, [upstream.config for upstream in upstreams], args.audio_dir, show_progress)
+    audio = load_audio(data, [upstream.config for upstream in upstreams], args.audio_dir, inspector, show_progress)
     write_skipped(output_dir / "skipped.csv", audio.skipped)
     groups = class_groups(args.groups, args.upstreams, audio.data)
     rows = [audio.data, *(group_data(audio.data, name, classes) for name, classes in groups.items())]
