@@ -66,6 +66,7 @@ from wavcse.data.embedding_table import (
     refuse_other_settings,
     remove_parts,
 )
+from wavcse.data.files import locked
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
@@ -177,7 +178,7 @@ def embed_corpus(
 
     Raises:
         ValueError: the corpus or the model cannot be read, a setting is out of range, no clip is usable, or `out` (or its
-            unfinished parts) holds embeddings of other settings or clips.
+            unfinished parts) holds embeddings of other settings or clips, or another run is making it.
     """
     out, settings = Path(out), settings or EmbedSettings()
     check_batch_seconds(batch_seconds)
@@ -185,29 +186,30 @@ def embed_corpus(
         raise ValueError(f"{out}: is a folder; give the name of the Parquet file that is to be made.")
     clips, paths, left_out = clips_of(corpus)
     state = process_state(cpu=device == "cpu")
-    with state.main_process_first():
-        embedder = Embedder(model, settings, as_device(device, state), batch_seconds)
-    if out.exists():
-        return _complete(out, embedder, clips, left_out)
-    with state.main_process_first():
-        parts = EmbeddingParts(out, embedder.key)
-        facts = Inspector(parts.folder).inspect(clips, state.is_main_process, show_progress and state.is_main_process)
-    readable, unreadable = readable_clips(clips, facts)
-    batches = pending_batches(readable, parts.finished(), embedder, batch_seconds)
-    state.wait_for_everyone()  # all have seen the same parts before anyone adds to them
-    share = share_of_process(batches, state.process_index, state.num_processes)
-    speed = gathered(_embed(share, embedder, parts, show_progress and state.is_local_main_process))
-    skipped = skipped_clips(clips, unreadable | speed.skipped)
-    usable = [item for item in readable if item.row not in speed.skipped]
-    if state.is_main_process:
-        write_skipped(skipped_path(out), skipped)
-        if usable:
-            levels = parts.levels()
-            levels = {item.clip.clip_id: levels[item.clip.clip_id, item.digest] for item in usable}
-            write_quiet(quiet_path(out), levels)
-            metadata = {**embedder.metadata, "clips_sha256": clips_sha256(clips, facts)}
-            parts.merge(_wanted(usable, paths), metadata, with_times=settings.window_s is not None)
-    state.wait_for_everyone()
+    with locked(out, holds=state.is_main_process, is_file=True):
+        with state.main_process_first():
+            embedder = Embedder(model, settings, as_device(device, state), batch_seconds)
+        if out.exists():
+            return _complete(out, embedder, clips, left_out)
+        with state.main_process_first():
+            parts = EmbeddingParts(out, embedder.key, repair=state.is_main_process)
+            facts = Inspector(parts.folder).inspect(clips, state.is_main_process, show_progress and state.is_main_process)
+        readable, unreadable = readable_clips(clips, facts)
+        batches = pending_batches(readable, parts.finished(), embedder, batch_seconds)
+        state.wait_for_everyone()  # all have seen the same parts before anyone adds to them
+        share = share_of_process(batches, state.process_index, state.num_processes)
+        speed = gathered(_embed(share, embedder, parts, show_progress and state.is_local_main_process))
+        skipped = skipped_clips(clips, unreadable | speed.skipped)
+        usable = [item for item in readable if item.row not in speed.skipped]
+        if state.is_main_process:
+            write_skipped(skipped_path(out), skipped)
+            if usable:
+                levels = parts.levels()
+                levels = {item.clip.clip_id: levels[item.clip.clip_id, item.digest] for item in usable}
+                write_quiet(quiet_path(out), levels)
+                metadata = {**embedder.metadata, "clips_sha256": clips_sha256(clips, facts)}
+                parts.merge(_wanted(usable, paths), metadata, with_times=settings.window_s is not None)
+        state.wait_for_everyone()
     if not usable:
         raise ValueError(f"None of the {len(clips)} clips can be used; the first: {skipped[0].reason}")
     added, quiet = speed.clips, read_quiet(quiet_path(out))

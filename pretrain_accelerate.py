@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from wavcse.data.command import DONE, command_line
+from wavcse.data.files import locked
 from wavcse.data.inspection import Inspector
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.pretraining.audio_store import build_store
@@ -33,8 +33,8 @@ from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_fa
 from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.pretraining.loop import Figures, Learner, Progress, label_weight_at, new_learner, refuse_divergence, update
 from wavcse.pretraining.network import PretrainNetwork
-from wavcse.training.checkpoint import TENSOR_FILE, Checkpoint
-from wavcse.training.run_folder import RunFolder, versions
+from wavcse.training.checkpoint import TENSOR_FILE, Checkpoint, read_tensors
+from wavcse.training.run_folder import RunFolder, new_accelerator, versions
 
 
 @dataclass
@@ -58,10 +58,17 @@ def pretrain(args: PretrainArguments) -> dict:
         the log, the data and the settings. Empty if the run stopped early (`stop_after_s`).
 
     Raises:
-        ValueError: the recipe or the manifests do not fit; nothing has been computed or overwritten then.
+        ValueError: the recipe or the manifests do not fit, or another run is at work in `output_dir`; nothing has been
+            computed or overwritten then.
         FloatingPointError: the training diverged, or too many steps in a row were not finite. Nothing of that is kept.
     """
-    run = set_up(args)
+    accelerator = new_accelerator(args)
+    with locked(Path(args.output_dir), holds=accelerator.is_main_process):
+        return _pretrain(set_up(args, accelerator))
+
+
+def _pretrain(run: Run) -> dict:
+    args = run.args
     resume(run)
     progress, started = run.learner.progress, time.monotonic()
     clock, saved_at = started, started
@@ -85,21 +92,16 @@ def pretrain(args: PretrainArguments) -> dict:
     return finish(run) if progress.step >= args.max_steps else {}
 
 
-def set_up(args: PretrainArguments) -> Run:
+def set_up(args: PretrainArguments, accelerator: Accelerator) -> Run:
     """Read the data, build network and optimiser; every mistake in the recipe shows here."""
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to,
-        project_dir=args.output_dir,
-    )
     network = initial_network(args)
     with accelerator.main_process_first():  # it reads every file; the others find what it has noted
         inspector, held_out = Inspector(args.audio_dir), (args.exclude_speakers_of, args.exclude_split_columns)
         clips = load_clips(args.clip_sources(), args.label_column, *held_out, inspector)
         if accelerator.is_main_process:
             inspector.save()
-        store = build_store(args.audio_dir, [clip.path for clip in clips.clips], accelerator.is_main_process)
+        is_main = accelerator.is_main_process
+        store = build_store(args.audio_dir, [clip.path for clip in clips.clips], show_progress=is_main, repair=is_main)
     targets = with_label_faults(clips, args.missing_label_rate, args.noisy_label_rate, args.seed)
     loader = BatchLoader(
         args, clips.clips, targets, store, network.encoder.config, accelerator.process_index, accelerator.num_processes
@@ -144,7 +146,7 @@ def load_network(network: PretrainNetwork, folder: Path) -> None:
     Raises:
         ValueError: its shapes are others.
     """
-    tensors = load_file(folder / "checkpoints" / "last" / TENSOR_FILE)
+    tensors = read_tensors(folder / "checkpoints" / "last")
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.command import DONE, command_line
 from wavcse.data.composite import IGNORED_LABEL, load_composite
 from wavcse.data.features import FeatureCache, open_cache
+from wavcse.data.files import locked, named_errors
 from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskSource
 from wavcse.data.manifest import SPLITS, Clip, Manifest
@@ -33,7 +35,7 @@ from wavcse.training.checkpoint import Checkpoint
 from wavcse.training.features import SplitFeatures, cached_digests, data_fingerprint, open_table
 from wavcse.training.loop import Evaluation, Learner, Progress, all_finite, evaluate, new_learner, train_epoch
 from wavcse.training.network import load_network, model_config
-from wavcse.training.run_folder import OTHER_SETTINGS, RunFolder, versions
+from wavcse.training.run_folder import OTHER_SETTINGS, RunFolder, new_accelerator, versions
 
 
 @dataclass
@@ -57,10 +59,17 @@ def train(args: RunArguments) -> dict:
         validation figures of the chosen epoch.
 
     Raises:
-        ValueError: the recipe, the manifests or the cache do not fit; nothing has been computed or overwritten then.
+        ValueError: the recipe, the manifests or the cache do not fit, or another run is at work in `output_dir`; nothing has
+            been computed or overwritten then.
         FloatingPointError: the training diverged. Of that epoch nothing is kept, and no Hub folder is left.
     """
-    run = set_up(args)
+    accelerator = new_accelerator(args)
+    with locked(Path(args.output_dir), holds=accelerator.is_main_process):
+        return _train(set_up(args, accelerator))
+
+
+def _train(run: Run) -> dict:
+    args = run.args
     checkpoint = Checkpoint(run.folder.last, run.learner.network, run.learner.optimizer, run.learner.scheduler)
     resume(run, checkpoint)
     epochs = range(run.learner.progress.epoch + 1, args.num_epochs + 1)
@@ -77,14 +86,8 @@ def train(args: RunArguments) -> dict:
     return finish(run)
 
 
-def set_up(args: RunArguments) -> Run:
+def set_up(args: RunArguments, accelerator: Accelerator) -> Run:
     """Read the data, build model and optimiser; every mistake in the recipe shows here."""
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to,
-        project_dir=args.output_dir,
-    )
     cache = open_cache(args.cache_dir)
     composite = load_composite(args.task_sources(), Inspector(cache.folder.parent))
     if accelerator.is_main_process:
@@ -187,7 +190,8 @@ def finish(run: Run) -> dict:
         run.folder.write_result("phase1", result)
         if run.hub_model is not None:
             load_network(run.hub_model, learner.best_weights)
-            run.hub_model.save_pretrained(run.folder.hub)
+            with named_errors(run.folder.hub):
+                run.hub_model.save_pretrained(run.folder.hub)
         print(table(result))
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()

@@ -38,6 +38,7 @@ from wavcse.data.corpus_pass import (
     write_skipped,
 )
 from wavcse.data.features import CacheKey, FeatureCache, clips_per_shard
+from wavcse.data.files import locked
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
@@ -84,25 +85,30 @@ def build_cache(
 
     Returns:
         The cache and the report; under `accelerate launch` the clips are dealt to the processes by their length.
+
+    Raises:
+        ValueError: the upstream or a manifest cannot be read, an option is out of range, or another run builds this cache.
     """
     check_batch_seconds(batch_seconds)
     state = process_state()
     clips = [clip for manifest in manifests for clip in Manifest(manifest).clips]
     config = config_of_all_layers(upstream, revision, temporal_pooling)
     model = load_upstream(upstream, config.upstream_config, revision=revision).to(state.device).eval()
-    with state.main_process_first():
-        cache = FeatureCache.create(Path(out), cache_key(upstream, revision, config, model, dtype))
-        facts = Inspector(out).inspect(clips, save=state.is_main_process, show_progress=state.is_main_process)
-    readable, unreadable = readable_clips(clips, facts)
-    present, pending = _pending(readable, cache)
-    state.wait_for_everyone()  # all have seen the same cache before anyone adds to it
-    batches = share_of_process(batches_by_length(pending, batch_seconds), state.process_index, state.num_processes)
-    shard_size = clips_per_shard(len(config.selected_layers), config.pooled_size, dtype, shard_mb)
-    done = gathered(_extract(batches, model, config, cache, shard_size, show_progress=state.is_local_main_process))
-    skipped = skipped_clips(clips, unreadable | done.skipped)
-    if state.is_main_process:
-        write_skipped(cache.folder / "skipped.csv", skipped)
-    cache.refresh()
+    key = cache_key(upstream, revision, config, model, dtype)
+    with locked(Path(out) / key.digest(), holds=state.is_main_process):
+        with state.main_process_first():
+            cache = FeatureCache.create(Path(out), key, repair=state.is_main_process)
+            facts = Inspector(out).inspect(clips, save=state.is_main_process, show_progress=state.is_main_process)
+        readable, unreadable = readable_clips(clips, facts)
+        present, pending = _pending(readable, cache)
+        state.wait_for_everyone()  # all have seen the same cache before anyone adds to it
+        batches = share_of_process(batches_by_length(pending, batch_seconds), state.process_index, state.num_processes)
+        shard_size = clips_per_shard(len(config.selected_layers), config.pooled_size, dtype, shard_mb)
+        done = gathered(_extract(batches, model, config, cache, shard_size, show_progress=state.is_local_main_process))
+        skipped = skipped_clips(clips, unreadable | done.skipped)
+        if state.is_main_process:
+            write_skipped(cache.folder / "skipped.csv", skipped)
+        cache.refresh()
     return cache, Report(done.clips, present, skipped, done.speed(), [clips[row].clip_id for row in sorted(done.quiet)])
 
 

@@ -2,7 +2,7 @@
 
     OUT.parquet.parts/key.json          what the vectors depend on; other settings are refused
     OUT.parquet.parts/digests.json      what is known of each file
-    OUT.parquet.parts/part-*.parquet    finished clips: id, content digest, times and embedding
+    OUT.parquet.parts/part-*.parquet    finished clips: id, content digest, times and embedding; named by their checksums
     OUT.parquet                         all clips in input order; the parts are gone
 
 A part is renamed when whole, and holds all rows of its clips. So whatever the moment of a kill, a clip is done or it is not.
@@ -11,10 +11,10 @@ A part is renamed when whole, and holds all rows of its clips. So whatever the m
 from __future__ import annotations
 
 import json
-import os
+import math
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import (
+    DamagedFile,
+    allocate,
+    check_piece,
+    json_text,
+    read_json,
+    remove_partials,
+    replacing,
+    set_aside,
+    write_json,
+    write_piece,
+)
 
 METADATA_KEY = b"wavcse"
 ROW_GROUP_ROWS = 4096  # 33 MB of embeddings at E = 2000
@@ -51,20 +62,39 @@ class EmbeddingParts:
     Args:
         out: the Parquet file that will be made.
         key: everything that changes a vector, as JSON values.
+        repair: set damaged parts aside, so that their clips are embedded anew, and remove what a killed run left half written;
+            of several processes one does. All parts are read once for it.
 
     Raises:
         ValueError: the folder holds parts of another key; the message names what differs.
     """
 
-    def __init__(self, out: Path, key: Mapping):
+    def __init__(self, out: Path, key: Mapping, repair: bool = True):
         self.out, self.key = out, dict(key)
         self.folder = parts_folder(out)
+        if repair:
+            self._repair()
+
+    def _repair(self) -> None:
         key_path = self.folder / "key.json"
-        if key_path.exists():
-            refuse_other_settings(self.folder, json.loads(key_path.read_text(encoding="utf-8")), self.key)
-        else:
+        try:
+            if key_path.exists():
+                refuse_other_settings(self.folder, read_json(key_path), self.key)
+        except DamagedFile as error:  # nobody knows what these parts are of
+            set_aside(self.folder, error)
+        if not key_path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(key_path, json_text(self.key, indent=1))
+            write_json(key_path, self.key, indent=1)
+        remove_partials(self.folder)
+        remove_partials(self.out.parent, self.out.name)
+        for path in self._paths():
+            try:
+                check_piece(path)
+            except DamagedFile as error:
+                set_aside(path, error)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
 
     def write(self, clips: Sequence[EmbeddedClip]) -> None:
         """Add a part with these clips."""
@@ -78,15 +108,14 @@ class EmbeddingParts:
             "end_s": np.concatenate([clip.end_s for clip in clips]),
             "embedding": as_lists(np.concatenate([clip.embeddings for clip in clips])),
         }
-        path = self.folder / f"part-{uuid.uuid4().hex}.parquet"
-        partial = path.with_suffix(".partial")
-        pq.write_table(pa.table(columns), partial, compression="none", use_dictionary=False)
-        os.replace(partial, path)
+        table = pa.table(columns)
+        write = partial(pq.write_table, table, compression="none", use_dictionary=False)
+        write_piece(self.folder, ".parquet", write, "part-")
 
     def index(self) -> pd.DataFrame:
         """Every finished row without its embedding, and where it lies: `part` and `row` there."""
         frames = []
-        for path in sorted(self.folder.glob("part-*.parquet")):
+        for path in self._paths():
             known = [name for name in PART_COLUMNS if name in pq.read_schema(path).names]  # earlier versions kept no level
             frame = pq.read_table(path, columns=known).to_pandas().reindex(columns=list(PART_COLUMNS))
             frames.append(frame.assign(part=path.name, row=np.arange(len(frame))))
@@ -120,16 +149,18 @@ class EmbeddingParts:
         missing = sorted(set(wanted["id"]) - set(rows["id"]))
         if missing:
             raise RuntimeError(f"{self.folder}: {len(missing)} clips are in no part, such as {missing[0]}. Run again.")
-        partial = self.out.with_name(f"{self.out.name}.partial")
         names = ["id", "path", "seconds", *(["start_s", "end_s"] if with_times else [])]
-        write_table(partial, rows[names], self._gathered(rows), metadata)
-        os.replace(partial, self.out)
+        embeddings = self._gathered(rows)
+        with replacing(self.out, durable=True) as whole:  # the parts are gone afterwards
+            write_table(whole, rows[names], embeddings, metadata)
         remove_parts(self.out)
 
     def _gathered(self, rows: pd.DataFrame) -> np.ndarray:
         """Embeddings of `rows`, `[N, E]`, in a scratch file; each part is read once."""
         shape = (len(rows), self.key["embedding_size"])
-        embeddings = np.memmap(self.folder / "merged.float32", np.float32, mode="w+", shape=shape)
+        scratch = self.folder / "merged.float32"
+        allocate(scratch, 4 * math.prod(shape))
+        embeddings = np.memmap(scratch, np.float32, mode="r+", shape=shape)
         for part, of_part in rows.groupby("part"):
             column = pq.read_table(self.folder / str(part), columns=["embedding"])["embedding"].combine_chunks()
             embeddings[of_part.index] = column.flatten().to_numpy().reshape(-1, shape[1])[of_part["row"].to_numpy(dtype=int)]
@@ -167,7 +198,7 @@ def read_metadata(path: str | Path) -> dict:
     """What a table of embeddings says of its origin; ValueError if the file is not such a table."""
     try:
         return json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+    except (OSError, KeyError, ValueError) as error:  # pyarrow's errors and JSON's are ValueErrors
         raise ValueError(f"{path}: is not a table of embeddings made by `wavcse embed`.") from error
 
 

@@ -10,6 +10,7 @@ that cannot be checked otherwise in a field. Files of earlier versions have none
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
@@ -88,7 +89,8 @@ def named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     except SafetensorError as error:
         found = OS_ERROR.search(str(error))
         if found is None:
@@ -108,10 +110,29 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what killed runs left half written in a folder that nobody else writes to."""
-    for partial in folder.glob("*.partial"):
-        partial.unlink(missing_ok=True)
+def remove_partials(folder: Path, name: str | None = None) -> None:
+    """Remove what killed runs left half written in a folder that nobody else writes to, or of the file `name` there."""
+    patterns = ("*.partial", ".tmp??????") if name is None else (f"{glob.escape(name)}.*.partial",)  # safetensors': .tmp
+    for pattern in patterns:
+        for partial in folder.glob(pattern):
+            partial.unlink(missing_ok=True)
+
+
+def allocate(path: Path, num_bytes: int) -> None:
+    """Make a file with room for so many bytes. Written through a memory map, a full disk would kill the process.
+
+    Raises:
+        OSError: the disk has no room; it carries `path`, and no file is left.
+    """
+    try:
+        with named_errors(path), open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate") and num_bytes:
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            else:
+                file.truncate(num_bytes)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def checksum(path: Path) -> str:
@@ -178,6 +199,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
+def kept_json(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote, where it can be made again: `None` if it is not there, or is damaged and now set aside."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        set_aside(path, error)
+        return None
+
+
 def _checksum_of(record: Mapping[str, Any]) -> str:
     as_read = json.loads(json_text(record))  # keys become strings, tuples lists
     return f"{zlib.crc32(json.dumps(as_read, sort_keys=True).encode()):08x}"
@@ -239,6 +271,7 @@ def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[N
         yield
         return
     path = (place.with_name(f"{place.name}{LOCK_FILE}") if is_file else place / LOCK_FILE).absolute()
+    was_there = path.parent.exists()
     if path in _held:
         _held[path].times += 1
     elif (handle := _take(path, place)) is not None:
@@ -251,6 +284,9 @@ def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[N
             if not _held[path].times:
                 path.unlink(missing_ok=True)  # before it is let go: who waits finds another file, or none, and tries again
                 os.close(_held.pop(path).handle)
+                if not was_there:
+                    with suppress(OSError):
+                        path.parent.rmdir()  # if nothing was written, as of a recipe that is refused
 
 
 def _take(path: Path, place: Path) -> int | None:

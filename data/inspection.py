@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from wavcse.audio_file_wavcse import LONGEST_FILE_S, AudioFile, part_in_samples
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import DamagedFile, read_json, write_json
 from wavcse.data.manifest import Clip, file_stamp, real_path
 
 READ_THREADS = 8  # reading and hashing wait for the disk, not for the processor
@@ -47,7 +47,10 @@ class Inspector:
         self.memo: dict[str, dict] = {}
         self.is_unsaved = False
         if self.memo_path is not None and self.memo_path.exists():
-            self.memo = json.loads(self.memo_path.read_text(encoding="utf-8"))
+            try:
+                self.memo = read_json(self.memo_path)
+            except DamagedFile as error:
+                print(f"{error} All files are read again.", file=sys.stderr)
 
     def inspect(self, clips: Sequence[Clip], save: bool = True, show_progress: bool = False) -> list[ClipFacts]:
         """Facts of every clip, in order; files that were seen before are not read again."""
@@ -80,7 +83,7 @@ class Inspector:
         """Write down what is new, where there is a place for it."""
         if self.memo_path is not None and self.is_unsaved:
             self.memo_path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.memo_path, json_text(self.memo))
+            write_json(self.memo_path, self.memo)
             self.is_unsaved = False
 
 

@@ -2,23 +2,23 @@
 
     embeddings/<encoder>.<key>/<name>.safetensors    `embeddings` [n, E] and, in its header, the digests of the n clips
 
-The key is a hash of what the encoder says of itself. A file appears whole or not at all.
+The key is a hash of what the encoder says of itself. A file appears whole or not at all, and its name ends with the checksum
+of its bytes: a damaged one is set aside, and its clips are embedded anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from wavcse.data.files import DamagedFile, check_piece, remove_partials, set_aside, write_piece
 from wavcse.eval.encoder import Encoder, candidates_of, identity_of
 
 FORMAT_VERSION = 1
@@ -47,9 +47,16 @@ class EmbeddingStore:
         described = {**encoder_record(encoder), "wavcse": version("wavcse"), "format": FORMAT_VERSION}
         self.folder = root / f"{encoder.name}.{digest_of(described)}"
         self._location: dict[str, tuple[Path, int]] = {}
+        if self.folder.exists():
+            remove_partials(self.folder)
         for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, "np") as file:
-                digests = json.loads(file.metadata()["digests"])
+            try:
+                check_piece(path)
+                with safe_open(path, "np") as file:
+                    digests = json.loads(file.metadata()["digests"])
+            except (SafetensorError, ValueError, KeyError, TypeError) as error:
+                set_aside(path, error if isinstance(error, DamagedFile) else f"{path}: is damaged ({error}).")
+                continue
             self._location.update({digest: (path, row) for row, digest in enumerate(digests)})
 
     def __contains__(self, digest: str) -> bool:
@@ -69,8 +76,6 @@ class EmbeddingStore:
     def write(self, digests: Sequence[str], embeddings: np.ndarray) -> None:
         """Add the embeddings `[n, E]` of n clips."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        partial = path.with_suffix(".partial")
-        save_file({"embeddings": np.ascontiguousarray(embeddings)}, partial, {"digests": json.dumps(list(digests))})
-        os.replace(partial, path)
+        tensors, metadata = {"embeddings": np.ascontiguousarray(embeddings)}, {"digests": json.dumps(list(digests))}
+        path = write_piece(self.folder, ".safetensors", lambda partial: save_file(tensors, partial, metadata))
         self._location.update({digest: (path, row) for row, digest in enumerate(digests)})

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from wavcse.data.corpus_pass import SkippedClip, read_skipped, write_skipped
+from wavcse.data.files import locked, remove_partials
 from wavcse.data.inspection import Inspector
 from wavcse.eval.description import EvalSettings, describe, result_key
 from wavcse.eval.embed import EmbeddedClips, embed_clips
@@ -71,14 +72,31 @@ def evaluate(
         inspector: the one that the tasks were loaded with spares reading their files again, see `corpus_inspector`.
 
     Raises:
-        ValueError: `output_dir` cannot be made; two encoders or two rows of the table share a name; an encoder breaks its
-            contract; or a task lost a split because so many clips were skipped, or has too few clips for PLDA (the other
-            tasks are evaluated and written before this is raised).
+        ValueError: `output_dir` cannot be made, or another run is at work in it; two encoders or two rows of the table share a
+            name; an encoder breaks its contract; or a task lost a split because so many clips were skipped, or has too few
+            clips for PLDA (the other tasks are evaluated and written before this is raised).
     """
     _check_names(encoders, tasks)
     output_dir = make_folder(output_dir)
-    cells = _cells(encoders, tasks, settings or EvalSettings(), output_dir, overwrite)
+    with locked(output_dir):
+        cells = _cells(encoders, tasks, settings or EvalSettings(), output_dir, overwrite)
+        return _evaluate(cells, encoders, tasks, output_dir, batch_seconds, device, overwrite, show_progress, inspector)
+
+
+def _evaluate(
+    cells: list[_Cell],
+    encoders: Sequence[Encoder],
+    tasks: Sequence[TaskData],
+    output_dir: Path,
+    batch_seconds: float,
+    device: str | torch.device,
+    overwrite: bool,
+    show_progress: bool,
+    inspector: Inspector | None,
+) -> Evaluation:
     pending = [encoder for encoder in encoders if any(cell.encoder is encoder and not cell.records for cell in cells)]
+    for folder in ("results", "predictions"):
+        remove_partials(output_dir / folder)
     if not pending:
         skipped = read_skipped(output_dir / "skipped.csv")
         return Evaluation([record for cell in cells for record in cell.records], skipped, write_report(output_dir))

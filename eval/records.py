@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from wavcse.data.files import json_text, replacing, write_atomically
+from wavcse.data.files import DamagedFile, read_json, replacing, set_aside, write_json
 
 
 def result_path(output_dir: str | Path, row: str, encoder: str) -> Path:
@@ -32,7 +31,7 @@ def write_result(output_dir: str | Path, record: Mapping) -> Path:
     """Write one record to `output_dir`/results/<row>__<encoder>.json, whole or not at all; an older one is replaced."""
     path = result_path(output_dir, record["task"]["name"], record["encoder"]["name"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json_text(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, record, indent=2)
     return path
 
 
@@ -40,7 +39,7 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
     """Write a table of predictions as Parquet, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        table.to_parquet(partial, index=False, compression="zstd")
+        table.to_parquet(partial, index=False, compression="zstd", write_page_checksum=True)
 
 
 def read_results(output_dir: str | Path) -> list[dict]:
@@ -56,18 +55,29 @@ def read_results(output_dir: str | Path) -> list[dict]:
 
 
 def read_result(path: Path) -> dict:
-    """One record; ValueError if the file is not one."""
+    """One record; ValueError if the file is not one, DamagedFile if it has changed since it was written."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         record["task"]["name"], record["encoder"]["name"], record["metrics"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is not a result file ({type(error).__name__}: {error}).") from error
     return record
 
 
 def finished_records(output_dir: str | Path, rows: Sequence[str], encoder: str, key: str) -> list[dict]:
-    """The records of an encoder's rows, if all are there with their predictions and were made with `key`; else none."""
+    """The records of an encoder's rows, if all are there with their predictions and were made with `key`; else none.
+
+    A damaged one is set aside.
+    """
     paths = [result_path(output_dir, row, encoder) for row in rows]
     needed = [*paths, *(predictions_path(output_dir, row, encoder) for row in rows)]
-    records = [read_result(path) for path in paths] if all(path.exists() for path in needed) else []
+    if not all(path.exists() for path in needed):
+        return []
+    records = []
+    for path in paths:
+        try:
+            records.append(read_result(path))
+        except DamagedFile as error:
+            set_aside(path, error)
+            return []
     return records if all(record.get("key") == key for record in records) else []

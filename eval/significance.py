@@ -69,7 +69,7 @@ def _read(row: Row, path: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     try:
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise ValueError(f"{path}: is no file of predictions ({' '.join(str(error).split())}); evaluate anew.") from error
     missing = [column for column in (*_keys(row), "label", "prediction_0") if column not in table]

@@ -4,7 +4,8 @@
         --evaluation runs/tiny/eval --data runs/tiny/data.json
 
 The new root is put together beside the old one: its README is rendered, and its files are loaded in a fresh process and their
-embeddings compared. Only then are files exchanged, so that what fails leaves the root as it was.
+embeddings compared. Only then are files exchanged, so that what fails leaves the root as it was; an exchange that was killed
+is finished by the next start.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.data.command import DONE, command_line
+from wavcse.data.files import flush_to_disk, locked
 from wavcse.hub.readme import README, ROOT, update
 from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source
 from wavcse.hub.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
@@ -29,6 +31,7 @@ from wavcse.repository_wavcse import CODE_FILES
 MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME)
 MAX_MEGABYTES = 25.0
 PRETRAINING_RESULT = "pretraining.json"
+STAGE, NEW, OLD = ".install-", "new", "old"
 
 
 def install(run: Path, pretraining: Sequence[Path], evaluation: Path, data: Path, root: Path = ROOT) -> float:
@@ -46,17 +49,32 @@ def install(run: Path, pretraining: Sequence[Path], evaluation: Path, data: Path
 
     Raises:
         ValueError: the weights are too large, a result is missing, broken or of other weights, README.md has no place for the
-            card, or the files do not load in the root; the root is then as it was.
+            card, or the files do not load in the root; the root is then as it was. Or another run installs.
     """
+    with locked(root):
+        finish_exchange(root)
+        return _install(run, pretraining, evaluation, data, root)
+
+
+def _install(run: Path, pretraining: Sequence[Path], evaluation: Path, data: Path, root: Path) -> float:
     source = read_source(run, evaluation)
     results = _checked_results(source, pretraining, data, run / "results" / TRAINING_RESULT)
-    with tempfile.TemporaryDirectory(prefix=".install-", dir=root) as place:  # in the root: files are exchanged by renaming
-        new, old = Path(place) / "new", Path(place) / "old"
+    with tempfile.TemporaryDirectory(prefix=STAGE, dir=root) as stage:  # in the root: files are exchanged by renaming
+        new = Path(stage) / NEW
         _copy(source, results, root, new)
         update(new)
         difference = verify_repository(new, source.model)
-        _exchange(root, new, old)
+        _exchange(root, Path(stage))
     return difference
+
+
+def finish_exchange(root: Path) -> None:
+    """Remove what killed runs left in the root; where one was exchanging files, which were all checked by then, go on."""
+    for stage in root.glob(f"{STAGE}*"):
+        if (stage / OLD).exists():
+            _exchange(root, stage)
+            print(f"{root}: an exchange of files that was killed is finished.", file=sys.stderr)
+        shutil.rmtree(stage)
 
 
 def _checked_results(source: PushSource, pretraining: Sequence[Path], data: Path, training: Path) -> dict[str, Path]:
@@ -95,10 +113,19 @@ def _copy(source: PushSource, results: Mapping[str, Path], root: Path, new: Path
         shutil.copyfile(path, new / RESULTS / name)
 
 
-def _exchange(root: Path, new: Path, old: Path) -> None:
-    """Move what is installed from `new` into the root, what was there to `old`; all of it or, after an error, nothing."""
+def _exchange(root: Path, stage: Path) -> None:
+    """Move what is installed from the stage into the root, and what was there to the stage.
+
+    All of it or, after an error, nothing. After a kill the stage has a folder `OLD`, and the same call goes on.
+    """
+    new, old = stage / NEW, stage / OLD
+    waiting = [name for name in (RESULTS, *MODEL_FILES, README) if (new / name).exists()]
+    for name in waiting:
+        for path in (new / name).rglob("*") if (new / name).is_dir() else (new / name,):
+            flush_to_disk(path)
+    old.mkdir(exist_ok=True)
     with ExitStack() as undo:
-        for name in (RESULTS, *MODEL_FILES, README):
+        for name in waiting:
             target, kept = root / name, old / name
             for folder in (target.parent, kept.parent):
                 folder.mkdir(parents=True, exist_ok=True)

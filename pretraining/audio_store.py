@@ -2,7 +2,8 @@
 
     ROOT/<digest>/audio.int16        the files' samples, mono, 16 kHz, one file after another
     ROOT/<digest>/unreadable.json    path -> why a file could not be decoded; only where there is such a file
-    ROOT/<digest>/index.json         path -> first sample and number of samples; written last, so it is there when all is whole
+    ROOT/<digest>/index.json         path -> first sample and number of samples, and the checksum of the samples; written last,
+                                     so it is there when all is whole
 
 The digest is of the files' paths, sizes and times of change. Crops at random are then slices, at the speed of memory.
 """
@@ -21,21 +22,23 @@ from tqdm.auto import tqdm
 from wavcse.audio_file_wavcse import check_part, part_in_samples
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.corpus_pass import decode_threads
-from wavcse.data.files import json_text, replacing, write_atomically
+from wavcse.data.files import DamagedFile, checksum, read_json, replacing, set_aside, write_json
 from wavcse.data.manifest import Clip, file_stamp, real_path
 
 FULL_SCALE = 2**15
+SAMPLES, INDEX, UNREADABLE = "audio.int16", "index.json", "unreadable.json"
 
 
 class AudioStore:
     """The decoded samples of some files; made by `build_store`."""
 
     def __init__(self, folder: Path):
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
+        self.checksum = index.pop(SAMPLES, None)  # none: of an earlier version
         self.location: dict[str, tuple[int, int]] = {path: tuple(place) for path, place in index.items()}
-        reasons = folder / "unreadable.json"
-        self.unreadable: dict[str, str] = json.loads(reasons.read_text(encoding="utf-8")) if reasons.exists() else {}
-        self.samples = np.memmap(folder / "audio.int16", np.int16, mode="r")
+        reasons = folder / UNREADABLE
+        self.unreadable: dict[str, str] = read_json(reasons) if reasons.exists() else {}
+        self.samples = np.memmap(folder / SAMPLES, np.int16, mode="r")
 
     def samples_of(self, clip: Clip) -> tuple[int, int]:
         """The first sample of a clip in its file, and its number of samples, both at 16 kHz.
@@ -57,27 +60,42 @@ class AudioStore:
         return self.samples[first : first + num_samples].astype(np.float32) / FULL_SCALE
 
 
-def build_store(root: str | Path, paths: Iterable[Path], show_progress: bool = False) -> AudioStore:
+def build_store(root: str | Path, paths: Iterable[Path], show_progress: bool = False, repair: bool = True) -> AudioStore:
     """Open the store of these files below `root`, decoding them first if there is none.
 
     A file that is missing, is not audio or changes meanwhile is left out, with the reason in `AudioStore.unreadable`.
+
+    Args:
+        repair: read all samples once and compare their checksum; what is damaged is set aside and made anew. Of several
+            processes one does.
 
     Raises:
         ValueError: no file can be read.
     """
     paths = sorted({Path(real_path(path)) for path in paths})
     folder = Path(root) / _digest(paths)
-    if not (folder / "index.json").exists():
+    if repair and (folder / INDEX).exists():
+        _set_damaged_aside(folder)
+    if not (folder / INDEX).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "audio.int16") as partial:
+        with replacing(folder / SAMPLES) as partial:
             index, unreadable = _decode_into(partial, paths, show_progress)
             if unreadable and not index:
                 first = min(unreadable)
                 raise ValueError(f"none of {len(paths)} files can be read. The first, {first}: {unreadable[first]}")
         if unreadable:
-            write_atomically(folder / "unreadable.json", json_text(unreadable, indent=1))
-        write_atomically(folder / "index.json", json_text(index))
+            write_json(folder / UNREADABLE, unreadable, indent=1)
+        write_json(folder / INDEX, {**index, SAMPLES: checksum(folder / SAMPLES)})
     return AudioStore(folder)
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    try:
+        expected = AudioStore(folder).checksum
+        if expected is not None and checksum(folder / SAMPLES) != expected:
+            raise DamagedFile(f"{folder / SAMPLES}: is damaged; its content does not match its checksum.")
+    except (ValueError, FileNotFoundError) as error:  # the former also of a file that no memory map can be made of
+        set_aside(folder, error)
 
 
 def _decode_into(target: Path, paths: list[Path], show_progress: bool) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:

@@ -33,7 +33,7 @@ from multiprocessing import get_context
 import torch
 
 from wavcse.data.command import DONE, SOME_SKIPPED, command_line
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import json_text, locked, write_atomically
 from wavcse.data.inspection import Inspector
 from wavcse.data.processes import WorkerPool, end_with_parent
 from wavcse.eval.__main__ import usable_device
@@ -61,14 +61,20 @@ def run_study(study: Study, only: Sequence[str] = (), workers: int = 1) -> Evalu
         workers: how many variants are trained at a time.
 
     Raises:
-        ValueError: settings or data of a variant have changed; a variant could not be trained (the others are, and the
-            study is written before this is raised); no variant is finished; or as `evaluate`.
+        ValueError: settings or data of a variant have changed; another run is at work in the study's folder; a variant could
+            not be trained (the others are, and the study is written before this is raised); no variant is finished; or as
+            `evaluate`.
     """
     unknown = sorted(set(only) - {variant.name for variant in study.variants})
     if unknown:
         raise ValueError(f"--only: {unknown} are no variants; there are {', '.join(v.name for v in study.variants)}.")
     if workers < 1:
         raise ValueError(f"--workers is {workers}; at least 1 is needed.")
+    with locked(study.folder):
+        return _run_study(study, only, workers)
+
+
+def _run_study(study: Study, only: Sequence[str], workers: int) -> Evaluation:
     finished = {variant.name for variant in study.variants if is_finished(variant)}
     wanted = [v for v in study.variants if v.name not in finished and (not only or v.name in only)]
     print(f"{study.path}: {len(study.variants)} variants, {len(finished)} finished, {len(wanted)} to do.", flush=True)

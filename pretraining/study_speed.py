@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import kept_json, write_json
 from wavcse.data.processes import one_thread
 from wavcse.eval.baselines.upstream import UpstreamLayers
 from wavcse.eval.checkpoint import Checkpoint
@@ -25,10 +24,10 @@ def kept_speed(upstreams: Mapping[str, Path], path: Path) -> dict[str, dict]:
     """`measured_speed` of upstreams (name -> folder), from the file where it is of these configurations; else kept there."""
     shapes = {name: Checkpoint(str(folder)).config_sha256() for name, folder in upstreams.items()}
     key = digest_of([shapes, versions(), NUM_CLIPS, SHORTEST_S, LONGEST_S, ROUNDS])
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = kept_json(path) or {}
     if kept.get("key") != key:
         kept = {"key": key, "upstreams": measured_speed(upstreams)}
-        write_atomically(path, json_text(kept, indent=1) + "\n")
+        write_json(path, kept, indent=1)
     return kept["upstreams"]
 
 

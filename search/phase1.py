@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from wavcse.data.command import DONE, command_line
-from wavcse.data.files import write_atomically
+from wavcse.data.files import locked, write_atomically
 from wavcse.search.phase1_config import Phase1, corpus_step, read_config
 from wavcse.search.phase1_report import write_report
 from wavcse.search.program import recipe_text
@@ -111,13 +111,17 @@ def run_phase1(config: Phase1) -> Path:
     """Do every step that is not done, and write the report anew; returns the path of report.md.
 
     Raises:
-        ValueError: packages that the searches need are not installed.
+        ValueError: packages that the searches need are not installed, or another run is at work in the folder.
         StepError: a step refused or failed; what is done stays.
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} not installed. Add what the searches need: pip install 'wavcse[search]'.")
-    config.folder.mkdir(parents=True, exist_ok=True)
+    with locked(config.folder):
+        return _run_phase1(config)
+
+
+def _run_phase1(config: Phase1) -> Path:
     head = [f"What {config.path.name} says to every step; each search writes its choice into a recipe of its own."]
     write_atomically(config.folder / "recipe.yaml", recipe_text(config.recipe, head))
     started, records, steps = time.monotonic(), {}, steps_of(config)

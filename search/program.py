@@ -14,7 +14,7 @@ import yaml
 
 from wavcse.data.command import DONE
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import json_text, locked, remove_partials, write_atomically
 from wavcse.search.table import SearchTable, table_for
 from wavcse.training.arguments import RunArguments, parse_arguments
 
@@ -48,9 +48,11 @@ def run_program(parser: argparse.ArgumentParser, argv: Sequence[str] | None, sea
     args = parse_arguments([own.config, *overrides])
     for option in ("seeds", "workers"):
         at_least_one(option, getattr(own, option))
-    with table_for(args, own.output_dir / "fits", own.workers) as table:
-        print(table.composite.class_counts())
-        search(table, args, own)
+    with locked(own.output_dir):
+        remove_partials(own.output_dir / "fits")
+        with table_for(args, own.output_dir / "fits", own.workers) as table:
+            print(table.composite.class_counts())
+            search(table, args, own)
     print((own.output_dir / f"{name}.md").read_text(encoding="utf-8"))
     return DONE
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from wavcse.data.command import DONE, REFUSED, SOME_SKIPPED, CommandError
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import kept_json, write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def do_step(step: Step, folder: Path) -> dict:
         StepError: the step refused or failed.
     """
     path, fingerprint = folder / f"{step.name}.json", step.fingerprint()
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"fingerprint": None}
+    earlier = kept_json(path) or {"fingerprint": None}
     is_same = earlier["fingerprint"] == fingerprint
     if is_same and earlier["is_done"] and all(map(glob.glob, step.outputs)):
         return {**earlier, "was_there": True}
@@ -81,7 +81,7 @@ def do_step(step: Step, folder: Path) -> dict:
         shutil.rmtree(step.own_folder, ignore_errors=True)  # before the record: a kill in between repeats it
     record = {"fingerprint": fingerprint, "command": _command(step), "is_done": False, "attempts": attempts}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json_text(record, indent=1))
+    write_json(path, record, indent=1)
     started = time.monotonic()
     code, message = _run(step, folder / f"{step.name}.txt")
     if code not in (DONE, SOME_SKIPPED):
@@ -91,7 +91,7 @@ def do_step(step: Step, folder: Path) -> dict:
         raise StepError(f"step {step.name}: ended without leaving {', '.join(lost)}.")
     seconds = round(time.monotonic() - started, 1)
     record |= {"is_done": True, "exit_code": code, "message": message if code else "", "seconds": seconds}
-    write_atomically(path, json_text(record, indent=1))
+    write_json(path, record, indent=1)
     return {**record, "was_there": False}
 
 

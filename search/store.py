@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import kept_json, write_json
 from wavcse.search.fit import settings_of
 from wavcse.training.arguments import RunArguments
 
@@ -16,7 +16,10 @@ FIT_VERSION = 1  # of what a fit computes: a new number where figures change, so
 
 
 class FitStore:
-    """`folder/<key>.json`. A file is there as a whole or not at all, so a killed search goes on with what is there."""
+    """`folder/<key>.json`, each with its checksum.
+
+    A file is there as a whole or not at all, so a killed search goes on with what is there; a damaged one is set aside.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -29,12 +32,11 @@ class FitStore:
 
     def get(self, key: str) -> dict | None:
         """The result, `None` if there is none yet."""
-        path = self._path(key)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return kept_json(self._path(key))
 
     def put(self, key: str, result: dict) -> None:
         """Keep a result."""
-        write_atomically(self._path(key), json_text(result))
+        write_json(self._path(key), result)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"

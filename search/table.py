@@ -22,6 +22,7 @@ from torch import Tensor
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.composite import CompositeSet, load_composite
 from wavcse.data.features import open_cache
+from wavcse.data.files import allocate
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import SPLITS
 from wavcse.search.bootstrap import groups_of
@@ -124,7 +125,7 @@ def shared(table: SearchTable, folder: Path) -> Iterator[Callable[[], SearchTabl
     rest = replace(table, features=torch.empty(0), path=path)
     try:
         if table.path is None:
-            table.features.cpu().numpy().tofile(path)
+            _mapped(path, shape).copy_(table.features)
         yield partial(_reopened, rest, shape)
     finally:
         if table.path is None:
@@ -157,4 +158,6 @@ def _new_file(folder: Path, fingerprint: str, shape: tuple[int, int, int]) -> Pa
         if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):
             left.unlink()
     _refuse_too_large(shape, folder)
-    return folder / f"features-{fingerprint}-{os.getpid()}.f32"
+    path = folder / f"features-{fingerprint}-{os.getpid()}.f32"
+    allocate(path, 4 * math.prod(shape))
+    return path

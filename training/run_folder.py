@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,11 @@ import accelerate
 import torch
 import transformers
 import yaml
+from accelerate import Accelerator
 
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import clear_folder, json_text, named_errors, read_json, remove_partials, write_atomically, write_json
+from wavcse.data.recipes import read_recipe
+from wavcse.training.checkpoint import finished_state
 
 OTHER_SETTINGS = " Other settings need another --output_dir, or --overwrite_output_dir true."
 
@@ -48,9 +50,9 @@ class RunFolder:
         """
         config = self.path / "config.yaml"
         if args.overwrite_output_dir:
-            shutil.rmtree(self.path, ignore_errors=True)
+            clear_folder(self.path)
         elif config.exists():
-            previous = type(args)(**yaml.safe_load(config.read_text(encoding="utf-8")))
+            previous = type(args)(**read_recipe(config, [field.name for field in fields(args)]))
             mine, theirs = args.identity(), previous.identity()
             different = sorted(name for name in mine if mine[name] != theirs[name])
             if different:
@@ -63,34 +65,56 @@ class RunFolder:
                     f"{self.path}: the {data} have changed "
                     "since this run. Choose another --output_dir, or pass --overwrite_output_dir true."
                 )
-        for folder in (self.last.parent, self.results):
+            self._refuse_fewer_epochs(args)
+        for folder in (self.path, self.last.parent, self.results):
             folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.data, json_text({"fingerprint": fingerprint}) + "\n")
+            remove_partials(folder)
+        write_json(self.data, {"fingerprint": fingerprint})
         write_atomically(config, yaml.safe_dump(asdict(args), sort_keys=False, allow_unicode=True))
 
     def _fingerprint(self, otherwise: str) -> str | None:
         """Of the run that is there; `otherwise` if it says nothing and has done nothing, `None` if it has a checkpoint."""
         if self.data.exists():
-            return json.loads(self.data.read_text(encoding="utf-8"))["fingerprint"]
+            return read_json(self.data).get("fingerprint")
         return None if any(self.last.parent.glob("last*")) else otherwise
+
+    def _refuse_fewer_epochs(self, args: Any) -> None:
+        """What later epochs have changed cannot be taken back; steps are part of a run's identity, for their schedule."""
+        state = finished_state(self.last) or {}
+        done, asked = state.get("epoch", 0), getattr(args, "num_epochs", None)
+        if asked is not None and done > asked:
+            raise ValueError(
+                f"{self.path}: holds {done} epochs of this run, and num_epochs is {asked}. Give at least {done}, or another "
+                "--output_dir, or pass --overwrite_output_dir true."
+            )
 
     def keep_log_until(self, last: int, by: str = "epoch") -> list[dict]:
         """Drop log lines after epoch (or what `by` counts) `last`, of an interrupted stretch, and return the others."""
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        entries = [entry for entry in map(_parsed, lines) if entry is not None and entry[by] <= last]
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
+        entries = [entry for entry in map(_parsed, lines) if isinstance(entry, dict) and entry.get(by, last + 1) <= last]
         write_atomically(self.log, "".join(json_text(entry) + "\n" for entry in entries))
         return entries
 
     def append_log(self, entry: dict) -> None:
         """Add one line to the log."""
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write(json_text(entry) + "\n")
+        with named_errors(self.log), open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def write_result(self, name: str, result: dict) -> Path:
         """Write `results/<name>.json`."""
         path = self.results / f"{name}.json"
         write_atomically(path, json_text(result, indent=1, ensure_ascii=False))
         return path
+
+
+def new_accelerator(args: Any) -> Accelerator:
+    """The processes of a run of these settings, on CPUs where there is nothing else."""
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
 
 
 def versions() -> dict[str, str]:

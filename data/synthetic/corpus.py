@@ -16,7 +16,7 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from wavcse.data.files import json_text, replacing, write_atomically
+from wavcse.data.files import json_text, locked, remove_partials, replacing, write_atomically
 from wavcse.data.processes import WorkerPool, end_with_parent
 
 from .espeak import engine_version
@@ -35,7 +35,7 @@ def write_corpus(out: str | Path, clips: int, seed: int, workers: int | None = N
     """Write the corpus into the folder `out`: `audio/*.flac` (16 kHz, mono, 16 bit), `metadata.csv`, `README.md`.
 
     The same clips and seed give the same bytes, whatever `workers` is. A killed call continues where it stopped when
-    it is repeated; `metadata.csv` is written last, so a folder that has it is complete. One call per folder at a time.
+    it is repeated; `metadata.csv` is written last, so a folder that has it is complete.
 
     Args:
         out: the folder, made if missing.
@@ -48,7 +48,8 @@ def write_corpus(out: str | Path, clips: int, seed: int, workers: int | None = N
         The path of `metadata.csv`.
 
     Raises:
-        ValueError: too few clips, a negative seed, fewer than 1 worker, or `out` holds another corpus.
+        ValueError: too few clips, a negative seed, fewer than 1 worker, or `out` holds another corpus,
+            or another run writes it.
         ImportError: the package espeakng-loader is not installed.
         EspeakError: espeak-ng failed.
     """
@@ -62,13 +63,16 @@ def write_plan(plan: Plan, out: str | Path, workers: int | None = None) -> Path:
         raise ValueError(f"workers must be at least 1, got {workers}")
     out = Path(out)
     identity = _identity(plan)
-    _claim(out, identity)
-    write_atomically(out / "README.md", _readme(plan, identity))
-    samples = _speak_all(plan.utterances, out, workers)
-    for name, text in plan.tables.items():
-        write_atomically(out / name, text)
-    metadata = out / "metadata.csv"
-    write_atomically(metadata, _metadata_csv(plan, samples))
+    with locked(out):
+        _claim(out, identity)
+        for folder in (out, out / "audio"):
+            remove_partials(folder)
+        write_atomically(out / "README.md", _readme(plan, identity))
+        samples = _speak_all(plan.utterances, out, workers)
+        for name, text in plan.tables.items():
+            write_atomically(out / name, text)
+        metadata = out / "metadata.csv"
+        write_atomically(metadata, _metadata_csv(plan, samples))
     return metadata
 
 

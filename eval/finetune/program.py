@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import WavLMConfig
 
 from wavcse.data.corpus_pass import write_skipped
+from wavcse.data.files import locked
 from wavcse.data.inspection import Inspector
 from wavcse.eval.checkpoint import Checkpoint
 from wavcse.eval.description import EvalSettings, result_key
@@ -43,7 +44,8 @@ def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
     per upstream and seed with settings, log and checkpoint. What is finished is kept.
 
     Raises:
-        ValueError: settings, task, groups or upstreams do not fit, or an unsound split; nothing has been trained then.
+        ValueError: settings, task, groups or upstreams do not fit, an unsound split, or another run is at work in
+            `output_dir`; nothing has been trained then.
         FloatingPointError: a training diverged, or too many steps in a row were not finite; what is finished is kept.
     """
     sources = args.named_upstreams()
@@ -53,7 +55,14 @@ def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
     data = replace(data, task=replace(data.task, metrics=(*data.task.metrics, DETECTION)))
     class_groups(args.groups, sources, data)  # before hours are spent on audio
     upstreams = [_upstream(name, source, args) for name, source in sources.items()]
-    output_dir = make_folder(args.output_dir)
+    with locked(make_folder(args.output_dir)):
+        return _finetune(args, data, upstreams, inspector, show_progress)
+
+
+def _finetune(
+    args: FinetuneArguments, data: TaskData, upstreams: Sequence[Upstream], inspector: Inspector, show_progress: bool
+) -> Evaluation:
+    output_dir = Path(args.output_dir)
     audio = load_audio(data, [upstream.config for upstream in upstreams], args.audio_dir, inspector, show_progress)
     write_skipped(output_dir / "skipped.csv", audio.skipped)
     groups = class_groups(args.groups, args.upstreams, audio.data)
