@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from wavcse.data.files import read_json
 from wavcse.tests.evaluation_folder import make_folder
 
 REPO_ID = "org/wavcse"
@@ -43,7 +44,7 @@ def make_run(folder: Path, model, **baselines: float) -> Path:
     make_folder(folder, corpora={"gender": "timit"}, noise={"wavcse": 0.15, **baselines})
     weights = hashlib.sha256((folder / "hub" / "model.safetensors").read_bytes()).hexdigest()
     for path in (folder / "results").glob("*__wavcse.json"):
-        record = json.loads(path.read_text())
+        record = read_json(path)
         record["encoder"]["weights_sha256"] = weights
         path.write_text(json.dumps(record))
     manifest = folder / "corpus" / "metadata.csv"

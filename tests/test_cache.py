@@ -14,6 +14,7 @@ from wavcse import WavCSEFeatureExtractor, WavCSEModel
 from wavcse.data import cache as cache_module
 from wavcse.data.cache import build_cache, main
 from wavcse.data.features import FeatureCache, open_cache, open_shard
+from wavcse.data.files import read_json
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
 from wavcse.tests.processes import Child, run_in_two_processes
@@ -220,7 +221,7 @@ def test_mistakes_on_the_command_line_are_one_line(toy_corpus, upstream_folder, 
 def test_a_cache_of_another_version_is_refused(built, tmp_path, change, what):
     folder = tmp_path / built.folder.name
     shutil.copytree(built.folder, folder)
-    key = json.loads((folder / "cache.json").read_text())
+    key = read_json(folder / "cache.json")
     change(key)
     (folder / "cache.json").write_text(json.dumps(key))
     with pytest.raises(ValueError, match=rf"made by another version of wavCSE \(differs in {what}\)\. Build the cache again"):

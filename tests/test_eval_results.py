@@ -12,6 +12,7 @@ import pytest
 from scipy.optimize import brentq
 from sklearn.metrics import accuracy_score, mean_absolute_error, roc_curve
 
+from wavcse.data.files import read_json
 from wavcse.eval.records import read_results
 from wavcse.eval.results import PAPERS_COLUMN, main, markdown_table, write_table
 from wavcse.eval.rows import rows_of
@@ -213,7 +214,7 @@ def test_the_papers_column_is_only_of_the_real_corpus(table, tmp_path):
 def test_another_split_or_a_part_of_the_corpus_is_not_called_the_named_one(tmp_path, protocol, has_figure):
     add_result(tmp_path, "age", "age", "wavcse", planted(np.random.default_rng(0), "age", 0.1), "timit")
     (path,) = (tmp_path / "results").iterdir()
-    record = json.loads(path.read_text())
+    record = read_json(path)
     words = record["task"]["benchmark"]["split_source"]
     assert words in write_table(tmp_path)
     record["task"]["protocols"] = [protocol]
@@ -228,7 +229,7 @@ def test_other_trials_are_not_to_be_compared(tmp_path):
         add_result(tmp_path, "verification", "speaker_id", name, planted(np.random.default_rng(0), "verification", 0.3), "x")
     assert "do not compare" not in write_table(tmp_path)
     path = tmp_path / "results/verification__mfcc.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"trials_sha256": "cd" * 32}))
+    path.write_text(json.dumps(read_json(path) | {"trials_sha256": "cd" * 32}))
     assert "Speaker verification: the encoders were tested on different clips; do not compare them." in write_table(tmp_path)
 
 
@@ -256,7 +257,7 @@ def test_notes(folder, table):
 def test_tasks_with_speakers_on_both_sides_say_why(tmp_path):
     make_small(tmp_path)
     for path in (tmp_path / "results").iterdir():
-        record = json.loads(path.read_text())
+        record = read_json(path)
         record["task"] |= {"disjoint_by": None, "note": "six speakers are too few to hold one out."}
         path.write_text(json.dumps(record))
     words = "- Gender recognition: test speakers are not held out of training: six speakers are too few to hold one out."
@@ -292,7 +293,7 @@ def test_the_command_prints_the_table(folder, table, capsys):
 
 def broken(folder: Path, how: str) -> None:
     path = folder / "results" / "gender__wavcse.json"
-    record = json.loads(path.read_text())
+    record = read_json(path)
     if how == "cut":
         path.write_text(path.read_text()[:-40])
     elif how == "nan":

@@ -20,6 +20,7 @@ from wavcse import WavCSEConfig
 from wavcse.benchmarks import bench_search
 from wavcse.benchmarks.rerun import UpstreamRates
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.data.files import read_json
 from wavcse.search import runner
 from wavcse.search import store as store_module
 from wavcse.search import table as table_module
@@ -421,7 +422,7 @@ def test_labels_that_changed_are_trained_on_anew_by_the_step_and_a_kill_is_conti
     second = train_step()
     assert len(second.splitlines()) == len(first.splitlines()) == 3
     assert json.loads(second.splitlines()[0])["train_loss"] != json.loads(first.splitlines()[0])["train_loss"]
-    record = json.loads((steps / "training.json").read_text())
+    record = read_json(steps / "training.json")
     (steps / "training.json").write_text(json.dumps({**record, "is_done": False}))
     assert train_step() == second  # seconds too: no epoch was done again
 

@@ -13,6 +13,7 @@ from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEModel
 from wavcse.data import cache as cache_command
 from wavcse.data.cache import build_cache
 from wavcse.data.features import open_cache
+from wavcse.data.files import read_json
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
 from wavcse.eval.baselines import build_encoders
@@ -221,7 +222,7 @@ def test_a_cache_of_another_version_is_passed_over(toy_corpus, upstream_folder, 
     cache, _ = build_cache([toy_corpus], str(upstream_folder), tmp_path)
     older = tmp_path / "0123456789ab"
     older.mkdir()
-    key = json.loads((cache.folder / "cache.json").read_text())
+    key = read_json(cache.folder / "cache.json")
     (older / "cache.json").write_text(json.dumps({**key, "format_version": 1}))
     assert open_cache(tmp_path).folder == cache.folder
     with pytest.raises(ValueError, match="another version"):
