@@ -13,7 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +29,7 @@ from wavcse.audio_file_wavcse import printable
 from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
+from wavcse.data.processes import thread_pool
 from wavcse.waveform_wavcse import QUIET_RMS, is_quiet
 
 LOOK_AHEAD_S = 600.0  # decoded audio that waits for the computation: 38 MB at 16 kHz
@@ -243,7 +244,7 @@ def decoded_ahead(
     """
     ahead: deque[tuple[list[CorpusClip], list[Future]]] = deque()
     ahead_s = 0.0
-    with ThreadPoolExecutor(decode_threads()) as pool:
+    with thread_pool(decode_threads()) as pool:
         for batch in batches:
             ahead.append((batch, [pool.submit(load, item.clip) for item in batch]))
             ahead_s += seconds_of(batch)

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from wavcse.data.files import (
     write_json,
     write_piece,
 )
+from wavcse.data.processes import thread_pool
 
 FORMAT_VERSION = 2
 NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16}
@@ -181,7 +181,7 @@ def _set_damaged_aside(folder: Path) -> set[Path]:
         return None
 
     paths = sorted(folder.glob("*.safetensors"))
-    with ThreadPoolExecutor(CHECK_THREADS) as pool:
+    with thread_pool(CHECK_THREADS) as pool:
         found = dict(zip(paths, pool.map(damage, paths)))
     for path, error in found.items():
         if error is not None:

@@ -115,7 +115,7 @@ def remove_partials(folder: Path, name: str | None = None) -> None:
     patterns = ("*.partial", ".tmp??????") if name is None else (f"{glob.escape(name)}.*.partial",)  # safetensors': .tmp
     for pattern in patterns:
         for partial in folder.glob(pattern):
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def allocate(path: Path, num_bytes: int) -> None:

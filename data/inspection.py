@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 from wavcse.audio_file_wavcse import LONGEST_FILE_S, AudioFile, part_in_samples
 from wavcse.data.files import DamagedFile, read_json, write_json
 from wavcse.data.manifest import Clip, file_stamp, real_path
+from wavcse.data.processes import thread_pool
 
 READ_THREADS = 8  # reading and hashing wait for the disk, not for the processor
 
@@ -55,7 +55,7 @@ class Inspector:
     def inspect(self, clips: Sequence[Clip], save: bool = True, show_progress: bool = False) -> list[ClipFacts]:
         """Facts of every clip, in order; files that were seen before are not read again."""
         paths = sorted({clip.path for clip in clips if not clip.fault})
-        with ThreadPoolExecutor(READ_THREADS) as pool:
+        with thread_pool(READ_THREADS) as pool:
             facts = pool.map(self._file_facts, paths)
             files = dict(zip(paths, tqdm(facts, "inspect", len(paths), unit="file", disable=not show_progress)))
         if save:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.corpus_pass import decode_threads
 from wavcse.data.files import DamagedFile, checksum, read_json, replacing, set_aside, write_json
 from wavcse.data.manifest import Clip, file_stamp, real_path
+from wavcse.data.processes import thread_pool
 
 FULL_SCALE = 2**15
 SAMPLES, INDEX, UNREADABLE = "audio.int16", "index.json", "unreadable.json"
@@ -101,7 +101,7 @@ def _set_damaged_aside(folder: Path) -> None:
 def _decode_into(target: Path, paths: list[Path], show_progress: bool) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     index, unreadable, first = {}, {}, 0
     threads = decode_threads()
-    with open(target, "wb") as file, ThreadPoolExecutor(threads) as pool:
+    with open(target, "wb") as file, thread_pool(threads) as pool:
         with tqdm(total=len(paths), desc="decode", unit="file", disable=not show_progress) as bar:
             for start in range(0, len(paths), 4 * threads):  # what waits in memory is bounded
                 some = paths[start : start + 4 * threads]

@@ -42,6 +42,7 @@ from wavcse.search.stability import moments_of, paired_difference
 from wavcse.search.store import FitStore
 from wavcse.search.study import (
     Objective,
+    database_errors,
     finished,
     importances,
     is_recipe,
@@ -49,6 +50,7 @@ from wavcse.search.study import (
     requeue_lost,
     run_trial,
     search_space,
+    set_damaged_database_aside,
 )
 from wavcse.search.table import SearchTable
 from wavcse.training.arguments import RunArguments
@@ -100,10 +102,12 @@ def search_hparams(
     base = grid[_best_point(found)]
     name = f"{store.key(base, table.fingerprint)}-{seeds}"
     objective = Objective(base, seeds, output_dir / "hparams.sqlite", name)
-    study = open_study(objective)
-    requeue_lost(study, base)
-    _run_trials(study, table, store, objective, trials, workers, show_progress)
-    done = _recipe_first(study, base)[:trials]
+    set_damaged_database_aside(objective.path)
+    with database_errors(objective.path):
+        study = open_study(objective)
+        requeue_lost(study, base)
+        _run_trials(study, table, store, objective, trials, workers, show_progress)
+        done = _recipe_first(study, base)[:trials]
     ends = [replace(base, **trial.params) for trial in (done[0], _best(done))]
     runs = _fit_seeds(table, ends, store, seeds, 1, show_progress=False)  # all in the store
     report = as_read({"grid": _points(grid, found), **_report(table, objective, done, dict(zip(("recipe", "best"), runs)))})
@@ -187,7 +191,8 @@ def _in_workers(
 
 
 def _work(place: int, objective: Objective) -> None:
-    run_trial(open_study(objective), place, *at_hand(), objective)
+    with database_errors(objective.path):
+        run_trial(open_study(objective), place, *at_hand(), objective)
 
 
 def _report(table: SearchTable, objective: Objective, trials: Sequence[FrozenTrial], runs: Mapping[str, Runs]) -> dict:

@@ -8,8 +8,11 @@ does what an undisturbed one would have done.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -20,7 +23,9 @@ import optuna
 import psutil
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from wavcse.data.files import set_aside
 from wavcse.search.fit import AfterEpoch, fit_together
 from wavcse.search.runner import FitError, first_divergence
 from wavcse.search.store import FitStore
@@ -57,6 +62,32 @@ class Objective:
     seeds: int
     path: Path
     name: str
+
+
+def set_damaged_database_aside(path: Path) -> None:
+    """A database that SQLite cannot read is set aside: trials are sampled anew, and what is fitted is in the store."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        answer = str(error)
+    if answer != "ok":
+        set_aside(path, f"{path}: is damaged ({answer}).")
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """What goes wrong with the file is an error of the disk and carries its path: Optuna's own errors name neither."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        number = errno.ENOSPC if "full" in str(cause) else errno.EIO
+        raise OSError(number, os.strerror(number) if number == errno.ENOSPC else str(cause), str(path)) from error
 
 
 def open_study(objective: Objective) -> optuna.Study:
@@ -134,6 +165,8 @@ def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitSto
         study.tell(trial, state=TrialState.PRUNED)
         if trial.params == recipe_settings(args):
             raise FitError(f"the recipe's own trial, which the others are measured against: {error}") from error
+    except OSError:
+        raise  # a full disk takes no note of the trial either; it is queued again by the next start
     except Exception as error:
         study.tell(trial, state=TrialState.FAIL)
         raise FitError(f"trial {place}, {trial.params}: {type(error).__name__}: {error}") from error

@@ -166,6 +166,8 @@ def test_a_damaged_file_or_folder_is_set_aside_and_named(tmp_path, capsys):
 def test_partial_files_of_killed_runs_are_removed_and_nothing_else(tmp_path):
     for name in ("a.partial", ".tmpIDh3aT", "a.json"):
         (tmp_path / name).touch()
+    (tmp_path / "last.partial").mkdir()
+    (tmp_path / "last.partial" / "tensors").touch()
     remove_partials(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sqlite3
@@ -20,7 +21,15 @@ from wavcse.search.fit import settings_of
 from wavcse.search.hparams import main, search_hparams
 from wavcse.search.runner import FitError
 from wavcse.search.store import FitStore
-from wavcse.search.study import Objective, finished, open_study, requeue_lost, search_space
+from wavcse.search.study import (
+    Objective,
+    database_errors,
+    finished,
+    open_study,
+    requeue_lost,
+    search_space,
+    set_damaged_database_aside,
+)
 from wavcse.search.table import read_table
 from wavcse.tests.processes import Child
 from wavcse.train_accelerate import train
@@ -297,3 +306,26 @@ def test_a_stored_fit_that_diverged_prunes_its_trial_again(search_recipe, tmp_pa
         (trial,) = study.finished(own)
         assert (trial.state.name, trial.intermediate_values) == ("PRUNED", {0: 0.0})
         assert len(list((tmp_path / "fits").iterdir())) == 1  # one seed is enough
+
+
+def test_a_damaged_database_is_set_aside_and_a_full_disk_names_it(tmp_path, capsys):
+    path = tmp_path / "hparams.sqlite"
+    objective = Objective(RunArguments(save_hub=False), 1, path, "a")
+    open_study(objective)
+    set_damaged_database_aside(path)
+    assert path.exists()
+    assert capsys.readouterr().err == ""
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = bytes(4096)
+    path.write_bytes(content)
+    set_damaged_database_aside(path)
+    assert f"{path}: is damaged" in capsys.readouterr().err
+    assert [own.name for own in tmp_path.iterdir()] == ["hparams.sqlite.damaged"]
+    path.write_text("no database at all")
+    with pytest.raises(OSError, match="file is not a database") as other, database_errors(path):
+        open_study(objective)
+    assert other.value.filename == str(path)
+    full = sqlite3.OperationalError("database or disk is full")  # as Optuna hands it on
+    with pytest.raises(OSError) as error, database_errors(path):
+        raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from full
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
