@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart tiny tiny-studies real-speech phase1 eval-synthetic eval-real test test-slow test-transformers lint bench clean
+.PHONY: help setup quickstart tiny tiny-studies real-speech phase1 eval-synthetic eval-real test test-slow test-kill test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -99,6 +99,9 @@ test-slow: $(READY)  ## The tests that are left out by default: long trainings, 
 
 test-transformers: $(READY)  ## transformers' own common test suites on our classes (fetches its source distribution)
 	$(BIN)/python -m pytest -m transformers_common
+
+test-kill: $(READY)  ## Kill every program ten times at random moments, and compare with an undisturbed run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kill
 
 lint: $(READY)  ## ruff, as CI runs it
 	$(BIN)/ruff check .

@@ -95,6 +95,8 @@ def _answered(main: Main, argv: Sequence[str] | None, program: str, continues: b
             raise  # else it was another pipe
         message = _in_one_line(error)
     except (ValueError, OSError, FloatingPointError, SafetensorError, ImportError, CommandError) as error:
+        if isinstance(error, ImportError) and (error.name or "").startswith("wavcse"):
+            raise
         message = _in_one_line(error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             where = f"{error.filename}: " if error.filename else ""

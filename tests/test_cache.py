@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from wavcse.data.features import FeatureCache, open_cache, open_shard
 from wavcse.data.files import read_json
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
+from wavcse.tests.killed import run_killed, started
 from wavcse.tests.processes import Child, run_in_two_processes
 
 LAYERS = [0, 1, 2, 3]
@@ -226,3 +228,22 @@ def test_a_cache_of_another_version_is_refused(built, tmp_path, change, what):
     (folder / "cache.json").write_text(json.dumps(key))
     with pytest.raises(ValueError, match=rf"made by another version of wavCSE \(differs in {what}\)\. Build the cache again"):
         open_cache(tmp_path)
+
+
+@pytest.mark.kill
+def test_killed_ten_times_at_random_moments_is_the_undisturbed_cache(toy_corpus, upstream_folder, tmp_path, monkeypatch):
+    run, expected = cache_module._pooled_layers, []
+    monkeypatch.setattr(cache_module, "_pooled_layers", lambda *args: (time.sleep(0.03), run(*args))[1])
+    options = ["--upstream", str(upstream_folder), "--batch_seconds", "1", "--shard_mb", "0.002"]
+
+    def check(root):
+        cache = open_cache(root)
+        assert sum(len(shard) for shard in cache.shards) == 96  # none twice
+        expected.append((sorted(cache.location), cache.read(sorted(cache.location), LAYERS)))
+        assert expected[-1][0] == expected[0][0]
+        np.testing.assert_array_equal(expected[-1][1], expected[0][1])
+        assert not list(root.rglob("*.partial"))
+        assert not list(root.rglob("*.damaged"))
+
+    start = lambda root: started(main, ["--manifest", str(toy_corpus), "--out", str(root), *options])  # noqa: E731
+    print(run_killed(start, tmp_path, check))

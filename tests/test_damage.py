@@ -179,7 +179,7 @@ def write_parts(out):
     parts = parts_of(out)
     for name in "ab":
         embeddings = np.full((1, 4), ord(name), np.float32)
-        parts.write([EmbeddedClip(name, f"digest of {name}", 1.0, np.zeros(1), np.ones(1), embeddings)])
+        parts.write([EmbeddedClip(name, f"digest of {name}", 1.0, 0.1, np.zeros(1), np.ones(1), embeddings)])
     return parts
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,8 @@ from wavcse.data import corpus_pass
 from wavcse.data.corpus_pass import CorpusClip, CorpusPass, batches_by_length, seconds_of, share_of_process
 from wavcse.data.embedding_table import EmbeddingParts, read_metadata
 from wavcse.data.manifest import Clip, Manifest
-from wavcse.embed import EmbedSettings, embed_corpus, main, window_bounds
+from wavcse.embed import Embedder, EmbedSettings, embed_corpus, main, window_bounds
+from wavcse.tests.killed import run_killed, started
 from wavcse.tests.processes import Child, run_in_two_processes
 
 RATE = 16_000
@@ -456,3 +458,22 @@ def test_a_clip_that_cannot_be_computed_costs_no_neighbour(tmp_path):
     corpus_pass = CorpusPass([clips], lambda clip: clip.clip_id, compute)
     assert [name for _, names in corpus_pass for name in names] == ["0.wav", "1.wav", "3.wav"]
     assert corpus_pass.report.skipped == {2: "2.wav: is not finite"}
+
+
+@pytest.mark.kill
+def test_killed_ten_times_at_random_moments_is_the_undisturbed_table(toy_corpus, hub, tmp_path, monkeypatch):
+    compute, expected = Embedder.compute, []
+    monkeypatch.setattr(Embedder, "compute", lambda self, loaded: (time.sleep(0.03), compute(self, loaded))[1])
+    monkeypatch.setattr("wavcse.embed.PART_INTERVAL_S", 0.0)
+
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        options = ["--model", str(hub), "--out", str(folder / "toy.parquet"), "--batch_seconds", "2"]
+        return started(main, [str(toy_corpus), *options])
+
+    def check(folder):
+        expected.append(pd.read_parquet(folder / "toy.parquet"))
+        pd.testing.assert_frame_equal(expected[-1], expected[0], check_exact=True)
+        assert sorted(path.name for path in folder.iterdir()) == ["toy.parquet", "toy.skipped.csv"]
+
+    print(run_killed(start, tmp_path, check))

@@ -16,6 +16,7 @@ import soundfile
 from wavcse.eval.__main__ import main
 from wavcse.eval.arguments import parse_arguments
 from wavcse.eval.results import main as results_main
+from wavcse.tests.killed import run_killed, started
 from wavcse.tests.processes import run_python
 
 SAMPLING_RATE = 16_000
@@ -403,3 +404,25 @@ def test_a_task_that_lost_a_split_is_refused_but_the_others_are_written(run, tmp
     assert "task 'emotion': 1 of 109 clips could not be embedded" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out/results").iterdir()] == ["keyword__mfcc.json"]
     assert "Keyword spotting" in (tmp_path / "out/results.md").read_text()
+
+
+@pytest.mark.kill
+def test_an_evaluation_killed_ten_times_at_random_moments_is_the_undisturbed_one(tiny_model, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    tiny_model().save_pretrained(tmp_path / "hub")
+    options = ["--model", str(tmp_path / "hub"), "--manifest", str(corpus), "--tasks", "keyword,speaker"]
+    options += ["--baselines", "majority,mfcc", "--seeds", "2", "--device", "cpu"]
+
+    def contents_of(folder):
+        records = [json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))]
+        volatile = ("date", "seconds", "crc32")
+        records = [{name: value for name, value in record.items() if name not in volatile} for record in records]
+        predictions = {path.name: path.read_bytes() for path in sorted((folder / "predictions").iterdir())}
+        return records, predictions, (folder / "results.md").read_text(), (folder / "skipped.csv").read_text()
+
+    def check(folder):
+        assert contents_of(folder) == contents_of(tmp_path / "undisturbed")
+        assert not list(folder.rglob("*.partial"))
+
+    start = lambda folder: started(main, [*options, "--output_dir", str(folder)])  # noqa: E731
+    print(run_killed(start, tmp_path, check, codes=(3,)))

@@ -225,7 +225,11 @@ def test_a_process_may_take_what_it_holds_and_lets_go_at_the_end(tmp_path):
         (folder / "link").symlink_to(folder.parent, target_is_directory=True)
         clear_folder(folder)
         assert [path.name for path in folder.iterdir()] == [files.LOCK_FILE]
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()  # nothing was written into it
+    folder.mkdir()
+    with locked(folder):
+        pass
+    assert folder.exists()  # it was there before
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_run_that_was_killed(tmp_path):

@@ -23,6 +23,7 @@ from wavcse.hub.source import read_source
 from wavcse.hub.verify import _without_secrets, verify_repository
 from wavcse.repository_wavcse import REPLACED, left_out_files, repository_files
 from wavcse.tests.hub_server import EMPTY_TREE, TOKEN, HubServer, Repository
+from wavcse.tests.killed import launched, run_killed
 from wavcse.tests.published_run import REPO_ID, make_run
 
 # Stands before every script: no host but this one, and no waiting between the client's own attempts.
@@ -515,3 +516,23 @@ def test_the_fixed_clip_tells_models_apart(run, model, embed):
     clip, expected = embed_fixed_clip(run / "hub")
     assert torch.allclose(embed(model.wavcse, [clip])[0], torch.from_numpy(expected), atol=1e-6)
     assert np.abs(expected).max() > 1e-3
+
+
+@pytest.mark.kill
+def test_a_push_killed_ten_times_at_random_moments_leaves_the_undisturbed_repository(run, hub, environment, tmp_path):
+    code = GUARD + "import sys, wavcse_cli; sys.exit(wavcse_cli.main(sys.argv[1:]))"
+
+    def start(folder: Path) -> int:
+        command = [sys.executable, "-c", code, "push", str(run), "--repo_id", f"org/{folder.name}"]
+        return launched(command, env={**environment, "HF_TOKEN": TOKEN}, cwd=tmp_path)
+
+    def files_of(name: str) -> dict[str, bytes]:
+        repository = hub.repositories[f"org/{name}"]
+        assert len(repository.log) == 2  # the initial commit and one with all files
+        files = repository.commits[repository.branches["main"]]
+        return {path: content.replace(name.encode(), b"") for path, content in files.items()}
+
+    def check(folder: Path) -> None:
+        assert files_of(folder.name) == files_of("undisturbed")
+
+    print(run_killed(start, tmp_path, check))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from wavcse.hub import training_data
 from wavcse.hub.readme import BEGIN, END
 from wavcse.repository_wavcse import CODE_FILES
 from wavcse.tests.card_rules import card_errors
+from wavcse.tests.killed import run_killed, started
 from wavcse.tests.processes import run_python
 from wavcse.tests.published_run import make_run
 
@@ -467,3 +469,21 @@ def test_too_many_megabytes_are_refused(run, counted, tmp_path, monkeypatch, cap
     monkeypatch.setattr(install_cli, "MAX_MEGABYTES", 0.001)
     assert install(run, counted, new_root(tmp_path / "root")) == 2
     assert "MB at most" in capsys.readouterr().err
+
+
+@pytest.mark.kill
+def test_an_installation_killed_ten_times_at_random_moments_is_the_undisturbed_one(run, counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(install_cli, "verify_repository", lambda new, model: 0.0)  # a process of its own, seconds long
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: (time.sleep(0.02), rename(path, target))[1])
+
+    def start(root: Path) -> int:
+        if not root.exists():
+            new_root(root)
+            (root / "model.safetensors").write_bytes(b"of an earlier model")
+        return started(lambda argv: install(run, counted, root), [])
+
+    def check(root: Path) -> None:
+        assert states_of(root) == states_of(tmp_path / "undisturbed")
+
+    print(run_killed(start, tmp_path, check))

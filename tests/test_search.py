@@ -35,6 +35,7 @@ from wavcse.search.stability import against_chance, choose, consensus_order, con
 from wavcse.search.steps import do_step
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable, read_table, shared, table_for
+from wavcse.tests.killed import run_killed, started
 from wavcse.tests.processes import Child
 from wavcse.train_accelerate import train
 from wavcse.training.arguments import RunArguments, parse_arguments
@@ -560,3 +561,19 @@ def test_the_benchmark_holds_a_way_to_products_and_bandwidth():
     (row,) = bench_search.summarise([way], [25], {"rates": slow, "seconds": seconds}, config, None)
     assert row["by_layers"][0]["share_of_bound"] == pytest.approx((4 / 2 + 4 / 1) / 2)
     assert row["by_layers"][0]["share_of_bandwidth_bound"] == pytest.approx((1.5 / 2 + 0.5 / 1) / 2)
+
+
+@pytest.mark.kill
+def test_a_search_killed_ten_times_at_random_moments_is_the_undisturbed_one(search_config, tmp_path):
+    options = ["--seeds", "2", "--workers", "1", "--num_epochs", "3"]
+
+    def check(folder):
+        assert figures_of(folder) == figures_of(tmp_path / "undisturbed")
+        names = [sorted(path.name for path in (place / "fits").iterdir()) for place in (tmp_path / "undisturbed", folder)]
+        assert names[0] == names[1]
+        assert (folder / "recipe.yaml").read_text().replace(folder.name, "") == (
+            tmp_path / "undisturbed/recipe.yaml"
+        ).read_text().replace("undisturbed", "")
+
+    start = lambda folder: started(main, [str(search_config), "--output_dir", str(folder), *options])  # noqa: E731
+    print(run_killed(start, tmp_path, check))

@@ -17,6 +17,7 @@ from wavcse import WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
 from wavcse.data.cache import build_cache
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
+from wavcse.tests.killed import launched, run_killed
 from wavcse.tests.processes import Child, run_in_two_processes, run_python
 from wavcse.train_accelerate import main, train
 from wavcse.training.arguments import RunArguments, parse_arguments
@@ -374,3 +375,23 @@ def test_command_line_overrides_the_recipe_and_explains_mistakes(recipe, tmp_pat
     assert "unknown fields ['learning_rat']" in capsys.readouterr().err
     assert main(["none.yaml"]) == 2
     assert "none.yaml: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.kill
+def test_killed_ten_times_under_accelerate_launch_is_not_stopped(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "num_epochs": 40}))
+    slow = (
+        "import sys, time; from wavcse import train_accelerate as t; from wavcse.training import loop\n"
+        "step = loop.train_step; loop.train_step = lambda *a: (time.sleep(0.05), step(*a))[1]\nsys.exit(t.main(sys.argv[1:]))"
+    )
+    (tmp_path / "train.py").write_text(slow)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", str(tmp_path / "train.py"), str(tmp_path / "recipe.yaml")]
+
+    def check(folder):
+        assert_same_run(tmp_path / "undisturbed", folder)
+        weights = [load_file(place / "hub/model.safetensors") for place in (tmp_path / "undisturbed", folder)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert not list(folder.rglob("*.partial"))
+
+    print(run_killed(lambda folder: launched([*launch, "--output_dir", str(folder)]), tmp_path, check))
