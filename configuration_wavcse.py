@@ -11,6 +11,7 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig
@@ -390,6 +391,8 @@ def _validated_upstream(upstream_config: Any) -> PretrainedConfig:
     for name, check in {**ARCHITECTURE, **TRAINING_ONLY}.items():
         if hasattr(upstream_config, name):
             check(f"upstream_config.{name}", getattr(upstream_config, name))
+    for name, check in INHERITED.items():
+        check(f"upstream_config.{name}", getattr(upstream_config, name, None))
     _multiple_of(upstream_config, "hidden_size", "num_attention_heads")
     if family != "whisper":
         _multiple_of(upstream_config, "hidden_size", "num_conv_pos_embedding_groups")
@@ -548,10 +551,18 @@ def _switch(field: str, value: Any) -> bool | None:
     return value if value is None else _bool(field, value)
 
 
+def _dtype(field: str, value: Any) -> Any:
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if value not in (None, "auto") and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"{field} is {value!r}; it must be the name of a floating-point type, such as 'float32'.")
+    return value
+
+
 STEM = ("conv_dim", "conv_kernel", "conv_stride")
 # Fields that transformers reads from every model's configuration and does not check.
 INHERITED: dict[str, Callable[[str, Any], Any]] = {
     "architectures": _names,
+    "dtype": _dtype,
     **dict.fromkeys(("auto_map", "custom_pipelines"), _mapping),
     **dict.fromkeys(("output_attentions", "output_hidden_states", "return_dict"), _switch),
 }

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from wavcse import WavCSEConfig, WavCSEForMultiTask, WavCSEModel
+from wavcse.configuration_wavcse import WAVLM_LARGE
 
 KEYWORD = ["yes", "no", "stop"]  # of the fixture's head
 
@@ -218,6 +219,10 @@ def test_nonsense_of_several_fields(folder, changes, message):
     ("changes", "message"),
     [
         ({"dtype": "float99"}, "float99"),
+        ({"dtype": float("nan")}, "dtype is nan; it must be the name of a floating-point type"),
+        ({"dtype": 2**63}, "dtype is 9223372036854775808"),
+        ({"dtype": "int8"}, r"dtype is torch\.int8|dtype is 'int8'"),
+        ({"upstream_config": {**WAVLM_LARGE, "dtype": 5}}, "dtype"),
         ({"architectures": 5}, "architectures"),
         ({"auto_map": "x"}, "auto_map is 'x'; it must be a mapping"),
         ({"output_hidden_states": "no"}, "output_hidden_states is 'no'; it must be true or false"),
