@@ -6,6 +6,7 @@ import os
 import platform
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from transformers.utils import logging
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
 from wavcse.benchmarks.measure import processor_name
 from wavcse.data.cache import build_cache
+from wavcse.eval.probes import ProbeSettings
 from wavcse.reports import figures
 
 if TYPE_CHECKING:
@@ -223,6 +225,16 @@ def real_pictures_in_module(save_figure) -> Iterator[None]:
     """The same from here to the module's end, for what a module's fixtures make."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "save_figure", save_figure)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_probes() -> Iterator[None]:
+    """Probes of evaluations with two learning rates and a few epochs by default: enough for what toy corpora hold."""
+    quick = {"learning_rates": (1e-2, 2.5e-3), "max_epochs": 30}
+    defaults = tuple({**asdict(ProbeSettings()), **quick}.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProbeSettings.__init__, "__defaults__", defaults)
         yield
 
 

@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 LIBRARIES = ["torch", "transformers.modeling_utils", "transformers.pipelines", "torch.nn.attention.flex_attention"]
 LIBRARIES += ["accelerate", "pandas", "pyarrow.parquet", "scipy.optimize", "scipy.stats", "soundfile", "soxr"]
 TIMEOUT_S = 300.0
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(LIBRARIES)
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(LIBRARIES)
 
 
 class Child:
@@ -46,7 +46,7 @@ class Child:
         variables = {**os.environ, **(environment or {})}
         streams = (str(output), f"{output}.err") if output else (os.devnull, os.devnull)
         command = [str(argument) for argument in arguments]
-        self.process = CONTEXT.Process(target=_run, args=(command, str(Path(cwd).absolute()), variables, streams))
+        self.process = FORKSERVER.Process(target=_run, args=(command, str(Path(cwd).absolute()), variables, streams))
         self.process.start()
         self.pid = self.process.pid
 

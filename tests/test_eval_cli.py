@@ -1,12 +1,14 @@
-"""`python -m wavcse.eval` end to end in a process of its own, and what it says to wrong usage."""
+"""`wavcse eval` end to end, and what it says to wrong usage."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
+from contextlib import chdir, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import numpy as np
 import pandas as pd
@@ -45,18 +47,28 @@ def write_corpus(folder: Path) -> Path:
     return folder / "metadata.csv"
 
 
+@dataclass(frozen=True)
+class Done:
+    """Exit code and standard output of a command."""
+
+    code: int
+    stdout: str
+
+
 @pytest.fixture(scope="module")
-def run(tiny_model, tmp_path_factory) -> tuple[Path, CompletedProcess]:
-    """One evaluation through the command line: the folder in which it ran, and the finished process."""
+def run(tiny_model, quick_probes, tmp_path_factory) -> tuple[Path, Done]:
+    """One evaluation by the command: the folder in which it ran, and what it answered."""
     folder = tmp_path_factory.mktemp("eval")
     write_corpus(folder / "corpus")
     tiny_model().save_pretrained(folder / "hub")
     command = [
-        *("-m", "wavcse.eval", "--model", "hub", "--manifest", str(folder / "corpus/metadata.csv")),
+        *("--model", "hub", "--manifest", str(folder / "corpus/metadata.csv")),
         *("--tasks", "keyword,speaker", "--baselines", "majority,mfcc,last_layer", "--output_dir", "out"),
         *("--seeds", "2", "--device", "cpu", "--note", "upstream with random weights"),
     ]
-    return folder, run_python(*command, cwd=folder)
+    with redirect_stdout(StringIO()) as stdout, chdir(folder):
+        code = main(command)
+    return folder, Done(code, stdout.getvalue())
 
 
 def record_of(folder: Path, task: str, encoder: str) -> dict:
@@ -64,16 +76,14 @@ def record_of(folder: Path, task: str, encoder: str) -> dict:
 
 
 def test_exit_code_and_skipped_clips(run):
-    folder, process = run
-    assert process.returncode == 3, process.stderr
+    folder, done = run
+    assert done.code == 3
     with open(folder / "out/skipped.csv", newline="") as file:
         (entry,) = csv.DictReader(file)
     assert entry["clip"] == "h_high_5.flac"
     assert entry["reason"].startswith("h_high_5.flac: cannot be read as audio")
-    assert "1 clips were skipped, see out/skipped.csv" in process.stdout
-    assert process.stdout.startswith(
-        "keyword: 3 classes of 72 training clips: high 24, low 24, middle 24\nspeaker: 8 classes of"
-    )
+    assert "1 clips were skipped, see out/skipped.csv" in done.stdout
+    assert done.stdout.startswith("keyword: 3 classes of 72 training clips: high 24, low 24, middle 24\nspeaker: 8 classes of")
 
 
 def test_one_result_file_per_task_and_encoder(run):
@@ -153,9 +163,9 @@ def test_nothing_written_holds_an_absolute_path(run):
 
 
 def test_table(run):
-    folder, process = run
+    folder, done = run
     table = (folder / "out/results.md").read_text()
-    assert process.stdout.startswith(table)
+    assert table in done.stdout
     lines = table.splitlines()
     assert "| wavcse | last_layer | mfcc | majority |" in lines[0]
     assert lines[2].startswith("| Keyword spotting | ")
@@ -384,6 +394,12 @@ def test_settings_of_a_wrong_type(setting, tmp_path, capsys):
     (tmp_path / "eval.yaml").write_text("".join(f"{key}: {text}\n" for key, text in {**sound, name: value}.items()))
     assert main([str(tmp_path / "eval.yaml")]) == 2
     assert f"wavcse eval: {name} is " in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module(tmp_path):
+    done = run_python("-m", "wavcse.eval", "absent.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "absent.yaml: cannot be read as YAML" in done.stderr
 
 
 def test_results_of_nothing(tmp_path, capsys):

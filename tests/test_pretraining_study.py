@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,12 @@ import torch
 import yaml
 from transformers import WavLMModel
 
-from wavcse.eval import probes
-from wavcse.eval.probes import ProbeSettings
 from wavcse.pretrain_accelerate import initial_network
+from wavcse.pretraining import study
 from wavcse.pretraining.study import main
 from wavcse.pretraining.study_config import merged, read_study
 from wavcse.pretraining.study_speed import noise_clips
-from wavcse.tests.processes import Child
+from wavcse.tests.processes import FORKSERVER, Child
 
 ENCODER = {
     "hidden_size": 32,
@@ -104,7 +102,7 @@ def config(speech, toy_corpus, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def out(config, real_pictures_in_module) -> Path:
+def out(config, real_pictures_in_module, quick_probes) -> Path:
     """The study's folder after it was killed in its first training and continued with two trainings at a time."""
     folder = config.parent / "out"
     child = Child("-m", "wavcse.pretraining.study", config)
@@ -115,8 +113,8 @@ def out(config, real_pictures_in_module) -> Path:
     time.sleep(0.5)
     assert (folder / LABELLED / "log.jsonl").read_bytes() == left, "the training outlived the study"
     untrained = states_of(folder / UNTRAINED / "upstream")
-    with pytest.MonkeyPatch.context() as patch:  # one rate and few epochs: what probes find is no matter here
-        patch.setattr(probes, "ProbeSettings", partial(ProbeSettings, learning_rates=(1e-2,), max_epochs=8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "get_context", lambda method: FORKSERVER)  # the study that was killed started them as users do
         assert main([str(config), "--workers", "2"]) == 0
     assert states_of(folder / UNTRAINED / "upstream") == untrained
     return folder

@@ -31,7 +31,7 @@ from wavcse.search.study import (
     set_damaged_database_aside,
 )
 from wavcse.search.table import read_table
-from wavcse.tests.processes import Child
+from wavcse.tests.processes import FORKSERVER, Child
 from wavcse.train_accelerate import train
 from wavcse.training.arguments import RunArguments, parse_arguments
 
@@ -241,7 +241,8 @@ def test_values_are_those_of_the_fits_and_the_recipe_trains(search_config, tmp_p
         assert "<svg" in (out / f"pictures/{name}.svg").read_text()[:2000]
 
 
-def test_workers_share_a_study(search_recipe, tmp_path):
+def test_workers_share_a_study(search_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "get_context", lambda method: FORKSERVER)  # test_search.py starts workers as users do
     args, own = RunArguments(**search_recipe), {"seeds": 1, "batch_sizes": [16], "learning_rates": [2.5e-3]}
     search_hparams(read_table(args), args, tmp_path, trials=1, **own, show_progress=False)
     report = search_hparams(read_table(args), args, tmp_path, trials=6, workers=2, **own, show_progress=False)
