@@ -158,7 +158,7 @@ def make_table(num_clips: int, device: torch.device, upstream: Mapping) -> Searc
 def arguments(num_layers: int, batch_size: int, precision: str) -> RunArguments:
     """The paper's recipe on the first layers."""
     return RunArguments(
-        tasks={task: {} for task in CLASSES},
+        tasks={task: {"manifest": "drawn.csv", "label_column": task} for task in CLASSES},
         selected_layers=list(range(num_layers)),
         pooling_type="weighted_average",
         batch_size=batch_size,

@@ -56,7 +56,8 @@ CLASSES = {"keyword": ["a", "b", "c"], "speaker": ["d", "e", "f", "g"]}
 
 def arguments(**changes) -> RunArguments:
     sizes = {"layer_projection_size": 16, "embedding_size": 24, "layer_dropout": 0.0, "embedding_dropout": 0.0}
-    fields = {"tasks": {task: {} for task in CLASSES}, "batch_size": 100, "num_epochs": 12, "learning_rate": 1e-2, **sizes}
+    tasks = {task: {"manifest": "planted.csv", "label_column": task} for task in CLASSES}
+    fields = {"tasks": tasks, "batch_size": 100, "num_epochs": 12, "learning_rate": 1e-2, **sizes}
     return RunArguments(**{**fields, **changes}, save_hub=False)
 
 
@@ -185,7 +186,8 @@ def test_a_stored_fit_is_addressed_by_what_changes_it(tmp_path):
     assert key == store.key(replace(args, output_dir="elsewhere", cache_dir="there", note="!"), "data")
     assert key == store.key(replace(args, pooling_kwargs={"p": 16.0}), "data")  # learned_norm's default
     changes = [{"seed": 1}, {"num_epochs": 3}, {"selected_layers": [1]}, {"pooling_kwargs": {"p": 4.0}}, {"l1": 0.5}]
-    changes += [{"tasks": {"keyword": {}, "speaker": {"loss_weight": 2.0}}}]
+    tasks = arguments().tasks
+    changes += [{"tasks": {**tasks, "speaker": {**tasks["speaker"], "loss_weight": 2.0}}}]
     keys = {store.key(replace(args, **change), "data") for change in changes} | {store.key(args, "other data")}
     assert len(keys) == len(changes) + 1
     assert key not in keys

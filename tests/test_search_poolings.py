@@ -24,12 +24,20 @@ from wavcse.train_accelerate import train
 from wavcse.training.arguments import RunArguments, parse_arguments
 
 L, D, NUM_CLIPS, CLASSES = 6, 12, 600, ["a", "b", "c"]
-UPSTREAM = {"model_type": "wavlm", "hidden_size": D, "num_hidden_layers": L - 1, "num_attention_heads": 2, "conv_dim": [8] * 7}
+UPSTREAM = {
+    "model_type": "wavlm",
+    "hidden_size": D,
+    "num_hidden_layers": L - 1,
+    "num_attention_heads": 2,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embedding_groups": 4,
+}
 
 
 def arguments(**changes) -> RunArguments:
     sizes = {"layer_projection_size": 24, "embedding_size": 24, "layer_dropout": 0.0, "embedding_dropout": 0.0}
-    fields = {"tasks": {"keyword": {}}, "batch_size": 100, "num_epochs": 12, "learning_rate": 1e-2, **sizes}
+    tasks = {"keyword": {"manifest": "planted.csv", "label_column": "keyword"}}
+    fields = {"tasks": tasks, "batch_size": 100, "num_epochs": 12, "learning_rate": 1e-2, **sizes}
     return RunArguments(**{**fields, "selected_layers": list(range(L)), **changes}, save_hub=False)
 
 
