@@ -1,6 +1,6 @@
 """The feature cache on disk: shards of time-pooled layers, addressed by audio content, read through memory maps.
 
-    ROOT/digests.json                   path -> size, mtime, content digest, seconds; spares hashing a file twice
+    ROOT/digests.json                   hash of path -> size, mtime, content digest, seconds; spares hashing a file twice
     ROOT/<key>/cache.json               what the vectors depend on, in words; the key is its hash
     ROOT/<key>/<name>.safetensors       `pooled_layers` [n, L, D] and, in its header, the digests of the n clips
 

@@ -36,6 +36,7 @@ except ImportError:  # Windows: nothing keeps two runs apart there
 
 CHUNK = 1 << 22  # bytes that are read at a time
 CHECKSUM = "crc32"  # field of a JSON file
+NO_UTF_8 = re.compile("[\ud800-\udfff]")  # what stands in Python for bytes of a file name that are no UTF-8
 CHECKSUM_IN_NAME = re.compile(r"-([0-9a-f]{8})$")
 LOCK_FILE = ".lock"
 LOCK_PATIENCE_S = 1.0  # processes that were just killed take a moment to let go
@@ -180,6 +181,7 @@ def _with_null(value: Any) -> Any:
 def write_json(path: Path, record: Mapping[str, Any], indent: int | None = None, durable: bool = False) -> None:
     """Write a mapping as JSON with a checksum of its content in the field `crc32`; `durable` as in `replacing`."""
     text = json_text({**record, CHECKSUM: _checksum_of(record)}, indent=indent, ensure_ascii=False)
+    text = NO_UTF_8.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     write_atomically(path, text + "\n", durable)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Inspector:
 
     Args:
         root: they are remembered in `ROOT/digests.json` by path, size and modification time; `None` = while this object lives.
+            A hash stands for the path, as folders with such a file are passed on and paths tell whose they were.
     """
 
     def __init__(self, root: str | Path | None = None):
@@ -48,7 +50,7 @@ class Inspector:
         self.is_unsaved = False
         if self.memo_path is not None and self.memo_path.exists():
             try:
-                self.memo = read_json(self.memo_path)
+                self.memo = {_key(path): fact for path, fact in read_json(self.memo_path).items()}
             except DamagedFile as error:
                 print(f"{error} All files are read again.", file=sys.stderr)
 
@@ -64,7 +66,7 @@ class Inspector:
 
     def _file_facts(self, path: Path) -> dict:
         try:
-            key, stamp = real_path(path), file_stamp(path)
+            key, stamp = _key(real_path(path)), file_stamp(path)
             known = self.memo.get(key)
             if known and tuple(known["stamp"]) == stamp and known["duration_s"] <= LONGEST_FILE_S:
                 return known
@@ -85,6 +87,11 @@ class Inspector:
             self.memo_path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.memo_path, self.memo)
             self.is_unsaved = False
+
+
+def _key(path: str) -> str:
+    """What a real path is remembered by; a key stays what it is. Memos of older versions hold the paths themselves."""
+    return hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest() if os.path.isabs(path) else path
 
 
 def _part_of(clip: Clip, file: dict) -> ClipFacts:

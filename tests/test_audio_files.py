@@ -356,7 +356,9 @@ def test_inspection_hashes_in_pieces(tmp_path):
     assert facts.digest == hashlib.blake2b(content, digest_size=16).hexdigest()
     assert facts.duration_s == 600.0
     memo = json.loads((tmp_path / "digests.json").read_text())
-    assert memo[str(path)]["stamp"] == [path.stat().st_size, path.stat().st_mtime_ns]
+    assert [path.stat().st_size, path.stat().st_mtime_ns] in [
+        known["stamp"] for known in memo.values() if isinstance(known, dict)
+    ]
 
 
 def test_the_marker_of_flac_within_audio_is_no_stream():

@@ -17,7 +17,7 @@ from wavcse.data.cache import build_cache
 from wavcse.data.cache import main as cache_main
 from wavcse.data.embedding_table import EmbeddedClip, EmbeddingParts
 from wavcse.data.features import FeatureCache, open_cache
-from wavcse.data.files import DamagedFile, locked, write_json
+from wavcse.data.files import DamagedFile, locked, read_json, write_json
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
 from wavcse.embed import embed_corpus
@@ -428,3 +428,10 @@ def test_a_cache_that_is_opened_to_be_added_to_is_cleared_of_what_a_kill_left(ca
     assert again.location == cache.location
     assert not list(cache.folder.glob("*.partial"))
     assert not (cache.folder / ".tmpIDh3aT").exists()
+
+
+def test_a_name_that_is_no_utf_8_is_written_as_json(tmp_path):
+    record = {"caf\udce9.wav": ["é", 1]}
+    write_json(tmp_path / "index.json", record)
+    assert read_json(tmp_path / "index.json") == record
+    assert "é" in (tmp_path / "index.json").read_text(encoding="utf-8")

@@ -14,9 +14,10 @@ import yaml
 
 from wavcse import train_accelerate
 from wavcse.data.composite import load_composite
+from wavcse.data.files import write_json
 from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskSource, load_task_clips
-from wavcse.data.manifest import Manifest
+from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.__main__ import main as evaluate_main
 from wavcse.eval.finetune.__main__ import main as finetune_main
 from wavcse.eval.task import load_task
@@ -293,8 +294,22 @@ def test_evaluation_reads_no_file_twice(audio, monkeypatch):
     path = manifest(audio, SOUND, HEADER_KEYWORD)
     arguments = ["--manifest", path, "--tasks", "keyword", "--baselines", "majority", "--device", "cpu"]
     assert evaluate_main([*arguments, "--output_dir", str(audio / "out")]) == 0
-    known = Inspector(audio / "out/embeddings").memo
-    assert sorted(Path(name).name for name in known) == ["a.wav", "b.wav", "c.wav", "d.wav"]
+    assert len(Inspector(audio / "out/embeddings").memo) == 4
+    assert str(audio) not in (audio / "out/embeddings/digests.json").read_text()
+    monkeypatch.setattr("wavcse.data.inspection.AudioFile", None)
+    facts = Inspector(audio / "out/embeddings").inspect([Clip("a.wav", audio / "a.wav")])
+    assert facts == Inspector(audio / "out/embeddings").inspect([Clip("a.wav", audio / "sub/../a.wav")])
+    assert facts[0].duration_s == 0.5
+
+
+def test_a_memo_by_whole_paths_of_an_older_version_is_read(audio):
+    clips = [Clip("a.wav", audio / "a.wav")]
+    inspector = Inspector(audio / "cache")
+    facts = inspector.inspect(clips)
+    (known,) = inspector.memo.values()
+    write_json(audio / "cache/digests.json", {str(audio / "a.wav"): {**known, "digest": "as remembered"}})
+    assert facts[0].digest != "as remembered"
+    assert Inspector(audio / "cache").inspect(clips)[0].digest == "as remembered"
 
 
 # Pre-training
