@@ -31,7 +31,7 @@ from wavcse.data.files import (
 )
 from wavcse.data.processes import thread_pool
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # since 3 all of the audio in a file counts: concatenated files, MP3s without a count of their frames
 NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16}
 CHECK_THREADS = 4
 REPAIR = "Give the command that made the cache again: it sets the file aside and makes what was in it anew."

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from wavcse.data.files import DamagedFile, check_piece, remove_partials, set_aside, write_piece
 from wavcse.eval.encoder import Encoder, candidates_of, identity_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # since 2 all of the audio in a file counts, see `data/features.py`
 
 
 def encoder_record(encoder: Encoder) -> dict:
