@@ -28,7 +28,7 @@ import numpy as np
 import soundfile
 import torch
 
-from wavcse.benchmarks.measure import PairedRatio, gemm_rate, machine_facts
+from wavcse.benchmarks.measure import GEMM_ROWS, QUICK_GEMM_ROWS, PairedRatio, gemm_rate, machine_facts
 from wavcse.benchmarks.report import table
 from wavcse.data.files import json_text
 
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = {
         "date": date.today().isoformat(),
         "machine": machine_facts(device),
-        "gflop_per_s": gemm_rate(device) / 1e9,
+        "gflop_per_s": gemm_rate(device, rows=QUICK_GEMM_ROWS if args.quick else GEMM_ROWS) / 1e9,
         "upstream": args.upstream.name if args.upstream else "untrained, 12 blocks of width 384",
         "settings": {"clips": args.clips, "longest_s": args.longest_s, "rounds": args.rounds},
         "rows": list(map(asdict, rows)),

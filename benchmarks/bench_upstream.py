@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 
 from wavcse.benchmarks.measure import (
+    GEMM_ROWS,
+    QUICK_GEMM_ROWS,
     SPREAD_LIMIT,
     WARM_ALLOCATOR,
     Errors,
@@ -92,7 +94,7 @@ def measure_workload(bench: Bench, variants: Sequence[Variant], workload: Worklo
 
     rates: list[dict[str, float]] = []
     runners = {variant.name: runner(variant) for variant in variants}
-    seconds = interleaved(runners, rounds, bench.device, lambda: rates.append(gemm_rates(bench.device)))
+    seconds = interleaved(runners, rounds, bench.device, lambda: rates.append(gemm_rates(bench.device, bench.gemm_rows)))
     rows = []
     for variant in variants:
         errors = Errors.of(outputs[variant.name], outputs[ORDINARY])
@@ -176,7 +178,7 @@ def measure(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
-    rates = gemm_rates(device)
+    rates = gemm_rates(device, QUICK_GEMM_ROWS if args.quick else GEMM_ROWS)
     report = load_report(path, device)
     run = run_of(report, args, rates)
     print(", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items()), f"GFLOP/s, {args.threads} thread(s)")

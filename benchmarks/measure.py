@@ -22,6 +22,8 @@ from wavcse.configuration_wavcse import PRECISIONS
 from wavcse.products_wavcse import linear, own_layout
 
 SPREAD_LIMIT = 0.10  # a ratio that varies by more between rounds is marked
+GEMM_ROWS = 1024
+QUICK_GEMM_ROWS = 8  # for tests: without its instructions a processor takes seconds for one int8 product of 1024 rows
 # glibc settings that keep freed memory in the process: without them every large tensor is paid for in page faults.
 WARM_ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
@@ -45,12 +47,12 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def gemm_rate(device: torch.device, precision: str = "float32", repeats: int = 12) -> float:
-    """Best rate in operations per second (a multiply-add is two) of the product 1024 x 1024 x 4096, the upstream's own.
+def gemm_rate(device: torch.device, precision: str = "float32", rows: int = GEMM_ROWS, repeats: int = 12) -> float:
+    """Best rate in operations per second (a multiply-add is two) of the product `rows` x 1024 x 4096, the upstream's own.
 
     The faster of the libraries that the installed PyTorch offers, so that a share of the limit cannot flatter.
     """
-    rows, inner, columns = 1024, 1024, 4096
+    inner, columns = 1024, 4096
     a, b = torch.randn(rows, inner, device=device), torch.randn(columns, inner, device=device)
     if precision == "int8":
         a, b = (tensor.mul(40).clamp(-127, 127).to(torch.int8) for tensor in (a, b))
@@ -65,12 +67,12 @@ def gemm_rate(device: torch.device, precision: str = "float32", repeats: int = 1
     return 2 * rows * inner * columns / min(seconds)
 
 
-def gemm_rates(device: torch.device) -> dict[str, float]:
+def gemm_rates(device: torch.device, rows: int = GEMM_ROWS) -> dict[str, float]:
     """`gemm_rate` of every precision; one that the device does not offer is left out."""
     rates = {}
     for precision in PRECISIONS:
         try:
-            rates[precision] = gemm_rate(device, precision)
+            rates[precision] = gemm_rate(device, precision, rows)
         except RuntimeError as error:
             print(f"no {precision} products here: {error}")
     return rates

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from wavcse.benchmarks.measure import Errors
+from wavcse.benchmarks.measure import GEMM_ROWS, QUICK_GEMM_ROWS, Errors
 from wavcse.configuration_wavcse import PAPER_LAYERS, WAVLM_LARGE
 from wavcse.packed_wavcse import PackedUpstream
 from wavcse.upstream_wavcse import count_frames, visiting_layers
@@ -69,6 +69,7 @@ class Bench:
     truncated: PreTrainedModel
     layers: tuple[int, ...]
     device: torch.device
+    gemm_rows: int
 
     @property
     def config(self) -> PretrainedConfig:
@@ -86,7 +87,7 @@ def make_bench(quick: bool, device: torch.device) -> Bench:
         truncated = AutoModel.from_config(config)
     # Own modules on shared weights: transformers hooks the modules, and a second model with the same ones hooks them twice.
     truncated.load_state_dict(full.state_dict(), strict=False, assign=True)
-    return Bench(full, truncated.eval().requires_grad_(False), layers, device)
+    return Bench(full, truncated.eval().requires_grad_(False), layers, device, QUICK_GEMM_ROWS if quick else GEMM_ROWS)
 
 
 def _config(quick: bool) -> PretrainedConfig:
