@@ -56,6 +56,7 @@ from wavcse.data.corpus_pass import (
     readable_clips,
     share_of_process,
     skipped_clips,
+    unfinished,
     write_quiet,
     write_skipped,
 )
@@ -329,13 +330,9 @@ def window_bounds(num_samples: int, window: int | None, hop: int | None) -> list
 def pending_batches(
     readable: Sequence[CorpusClip], finished: set[tuple[str, str]], embedder: Embedder, batch_seconds: float
 ) -> list[list[CorpusClip]]:
-    """Batches of the clips that are not finished.
-
-    Batches are made of all clips and thinned afterwards: after a kill a clip keeps its company, and so its every bit.
-    """
+    """Batches of the clips that are not finished."""
     batches = batches_by_length(readable, batch_seconds, [embedder.cost_s(item) for item in readable])
-    thinned = [[item for item in batch if (item.clip.clip_id, item.digest) not in finished] for batch in batches]
-    return [batch for batch in thinned if batch]
+    return unfinished(batches, lambda item: (item.clip.clip_id, item.digest) in finished)
 
 
 def as_device(name: str, state: PartialState) -> torch.device:

@@ -35,6 +35,7 @@ from wavcse.data.corpus_pass import (
     readable_clips,
     share_of_process,
     skipped_clips,
+    unfinished,
     write_skipped,
 )
 from wavcse.data.features import CacheKey, FeatureCache, clips_per_shard
@@ -100,9 +101,10 @@ def build_cache(
             cache = FeatureCache.create(Path(out), key, repair=state.is_main_process)
             facts = Inspector(out).inspect(clips, save=state.is_main_process, show_progress=state.is_main_process)
         readable, unreadable = readable_clips(clips, facts)
-        present, pending = _pending(readable, cache)
+        batches = _pending_batches(readable, cache, batch_seconds)
+        present = sum(item.digest in cache for item in readable)
         state.wait_for_everyone()  # all have seen the same cache before anyone adds to it
-        batches = share_of_process(batches_by_length(pending, batch_seconds), state.process_index, state.num_processes)
+        batches = share_of_process(batches, state.process_index, state.num_processes)
         shard_size = clips_per_shard(len(config.selected_layers), config.pooled_size, dtype, shard_mb)
         done = gathered(_extract(batches, model, config, cache, shard_size, show_progress=state.is_local_main_process))
         skipped = skipped_clips(clips, unreadable | done.skipped)
@@ -147,13 +149,12 @@ def weights_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _pending(readable: Sequence[CorpusClip], cache: FeatureCache) -> tuple[int, list[CorpusClip]]:
-    """How many clips are cached, and one clip for each content that is not."""
-    pending: dict[str, CorpusClip] = {}
+def _pending_batches(readable: Sequence[CorpusClip], cache: FeatureCache, batch_seconds: float) -> list[list[CorpusClip]]:
+    """Batches of one clip for each content that is not cached."""
+    first: dict[str, CorpusClip] = {}
     for item in readable:
-        if item.digest not in cache:
-            pending.setdefault(item.digest, item)
-    return sum(item.digest in cache for item in readable), list(pending.values())
+        first.setdefault(item.digest, item)
+    return unfinished(batches_by_length(list(first.values()), batch_seconds), lambda item: item.digest in cache)
 
 
 def _extract(

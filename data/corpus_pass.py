@@ -137,12 +137,22 @@ def batches_by_length(
     return batches
 
 
+def unfinished(batches: Sequence[list[CorpusClip]], is_finished: Callable[[CorpusClip], bool]) -> list[list[CorpusClip]]:
+    """The batches without what is finished, and none that is empty.
+
+    Batches are made of all clips and thinned afterwards: a batch that a kill interrupted is made again of the same clips, and
+    every clip gets the same bits.
+    """
+    thinned = [[item for item in batch if not is_finished(item)] for batch in batches]
+    return [batch for batch in thinned if batch]
+
+
 def share_of_process(batches: Sequence[list[CorpusClip]], process_index: int, num_processes: int) -> list[list[CorpusClip]]:
     """The batches of one of several processes, in order.
 
     Every batch goes to the process that has the fewest seconds so far, the biggest batches first, so that the processes'
-    seconds differ by less than one batch. Whole batches are dealt: a clip keeps its company, and so every bit of its vector,
-    however many processes there are.
+    seconds differ by less than one batch. Whole batches are dealt, so that a clip's vector is the same to the bit with
+    any number of processes.
     """
     seconds = [seconds_of(batch) for batch in batches]
     totals, mine = [0.0] * num_processes, []
