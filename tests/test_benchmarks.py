@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import WavLMConfig
 
-from wavcse.benchmarks import bench_corpus, bench_upstream
+from wavcse.benchmarks import bench_corpus, bench_upstream, memory
 from wavcse.benchmarks.measure import Errors, PairedRatio
 from wavcse.benchmarks.memory import rival_memory_mb
 from wavcse.benchmarks.report import markdown_of, table
@@ -168,12 +169,20 @@ def test_table_is_markdown():
     assert table(["a", "b", "c"], [["x", "y", 1.5]]) == "| a | b |   c |\n| - | - | --: |\n| x | y | 1.5 |"
 
 
-def test_upstream_benchmark_writes_report_and_pictures(tmp_path, capsys):
+def test_upstream_benchmark_writes_report_and_pictures(tmp_path, capsys, monkeypatch):
+    """Memory is measured in this process, which is quicker, as its figures are no matter here."""
+
+    def in_this_process(*settings) -> Iterator[memory.MemoryRow]:
+        for name in memory.QUICK_VARIANTS:
+            yield from memory._measure_variant(name, *settings)
+
+    monkeypatch.setattr(bench_upstream, "measure_memory", in_this_process)
     path = tmp_path / "report.json"
-    bench_upstream.main(["--quick", "--workloads", "mixed", "8s", "--out", str(path)])
+    bench_upstream.main(["--quick", "--memory", "--workloads", "mixed", "8s", "--out", str(path)])
     assert "wavCSE float32" in capsys.readouterr().out
     (run,) = json.loads(path.read_text(encoding="utf-8"))["runs"]
     assert run["allocator"] == "default"
+    assert {row["variant"] for row in run["memory"]} == {"ordinary", "float32"}
     assert [workload["name"] for workload in run["workloads"]] == ["mixed", "8s"]
     for workload in run["workloads"]:
         for row in workload["variants"]:
