@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from wavcse.card_wavcse import inert, model_card
+from wavcse.data.files import read_json, write_json
 from wavcse.eval.records import read_results
 from wavcse.eval.report import write_report
 from wavcse.eval.rows import rows_of
@@ -186,7 +187,7 @@ def test_an_evaluation_of_hostile_names_is_reported(tmp_path):
     """Titles, classes, corpora, protocols, notes, paths and versions of every record."""
     make_folder(tmp_path, noise={"wavcse": 0.15, "mfcc": 0.5})
     for path in (tmp_path / "results").iterdir():
-        record = json.loads(path.read_text())
+        record = read_json(path)
         task = record["task"]
         task["title"], task["corpus"], task["note"] = f"{task['title']} {ALL}", ALL, ALL
         task["protocols"] = list(HOSTILE)
@@ -195,7 +196,7 @@ def test_an_evaluation_of_hostile_names_is_reported(tmp_path):
         record["manifests"] = [{**own, "path": f"{ALL}/metadata.csv"} for own in record["manifests"]]
         record["versions"] = {**record["versions"], ALL: ALL}
         record["encoder"]["model"] = ALL
-        path.write_text(json.dumps(record))
+        write_json(path, record)
     for path in (tmp_path / "predictions").glob("keyword__*"):
         pd.read_parquet(path).replace("down", ALL).to_parquet(path)
     write_report(tmp_path)
