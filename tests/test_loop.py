@@ -26,7 +26,10 @@ every_pooling = pytest.mark.parametrize("pooling_type", [*LINEAR, "learned_norm"
 
 def arguments(**changes) -> RunArguments:
     sizes = {"layer_projection_size": 8, "embedding_size": 12, "layer_dropout": 0.0, "embedding_dropout": 0.0}
-    tasks = {name: {"loss_weight": weight} for name, weight in (("keyword", 1.0), ("speaker", 0.5))}
+    tasks = {
+        name: {"manifest": "none.csv", "label_column": name, "loss_weight": weight}
+        for name, weight in (("keyword", 1.0), ("speaker", 0.5))
+    }
     fields = {"tasks": tasks, "selected_layers": [0, 1, 3], "batch_size": 16, "l1": 1e-3, "l2": 1e-2, **sizes, **changes}
     return RunArguments(**fields, save_hub=False)
 
