@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 
 import pytest
 
@@ -78,8 +79,8 @@ def test_a_signal_is_one_line_and_the_handlers_are_restored(number, code, capsys
     @command_line("wavcse test", continues=True)
     def main(argv=None):
         try:
-            os.kill(os.getpid(), number)
-            signal.pause()
+            signal.raise_signal(number)  # to this thread: `os.kill` may choose another one of the process
+            time.sleep(60)
         finally:
             done.append("cleaned up")
 
@@ -108,7 +109,7 @@ def test_a_program_within_another_leaves_signals_to_that_one_and_answers_mistake
 def test_of_several_processes_that_fail_alike_the_first_one_speaks(capsys, monkeypatch):
     """The launcher sends SIGTERM to the others when the first one has ended."""
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(command.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
     assert program(ValueError("the recipe does not fit"))([]) == 143
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(command.time, "sleep", lambda seconds: None)  # nobody else has failed
