@@ -80,9 +80,7 @@ class WavCSEFeatureExtractionPipeline(Pipeline):
         return self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt", scale_quiet=scale_quiet)
 
     def _forward(self, model_inputs: dict[str, Tensor], precision: str | None = None) -> dict[str, Tensor]:
-        with torch.autocast(
-            self.model.device.type, enabled=False
-        ):  # the precision is `precision`, whatever surrounds the call
+        with torch.autocast(self.model.device.type, enabled=False):  # `precision` decides, whatever surrounds the call
             output = self.model(**model_inputs, precision=precision, return_dict=True)
         return {"embeddings": output.embeddings}
 

@@ -21,6 +21,7 @@ from wavcse.data.corpus_pass import (
     batches_by_length,
     readable_clips,
     skipped_clips,
+    unfinished,
 )
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip
@@ -93,17 +94,15 @@ def _compute_missing(
     result: EmbeddedClips,
     show_progress: bool,
 ) -> PassReport:
-    """Put into `result.tables`, and into the stores, what the stores lack.
-
-    Batches are made of all clips and thinned afterwards: after a kill a clip keeps its company, and so its every bit.
-    """
+    """Put into `result.tables`, and into the stores, what the stores lack."""
 
     def lacks(encoder: Encoder, digest: str) -> bool:
         return encoder.name not in stores or digest not in stores[encoder.name]
 
     pending = [encoder for encoder in encoders if any(lacks(encoder, item.digest) for item in readable)]
-    batches = batches_by_length(readable, batch_seconds)
-    batches = [[item for item in batch if any(lacks(e, item.digest) for e in pending)] for batch in batches]
+    batches = unfinished(
+        batches_by_length(readable, batch_seconds), lambda item: not any(lacks(encoder, item.digest) for encoder in pending)
+    )
     rates = sorted({encoder.sampling_rate for encoder in pending})
     digest_of = {item.clip: item.digest for item in readable}
     extractors = [getattr(encoder, "feature_extractor", None) for encoder in pending]
@@ -127,7 +126,7 @@ def _compute_missing(
     def waveform_of(loaded: tuple[str, dict[int, np.ndarray]]) -> np.ndarray:
         return next(iter(loaded[1].values()))
 
-    corpus_pass = CorpusPass([batch for batch in batches if batch], load, compute, show_progress, waveform_of)
+    corpus_pass = CorpusPass(batches, load, compute, show_progress, waveform_of)
     writer = _StoreWriter(stores)
     for batch, found in corpus_pass:
         for name, (places, embeddings) in found.items():

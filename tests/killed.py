@@ -11,11 +11,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 KILLS = 10
 Start = Callable[[Path], int]  # starts the command on a folder, as the leader of a process group of its own; its pid
@@ -27,6 +29,7 @@ def started(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     if pid == 0:
         try:
             os.setsid()
+            tqdm.set_lock(threading.RLock())  # tqdm's own is shared with all forks: one that is killed would keep it for ever
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
