@@ -75,7 +75,7 @@ def run_plans(
     num_fits: int | None = None,
     show_progress: bool = True,
 ) -> dict[Hashable, Any]:
-    """What every plan returned.
+    """What every plan returned, in the order of the plans: figures of several seeds are paired by their place.
 
     Args:
         plans: name -> plan; where there is a choice, fits of an earlier one come first.
@@ -93,7 +93,7 @@ def run_plans(
             while queue := progress.queue():
                 progress.receive(do_some(queue))
                 progress.advance()
-    return progress.found
+    return {name: progress.found[name] for name in plans}  # plans end in any order, where some of their fits are stored
 
 
 class _Progress:

@@ -180,6 +180,19 @@ def test_a_fit_is_done_once_whoever_wants_it(tmp_path, monkeypatch):
     assert len(counted) == 3
 
 
+def test_what_plans_return_is_in_their_order_whichever_ends_first(tmp_path):
+    """After a kill the fits of the second seed may be stored and those of the first not; figures are paired by their place."""
+    table, args = planted({"keyword": [2], "speaker": [5]}), arguments(num_epochs=1, selected_layers=[2])
+
+    def plan(seed):
+        (result,) = yield [Fit(replace(args, seed=seed), f"seed {seed}")]
+        return result["validation"]
+
+    store = FitStore(tmp_path)
+    run_plans({1: plan(1)}, table, store, show_progress=False)
+    assert list(run_plans({0: plan(0), 1: plan(1)}, table, store, show_progress=False)) == [0, 1]
+
+
 def test_a_stored_fit_is_addressed_by_what_changes_it(tmp_path):
     store, args = FitStore(tmp_path), arguments()
     key = store.key(args, "data")
