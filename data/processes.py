@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from multiprocessing import active_children, connection, parent_process
 from typing import Any
 
-import torch
-
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """This process computes with one thread, as a worker does, so that both give the same figures."""
+    import torch  # seconds to load, and workers that only make audio need none of it
+
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

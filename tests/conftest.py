@@ -229,9 +229,12 @@ def real_pictures_in_module(save_figure) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quick_probes() -> Iterator[None]:
-    """Probes of evaluations with two learning rates and a few epochs by default: enough for what toy corpora hold."""
-    quick = {"learning_rates": (1e-2, 2.5e-3), "max_epochs": 30}
+def quick_probes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Probes of evaluations with two learning rates and a few epochs by default: enough for what toy corpora hold.
+
+    A module may have less than that, by its `PROBES`.
+    """
+    quick = {"learning_rates": (1e-2, 2.5e-3), "max_epochs": 30, **getattr(request.module, "PROBES", {})}
     defaults = tuple({**asdict(ProbeSettings()), **quick}.values())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ProbeSettings.__init__, "__defaults__", defaults)

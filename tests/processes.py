@@ -20,7 +20,7 @@ from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 
 LIBRARIES = ["torch", "transformers.modeling_utils", "transformers.pipelines", "torch.nn.attention.flex_attention"]
-LIBRARIES += ["accelerate", "pandas", "pyarrow.parquet", "scipy.optimize", "scipy.stats", "soundfile", "soxr"]
+LIBRARIES += ["accelerate", "pandas", "pyarrow.parquet", "scipy.optimize", "scipy.stats", "soundfile", "soxr", "wavcse"]
 TIMEOUT_S = 300.0
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(LIBRARIES)

@@ -21,6 +21,7 @@ from wavcse.benchmarks.rivals import all_variants, make_bench
 from wavcse.benchmarks.search_report import markdown_of as search_markdown
 from wavcse.benchmarks.workloads import WORKLOADS, Workload, count_flop, waveforms
 from wavcse.configuration_wavcse import WAVLM_LARGE
+from wavcse.tests.processes import run_python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LARGE = WavLMConfig(**{name: value for name, value in WAVLM_LARGE.items() if name != "model_type"})
@@ -68,7 +69,7 @@ with PeakMemory(torch.device("cpu")) as memory:
         torch.ones(25_000_000)
 print(memory.peak_mb - before.peak_mb)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert 50 < float(done.stdout) < 200
 
@@ -169,6 +170,7 @@ def test_table_is_markdown():
     assert table(["a", "b", "c"], [["x", "y", 1.5]]) == "| a | b |   c |\n| - | - | --: |\n| x | y | 1.5 |"
 
 
+@pytest.mark.slow
 def test_upstream_benchmark_writes_report_and_pictures(tmp_path, capsys, monkeypatch):
     """Memory is measured in this process, which is quicker, as its figures are no matter here."""
 

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from wavcse.eval.records import read_results, write_result
 from wavcse.eval.report import write_report
 from wavcse.hub.figures import figures_of
 from wavcse.tests.evaluation_folder import make_folder
+from wavcse.tests.processes import run_in_two_processes
 from wavcse.train_accelerate import main, train
 from wavcse.training.arguments import RunArguments
 
@@ -142,17 +140,10 @@ print(f"ended with {code}\\n", end="", flush=True)
 def test_processes_stop_together_where_one_of_them_diverges(recipe, tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": str(tmp_path / "run"), "save_hub": False}))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), str(tmp_path / "recipe.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    first, _ = run_in_two_processes(tmp_path / "script.py", tmp_path / "recipe.yaml")
     # The first process speaks. Its own figures are finite: the reason is the other's.
-    assert "ended with 2" in done.stdout, done.stderr
-    assert "diverged in epoch 1: the validation loss of keyword is nan" in done.stderr
+    assert "ended with 2" in first.stdout, first.stderr
+    assert "diverged in epoch 1: the validation loss of keyword is nan" in first.stderr
     assert not list((tmp_path / "run" / "results").iterdir())
 
 

@@ -11,6 +11,7 @@ from wavcse.eval.probes import LabelledEmbeddings, ProbeSettings, fit_probe
 
 NUM_CLASSES, SIZE = 4, 16
 CLASSES = ClassObjective(NUM_CLASSES)
+QUICK = ProbeSettings((1e-2, 2.5e-3), max_epochs=30)
 
 
 def gaussians(num_clips: int, seed: int, offset: float = 3.0) -> LabelledEmbeddings:
@@ -35,18 +36,18 @@ def test_separates_planted_classes():
 
 def test_is_at_chance_on_shuffled_labels():
     train, validation, test = (gaussians(600, seed) for seed in range(3))
-    run = fit_probe(shuffled(train), shuffled(validation), test.embeddings, CLASSES)
+    run = fit_probe(shuffled(train), shuffled(validation), test.embeddings, CLASSES, settings=QUICK)
     assert (run.predictions == shuffled(test).labels).mean() == pytest.approx(1 / NUM_CLASSES, abs=0.06)
 
 
 def test_same_seed_same_predictions_and_the_global_random_state_is_left_alone():
     train, validation, test = (gaussians(200, seed, offset=0.7) for seed in range(3))
     state = torch.get_rng_state()
-    first = fit_probe(train, validation, test.embeddings, CLASSES, seed=1)
+    first = fit_probe(train, validation, test.embeddings, CLASSES, seed=1, settings=QUICK)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    again = fit_probe(train, validation, test.embeddings, CLASSES, seed=1)
-    other = fit_probe(train, validation, test.embeddings, CLASSES, seed=2)
+    again = fit_probe(train, validation, test.embeddings, CLASSES, seed=1, settings=QUICK)
+    other = fit_probe(train, validation, test.embeddings, CLASSES, seed=2, settings=QUICK)
     np.testing.assert_array_equal(first.predictions, again.predictions)
     assert first.validation == again.validation
     assert (first.predictions != other.predictions).any()
@@ -54,8 +55,8 @@ def test_same_seed_same_predictions_and_the_global_random_state_is_left_alone():
 
 def test_test_clips_do_not_influence_each_other():
     train, validation, test = (gaussians(200, seed, offset=0.7) for seed in range(3))
-    whole = fit_probe(train, validation, test.embeddings, CLASSES).predictions
-    half = fit_probe(train, validation, test.embeddings[::2], CLASSES).predictions
+    whole = fit_probe(train, validation, test.embeddings, CLASSES, settings=QUICK).predictions
+    half = fit_probe(train, validation, test.embeddings[::2], CLASSES, settings=QUICK).predictions
     np.testing.assert_array_equal(whole[::2], half)
 
 
@@ -64,7 +65,7 @@ def test_scale_offset_and_constant_dimensions_do_not_matter():
     rescaled = [LabelledEmbeddings(1e-4 * part.embeddings + 0.05, part.labels) for part in parts]
     for part in rescaled:
         part.embeddings[:, -1] = 7.0
-    run = fit_probe(rescaled[0], rescaled[1], rescaled[2].embeddings, CLASSES)
+    run = fit_probe(rescaled[0], rescaled[1], rescaled[2].embeddings, CLASSES, settings=QUICK)
     assert (run.predictions == parts[2].labels).mean() > 0.95
 
 

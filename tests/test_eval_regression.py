@@ -133,6 +133,7 @@ def affect_task(parts: list[LabelledEmbeddings]) -> TaskData:
     return TaskData(TASKS["affect"], table, [], values)
 
 
+@pytest.mark.usefixtures("quick_probes")
 def test_one_layer_serves_all_targets_and_gives_a_row_for_each():
     parts = [planted(200, seed) for seed in range(3)]
     data = affect_task(parts)
@@ -149,6 +150,7 @@ def test_one_layer_serves_all_targets_and_gives_a_row_for_each():
     assert outcomes[0].probe["runs"][0]["validation_ccc"] == outcomes[2].probe["runs"][0]["validation_ccc"]
 
 
+@pytest.mark.usefixtures("quick_probes")
 def test_validation_chooses_among_candidates_and_the_test_split_has_no_say():
     parts = [planted(80, seed) for seed in range(3)]
     data = affect_task(parts)

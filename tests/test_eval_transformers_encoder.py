@@ -259,6 +259,7 @@ def test_other_precisions_are_for_the_packed_families(audio_checkpoint, waves):
         UpstreamLayers(str(audio_checkpoint("data2vec-audio")), precision="bfloat16")
 
 
+@pytest.mark.usefixtures("quick_probes")
 def test_checkpoints_are_compared_in_one_table(audio_checkpoint, toy_corpus, tmp_path):
     """One command line per checkpoint; the results of both stay in the folder."""
     common = ["--manifest", str(toy_corpus), "--tasks", "keyword", "--output_dir", str(tmp_path), "--device", "cpu"]

@@ -51,7 +51,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(corpus, tmp_path_factory) -> Path:
+def results(corpus, quick_probes, tmp_path_factory) -> Path:
     """Output of one evaluation of MFCC statistics and of the trivial predictor on three tasks."""
     out = tmp_path_factory.mktemp("out")
     (out / "eval.yaml").write_text(

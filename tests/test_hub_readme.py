@@ -136,6 +136,12 @@ def root(run, counted, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def unloaded(monkeypatch) -> None:
+    """Installs that do not load the new root in a fresh process, which takes ten seconds and is told of by other tests."""
+    monkeypatch.setattr(install_cli, "verify_repository", lambda *_: 0.0)
+
+
+@pytest.fixture
 def copy(root, tmp_path) -> Path:
     return shutil.copytree(root, tmp_path / "copy")
 
@@ -339,6 +345,7 @@ def test_a_root_without_weights_is_refused(copy, capsys):
     assert "model.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unloaded")
 def test_a_second_install_replaces_the_first(run, counted, copy):
     (copy / "results" / "tiny" / "results" / "old__wavcse.json").write_text("{}")
     assert install(run, counted, copy, pretraining=[run / "stage2"]) == 0
@@ -377,7 +384,7 @@ def other_code(run: Path, root: Path) -> None:
         (broken_stage, "stage2/results/pretraining.json: lacks steps"),
         (other_table, "results.md: is not the table of the results"),
         (no_marks, "README.md needs one line"),
-        (other_code, "nothing_of_this_name"),
+        pytest.param(other_code, "nothing_of_this_name", marks=pytest.mark.slow),  # test_hub_push.py has one by default
     ],
     ids=["table", "training", "model", "readme", "stage", "other table", "marks", "code"],
 )
@@ -391,6 +398,7 @@ def test_what_cannot_be_installed_changes_nothing(spoil, message, run, counted, 
     assert states_of(copy) == before
 
 
+@pytest.mark.usefixtures("unloaded")
 def test_an_exchange_that_breaks_off_is_undone(run, counted, copy, monkeypatch, capsys):
     (copy / "model.safetensors").write_bytes(b"of an earlier model")
     before, rename = states_of(copy), Path.rename
@@ -404,7 +412,7 @@ def test_an_exchange_that_breaks_off_is_undone(run, counted, copy, monkeypatch, 
     assert install(run, counted, copy) == 2
     assert "the disk is gone" in capsys.readouterr().err
     assert states_of(copy) == before
-    monkeypatch.undo()
+    monkeypatch.setattr(Path, "rename", rename)
     assert install(run, counted, copy) == 0
     assert (copy / "model.safetensors").read_bytes() == (run / "hub" / "model.safetensors").read_bytes()
     assert not list(copy.glob(".install*"))

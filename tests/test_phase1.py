@@ -88,6 +88,7 @@ def killed_when(folder: Path, fits: str, number: int) -> None:
     child.kill_when(lambda: len(list((folder / fits).glob("*.json"))) >= number)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_goes_on_and_ends_as_an_undisturbed_one(settings, whole, tmp_path):
     (tmp_path / "phase1.yaml").write_text(yaml.safe_dump(settings))
     killed_when(tmp_path, "run/poolings/fits", 2)

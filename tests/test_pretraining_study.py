@@ -35,6 +35,14 @@ ENCODER = {
 }
 ROOT = Path(__file__).parents[1]
 TRAINED, LABELLED, UNTRAINED = "plain", "labels-3blocks", "untrained"
+PROBES = {"learning_rates": (1e-2,), "max_epochs": 5}  # figures need not be good, only be the same everywhere
+# As `python -m wavcse.pretraining.study`, but its trainings are forked: to start each takes ten seconds otherwise.
+FORKING_STUDY = """
+import multiprocessing, sys
+from wavcse.pretraining import study
+study.get_context = lambda _: multiprocessing.get_context("fork")
+sys.exit(study.main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +113,7 @@ def config(speech, toy_corpus, tmp_path_factory) -> Path:
 def out(config, real_pictures_in_module, quick_probes) -> Path:
     """The study's folder after it was killed in its first training and continued with two trainings at a time."""
     folder = config.parent / "out"
-    child = Child("-m", "wavcse.pretraining.study", config)
+    child = Child("-c", FORKING_STUDY, config)
     child.kill_when((folder / LABELLED / "checkpoints" / "last").exists, interval_s=0.002)
     assert not (folder / LABELLED / "upstream").exists(), "the training ended before it could be killed"
     time.sleep(0.5)
@@ -114,7 +122,7 @@ def out(config, real_pictures_in_module, quick_probes) -> Path:
     assert (folder / LABELLED / "log.jsonl").read_bytes() == left, "the training outlived the study"
     untrained = states_of(folder / UNTRAINED / "upstream")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "get_context", lambda method: FORKSERVER)  # the study that was killed started them as users do
+        patch.setattr(study, "get_context", lambda method: FORKSERVER)
         assert main([str(config), "--workers", "2"]) == 0
     assert states_of(folder / UNTRAINED / "upstream") == untrained
     return folder

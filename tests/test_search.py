@@ -36,7 +36,7 @@ from wavcse.search.steps import do_step
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable, read_table, shared, table_for
 from wavcse.tests.killed import run_killed, started
-from wavcse.tests.processes import Child
+from wavcse.tests.processes import FORKSERVER, Child
 from wavcse.train_accelerate import train
 from wavcse.training.arguments import RunArguments, parse_arguments
 
@@ -57,7 +57,7 @@ CLASSES = {"keyword": ["a", "b", "c"], "speaker": ["d", "e", "f", "g"]}
 def arguments(**changes) -> RunArguments:
     sizes = {"layer_projection_size": 16, "embedding_size": 24, "layer_dropout": 0.0, "embedding_dropout": 0.0}
     tasks = {task: {"manifest": "planted.csv", "label_column": task} for task in CLASSES}
-    fields = {"tasks": tasks, "batch_size": 100, "num_epochs": 12, "learning_rate": 1e-2, **sizes}
+    fields = {"tasks": tasks, "batch_size": 100, "num_epochs": 6, "learning_rate": 2e-2, **sizes}
     return RunArguments(**{**fields, **changes}, save_hub=False)
 
 
@@ -84,7 +84,7 @@ def planted(carriers: dict[str, list[int]], shuffled: bool = False, strength: fl
 
 def test_planted_layers_are_kept_until_last_with_every_seed(tmp_path):
     table = planted({"keyword": [2], "speaker": [5]})
-    report = search_layers(table, arguments(), tmp_path, seeds=3, rivals=["top_single", "random"], sizes=[1, 2, 9])
+    report = search_layers(table, arguments(), tmp_path, seeds=2, rivals=["top_single", "random"], sizes=[1, 2, 9])
     for rounds in report["trials"]["recursion"].values():
         assert [len(trial["layers"]) for trial in rounds] == list(range(L, 0, -1))
         assert rounds[-2]["layers"] == [2, 5]
@@ -149,7 +149,8 @@ def same_figures(a: dict, b: dict) -> bool:
     return {name: a[name] for name in a if name != "seconds"} == {name: b[name] for name in b if name != "seconds"}
 
 
-def test_workers_change_nothing_and_an_error_names_its_fit(tmp_path):
+def test_workers_change_nothing_and_an_error_names_its_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "get_context", lambda method: FORKSERVER)
     table, args = planted({"keyword": [2], "speaker": [5]}), arguments(num_epochs=2, layer_dropout=0.3, selected_layers=[2, 5])
     fits = [Fit(replace(args, seed=seed), f"seed {seed}") for seed in range(3)]
     one = fit_all(fits, table, FitStore(tmp_path / "one"), show_progress=False)
@@ -399,6 +400,7 @@ def test_the_benchmark_counts_the_products_of_a_step():
     assert bench_search.whole_recursion(per_clip, [25, 1]) == pytest.approx(100 * 193_874 * 25 * 13)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(capsys, monkeypatch):
     for name in ("gemm_rate", "read_rate"):
         monkeypatch.setattr(bench_search, name, lambda *_: 1e11)  # they take seconds
@@ -496,7 +498,7 @@ def test_sets_of_layers_that_diverge_are_reported_and_never_chosen(tmp_path, mon
     monkeypatch.setattr(runner, "fit_together", some_diverge)
     report = search_layers(
         table,
-        arguments(num_epochs=2),
+        arguments(num_epochs=2, learning_rate=1e-2),
         tmp_path,
         seeds=3,
         rivals=["all", "greedy", "top_single"],

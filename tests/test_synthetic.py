@@ -217,7 +217,7 @@ def test_a_broken_run_continues_to_the_same_bytes(corpus, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_killed_run_leaves_no_worker_behind(tmp_path):
-    code = f"from wavcse.data.synthetic import write_corpus; write_corpus({str(tmp_path)!r}, 50_000, 0, workers=2)"
+    code = f"from wavcse.data.synthetic import write_corpus; write_corpus({str(tmp_path)!r}, 4_000, 0, workers=2)"
     run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_until(lambda: len(list(tmp_path.glob("audio/*.flac"))) > 10)

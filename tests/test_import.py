@@ -1,0 +1,32 @@
+"""What `import wavcse` loads, and when it registers the model, in processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_loads_no_large_library():
+    rooms = "wavcse, wavcse_cli, wavcse.data.synthetic.__main__"
+    large = "{'torch', 'transformers', 'pandas', 'matplotlib', 'sklearn'}"
+    run(f"import sys, {rooms}\nassert not {large} & set(sys.modules), {large} & set(sys.modules)")
+
+
+def test_the_first_name_that_is_used_registers_the_model():
+    """Where transformers is loaded before, `import wavcse` does: test_code_of_folders.py."""
+    run(
+        "import wavcse\n"
+        "assert set(wavcse.__all__) < set(dir(wavcse))\n"
+        "assert not hasattr(wavcse, 'WavCSE')\n"
+        "wavcse.WavCSEConfig\n"
+        "from transformers import AutoConfig, AutoFeatureExtractor, AutoModel\n"
+        f"for auto in (AutoConfig, AutoFeatureExtractor, AutoModel):\n    found = type(auto.from_pretrained({str(ROOT)!r}))\n"
+        "    assert found is getattr(wavcse, found.__name__), found\n"
+        "assert all(getattr(wavcse, name).__name__ == name for name in wavcse.__all__)\n"
+    )
