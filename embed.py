@@ -342,7 +342,7 @@ def as_device(name: str, state: PartialState) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}, which is not to be had here ({str(error).splitlines()[0]}).") from error
+        raise ValueError(f"device is {name!r}, which is not available here ({str(error).splitlines()[0]}).") from error
 
 
 def skipped_path(out: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 README = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
-ROOMS = [
+SUBPACKAGES = [
     "data",
     "data.synthetic",
     "data.synthetic.twins",
@@ -44,7 +44,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["wavcse", *(f"wavcse.{room}" for room in ROOMS)],
+    packages=["wavcse", *(f"wavcse.{name}" for name in SUBPACKAGES)],
     package_dir={"wavcse": "."},
     py_modules=["wavcse_cli"],
     package_data={"wavcse": ["conf/*.yaml", "conf/paper/*.yaml", "eval/metrics/*/*.py", "LICENSE"]},

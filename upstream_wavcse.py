@@ -176,7 +176,7 @@ class UpstreamRunner:
         """As `run_upstream`; a `precision` other than "float32" and windows need the packed path.
 
         Raises:
-            ValueError: as `run_upstream`, or the precision is not to be had for this upstream or with gradients.
+            ValueError: as `run_upstream`, or the precision is not available for this upstream or with gradients.
         """
         wants_frames = output_hidden_states or output_attentions
         if is_whisper(upstream.config):

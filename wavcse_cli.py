@@ -1,4 +1,4 @@
-"""The console script `wavcse`: one name for the rooms' command lines.
+"""The console script `wavcse`: one name for the command lines of the packages.
 
 It lives outside the package so that `wavcse --help` does not wait for PyTorch to load.
 """

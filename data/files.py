@@ -120,10 +120,10 @@ def remove_partials(folder: Path, name: str | None = None) -> None:
 
 
 def allocate(path: Path, num_bytes: int) -> None:
-    """Make a file with room for so many bytes. Written through a memory map, a full disk would kill the process.
+    """Make a file of so many bytes. Written through a memory map, a full disk would kill the process.
 
     Raises:
-        OSError: the disk has no room; it carries `path`, and no file is left.
+        OSError: the disk is full; it carries `path`, and no file is left.
     """
     try:
         with named_errors(path), open(path, "wb") as file:

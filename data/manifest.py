@@ -1,4 +1,4 @@
-"""Manifests: one row per clip, read from CSV or Parquet and checked once at the door.
+"""Manifests: one row per clip, read from CSV or Parquet and checked once, when read.
 
 Columns: `file_name` (relative to the manifest, the `audiofolder` convention), optional `start` and `end` in seconds (a clip
 inside a longer file), then label columns (empty = no label) and split columns (empty = the clip is not used). How cells become

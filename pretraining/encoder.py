@@ -26,9 +26,9 @@ from wavcse.pretraining.quantizer import WINDOW
 from wavcse.training.products import linear, use_linear
 from wavcse.upstream_wavcse import load_upstream, read_config
 
-# What differs from WavLMConfig's defaults: the large shape (its norms do not look at other frames, so a clip's company does
-# not matter) with biases in the stem (else its norms would hide how loud a frame is), and no random loss of layers or features
-# beside the mask.
+# What differs from WavLMConfig's defaults: the large shape (its norms look at no other frame, so the other clips of a batch do
+# not matter) with biases in the stem (else its norms would hide how loud a frame is), and no random loss of layers or
+# features beside the mask.
 SHAPE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 PHASES = 4  # of each frequency in a first convolution that starts as a filterbank
 MASKING = {"apply_spec_augment": True, "mask_time_prob": 0.05, "mask_feature_prob": 0.0, "layerdrop": 0.0}

@@ -236,7 +236,7 @@ def _trial_facts(number: int, trial: FrozenTrial) -> dict:
 
 def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return max(complete, key=lambda trial: trial.value)  # of equals the first
+    return max(complete, key=lambda trial: trial.value)  # ties go to the first
 
 
 def _write(output_dir: Path, args: RunArguments, report: dict) -> None:

@@ -153,7 +153,7 @@ def _validation(runs: Runs) -> float:
 
 
 def _best_constants(grid: Sequence[Mapping], found: Sequence[Runs]) -> list[int]:
-    """Per row of the table the position of its best setting; of equals the first. A row of which all diverged is left out."""
+    """Per row of the table the position of its best setting; ties go to the first. A row of which all diverged is left out."""
     sound = [i for i, runs in enumerate(found) if not first_divergence(runs)]
     if not sound:
         raise FitError(f"every setting diverged; the first: {first_divergence(found[0])}")

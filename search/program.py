@@ -1,4 +1,4 @@
-"""What the command lines of the searches share: options, the door for mistakes, recipes and files."""
+"""What the command lines of the searches share: options, handling of mistakes, recipes and files."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def removal_ranks(rounds: Sequence[Mapping]) -> dict[int, int]:
 
 
 def consensus_order(ranks: Sequence[Mapping[int, int]]) -> list[int]:
-    """Layers from the first to go to the last to stay, by their mean rank over seeds; of equals the higher goes first."""
+    """Layers from the first to go to the last to stay, by their mean rank over seeds; in a tie the higher one goes first."""
     return sorted(ranks[0], key=lambda layer: (np.mean([own[layer] for own in ranks]), -layer))
 
 

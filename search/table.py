@@ -116,7 +116,7 @@ def shared(table: SearchTable, folder: Path) -> Iterator[Callable[[], SearchTabl
     """What another process calls to get the same table without a copy of its features; valid while the context lasts.
 
     Raises:
-        ValueError: memory or disk have no room for the file.
+        ValueError: memory or disk have no space for the file.
     """
     shape = tuple(table.features.shape)
     if table.path is None:

@@ -201,13 +201,13 @@ def test_a_registered_configuration_keeps_its_entry(louder, tmp_path, monkeypatc
 # ---- transformers 4 ----
 
 
-@pytest.mark.parametrize("door", ["", ".configuration_wavcse", ".feature_extraction_wavcse", ".modeling_wavcse"])
-def test_transformers_4_is_told_what_is_needed(door, monkeypatch):
+@pytest.mark.parametrize("module", ["", ".configuration_wavcse", ".feature_extraction_wavcse", ".modeling_wavcse"])
+def test_transformers_4_is_told_what_is_needed(module, monkeypatch):
     """Executed as transformers 4 would: with its version, and without the names that it does not have."""
     monkeypatch.setattr(transformers, "__version__", "4.57.1")
     monkeypatch.delattr(transformers, "initialization", raising=False)
     monkeypatch.setitem(sys.modules, "transformers.initialization", None)
-    if door:
+    if module:
         package = types.ModuleType("of_a_folder")
         package.__path__ = [str(ROOT)]
     else:
@@ -218,7 +218,7 @@ def test_transformers_4_is_told_what_is_needed(door, monkeypatch):
     monkeypatch.setitem(sys.modules, "of_a_folder", package)
     for _ in range(2):  # the second time too
         with pytest.raises(ImportError, match=r"^wavCSE needs transformers 5\.0 or newer, and 4\.57\.1 is installed: `pip "):
-            importlib.import_module(f"of_a_folder{door}") if door else spec.loader.exec_module(package)
+            importlib.import_module(f"of_a_folder{module}") if module else spec.loader.exec_module(package)
 
 
 def test_another_folder_in_the_same_modules(tmp_path, monkeypatch):

@@ -30,7 +30,9 @@ def folder(trained, tmp_path_factory) -> Path:
 # ---- overrides ----
 
 
-@pytest.mark.parametrize("door", [AutoModel, WavCSEModel, WavCSEForMultiTask], ids=lambda door: door.__name__)
+@pytest.mark.parametrize(
+    "auto_class", [AutoModel, WavCSEModel, WavCSEForMultiTask], ids=lambda auto_class: auto_class.__name__
+)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -54,9 +56,9 @@ def folder(trained, tmp_path_factory) -> Path:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_overridden_says_why(folder, door, override, message):
+def test_what_cannot_be_overridden_says_why(folder, auto_class, override, message):
     with pytest.raises(ValueError, match=message):
-        door.from_pretrained(folder, **override)
+        auto_class.from_pretrained(folder, **override)
 
 
 def test_what_may_be_overridden(folder, trained, waves, embed):
@@ -68,13 +70,13 @@ def test_what_may_be_overridden(folder, trained, waves, embed):
     assert torch.equal(embed(model, clips), embed(trained, clips))
 
 
-@pytest.mark.parametrize("door", [AutoConfig, WavCSEConfig], ids=lambda door: door.__name__)
-def test_an_overridden_configuration_is_validated_and_complete(folder, door):
-    config = door.from_pretrained(folder, tasks={"x": {"labels": ["a", "b"]}}, selected_layers=[2], pooling_type="mean")
+@pytest.mark.parametrize("auto_class", [AutoConfig, WavCSEConfig], ids=lambda auto_class: auto_class.__name__)
+def test_an_overridden_configuration_is_validated_and_complete(folder, auto_class):
+    config = auto_class.from_pretrained(folder, tasks={"x": {"labels": ["a", "b"]}}, selected_layers=[2], pooling_type="mean")
     assert config.tasks == {"x": {"kind": "classification", "labels": ["a", "b"], "loss_weight": 1.0}}
     assert (config.selected_layers, config.num_hidden_layers, config.pooling_kwargs) == ([2], 2, {})
     with pytest.raises(ValueError, match="embedding_size is -3"):
-        door.from_pretrained(folder, embedding_size=-3)
+        auto_class.from_pretrained(folder, embedding_size=-3)
 
 
 def test_assigned_fields_are_validated_when_used(folder, tmp_path):

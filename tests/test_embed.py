@@ -367,7 +367,7 @@ WRONG = {
     "{corpus} --model {hub} --out o.parquet --hop_s 1": "give window_s too",
     "{corpus} --model {hub} --out o.parquet --window_s 1 --hop_s 2": "0 < hop_s <= window_s",
     "{corpus} --model {hub} --out o.parquet --window_s 0.01": "needs at least 0.025 s",
-    "{corpus} --model {hub} --out o.parquet --device tpu9": "device is 'tpu9', which is not to be had here",
+    "{corpus} --model {hub} --out o.parquet --device tpu9": "device is 'tpu9', which is not available here",
 }
 
 

@@ -193,11 +193,11 @@ def closed(path):
 @pytest.mark.parametrize("form", REFUSED)
 def test_what_holds_no_clip_is_refused_in_its_own_words(model, pipe, clip_and_path, form):
     make, message = REFUSED[form]
-    for door in (model.encode, pipe):
+    for call in (model.encode, pipe):
         with pytest.raises(ValueError) as caught:
-            door(make(*clip_and_path))
+            call(make(*clip_and_path))
         # The pipeline sees one clip at a time, so it does not know their positions.
-        assert (re.sub(r"^clip \d: ", "", message) if door is pipe else message) in str(caught.value)
+        assert (re.sub(r"^clip \d: ", "", message) if call is pipe else message) in str(caught.value)
 
 
 def test_without_return_dict(tiny_model, waves):

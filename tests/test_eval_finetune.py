@@ -296,7 +296,7 @@ def test_a_wavcse_model_is_trained_as_the_upstream_in_it(recipe, tmp_path, monke
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_a_clip_does_not_depend_on_its_company(recipe, corpus):
+def test_a_clip_does_not_depend_on_its_batch(recipe, corpus):
     args = FinetuneArguments(**recipe)
     config = encoder_config({}, recipe["upstreams"]["pretrained"])
     audio = load_audio(load_task(*args.task_request()), [config], args.audio_dir, Inspector(), show_progress=False)

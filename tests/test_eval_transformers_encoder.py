@@ -255,7 +255,7 @@ def test_other_precisions_are_for_the_packed_families(audio_checkpoint, waves):
     exact, rounded = (UpstreamLayers(str(audio_checkpoint("hubert")), precision=p) for p in (None, "bfloat16"))
     clips = waves(5000)
     assert 0 < np.abs(exact.all_layers(clips) - rounded.all_layers(clips)).max() < 0.2
-    with pytest.raises(ValueError, match="precision='bfloat16' is not to be had for .* of type 'data2vec-audio'"):
+    with pytest.raises(ValueError, match="precision='bfloat16' is not available for .* of type 'data2vec-audio'"):
         UpstreamLayers(str(audio_checkpoint("data2vec-audio")), precision="bfloat16")
 
 

@@ -1,4 +1,4 @@
-"""Damaged input in bulk, through the doors that users use: every piece is served or refused in words, none is lost.
+"""Damaged input in bulk, through the interfaces that users call: every piece is served or refused in words, none is lost.
 
     pytest -m fuzz -s        1,000 audio files, 300 CSV and 300 Parquet manifests, 300 recipes, 300 config.json; seeded
 

@@ -13,9 +13,9 @@ def run(code: str) -> None:
 
 
 def test_it_loads_no_large_library():
-    rooms = "wavcse, wavcse_cli, wavcse.data.synthetic.__main__"
+    modules = "wavcse, wavcse_cli, wavcse.data.synthetic.__main__"
     large = "{'torch', 'transformers', 'pandas', 'matplotlib', 'sklearn'}"
-    run(f"import sys, {rooms}\nassert not {large} & set(sys.modules), {large} & set(sys.modules)")
+    run(f"import sys, {modules}\nassert not {large} & set(sys.modules), {large} & set(sys.modules)")
 
 
 def test_the_first_name_that_is_used_registers_the_model():

@@ -1,4 +1,4 @@
-"""One check against leaks for all that learns: what is the same audio and the same speaker, and every door that asks."""
+"""One check against leaks for all that learns: what is the same audio and the same speaker, and every program that asks."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_file_that_two_manifests_list_tells_who_is_the_same(make, audio):
         load_composite(two_tasks(words, manifest(audio, rows, "file_name,speaker_id,split", "n.csv")))
 
 
-# The doors
+# The programs
 
 
 def leaking_recipe(search_recipe: dict, tmp_path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Manifests: what is read, and what is refused at the door."""
+"""Manifests: what is read, and what is refused."""
 
 import re
 

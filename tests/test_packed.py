@@ -1,4 +1,4 @@
-"""The packed path: the transformers module's numbers, in any company and cut anywhere; its precisions, caches and memory."""
+"""The packed path: the transformers module's numbers, in any batch and cut anywhere; its precisions, caches and memory."""
 
 import copy
 import gc
@@ -41,8 +41,8 @@ RATE = 16_000
 NUM_LAYERS = 4
 LAYERS = range(NUM_LAYERS + 1)
 EXACT = 1e-5  # of the packed path against the transformers module, relative to the largest value of a layer
-COMPANY = 1e-6  # of a clip against the same clip in another batch, at transformers' initialisation
-COMPANY_SPREAD = 2e-6  # at the wide weights of `encoder`, which carry each rounding further
+NEIGHBOURS = 1e-6  # of a clip against the same clip in another batch, at transformers' initialisation
+NEIGHBOURS_SPREAD = 2e-6  # at the wide weights of `encoder`, which carry each rounding further
 SHAPES = [(family, norm) for family in ("wavlm", "wav2vec2", "hubert") for norm in ("group", "layer")]
 every_shape = pytest.mark.parametrize(("family", "norm"), SHAPES)
 both_norms = pytest.mark.parametrize("norm", ["group", "layer"])
@@ -263,12 +263,12 @@ def test_selected_layers(encoder, family, norm, layers):
 @every_shape
 @pytest.mark.parametrize("kernel", [16, 128])
 @pytest.mark.parametrize("weights", ["initial", "spread"])
-def test_company_does_not_matter(encoder, tiny_model, family, norm, kernel, weights):
+def test_other_clips_of_the_batch_do_not_matter(encoder, tiny_model, family, norm, kernel, weights):
     changes = {"num_conv_pos_embeddings": kernel}
     if weights == "initial":
-        upstream, limit = tiny_model(family, norm, upstream=changes, selected_layers=[NUM_LAYERS]).upstream, COMPANY
+        upstream, limit = tiny_model(family, norm, upstream=changes, selected_layers=[NUM_LAYERS]).upstream, NEIGHBOURS
     else:
-        upstream, limit = encoder(family, norm, **changes), COMPANY_SPREAD
+        upstream, limit = encoder(family, norm, **changes), NEIGHBOURS_SPREAD
     run = PackedUpstream(upstream)
     clips = noise(400, *random_lengths(6, 12 * RATE, seed=3), 5_000)
     alone = torch.cat([run([clip], LAYERS) for clip in clips])
@@ -281,7 +281,7 @@ def test_the_same_clip_twice_and_the_same_call_twice(encoder):
     upstream, (clip,) = PackedUpstream(encoder()), noise(9_000)
     first, second = upstream([clip, clip], LAYERS), upstream([clip, clip], LAYERS)
     assert torch.equal(first, second)
-    assert error(first[1:], first[:1]) <= COMPANY_SPREAD
+    assert error(first[1:], first[:1]) <= NEIGHBOURS_SPREAD
 
 
 def test_inputs_are_left_as_they_were(encoder):
@@ -774,7 +774,7 @@ def test_products_run_in_the_precision_asked_for(encoder, norm, precision, expec
 
 
 @pytest.mark.parametrize("precision", LOW_PRECISIONS)
-def test_company_at_low_precision(encoder, precision):
+def test_other_clips_of_the_batch_at_low_precision(encoder, precision):
     """A clip may fall on other block borders, and a last bit then rounds the other way; nothing larger."""
     upstream, clips = PackedUpstream(encoder(), precision), noise(400, 5_000, 30_000)
     alone = torch.cat([upstream([clip], LAYERS) for clip in clips])

@@ -1,4 +1,4 @@
-"""Phase 1 in one command: the chain through its door, killed and continued, and its report against the result files."""
+"""Phase 1 in one command: the chain by its command, killed and continued, and its report against the result files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study of pre-training variants through its door: killed and continued, its tables against the files they are made from."""
+"""A study of pre-training variants by its command: killed and continued, its tables against the files they are made from."""
 
 from __future__ import annotations
 

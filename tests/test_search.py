@@ -1,4 +1,4 @@
-"""The search room: planted layers are found, noise is called noise, a killed search goes on, workers change nothing."""
+"""The searches: planted layers are found, noise is called noise, a killed search goes on, workers change nothing."""
 
 from __future__ import annotations
 
@@ -348,7 +348,7 @@ def test_consensus_and_stability_by_hand():
     assert found["removals"][0] == pytest.approx({0: 1 / 3, 1: 1 / 3, 3: 1 / 3})
     assert found["layers"][3] == {"mean": 3.0, "min": 1, "max": 4}
     assert stability(ranks[:1], order)["kendall_tau"] is None
-    assert consensus_order([{0: 1, 1: 2}, {0: 2, 1: 1}]) == [1, 0]  # a tie: the dearer layer goes
+    assert consensus_order([{0: 1, 1: 2}, {0: 2, 1: 1}]) == [1, 0]  # a tie: the more expensive layer goes
 
 
 def point(size: int, *values: float) -> dict:

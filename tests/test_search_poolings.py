@@ -191,7 +191,7 @@ def test_rank_agreement_by_hand():
     assert rank_agreement([[1, 1]], [[1, 2]]) == {"spearman": None, "kendall_tau": None, "across": None, "within": None}
 
 
-# -- the door
+# -- the command
 
 
 def test_the_program_leaves_a_recipe_that_trains(search_config, tmp_path, capsys):

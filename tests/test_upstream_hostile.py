@@ -80,11 +80,11 @@ def test_code_beside_an_upstream_never_runs(hostile, marker, upstream_folder, tm
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("door", [config_from_upstream, read_config, UpstreamLayers, WavCSEModel.from_upstream])
-def test_a_foreign_kind_of_model_is_refused(hostile, marker, door):
+@pytest.mark.parametrize("load", [config_from_upstream, read_config, UpstreamLayers, WavCSEModel.from_upstream])
+def test_a_foreign_kind_of_model_is_refused(hostile, marker, load):
     change(hostile, "config.json", model_type="evil")
     with pytest.raises(ValueError, match="model_type 'evil'.*is not run here|code of its own, which is not run here"):
-        door(str(hostile))
+        load(str(hostile))
     assert not marker.exists()
 
 
@@ -116,7 +116,7 @@ def test_pickled_weights_are_refused_with_the_way_out(hostile, marker, upstream_
     if pickled == "honest":
         torch.save(WavLMModel.from_pretrained(upstream_folder).state_dict(), hostile / "pytorch_model.bin")
     config = AutoConfig.from_pretrained(upstream_folder)
-    for door in (
+    for load in (
         lambda: WavCSEModel.from_upstream(str(hostile), selected_layers=[0, 2]),
         lambda: load_upstream(str(hostile), config),
         lambda: build_cache([toy_corpus], str(hostile), tmp_path / "cache"),
@@ -125,7 +125,7 @@ def test_pickled_weights_are_refused_with_the_way_out(hostile, marker, upstream_
         with pytest.raises(
             ValueError, match=r"No safetensors weights of '.*hostile' were found.*not read.*save_pretrained\(folder"
         ):
-            door()
+            load()
     assert not marker.exists()
 
 

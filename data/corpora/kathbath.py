@@ -24,7 +24,7 @@ SPLITS = {"train": "train", "valid": "validation", "test_known": "test"}
 CLIP = re.compile(r"\d+-(\d+)-([fm])\.(?:wav|flac)")
 HUB_NAME = re.compile(r"(?:^|/)(\d+-\d+-[fm])\.\w+$")
 GENDERS = {"f": "female", "m": "male"}
-TEST_SHARE = 0.1  # of train, where test_known is not to be had
+TEST_SHARE = 0.1  # of train, where test_known is not available
 
 
 def _folders(protocol: str) -> list[str]:

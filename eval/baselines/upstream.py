@@ -58,7 +58,7 @@ class UpstreamLayers:
 
     Raises:
         ValueError: it cannot be loaded, its weights are not safetensors, it is no audio model, it gives no frames, or the
-            precision is not to be had.
+            precision is not available.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class UpstreamLayers:
         elif precision in (None, "float32"):
             self.passes = HiddenStateLayers(checkpoint, device, temporal_pooling)
         else:
-            raise ValueError(f"precision={precision!r} is not to be had for {model!r} of type {config.model_type!r}.")
+            raise ValueError(f"precision={precision!r} is not available for {model!r} of type {config.model_type!r}.")
         self.sampling_rate = self.passes.sampling_rate
         self.num_layers, self.layer_size = self.passes.num_layers, self.passes.layer_size
         self._last: tuple[Sequence[np.ndarray], np.ndarray] | None = None

@@ -56,7 +56,7 @@ class Upstream:
 
 @dataclass
 class FinetuneProgress(Progress):
-    """How far a run is, and which step validation likes best so far: by accuracy, and of equals by the lower loss."""
+    """How far a run is, and which step validation likes best so far: by accuracy; ties go to the lower loss."""
 
     best_step: int = 0
     best_accuracy: float = -math.inf
@@ -210,7 +210,7 @@ def _warn_of_chance(run: Run) -> None:
 def log_posteriors(network: ClassifierNetwork, reader: CropReader, rows: np.ndarray, batch_seconds: float) -> np.ndarray:
     """Log posteriors `[len(rows), C]`, float64, of whole clips.
 
-    Clips of one length go together; nothing is padded, so a clip's company does not matter.
+    Clips of one length go together; nothing is padded, so a clip's logits do not depend on its batch.
     """
     network.eval()
     device = network.head.weight.device
