@@ -19,7 +19,7 @@ SUBPACKAGES = [
     "eval.tasks",
     "eval.baselines",
     "eval.metrics",
-    "eval.finetune",
+    "finetuning",
 ]
 
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6"]

@@ -17,7 +17,7 @@ COMMANDS = {
     "search": ("wavcse.search.__main__", "choose layers, pooling or sizes: many models on one cache"),
     "embed": ("wavcse.embed", "embed every clip of a manifest or folder into one Parquet file"),
     "eval": ("wavcse.eval.__main__", "judge a model on tasks, beside baselines"),
-    "finetune": ("wavcse.eval.finetune.__main__", "train a whole upstream on a task, as the papers of its pre-training do"),
+    "finetune": ("wavcse.finetuning.__main__", "train a whole upstream on a task, as the papers of its pre-training do"),
     "push": ("wavcse.hub.push", "publish a run on the Hugging Face Hub, with a card made from its results"),
 }
 

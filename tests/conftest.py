@@ -55,7 +55,7 @@ LONGEST = (
     "test_phase1.py",
     "test_pretraining_study.py",
     "test_pretraining.py",
-    "test_eval_finetune.py",
+    "test_finetuning.py",
     "test_search.py",
     "test_search_hparams.py",
     "test_benchmarks.py",

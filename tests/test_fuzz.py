@@ -37,7 +37,7 @@ from wavcse.data.corpus_pass import read_skipped
 from wavcse.embed import main as embed_main
 from wavcse.embed import skipped_path
 from wavcse.eval.arguments import parse_arguments as read_eval_recipe
-from wavcse.eval.finetune.arguments import parse_arguments as read_finetune_recipe
+from wavcse.finetuning.arguments import parse_arguments as read_finetune_recipe
 from wavcse.pretraining.arguments import parse_arguments as read_pretrain_recipe
 from wavcse.train_accelerate import main as train_main
 

@@ -19,9 +19,9 @@ from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskSource, load_task_clips
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.__main__ import main as evaluate_main
-from wavcse.eval.finetune.__main__ import main as finetune_main
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
+from wavcse.finetuning.__main__ import main as finetune_main
 from wavcse.pretraining.clips import ClipSource, load_clips
 from wavcse.search.table import read_table
 from wavcse.training.arguments import RunArguments

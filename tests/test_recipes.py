@@ -6,7 +6,7 @@ import pytest
 
 from wavcse.data.recipes import read_recipe
 from wavcse.eval.arguments import parse_arguments as parse_eval
-from wavcse.eval.finetune.arguments import parse_arguments as parse_finetune
+from wavcse.finetuning.arguments import parse_arguments as parse_finetune
 from wavcse.pretraining.arguments import parse_arguments as parse_pretraining
 from wavcse.search.phase1_config import read_config
 from wavcse.training.arguments import parse_arguments

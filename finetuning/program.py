@@ -18,10 +18,6 @@ from wavcse.eval.description import EvalSettings, result_key
 from wavcse.eval.embedding_store import digest_of
 from wavcse.eval.evaluation import Evaluation, write_outcome
 from wavcse.eval.figures import confusion
-from wavcse.eval.finetune.arguments import FinetuneArguments
-from wavcse.eval.finetune.audio import TaskAudio, load_audio
-from wavcse.eval.finetune.groups import class_groups, group_data
-from wavcse.eval.finetune.training import Finetuned, Upstream, finetune_upstream
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.notes import FINETUNED
 from wavcse.eval.outcomes import Outcome
@@ -30,6 +26,10 @@ from wavcse.eval.probing import clip_ids, resampling_unit
 from wavcse.eval.records import finished_records
 from wavcse.eval.report import write_report
 from wavcse.eval.task import TaskData, load_task
+from wavcse.finetuning.arguments import FinetuneArguments
+from wavcse.finetuning.audio import TaskAudio, load_audio
+from wavcse.finetuning.groups import class_groups, group_data
+from wavcse.finetuning.training import Finetuned, Upstream, finetune_upstream
 from wavcse.pretraining.encoder import encoder_config, new_encoder
 from wavcse.pretraining.quantizer import receptive_field
 from wavcse.upstream_wavcse import build_on_meta

@@ -20,10 +20,10 @@ from transformers import WavLMConfig
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.eval.embedding_store import digest_of
-from wavcse.eval.finetune.arguments import FinetuneArguments
-from wavcse.eval.finetune.audio import TaskAudio, whole_clips
-from wavcse.eval.finetune.network import ClassFigures, ClassifierNetwork, loss_of
 from wavcse.eval.task import TaskData
+from wavcse.finetuning.arguments import FinetuneArguments
+from wavcse.finetuning.audio import TaskAudio, whole_clips
+from wavcse.finetuning.network import ClassFigures, ClassifierNetwork, loss_of
 from wavcse.pretraining.batches import BatchLoader, CropReader
 from wavcse.pretraining.encoder import new_encoder
 from wavcse.pretraining.loop import Learner, Progress, new_learner, refuse_divergence, update

@@ -20,15 +20,15 @@ from transformers import HubertConfig, HubertModel, WavLMModel
 
 from wavcse import WavCSEModel
 from wavcse.data.inspection import Inspector
-from wavcse.eval.finetune import training
-from wavcse.eval.finetune.__main__ import main
-from wavcse.eval.finetune.arguments import FinetuneArguments, parse_arguments
-from wavcse.eval.finetune.audio import load_audio, whole_clips
-from wavcse.eval.finetune.groups import class_groups, group_data
-from wavcse.eval.finetune.program import finetune
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.report import main as report_main
 from wavcse.eval.task import load_task
+from wavcse.finetuning import training
+from wavcse.finetuning.__main__ import main
+from wavcse.finetuning.arguments import FinetuneArguments, parse_arguments
+from wavcse.finetuning.audio import load_audio, whole_clips
+from wavcse.finetuning.groups import class_groups, group_data
+from wavcse.finetuning.program import finetune
 from wavcse.pretraining.batches import CropReader, normalised
 from wavcse.pretraining.crops import span_mask
 from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
@@ -322,7 +322,7 @@ def test_killed_and_continued_is_not_killed(run, recipe, tmp_path):
     settings = {**recipe, "upstreams": {"pretrained": recipe["upstreams"]["pretrained"]}, "seeds": 1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(tmp_path / "out")}))
     last = tmp_path / "out/runs/pretrained.0/checkpoints/last"
-    Child("-m", "wavcse.eval.finetune", tmp_path / "recipe.yaml").kill_when(last.exists, interval_s=0.002)
+    Child("-m", "wavcse.finetuning", tmp_path / "recipe.yaml").kill_when(last.exists, interval_s=0.002)
     assert not (tmp_path / "out" / "results").exists(), "the run ended before it could be killed"
     assert main([str(tmp_path / "recipe.yaml")]) == 3
     undisturbed = run[0] / "runs/pretrained.0"

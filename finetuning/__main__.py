@@ -1,4 +1,4 @@
-"""`python -m wavcse.eval.finetune`: read the settings, train, test, show the table; `--help` lists the settings."""
+"""`python -m wavcse.finetuning`: read the settings, train, test, show the table; `--help` lists the settings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from wavcse.data.command import SOME_SKIPPED, command_line
-from wavcse.eval.finetune.arguments import parse_arguments
-from wavcse.eval.finetune.program import finetune
+from wavcse.finetuning.arguments import parse_arguments
+from wavcse.finetuning.program import finetune
 
 
 @command_line("wavcse finetune", continues=True)
