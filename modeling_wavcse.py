@@ -44,7 +44,7 @@ from .stem_wavcse import Stem  # noqa: F401
 from .streams_wavcse import Stream  # noqa: F401
 from .temporal_wavcse import pooled_frames  # noqa: F401
 from .transfer_wavcse import send  # noqa: F401
-from .upstream_wavcse import UpstreamRunner, align_weights, build_upstream, load_upstream, read_config
+from .upstream_wavcse import UpstreamOutput, UpstreamRunner, align_weights, build_upstream, load_upstream, read_config
 from .waveform_wavcse import as_waveform  # noqa: F401
 from .whisper_wavcse import is_whisper
 
@@ -360,12 +360,13 @@ class WavCSEModel(WavCSEPreTrainedModel):
 
     def forward(
         self,
-        input_values: Tensor,
+        input_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         precision: str | None = None,
+        pooled_layers: Tensor | None = None,
     ) -> WavCSEModelOutput | tuple:
         """Embed clips.
 
@@ -375,20 +376,15 @@ class WavCSEModel(WavCSEPreTrainedModel):
             precision: "float32", "bfloat16" or "int8" for the upstream's matrix products at inference; the configuration's
                 if not given.
             output_attentions: with wav2vec2 and HuBERT the model must be loaded with `attn_implementation="eager"`.
+            pooled_layers: `[B, K, D]`, what `pool_layers` gave for the selected layers, in place of the waveforms.
         """
-        wants_states = _default(output_hidden_states, self.config.output_hidden_states)
-        wants_maps = _default(output_attentions, self.config.output_attentions)
-        upstream = self.run_upstream(
-            self.upstream,
-            input_values,
-            attention_mask,
-            self.config.selected_layers,
-            wants_states,
-            wants_maps,
-            precision=precision or self.config.precision,
-            window_frames=self.config.window_frames,
-            temporal_pooling=self.config.temporal_pooling,
-        )
+        if pooled_layers is not None:
+            upstream = UpstreamOutput(pooled_layers)
+        else:
+            wants_states = _default(output_hidden_states, self.config.output_hidden_states)
+            wants_maps = _default(output_attentions, self.config.output_attentions)
+            layers = self.config.selected_layers
+            upstream = self._run_upstream(input_values, attention_mask, layers, precision, wants_states, wants_maps)
         output = WavCSEModelOutput(
             embeddings=self.downstream(upstream.pooled_layers.to(self.downstream.layer_projection.weight.dtype)),
             pooled_layers=upstream.pooled_layers,
@@ -399,6 +395,44 @@ class WavCSEModel(WavCSEPreTrainedModel):
         if self.training and not self.gradient_watch.done and torch.is_grad_enabled():
             self.gradient_watch(self, output.embeddings)
         return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def pool_layers(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        precision: str | None = None,
+    ) -> Tensor:
+        """Layers of the upstream, pooled over time as the model pools them, in one pass: `[B, K, D]`.
+
+        Args:
+            input_values, attention_mask, precision: as in `forward`.
+            layers: the K layers, 0 = input of the first block, up to `config.num_hidden_layers`; the selected ones if not
+                given. A layer more costs next to nothing beside its block.
+        """
+        layers = self.config.selected_layers if layers is None else layers
+        return self._run_upstream(input_values, attention_mask, layers, precision).pooled_layers
+
+    def _run_upstream(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None,
+        layers: Sequence[int],
+        precision: str | None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> UpstreamOutput:
+        return self.run_upstream(
+            self.upstream,
+            input_values,
+            attention_mask,
+            layers,
+            output_hidden_states,
+            output_attentions,
+            precision=precision or self.config.precision,
+            window_frames=self.config.window_frames,
+            temporal_pooling=self.config.temporal_pooling,
+        )
 
     def encode(
         self,

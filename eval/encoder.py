@@ -6,8 +6,7 @@ width, or twice that for mean and standard deviation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -82,8 +81,7 @@ class WavCSEEncoder:
         self.embedding_size: int = config.embedding_size
         self.temporal_pooling: str = config.temporal_pooling
         self.num_layers, self.layer_size = config.num_hidden_layers + 1, config.pooled_size
-        self.model.run_upstream = self._tap = LayerTap(self.model.run_upstream, self.num_layers)
-        self._last: tuple[Sequence[np.ndarray], ModelOutput] | None = None
+        self._last: tuple[Sequence[np.ndarray], Tensor | None, ModelOutput] | None = None
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 embeddings `[N, E]`."""
@@ -91,40 +89,31 @@ class WavCSEEncoder:
 
     def all_layers(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """All layers, pooled over time as the model does, float32 `[N, L, D]`, from the pass that also gave the embeddings."""
-        self.forward(waveforms)
-        return self._tap.pooled_layers.float().cpu().numpy()
+        layers, _ = self._run(waveforms)
+        if layers is None:
+            raise ValueError(f"The model {self.name!r} was saved by an older wavCSE; save it anew to read its layers.")
+        return layers.float().cpu().numpy()
+
+    def forward(self, waveforms: Sequence[np.ndarray]) -> ModelOutput:
+        """The model's output for a batch."""
+        return self._run(waveforms)[1]
 
     @torch.inference_mode()
-    def forward(self, waveforms: Sequence[np.ndarray]) -> ModelOutput:
-        """The model's output for a batch.
+    def _run(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor | None, ModelOutput]:
+        """All pooled layers `[N, L, D]` of a batch (`None` of a model with older code), and the model's output.
 
-        The last output is kept with its batch: a baseline that reads layers of the same model then costs nothing more.
+        The last ones are kept with their batch: a baseline that reads layers of the same model then costs nothing more.
         """
         if self._last is None or self._last[0] is not waveforms:
-            device = self.model.device
-            inputs = self.feature_extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt", device=device)
-            self._last = (waveforms, self.model(**inputs, precision=self.precision, return_dict=True))
-        return self._last[1]
-
-
-class LayerTap:
-    """Stands where a wavCSE model runs its upstream: pools all layers in the one pass, keeps them, hands on those asked for.
-
-    To pool a layer costs next to nothing beside its block, and the model's own forward, downstream part included, stays
-    as it is.
-    """
-
-    def __init__(self, run_upstream: Callable, num_layers: int):
-        self.run_upstream, self.num_layers = run_upstream, num_layers
-        self.pooled_layers: Tensor | None = None  # [N, L, D] of the last batch
-
-    def __call__(
-        self, upstream: Any, input_values: Tensor, attention_mask: Tensor | None, layers: Sequence[int], *args, **kwargs
-    ) -> Any:
-        """As `UpstreamRunner`."""
-        output = self.run_upstream(upstream, input_values, attention_mask, range(self.num_layers), *args, **kwargs)
-        self.pooled_layers = output.pooled_layers
-        return replace(output, pooled_layers=self.pooled_layers[:, list(layers)])
+            model, rate = self.model, self.sampling_rate
+            inputs = self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt", device=model.device)
+            layers = None
+            if hasattr(model, "pool_layers"):
+                layers = model.pool_layers(**inputs, layers=range(self.num_layers), precision=self.precision)
+                inputs = {"pooled_layers": layers[:, list(model.config.selected_layers)]}
+            output = model(**inputs, precision=self.precision, return_dict=True)
+            self._last = (waveforms, layers, output)
+        return self._last[1:]
 
 
 def _load(checkpoint: Checkpoint, device: str | torch.device) -> tuple[Any, Any]:
@@ -132,7 +121,7 @@ def _load(checkpoint: Checkpoint, device: str | torch.device) -> tuple[Any, Any]
     with checkpoint.loading():
         feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint.path, **options)
         model = AutoModel.from_pretrained(checkpoint.path, use_safetensors=True, **options).to(device).eval()
-    if not (hasattr(model, "run_upstream") and hasattr(model.config, "pooled_size")):
+    if not hasattr(model.config, "pooled_size"):
         raise ValueError(f"The model {str(checkpoint)!r} was saved by an older wavCSE; train or save it anew.")
     return feature_extractor, model
 

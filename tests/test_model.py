@@ -43,6 +43,18 @@ def test_embedding_is_the_papers_network(tiny_model, inputs):
     torch.testing.assert_close(output.embeddings.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_layers_of_any_set_are_pooled_in_one_pass(tiny_model, inputs):
+    model = tiny_model(selected_layers=[2, 0, 3]).eval()
+    with torch.no_grad():
+        output, layers = model(**inputs), model.pool_layers(**inputs, layers=range(N + 1))
+        assert layers.shape == (B, N + 1, D)
+        assert torch.equal(layers[:, [2, 0, 3]], output.pooled_layers)
+        assert torch.equal(model.pool_layers(**inputs), output.pooled_layers)  # the selected ones
+        again = model(pooled_layers=layers[:, [2, 0, 3]])
+    assert torch.equal(again.embeddings, output.embeddings)
+    assert torch.equal(again.pooled_layers, output.pooled_layers)
+
+
 @pytest.mark.parametrize("way", ["argument", "config"])
 def test_tuple_with_the_embedding_first(tiny_model, inputs, way):
     model = tiny_model()
