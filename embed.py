@@ -39,7 +39,6 @@ from wavcse import __version__
 from wavcse.audio_wavcse import AUDIO_SUFFIXES
 from wavcse.configuration_wavcse import PRECISIONS
 from wavcse.data.audio_folder import left_out_in_words, read_audio_folder
-from wavcse.data.command import SOME_SKIPPED, command_line
 from wavcse.data.corpus_pass import (
     CorpusClip,
     CorpusPass,
@@ -71,6 +70,7 @@ from wavcse.data.files import locked
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
+from wavcse.settings.command import SOME_SKIPPED, command_line
 from wavcse.waveform_wavcse import rms, scale_quiet
 
 PART_INTERVAL_S = 30.0  # what a kill can lose at most, besides the batch that is being computed

@@ -23,7 +23,6 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from wavcse.data.command import DONE, command_line
 from wavcse.data.files import locked
 from wavcse.data.inspection import Inspector
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
@@ -33,6 +32,7 @@ from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_fa
 from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.pretraining.loop import Figures, Learner, Progress, label_weight_at, new_learner, refuse_divergence, update
 from wavcse.pretraining.network import PretrainNetwork
+from wavcse.settings.command import DONE, command_line
 from wavcse.training.checkpoint import TENSOR_FILE, Checkpoint, read_tensors
 from wavcse.training.run_folder import RunFolder, new_accelerator, versions
 

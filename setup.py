@@ -13,6 +13,7 @@ SUBPACKAGES = [
     "reports",
     "hub",
     "pretraining",
+    "settings",
     "training",
     "search",
     "eval",

@@ -21,7 +21,6 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from wavcse.configuration_wavcse import WavCSEConfig
-from wavcse.data.command import DONE, command_line
 from wavcse.data.composite import IGNORED_LABEL, load_composite
 from wavcse.data.features import FeatureCache, open_cache
 from wavcse.data.files import locked, named_errors
@@ -30,6 +29,7 @@ from wavcse.data.labels import TaskSource
 from wavcse.data.manifest import SPLITS, Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import WavCSEForMultiTask
+from wavcse.settings.command import DONE, command_line
 from wavcse.training.arguments import RunArguments, parse_arguments
 from wavcse.training.checkpoint import Checkpoint
 from wavcse.training.features import SplitFeatures, cached_digests, data_fingerprint, open_table

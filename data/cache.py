@@ -21,7 +21,6 @@ from accelerate import PartialState
 from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.configuration_wavcse import TEMPORAL_POOLINGS, WavCSEConfig
-from wavcse.data.command import SOME_SKIPPED, command_line
 from wavcse.data.corpus_pass import (
     CorpusClip,
     CorpusPass,
@@ -44,6 +43,7 @@ from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import config_from_upstream
+from wavcse.settings.command import SOME_SKIPPED, command_line
 from wavcse.upstream_wavcse import UpstreamRunner, load_upstream, read_config
 
 SHARD_INTERVAL_S = 300.0

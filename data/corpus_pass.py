@@ -29,7 +29,7 @@ from wavcse.audio_file_wavcse import printable
 from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
-from wavcse.data.processes import thread_pool
+from wavcse.settings.processes import thread_pool
 from wavcse.waveform_wavcse import QUIET_RMS, is_quiet
 
 LOOK_AHEAD_S = 600.0  # decoded audio that waits for the computation: 38 MB at 16 kHz

@@ -29,7 +29,7 @@ from wavcse.data.files import (
     write_json,
     write_piece,
 )
-from wavcse.data.processes import thread_pool
+from wavcse.settings.processes import thread_pool
 
 FORMAT_VERSION = 3  # since 3 all of the audio in a file counts: concatenated files, MP3s without a count of their frames
 NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16}

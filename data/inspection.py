@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from wavcse.audio_file_wavcse import LONGEST_FILE_S, AudioFile, part_in_samples
 from wavcse.data.files import DamagedFile, read_json, write_json
 from wavcse.data.manifest import Clip, file_stamp, real_path
-from wavcse.data.processes import thread_pool
+from wavcse.settings.processes import thread_pool
 
 READ_THREADS = 8  # reading and hashing wait for the disk, not for the processor
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from wavcse.data.command import SOME_SKIPPED, command_line
 from wavcse.eval.arguments import EvalArguments, parse_arguments
+from wavcse.settings.command import SOME_SKIPPED, command_line
 
 
 @command_line("wavcse eval", continues=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from wavcse.configuration_wavcse import TEMPORAL_POOLINGS
-from wavcse.data.recipes import read_recipe
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import Task
+from wavcse.settings.recipes import read_recipe
 
 DESCRIPTION = """\
 How good are a model's embeddings? Of the frozen embeddings of the training clips, one linear layer learns classes or

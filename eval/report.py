@@ -14,7 +14,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wavcse.data.command import DONE, command_line
 from wavcse.data.files import write_atomically
 from wavcse.eval.notes import origins
 from wavcse.eval.pictures import OVERVIEW, draw_pictures, pictures_of
@@ -24,6 +23,7 @@ from wavcse.eval.rows import Row, encoders_of, metric_words, rows_of, shown, sho
 from wavcse.eval.significance import Comparison, compare
 from wavcse.reports import page
 from wavcse.reports.figures import without_formulas
+from wavcse.settings.command import DONE, command_line
 
 MOST_CLASSES = 20  # up to which the clips of each class are listed
 SPLITS = ("train", "validation", "test")

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wavcse.data.command import DONE, command_line
 from wavcse.data.files import write_atomically
 from wavcse.eval.notes import TIED, UNTESTED, notes_of
 from wavcse.eval.records import read_results
 from wavcse.eval.rows import Row, encoders_of, metric_words, rows_of, shown, shown_interval, size_words
 from wavcse.eval.significance import Comparison, compare
 from wavcse.reports import page
+from wavcse.settings.command import DONE, command_line
 
 PAPERS_COLUMN = "paper: wavCSE; its best baseline"
 

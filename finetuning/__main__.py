@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from wavcse.data.command import SOME_SKIPPED, command_line
 from wavcse.finetuning.arguments import parse_arguments
 from wavcse.finetuning.program import finetune
+from wavcse.settings.command import SOME_SKIPPED, command_line
 
 
 @command_line("wavcse finetune", continues=True)

@@ -19,12 +19,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from wavcse.card_wavcse import PLACEHOLDER, hash_code_files, inert, model_card
-from wavcse.data.command import DONE, command_line
 from wavcse.data.manifest import Manifest
 from wavcse.eval.paths import shown_path
 from wavcse.hub.header import is_language
 from wavcse.hub.source import PushSource, read_source
 from wavcse.reports.page import fenced, markdown_table
+from wavcse.settings.command import DONE, command_line
 
 DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HIDDEN_SETTINGS = ("tasks", "cache_dir")  # the first has a table of its own, the second is a place on one machine

@@ -22,12 +22,12 @@ from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from wavcse.data.command import DONE, command_line
 from wavcse.hub.build import build_repository
 from wavcse.hub.header import check_header
 from wavcse.hub.source import read_source
 from wavcse.hub.verify import verify_repository
 from wavcse.repository_wavcse import left_out_files, repository_files, upload_repository
+from wavcse.settings.command import DONE, command_line
 
 # The HTTP library's base error: httpx or its successor, whichever huggingface_hub is built on.
 HTTPError = HfHubHTTPError.__bases__[0]

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import wavcse
 from wavcse.card_wavcse import card_header
-from wavcse.data.command import DONE, command_line
 from wavcse.data.files import write_atomically
 from wavcse.hub.card import metadata_of
 from wavcse.hub.figures import figures_of, model_index
 from wavcse.hub.tiny import TinySource, read_tiny
 from wavcse.hub.tiny_sections import languages_in, tiny_sections
 from wavcse.hub.training_data import SYNTHETIC
+from wavcse.settings.command import DONE, command_line
 
 ROOT = Path(wavcse.__file__).parent
 README = "README.md"

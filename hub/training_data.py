@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wavcse.data.command import DONE, command_line
 from wavcse.data.composite import load_composite
 from wavcse.data.files import json_text, write_atomically
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
-from wavcse.data.recipes import checked_fields, read_recipe
 from wavcse.eval.paths import shown_path
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.arguments import parse_arguments as parse_pretraining
 from wavcse.pretraining.clips import load_clips
+from wavcse.settings.command import DONE, command_line
+from wavcse.settings.recipes import checked_fields, read_recipe
 from wavcse.training.arguments import RunArguments
 from wavcse.training.arguments import parse_arguments as parse_training
 

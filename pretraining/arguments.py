@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wavcse.data.recipes import checked_fields
 from wavcse.data.tables import spelled, text_of
 from wavcse.pretraining.clips import ClipSource
 from wavcse.pretraining.label_losses import LABEL_LOSSES
 from wavcse.pretraining.step_arguments import StepArguments
-from wavcse.training.settings import check_choice, check_ranges, parse_script_arguments
+from wavcse.settings.fields import check_choice, check_ranges, parse_script_arguments
+from wavcse.settings.recipes import checked_fields
 
 POSITIVE = ("codebook_dim", "codebook_size", "log_every", "mask_frames", "num_mels")
 NOT_NEGATIVE = ("label_loss_start", "label_weight", "margin", "num_cepstra")

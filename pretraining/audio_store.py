@@ -23,7 +23,7 @@ from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.corpus_pass import decode_threads
 from wavcse.data.files import DamagedFile, checksum, read_json, replacing, set_aside, write_json
 from wavcse.data.manifest import Clip, file_stamp, real_path
-from wavcse.data.processes import thread_pool
+from wavcse.settings.processes import thread_pool
 
 FULL_SCALE = 2**15
 SAMPLES, INDEX, UNREADABLE = "audio.int16", "index.json", "unreadable.json"

@@ -7,8 +7,8 @@ from typing import Any
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.pretraining.schedule import DECAYS
+from wavcse.settings.fields import check_choice, check_ranges, check_types
 from wavcse.training.arguments import MIXED_PRECISIONS
-from wavcse.training.settings import check_choice, check_ranges, check_types
 
 # Fields that may differ between a run and its continuation: they do not change any step that is already done.
 FREE_ON_RESUME = (

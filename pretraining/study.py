@@ -32,10 +32,8 @@ from multiprocessing import get_context
 
 import torch
 
-from wavcse.data.command import DONE, SOME_SKIPPED, command_line
 from wavcse.data.files import json_text, locked, write_atomically
 from wavcse.data.inspection import Inspector
-from wavcse.data.processes import WorkerPool, end_with_parent
 from wavcse.eval.__main__ import usable_device
 from wavcse.eval.baselines import LAYER_BASELINES, build_encoders
 from wavcse.eval.evaluation import EvalSettings, Evaluation, corpus_inspector, evaluate
@@ -48,6 +46,8 @@ from wavcse.pretraining.study_config import Study, Variant, read_study
 from wavcse.pretraining.study_facts import READOUT, study_facts
 from wavcse.pretraining.study_report import write_study_report
 from wavcse.pretraining.study_speed import kept_speed
+from wavcse.settings.command import DONE, SOME_SKIPPED, command_line
+from wavcse.settings.processes import WorkerPool, end_with_parent
 from wavcse.training.run_folder import RunFolder
 
 UNTRAINED = "untrained"  # in place of a fingerprint of data

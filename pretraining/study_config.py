@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.recipes import checked_fields, read_recipe
 from wavcse.eval import arguments as evaluation_arguments
 from wavcse.eval.arguments import NAME, EvalArguments
 from wavcse.eval.baselines import BASELINES, DEFAULT_NAME
 from wavcse.pretraining.arguments import PretrainArguments
-from wavcse.training.settings import settings_from
+from wavcse.settings.fields import settings_from
+from wavcse.settings.recipes import checked_fields, read_recipe
 
 EVALUATION = "evaluation"  # folder of the evaluation beside those of the variants
 PICTURES = "pictures"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from wavcse.data.files import kept_json, write_json
-from wavcse.data.processes import one_thread
 from wavcse.eval.baselines.upstream import UpstreamLayers
 from wavcse.eval.checkpoint import Checkpoint
 from wavcse.eval.embedding_store import digest_of
+from wavcse.settings.processes import one_thread
 from wavcse.training.run_folder import versions
 
 NUM_CLIPS, SHORTEST_S, LONGEST_S = 20, 1.0, 10.0

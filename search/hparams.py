@@ -22,9 +22,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
 
-from wavcse.data.command import command_line
 from wavcse.data.files import write_atomically
-from wavcse.data.processes import one_thread
 from wavcse.search.fit import settings_of
 from wavcse.search.hparams_report import draw_hparams, hparams_markdown
 from wavcse.search.program import (
@@ -53,6 +51,8 @@ from wavcse.search.study import (
     set_damaged_database_aside,
 )
 from wavcse.search.table import SearchTable
+from wavcse.settings.command import command_line
+from wavcse.settings.processes import one_thread
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run_folder import versions
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.command import command_line
 from wavcse.data.files import write_atomically
 from wavcse.search.costs import cost_of, measured_speed
 from wavcse.search.fit import has_diverged, settings_of
@@ -46,6 +45,7 @@ from wavcse.search.stability import (
 )
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
+from wavcse.settings.command import command_line
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run_folder import versions
 

@@ -28,12 +28,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.command import DONE, command_line
 from wavcse.data.files import locked, write_atomically
 from wavcse.search.phase1_config import Phase1, corpus_step, read_config
 from wavcse.search.phase1_report import write_report
 from wavcse.search.program import recipe_text
 from wavcse.search.steps import Step, do_step
+from wavcse.settings.command import DONE, command_line
 
 FLAGS = ("allow_partial", "measure_speed")
 PACKAGES = ("matplotlib", "optuna", "markdown")

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.recipes import checked_fields, read_recipe
+from wavcse.settings.fields import settings_from
+from wavcse.settings.recipes import checked_fields, read_recipe
 from wavcse.training.arguments import RunArguments
-from wavcse.training.settings import settings_from
 
 # Options of the programs: those that must be given, and the others.
 NEEDED = {"random_upstream": ("out",), "synthesize": ("out",), "corpora": ("corpus", "root", "out")}

@@ -14,12 +14,12 @@ from pathlib import Path
 import yaml
 
 from wavcse.data.corpora import CORPORA
-from wavcse.data.recipes import read_recipe
 from wavcse.reports.page import fenced, inert, markdown_table, write_page
 from wavcse.search.phase1_config import SEARCHES, Phase1, corpus_step
 from wavcse.search.report import TITLES, percent, ranges, signed
 from wavcse.search.stability import against_chance
 from wavcse.search.steps import ROOT
+from wavcse.settings.recipes import read_recipe
 
 FIGURES = ROOT / "conf/paper/phase1_figures.yaml"
 SETTINGS = ("selected_layers", "pooling_type", "pooling_kwargs", "layer_projection_size", "embedding_size", "layer_dropout")

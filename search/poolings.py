@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from wavcse.configuration_wavcse import LAYER_POOLINGS
-from wavcse.data.command import command_line
 from wavcse.data.files import write_atomically
 from wavcse.search.bootstrap import difference_of, interval, resampled_accuracies, units_of
 from wavcse.search.fit import settings_of
@@ -37,6 +36,7 @@ from wavcse.search.runner import Fit, FitError, first_divergence, fit_all
 from wavcse.search.stability import moments_of, paired_difference, rank_agreement
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
+from wavcse.settings.command import command_line
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run_folder import versions
 

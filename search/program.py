@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from wavcse.data.command import DONE
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.files import json_text, locked, remove_partials, write_atomically
 from wavcse.search.table import SearchTable, table_for
+from wavcse.settings.command import DONE
 from wavcse.training.arguments import RunArguments, parse_arguments
 
 Search = Callable[[SearchTable, RunArguments, argparse.Namespace], object]

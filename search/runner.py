@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from wavcse.data.command import CommandError
-from wavcse.data.processes import WorkerPool, end_with_parent, one_thread
 from wavcse.search.fit import fit_together, has_diverged, shape_of
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable, shared
+from wavcse.settings.command import CommandError
+from wavcse.settings.processes import WorkerPool, end_with_parent, one_thread
 from wavcse.training.arguments import RunArguments
 
 MOST_TOGETHER = 32  # models; beyond it a GPU is full

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from wavcse.data.command import DONE, REFUSED, SOME_SKIPPED, CommandError
 from wavcse.data.files import kept_json, write_json
+from wavcse.settings.command import DONE, REFUSED, SOME_SKIPPED, CommandError
 
 ROOT = Path(__file__).parents[1]
 

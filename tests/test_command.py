@@ -10,10 +10,10 @@ import time
 import pytest
 
 import wavcse_cli
-from wavcse.data import command
-from wavcse.data.command import CommandError, command_line
 from wavcse.data.files import replacing
 from wavcse.search.runner import FitError
+from wavcse.settings import command
+from wavcse.settings.command import CommandError, command_line
 
 PROGRAMS = [
     *(module for module, _ in wavcse_cli.COMMANDS.values() if module != "wavcse.search.__main__"),

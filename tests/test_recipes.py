@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from wavcse.data.recipes import read_recipe
 from wavcse.eval.arguments import parse_arguments as parse_eval
 from wavcse.finetuning.arguments import parse_arguments as parse_finetune
 from wavcse.pretraining.arguments import parse_arguments as parse_pretraining
 from wavcse.search.phase1_config import read_config
+from wavcse.settings.recipes import read_recipe
 from wavcse.training.arguments import parse_arguments
 
 TASK = "{manifest: m.csv, label_column: keyword}"

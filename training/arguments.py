@@ -9,9 +9,9 @@ from typing import Any
 
 from wavcse.configuration_wavcse import PAPER_LAYERS, checked_task_name
 from wavcse.data.labels import TaskSource, as_paths
-from wavcse.data.recipes import checked_fields
 from wavcse.data.tables import spelled, text_of
-from wavcse.training.settings import check_choice, check_ranges, check_types, parse_script_arguments
+from wavcse.settings.fields import check_choice, check_ranges, check_types, parse_script_arguments
+from wavcse.settings.recipes import checked_fields
 
 TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight")
 MIXED_PRECISIONS = ("no", "bf16")

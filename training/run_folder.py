@@ -15,7 +15,7 @@ import yaml
 from accelerate import Accelerator
 
 from wavcse.data.files import clear_folder, json_text, named_errors, read_json, remove_partials, write_atomically, write_json
-from wavcse.data.recipes import read_recipe
+from wavcse.settings.recipes import read_recipe
 from wavcse.training.checkpoint import finished_state
 
 OTHER_SETTINGS = " Other settings need another --output_dir, or --overwrite_output_dir true."

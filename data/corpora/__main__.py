@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from wavcse.data.command import DONE, SOME_SKIPPED, command_line
 from wavcse.data.corpora import CORPORA
 from wavcse.data.corpora.corpus import write_manifest
 from wavcse.data.corpora.hub import write_hub_copy
+from wavcse.settings.command import DONE, SOME_SKIPPED, command_line
 
 DESCRIPTION = """\
 Write the manifest of a public corpus from its official folders and lists. Nothing is downloaded, unless --hub_id names a

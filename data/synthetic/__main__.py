@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from wavcse.data.command import DONE, command_line
+from wavcse.settings.command import DONE, command_line
 
 from .corpus import write_plan
 from .plan import Plan

@@ -17,7 +17,7 @@ import soundfile
 from tqdm import tqdm
 
 from wavcse.data.files import json_text, locked, remove_partials, replacing, write_atomically
-from wavcse.data.processes import WorkerPool, end_with_parent
+from wavcse.settings.processes import WorkerPool, end_with_parent
 
 from .espeak import engine_version
 from .plan import Plan, Utterance

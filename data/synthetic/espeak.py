@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.command import CommandError
+from wavcse.settings.command import CommandError
 
 ENGINE_RATE_HZ = 22050  # the only rate of espeak-ng's formant synthesiser
 MIN_RATE_WPM, MAX_RATE_WPM = 80, 450  # speak_lib.h, espeakRATE

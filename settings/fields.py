@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
-from wavcse.data.recipes import read_recipe
+from wavcse.settings.recipes import read_recipe
 
 Settings = TypeVar("Settings")  # a dataclass
 WORDS = {  # what a value of a field must be

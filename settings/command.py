@@ -22,7 +22,7 @@ from typing import TextIO
 
 from safetensors import SafetensorError
 
-from wavcse.data.processes import WorkerPool, end_workers
+from wavcse.settings.processes import WorkerPool, end_workers
 
 DONE = 0
 REFUSED = 2  # one line on stderr says what is wrong and what to do
