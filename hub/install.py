@@ -1,4 +1,4 @@
-"""Make a trained run the model of this repository: its three files into the root, its results into results/tiny, the README.
+"""Make a trained run the model of this repository: its three files into the root, its results into results/tiny, the card.
 
     python -m wavcse.hub.install runs/tiny/model --pretraining runs/tiny/pretrain runs/tiny/lasr \\
         --evaluation runs/tiny/eval --data runs/tiny/data.json
@@ -21,7 +21,7 @@ from pathlib import Path
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.data.files import flush_to_disk, locked
-from wavcse.hub.readme import README, ROOT, update
+from wavcse.hub.readme import FIGURES, README, ROOT, update
 from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source
 from wavcse.hub.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
 from wavcse.hub.verify import verify_repository
@@ -119,7 +119,7 @@ def _exchange(root: Path, stage: Path) -> None:
     All of it or, after an error, nothing. After a kill the stage has a folder `OLD`, and the same call goes on.
     """
     new, old = stage / NEW, stage / OLD
-    waiting = [name for name in (RESULTS, *MODEL_FILES, README) if (new / name).exists()]
+    waiting = [name for name in (RESULTS, FIGURES, *MODEL_FILES, README) if (new / name).exists()]
     for name in waiting:
         for path in (new / name).rglob("*") if (new / name).is_dir() else (new / name,):
             flush_to_disk(path)

@@ -1,62 +1,128 @@
-"""The README of this repository is also the model card of the weights in its root: the parts of it that follow from files.
+"""What the repository says of the weights in its root, made from `config.json`, `model.safetensors` and results/tiny.
 
-    python -m wavcse.hub.readme             # write the header and the part between the marks anew
-    python -m wavcse.hub.readme --check     # exit code 2 if README.md is not what the files give
+    python -m wavcse.hub.readme             # write all three
+    python -m wavcse.hub.readme --check     # write nothing; exit code 2 if one of them is not what the files give
 
-Files: `config.json` and `model.safetensors` of the root, and results/tiny (`hub/install.py` puts them there). All else in
-README.md is written by hand and kept.
+- README.md: its header, and the short table between the marks; everything else in it is written by hand and kept.
+- results/tiny/card.md: the whole model card.
+- .eval_results/<task>.yaml: the primary metric of each task, in the form that the Hub reads.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import wavcse
-from wavcse.card_wavcse import card_header
+from wavcse.card_wavcse import GENERATED, card_header, inert
 from wavcse.data.files import write_atomically
-from wavcse.hub.card import metadata_of
-from wavcse.hub.figures import figures_of, model_index
-from wavcse.hub.tiny import TinySource, read_tiny
+from wavcse.eval.rows import Row, metric_words, rows_of, shown, shown_interval, size_words
+from wavcse.hub.figures import figures_of, write_eval_results
+from wavcse.hub.tiny import RESULTS, TinySource, read_tiny
 from wavcse.hub.tiny_sections import languages_in, tiny_sections
-from wavcse.hub.training_data import SYNTHETIC
+from wavcse.reports.page import markdown_table
 from wavcse.settings.command import DONE, command_line
 
 ROOT = Path(wavcse.__file__).parent
 README = "README.md"
+CARD = RESULTS / "card.md"
+FIGURES = Path(".eval_results")
 NAME = "wavcse-tiny"
 BEGIN, END = f"<!-- {NAME}: begin -->", f"<!-- {NAME}: end -->"
-HEADER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
+TASKS = ("keyword", "speaker", "emotion")  # what the paper trains on: one row of the short table each
+BASELINES = ("mfcc", "majority")
 
 
 def render(readme: str, source: TinySource) -> str:
-    """`readme` with today's header, and today's model card between its marks.
+    """`readme` with today's header, and today's short table between its marks.
 
     Raises:
         ValueError: it has not exactly one pair of marks, in order.
     """
-    text = HEADER.sub("", readme)
+    _, is_header, body = readme.removeprefix("---\n").partition("\n---\n")
+    text = body.lstrip("\n") if is_header and readme.startswith("---\n") else readme
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in before + after:
-        raise ValueError(f"{README} needs one line {BEGIN!r} and after it one line {END!r}; between them the card is written.")
-    sections = "\n\n".join(f"### {title}\n\n{body}" for title, body in tiny_sections(source).items())
-    return f"---\n{header(source)}\n---\n\n{before}{BEGIN}\n\n{sections}\n\n{END}{after}"
+        raise ValueError(
+            f"{README} needs one line {BEGIN!r} and after it one line {END!r}; between them the table is written."
+        )
+    return f"---\n{header(source)}\n---\n\n{before}{BEGIN}\n\n{short_table(source)}\n\n{END}{after}"
 
 
 def header(source: TinySource) -> str:
-    """The YAML: as of every card, with the primary metric of each task, and the corpora and languages of the training."""
-    primary = {figure.task: figure for figure in reversed(figures_of(source.push.own))}
-    stated = {
-        "language": languages_in(source.data["rows"]),
-        "datasets": sorted({row["corpus"] for row in source.data["rows"] if row["licence"] != SYNTHETIC}),
-        "eval_results": model_index(list(reversed(primary.values()))),
-        "tags": [NAME],
-    }
-    return card_header(source.push.config, metadata_of(source.push, NAME, **stated)).strip()
+    """The YAML of README.md, a line per field: as of every card, without figures, which `.eval_results/` holds."""
+    fields: Mapping[str, Any] = yaml.safe_load(card_header(source.push.config, {"tags": [NAME]}))
+    fields = {**fields, "language": languages_in(source.data["rows"])}
+    return yaml.safe_dump(fields, default_flow_style=None, width=200, allow_unicode=True).strip()
+
+
+def short_table(source: TinySource) -> str:
+    """The model beside `BASELINES`: of each of `TASKS` the row with the most test clips, and where the others are."""
+    rows = rows_of(inert(source.push.records))
+    own = source.push.own[0]["encoder"]["name"]
+    columns = [own, *(name for name in BASELINES if any(name in row.records for row in rows))]
+    named = [[row for row in rows if row.task["task"] == task] for task in TASKS]
+    chosen = [max(group, key=lambda row: row.first["counts"]["clips"]["test"]) for group in named if group]
+    lines = [[row.title, _metric(row), size_words(row), *(_cell(row, name) for name in columns)] for row in chosen]
+    table = markdown_table(["task", "metric", "test split", *(f"`{name}`" for name in columns)], lines)
+    words = (
+        f"Linear probes on frozen embeddings [95 % interval]; of each kind of task the one with the most test clips. All "
+        f"{len(rows)} tasks and {len({name for row in rows for name in row.records})} encoders, training data, licences and "
+        f"limits: [{CARD.as_posix()}]({CARD.as_posix()})."
+    )
+    return f"{table}\n\n{words}"
+
+
+def _metric(row: Row) -> str:
+    return metric_words(row.primary, row.first["metrics"][row.primary])
+
+
+def _cell(row: Row, encoder: str) -> str:
+    if encoder not in row.records:
+        return "–"
+    return shown(row.figure(encoder)["value"], row.unit) + shown_interval(row.figure(encoder))
+
+
+def card(source: TinySource) -> str:
+    """The text of results/tiny/card.md."""
+    sections = [f"## {title}\n\n{body}" for title, body in tiny_sections(source).items()]
+    return "\n\n".join([GENERATED, f"# {NAME}", *sections]) + "\n"
+
+
+def rendered(root: Path) -> dict[Path, str]:
+    """Path below `root` -> text, of all files that this module writes."""
+    source = read_tiny(root)
+    readme = render((root / README).read_text(encoding="utf-8"), source)
+    with tempfile.TemporaryDirectory() as place:
+        write_eval_results(Path(place), figures_of(source.push.own))
+        figures = {FIGURES / path.name: path.read_text(encoding="utf-8") for path in sorted((Path(place) / FIGURES).iterdir())}
+    return {Path(README): readme, CARD: card(source), **figures}
+
+
+def update(root: Path, check: bool = False) -> None:
+    """Write the files of `root` anew; with `check` only compare, and raise ValueError if one of them is out of date."""
+    wanted = rendered(root)
+    found = {path.relative_to(root): path for path in (root / README, root / CARD, *(root / FIGURES).glob("*.yaml"))}
+    stale = [name for name in sorted({*wanted, *found}) if wanted.get(name) != _text(root / name)]
+    if check and stale:
+        raise ValueError(f"{stale[0]} is not what the result files give; run `python -m wavcse.hub.readme`.")
+    for name in stale:
+        if name in wanted:
+            (root / name).parent.mkdir(exist_ok=True)
+            write_atomically(root / name, wanted[name])
+        else:
+            (root / name).unlink()
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 @command_line("wavcse readme")
@@ -65,22 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m wavcse.hub.readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 if a file is out of date")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one that this package lies in)")
     args = parser.parse_args(argv)
     update(args.root, args.check)
     return DONE
-
-
-def update(root: Path, check: bool = False) -> None:
-    """Write README.md of `root` anew; with `check` only compare, and raise ValueError if it is out of date."""
-    path = root / README
-    found = path.read_text(encoding="utf-8")
-    wanted = render(found, read_tiny(root))
-    if check and wanted != found:
-        raise ValueError(f"{path.name} is not what the result files give; run `python -m wavcse.hub.readme`.")
-    if wanted != found:
-        write_atomically(path, wanted)
 
 
 if __name__ == "__main__":

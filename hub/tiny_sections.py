@@ -18,8 +18,8 @@ from wavcse.hub.training_data import SYNTHETIC
 from wavcse.reports.page import markdown_table
 
 MODEL = """\
-`config.json`, `model.safetensors` and `preprocessor_config.json` in this folder are a trained model: {family} with
-{num_blocks} blocks of width {upstream_size} ({upstream_millions:.1f} M parameters), layers {layers}, pooled by
+`config.json`, `model.safetensors` and `preprocessor_config.json` in the root of the repository are a trained model:
+{family} with {num_blocks} blocks of width {upstream_size} ({upstream_millions:.1f} M parameters), layers {layers}, pooled by
 `{temporal_pooling}` over time and by `{pooling_type}` across layers, one embedding of {embedding_size} numbers per clip;
 {millions:.1f} M parameters in all, {megabytes:.1f} MB. Heads: {tasks}.
 Weights: SHA-256 `{sha256}`."""
@@ -31,7 +31,7 @@ def tiny_sections(source: TinySource) -> dict[str, str]:
     notes = "\n".join(map(inert, source.notes.splitlines()))
     notes = f"<details><summary>How to read this</summary>\n\n{notes}\n\n</details>"
     return {
-        "The model in this folder": _model(source),
+        "The model": _model(source),
         "What it is good for": f"{source.table}\n\n{notes}",
         "What it was trained on": _data(source.data),
         "How it was trained": _training(source),

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import wavcse
+from wavcse.data.files import read_json
 from wavcse.eval.results import write_table
 from wavcse.hub import install as install_cli
 from wavcse.hub import readme as readme_cli
@@ -151,6 +152,11 @@ def readme(root) -> str:
     return (root / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def card(root) -> str:
+    return (root / "results" / "tiny" / "card.md").read_text(encoding="utf-8")
+
+
 # ---- what was trained on ----
 
 
@@ -219,7 +225,7 @@ def test_the_files_are_the_runs(root, run):
         assert (root / name).read_bytes() == (run / "hub" / name).read_bytes()
     kept = {path.relative_to(root).as_posix() for path in (root / "results").rglob("*") if path.is_file()}
     records = {f"results/tiny/results/{path.name}" for path in (run / "results").glob("*__*.json")}
-    others = ("results.md", "data.json", "phase1.json", "pretraining_1.json", "pretraining_2.json")
+    others = ("card.md", "results.md", "data.json", "phase1.json", "pretraining_1.json", "pretraining_2.json")
     assert kept == {*records, *(f"results/tiny/{name}" for name in others)}  # no predictions, no embeddings
 
 
@@ -229,7 +235,7 @@ def test_what_is_written_by_hand_stays(readme):
     assert readme.endswith(END + after)
 
 
-def test_the_header(readme, run):
+def test_the_header_is_short_and_valid(readme):
     header = yaml.safe_load(readme.split("---\n")[1])
     assert card_errors(readme) == []
     assert (header["library_name"], header["pipeline_tag"], header["license"]) == (
@@ -238,42 +244,57 @@ def test_the_header(readme, run):
         "apache-2.0",
     )
     assert header["language"] == ["de", "en", "fr"]
-    assert header["datasets"] == ["books", "words"]
     assert "wavcse-tiny" in header["tags"]
-    (index,) = header["model-index"]
-    assert index["name"] == "wavcse-tiny"
-    found = {result["task"]["name"]: result["metrics"][0] for result in index["results"]}
-    own = [json.loads(path.read_text()) for path in (run / "results").glob("*__wavcse.json")]
-    for record in own:
+    assert "model-index" not in header  # .eval_results/ has the figures
+    assert len(readme.split("---\n")[1].splitlines()) == len(header)
+
+
+def test_the_primary_figures_are_what_the_hub_reads(root, run):
+    own = {record["task"]["name"]: record for record in map(read_json, (run / "results").glob("*__wavcse.json"))}
+    assert {path.stem for path in (root / ".eval_results").iterdir()} == set(own)
+    for name, record in own.items():
+        (entry,) = yaml.safe_load((root / ".eval_results" / f"{name}.yaml").read_text())
         primary = record["task"]["metrics"][0]
-        assert found[record["task"]["title"]]["value"] == record["metrics"][primary]["value"]
-    assert len(found) == len(own) == sum(len(result["metrics"]) for result in index["results"])
+        assert entry["dataset"]["task_id"] == name
+        assert entry["value"] == record["metrics"][primary]["value"]
 
 
-def test_the_table_is_the_evaluations_with_its_marks(readme, run):
+def test_the_short_table_has_the_figures_of_the_records(readme, run):
+    """Of the tasks of Phase 1 the evaluation has keywords only; `best_layer` is no column of it."""
+    lines = readme.partition(BEGIN)[2].partition(END)[0].strip().splitlines()
+    assert lines[0] == "| task | metric | test split | `wavcse` | `mfcc` |"
+    (row,) = lines[2:-2]
+    records = [read_json(run / "results" / f"keyword__{encoder}.json") for encoder in ("wavcse", "mfcc")]
+    figures = [record["metrics"]["accuracy"] for record in records]
+    cells = [f"{100 * f['value']:.1f} [{100 * f['interval'][0]:.1f}, {100 * f['interval'][1]:.1f}]" for f in figures]
+    assert row == f"| Keyword spotting | accuracy, % ↑ | 120 clips, 12 speakers | {' | '.join(cells)} |"
+    assert "[results/tiny/card.md](results/tiny/card.md)" in lines[-1]
+
+
+def test_the_table_is_the_evaluations_with_its_marks(card, run):
     table = (run / "results.md").read_text(encoding="utf-8").split("\n\n")[0]
-    assert table in readme
+    assert table in card
 
 
-def test_the_data_with_licences_and_hours(readme):
-    assert "| Books | de | CC0-1.0 | the readers |  | 0.03 | 0.01 |" in readme
-    assert "| Words | en | CC-BY-4.0 | the speakers | single words | 0.01 | 0.01 |" in readme
-    assert "| Robots | fr | synthetic | espeak-ng |  | 0.03 | – |" in readme
+def test_the_data_with_licences_and_hours(card):
+    assert "| Books | de | CC0-1.0 | the readers |  | 0.03 | 0.01 |" in card
+    assert "| Words | en | CC-BY-4.0 | the speakers | single words | 0.01 | 0.01 |" in card
+    assert "| Robots | fr | synthetic | espeak-ng |  | 0.03 | – |" in card
 
 
-def test_the_training(readme):
-    assert "| 1 | BEST-RQ | 1.50 h | 3,000 of 96 s | 12.5 % | 321 of 2048 | 20 min on cpu, 2 process(es) |" in readme
-    assert "| 2 | BEST-RQ + 4 x hard_triplet on 3 x `language` | 1.50 h | 6,000 of 96 s | 25.0 % |" in readme
-    assert "torch 2.13.0" in readme  # the training's own section
+def test_the_training(card):
+    assert "| 1 | BEST-RQ | 1.50 h | 3,000 of 96 s | 12.5 % | 321 of 2048 | 20 min on cpu, 2 process(es) |" in card
+    assert "| 2 | BEST-RQ + 4 x hard_triplet on 3 x `language` | 1.50 h | 6,000 of 96 s | 25.0 % |" in card
+    assert "torch 2.13.0" in card  # the training's own section
 
 
-def test_the_limits(readme):
-    assert "pre-trained for 40 minutes on cpu with 1.5 hours" in readme
-    assert "3 languages (de, en, fr)" in readme
-    assert "46 % in `one`" in readme  # 0.03 of 0.065 hours are synthetic
-    assert "Of fr it has heard no human voice" in readme
-    assert "one human voice" not in readme  # the tasks' table names no speaker
-    assert "A planted remark." in readme
+def test_the_limits(card):
+    assert "pre-trained for 40 minutes on cpu with 1.5 hours" in card
+    assert "3 languages (de, en, fr)" in card
+    assert "46 % in `one`" in card  # 0.03 of 0.065 hours are synthetic
+    assert "Of fr it has heard no human voice" in card
+    assert "one human voice" not in card  # the tasks' table names no speaker
+    assert "A planted remark." in card
 
 
 def test_one_voice_is_told(copy):
@@ -283,12 +304,12 @@ def test_one_voice_is_told(copy):
         row["has_unnamed_speakers"] &= row["corpus"] != "books"
     path.write_text(json.dumps(content))
     assert readme_cli.main(["--root", str(copy)]) == 0
-    assert "Of de it has heard one human voice only" in (copy / "README.md").read_text()
+    assert "Of de it has heard one human voice only" in (copy / "results" / "tiny" / "card.md").read_text()
 
 
-def test_nothing_in_it_names_this_machine(readme, run):
-    assert str(run) not in readme
-    assert "/somewhere" not in readme  # planted in the training's settings
+def test_nothing_in_it_names_this_machine(card, run):
+    assert str(run) not in card
+    assert "/somewhere" not in card  # planted in the training's settings
 
 
 def test_check_agrees_with_what_was_written(root):
@@ -306,15 +327,26 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def test_figures_of_tasks_that_are_gone_are_found_and_removed(copy, capsys):
+    old = copy / ".eval_results" / "old.yaml"
+    old.write_text("[]")
+    assert readme_cli.main(["--check", "--root", str(copy)]) == 2
+    assert ".eval_results/old.yaml is not what the result files give" in capsys.readouterr().err
+    assert readme_cli.main(["--root", str(copy)]) == 0
+    assert not old.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("README.md", "| Books | de |", "| Books | de, it |", "not what the result files give"),
+        ("results/tiny/card.md", "| Books | de |", "| Books | de, it |", "card.md is not what the result files give"),
+        (".eval_results/keyword.yaml", "value: 0", "value: 1", "keyword.yaml is not what the result files give"),
+        ("README.md", "| Keyword spotting | accuracy", "| Keywords | accuracy", "README.md is not what the result files give"),
         ("README.md", "license: apache-2.0", "license: mit", "not what the result files give"),
         ("README.md", BEGIN, "", "needs one line"),
         ("results/tiny/results.md", "| 20.0", "| 99.0", "not the table of the results"),
         ("results/tiny/data.json", '"CC0-1.0"', '"CC-BY-NC-4.0"', "not permissive"),
-        ("results/tiny/pretraining_1.json", '"hours": 1.5', '"hours": 2.5', "not what the result files give"),
+        ("results/tiny/pretraining_1.json", '"hours": 1.5', '"hours": 2.5', "card.md is not what the result files give"),
         ("results/tiny/pretraining_2.json", '"steps"', '"step"', "lacks steps"),
     ],
 )
@@ -348,9 +380,11 @@ def test_a_root_without_weights_is_refused(copy, capsys):
 @pytest.mark.usefixtures("unloaded")
 def test_a_second_install_replaces_the_first(run, counted, copy):
     (copy / "results" / "tiny" / "results" / "old__wavcse.json").write_text("{}")
+    (copy / ".eval_results" / "old.yaml").write_text("[]")
     assert install(run, counted, copy, pretraining=[run / "stage2"]) == 0
     assert not (copy / "results" / "tiny" / "results" / "old__wavcse.json").exists()
     assert not (copy / "results" / "tiny" / "pretraining_2.json").exists()
+    assert not (copy / ".eval_results" / "old.yaml").exists()
     assert readme_cli.main(["--check", "--root", str(copy)]) == 0
 
 
