@@ -26,13 +26,13 @@ from tqdm.auto import tqdm
 from wavcse.data.files import locked
 from wavcse.data.inspection import Inspector
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
-from wavcse.pretraining.audio_store import build_store
-from wavcse.pretraining.batches import BatchLoader
 from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
-from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
-from wavcse.pretraining.loop import Figures, Learner, Progress, label_weight_at, new_learner, refuse_divergence, update
-from wavcse.pretraining.network import PretrainNetwork
+from wavcse.pretraining.network import Figures, PretrainNetwork, label_weight_at, total_loss
 from wavcse.settings.command import DONE, command_line
+from wavcse.steps.audio_store import build_store
+from wavcse.steps.batches import BatchLoader
+from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
+from wavcse.steps.loop import Learner, Progress, new_learner, refuse_divergence, update
 from wavcse.training.checkpoint import TENSOR_FILE, Checkpoint, read_tensors
 from wavcse.training.run_folder import RunFolder, new_accelerator, versions
 
@@ -75,7 +75,7 @@ def _pretrain(run: Run) -> dict:
     figures = new_figures(run)
     with tqdm(initial=progress.step, total=args.max_steps, unit="step", disable=not run.accelerator.is_main_process) as bar:
         for batches in run.loader.updates(progress.step):
-            update(run.accelerator, run.learner, batches, figures)
+            update(run.accelerator, run.learner, batches, figures, total_loss)
             bar.update()
             if progress.step % args.log_every and progress.step < args.max_steps:
                 continue

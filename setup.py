@@ -14,6 +14,7 @@ SUBPACKAGES = [
     "hub",
     "pretraining",
     "settings",
+    "steps",
     "training",
     "search",
     "eval",

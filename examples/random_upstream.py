@@ -16,7 +16,7 @@ from transformers import WavLMConfig, WavLMModel
 
 from wavcse.pretrain_accelerate import initial_network
 from wavcse.pretraining.arguments import parse_arguments
-from wavcse.pretraining.encoder import PHASES, save_upstream, start_as_filterbank
+from wavcse.steps.encoder import PHASES, save_upstream, start_as_filterbank
 
 
 def small_config(width: int, num_blocks: int, stem_width: int) -> WavLMConfig:

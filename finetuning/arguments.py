@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wavcse.eval.arguments import NAME, TASK_FIELDS, EvalArguments, TaskRequest, check_tasks
-from wavcse.pretraining.step_arguments import StepArguments
 from wavcse.settings.fields import check_ranges, parse_script_arguments
 from wavcse.settings.recipes import checked_fields
+from wavcse.steps.arguments import StepArguments
 
 DESCRIPTION = (
     "How good is an upstream once it is trained on a task? Each encoder is trained as a whole, under the mean over its frames "

@@ -12,9 +12,9 @@ from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.corpus_pass import SkippedClip, readable_clips, skipped_clips
 from wavcse.data.inspection import Inspector
 from wavcse.eval.task import TaskData
-from wavcse.pretraining.audio_store import AudioStore, build_store
-from wavcse.pretraining.batches import CropReader, Group
-from wavcse.pretraining.quantizer import receptive_field
+from wavcse.steps.audio_store import AudioStore, build_store
+from wavcse.steps.batches import CropReader, Group
+from wavcse.steps.encoder import receptive_field
 
 
 @dataclass(frozen=True)

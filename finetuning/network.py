@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import WavLMModel
 
-from wavcse.pretraining.batches import Batch, Group
+from wavcse.steps.batches import Batch, Group, encode_groups
 from wavcse.training.products import use_linear
 
 
@@ -39,9 +38,8 @@ class ClassifierNetwork(nn.Module):
 
     def logits(self, groups: list[Group]) -> Tensor:
         """`[B, C]`, float32."""
-        # Without a mask of its own the encoder would draw one in training.
-        frames = [self.encoder(group.waveforms, mask_time_indices=group.mask).last_hidden_state for group in groups]
-        return self.head(torch.cat([output.float().mean(dim=1) for output in frames])).float()
+        _, embeddings = encode_groups(self.encoder, groups)
+        return self.head(embeddings).float()
 
 
 def loss_of(output: ClassOutput, *_: Any) -> Tensor:

@@ -30,8 +30,7 @@ from wavcse.finetuning.arguments import FinetuneArguments
 from wavcse.finetuning.audio import TaskAudio, load_audio
 from wavcse.finetuning.groups import class_groups, group_data
 from wavcse.finetuning.training import Finetuned, Upstream, finetune_upstream
-from wavcse.pretraining.encoder import encoder_config, new_encoder
-from wavcse.pretraining.quantizer import receptive_field
+from wavcse.steps.encoder import encoder_config, new_encoder, receptive_field
 from wavcse.upstream_wavcse import build_on_meta
 
 DETECTION = "ovr_eer"  # the metric of the scores of all classes; the others are of the most likely class

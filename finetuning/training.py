@@ -24,9 +24,9 @@ from wavcse.eval.task import TaskData
 from wavcse.finetuning.arguments import FinetuneArguments
 from wavcse.finetuning.audio import TaskAudio, whole_clips
 from wavcse.finetuning.network import ClassFigures, ClassifierNetwork, loss_of
-from wavcse.pretraining.batches import BatchLoader, CropReader
-from wavcse.pretraining.encoder import new_encoder
-from wavcse.pretraining.loop import Learner, Progress, new_learner, refuse_divergence, update
+from wavcse.steps.batches import BatchLoader, CropReader
+from wavcse.steps.encoder import new_encoder
+from wavcse.steps.loop import Learner, Progress, new_learner, refuse_divergence, update
 from wavcse.training.checkpoint import Checkpoint
 from wavcse.training.run_folder import RunFolder
 

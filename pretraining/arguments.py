@@ -9,9 +9,9 @@ from typing import Any
 from wavcse.data.tables import spelled, text_of
 from wavcse.pretraining.clips import ClipSource
 from wavcse.pretraining.label_losses import LABEL_LOSSES
-from wavcse.pretraining.step_arguments import StepArguments
 from wavcse.settings.fields import check_choice, check_ranges, parse_script_arguments
 from wavcse.settings.recipes import checked_fields
+from wavcse.steps.arguments import StepArguments
 
 POSITIVE = ("codebook_dim", "codebook_size", "log_every", "mask_frames", "num_mels")
 NOT_NEGATIVE = ("label_loss_start", "label_weight", "margin", "num_cepstra")

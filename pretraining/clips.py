@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wavcse.data.composite import IGNORED_LABEL
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.leaks import ClipUses, Stretches, file_keys, refuse_two_labels
 from wavcse.data.manifest import Clip, Manifest
-from wavcse.pretraining.label_losses import MISSING_LABEL
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PretrainingClips:
     Attributes:
         names: source and clip id, the same on every machine.
         clips: where the audio is.
-        targets: int64 `[N]`, index in `labels` or `MISSING_LABEL`.
+        targets: int64 `[N]`, index in `labels` or `IGNORED_LABEL`.
         labels: the classes, sorted.
         left_out: how many clips of the manifests were left out, by reason.
     """
@@ -94,7 +94,7 @@ def load_clips(
     labels, keys = uses.labels[label_column], list(sources)
     names = [f"{keys[source]}/{clip.clip_id}" for source, clip in zip(uses.sources, uses.clips)]
     classes = sorted(set(labels) - {""})
-    index = {label: i for i, label in enumerate(classes)} | {"": MISSING_LABEL}
+    index = {label: i for i, label in enumerate(classes)} | {"": IGNORED_LABEL}
     targets = np.array([index[label] for label in labels], dtype=np.int64)
     return PretrainingClips(names, list(uses.clips), targets, classes, left_out)
 
@@ -161,12 +161,12 @@ def with_label_faults(clips: PretrainingClips, missing_rate: float, noisy_rate: 
     """
     targets = clips.targets.copy()
     num_labels = len(clips.labels)
-    for i in np.flatnonzero(targets != MISSING_LABEL):
+    for i in np.flatnonzero(targets != IGNORED_LABEL):
         if num_labels > 1 and _fraction(seed, "noisy", clips.names[i]) < noisy_rate:
             shift = 1 + int(_fraction(seed, "other", clips.names[i]) * (num_labels - 1))
             targets[i] = (targets[i] + shift) % num_labels
         if _fraction(seed, "missing", clips.names[i]) < missing_rate:
-            targets[i] = MISSING_LABEL
+            targets[i] = IGNORED_LABEL
     return targets
 
 

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MISSING_LABEL = -100
+from wavcse.data.composite import IGNORED_LABEL
+
 CLAMP = 1e-6  # arccos has an infinite slope at +-1
 
 
@@ -47,7 +48,7 @@ def angular_distance(cosine: Tensor) -> Tensor:
 
 def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Which pairs are positives (same label, not itself) and which negatives: two bool `[B, B]`."""
-    is_labelled = labels != MISSING_LABEL
+    is_labelled = labels != IGNORED_LABEL
     both = is_labelled[:, None] & is_labelled[None, :]
     same = labels[:, None] == labels[None, :]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -70,7 +71,7 @@ class LabelLoss(nn.Module, ABC):
 
         Args:
             embeddings: `[B, D]`; computed in float32 whatever they are.
-            labels: `[B]`, `MISSING_LABEL` where there is none.
+            labels: `[B]`, `IGNORED_LABEL` where there is none.
             generator: draws the pairs of the losses that draw any; on the CPU, so that every device draws the same.
         """
         with torch.autocast(embeddings.device.type, enabled=False):

@@ -1,19 +1,21 @@
-"""Encoder, prediction head, quantiser and label loss as one module: the two losses of a batch."""
+"""Encoder, prediction head, quantiser and label loss as one module: the losses of a batch, their sum, and their figures."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import WavLMModel
 
 from wavcse.pretraining.arguments import PretrainArguments
-from wavcse.pretraining.batches import Batch
 from wavcse.pretraining.label_losses import LABEL_LOSSES, LabelLossOutput
 from wavcse.pretraining.quantizer import RandomProjectionQuantizer
+from wavcse.steps.batches import Batch, encode_groups
 from wavcse.training.products import use_linear
 
 
@@ -64,8 +66,7 @@ class PretrainNetwork(nn.Module):
             batch: the share, on this network's device.
             pair_seed: of the label loss's random pairs, the same on all processes.
         """
-        frames = [self.encoder(group.waveforms, mask_time_indices=group.mask).last_hidden_state for group in batch.groups]
-        embeddings = torch.cat([output.float().mean(dim=1) for output in frames])
+        frames, embeddings = encode_groups(self.encoder, batch.groups)
         codes = torch.cat([self.quantizer(group.waveforms, group.mask) for group in batch.groups])
         logits = self.head(torch.cat([output[group.mask] for output, group in zip(frames, batch.groups)])).float()
         masked_loss = F.cross_entropy(logits, codes, reduction="sum") / batch.num_masked
@@ -84,3 +85,67 @@ def gathered(embeddings: Tensor, count: int) -> Tensor:
     padded = F.pad(embeddings, (0, 0, 0, most - len(embeddings)))
     parts = differentiable.all_gather(padded.contiguous())
     return torch.stack(list(parts), dim=1).flatten(0, 1)[:count]  # crop i is crop i // W of process i % W
+
+
+def total_loss(output: PretrainOutput, args: PretrainArguments, step: int, num_processes: int = 1) -> Tensor:
+    """L_SSL + lambda L_label (Eq. 3), such that the mean over processes of its gradient is that of the whole batch."""
+    # Each process has its part of the masked loss, but all of the label loss.
+    return num_processes * output.masked_loss + label_weight_at(args, step) * output.label_loss.loss
+
+
+def label_weight_at(args: PretrainArguments, step: int) -> float:
+    """Lambda at a step (from 0)."""
+    return args.label_weight if step >= args.label_loss_start else 0.0
+
+
+class Figures:
+    """What a line of the log says, over the updates since the line before it."""
+
+    def __init__(self, codebook_size: int, device: torch.device):
+        self.sums: dict[str, Tensor | float] = {}
+        self.code_counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
+        self.prediction_counts = torch.zeros_like(self.code_counts)
+        self.batches, self.audio_s = 0, 0.0
+
+    def add(self, batch: Batch, output: PretrainOutput) -> None:
+        """Take a batch into account."""
+        size = len(self.code_counts)
+        self.code_counts += torch.bincount(output.codes, minlength=size)
+        self.prediction_counts += torch.bincount(output.predictions, minlength=size)
+        sums = {"masked_loss": output.masked_loss, "correct": (output.codes == output.predictions).sum()}
+        sums |= output.label_loss._asdict()
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+        self.batches += 1
+        self.audio_s += batch.seconds
+
+    def entry(self, accelerator: Accelerator, label_weight: float) -> dict:
+        """The means over all processes.
+
+        `masked_loss`, `code_entropy` (of the targets, the loss of a predictor that knows their frequencies only) in nats;
+        perplexities in codes; `label_loss` without its weight; distances in units of pi. Empty if every update was skipped.
+        """
+        counts = accelerator.reduce(torch.stack([self.code_counts, self.prediction_counts]), "sum")
+        if not self.batches:
+            return {}
+        sums = {name: float(accelerator.reduce(value, "sum")) for name, value in self.sums.items()}
+        shared = self.batches * accelerator.num_processes  # every process has the same label figures
+        masked_loss, label_loss = sums["masked_loss"] / self.batches, sums["loss"] / shared
+        entropy, prediction_entropy = (entropy_of(one) for one in counts)
+        return {
+            "loss": masked_loss + label_weight * label_loss,
+            "masked_loss": masked_loss,
+            "label_loss": label_loss,
+            "masked_accuracy": sums["correct"] / int(counts[0].sum()),
+            "code_entropy": entropy,
+            "code_perplexity": float(np.exp(entropy)),
+            "prediction_perplexity": float(np.exp(prediction_entropy)),
+            **{name: sums[name] / shared for name in ("positive_distance", "negative_distance", "active_share")},
+            "masked_frames": int(counts[0].sum()),
+        }
+
+
+def entropy_of(counts: Tensor) -> float:
+    """Entropy in nats of a distribution given by counts."""
+    share = counts.double() / counts.sum()
+    return float(-torch.xlogy(share, share).sum())

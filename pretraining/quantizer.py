@@ -16,31 +16,15 @@ from transformers import WavLMConfig
 from transformers.audio_utils import mel_filter_bank
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.steps.encoder import FRAME_HOP, WINDOW, receptive_field
 from wavcse.upstream_wavcse import count_frames
 
-WINDOW, HOP = 400, 160  # samples: 25 ms every 10 ms
-FRAME_HOP = 320  # samples between two frames of the encoder
+HOP = 160  # samples: a mel frame of `WINDOW` samples every 10 ms
 STACK = FRAME_HOP // HOP  # mel frames in a target
 # Power in a band of a waveform of unit variance is about 400 (white noise). With this floor, 46 dB lower, digital silence does
 # not stretch the variance that everything else is divided by.
 POWER_FLOOR = 1e-2
 MIN_DEVIATION = 1e-2  # of a band over a clip, in nats: a constant one becomes zero instead of noise
-
-
-def receptive_field(config: WavLMConfig) -> int:
-    """Samples that a frame of the encoder's convolutions sees.
-
-    Raises:
-        ValueError: its frames are not 320 samples apart.
-    """
-    hop, field = math.prod(config.conv_stride), 1
-    if hop != FRAME_HOP:
-        raise ValueError(
-            f"conv_stride {list(config.conv_stride)} gives a frame every {hop} samples; their product must be {FRAME_HOP}."
-        )
-    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride))):
-        field = (field - 1) * stride + kernel
-    return field
 
 
 def cosine_basis(size: int) -> Tensor:

@@ -41,13 +41,13 @@ from wavcse.eval.task import load_task
 from wavcse.pretrain_accelerate import data_fingerprint, initial_network, pretrain, start_folder
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
-from wavcse.pretraining.encoder import save_upstream
 from wavcse.pretraining.study_config import Study, Variant, read_study
 from wavcse.pretraining.study_facts import READOUT, study_facts
 from wavcse.pretraining.study_report import write_study_report
 from wavcse.pretraining.study_speed import kept_speed
 from wavcse.settings.command import DONE, SOME_SKIPPED, command_line
 from wavcse.settings.processes import WorkerPool, end_with_parent
+from wavcse.steps.encoder import save_upstream
 from wavcse.training.run_folder import RunFolder
 
 UNTRAINED = "untrained"  # in place of a fingerprint of data

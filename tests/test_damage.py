@@ -23,8 +23,8 @@ from wavcse.data.manifest import Manifest
 from wavcse.embed import embed_corpus
 from wavcse.eval.embedding_store import EmbeddingStore
 from wavcse.eval.records import finished_records, read_result
-from wavcse.pretraining.audio_store import build_store
 from wavcse.search.store import FitStore
+from wavcse.steps.audio_store import build_store
 from wavcse.training import checkpoint as checkpoint_module
 from wavcse.training.arguments import RunArguments
 from wavcse.training.checkpoint import Checkpoint, finished_state, read_tensors

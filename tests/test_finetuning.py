@@ -29,10 +29,10 @@ from wavcse.finetuning.arguments import FinetuneArguments, parse_arguments
 from wavcse.finetuning.audio import load_audio, whole_clips
 from wavcse.finetuning.groups import class_groups, group_data
 from wavcse.finetuning.program import finetune
-from wavcse.pretraining.batches import CropReader, normalised
-from wavcse.pretraining.crops import span_mask
-from wavcse.pretraining.encoder import encoder_config, new_encoder, save_upstream
-from wavcse.pretraining.loop import Progress, update
+from wavcse.steps.batches import CropReader, normalised
+from wavcse.steps.crops import span_mask
+from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
+from wavcse.steps.loop import Progress, update
 from wavcse.tests.processes import Child, run_python
 from wavcse.training.run_folder import RunFolder
 

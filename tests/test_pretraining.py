@@ -16,11 +16,11 @@ from transformers import AutoFeatureExtractor, WavLMModel
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
 from wavcse.pretrain_accelerate import main, pretrain
 from wavcse.pretraining.arguments import PretrainArguments
-from wavcse.pretraining.batches import Batch, Group, normalised
-from wavcse.pretraining.encoder import encoder_config, new_encoder, use_fast_parts
-from wavcse.pretraining.loop import Figures, new_learner, update
-from wavcse.pretraining.network import PretrainNetwork
-from wavcse.pretraining.schedule import learning_rate_factor
+from wavcse.pretraining.network import Figures, PretrainNetwork, total_loss
+from wavcse.steps.arguments import learning_rate_factor
+from wavcse.steps.batches import Batch, Group, normalised
+from wavcse.steps.encoder import encoder_config, new_encoder, use_fast_parts
+from wavcse.steps.loop import new_learner, update
 from wavcse.tests.processes import Child, run_in_two_processes, run_python
 
 ROOT = Path(__file__).parents[1]
@@ -328,18 +328,18 @@ def test_steps_that_are_not_finite_change_nothing_and_then_stop_the_run(recipe):
     good = Batch([Group(torch.randn(2, 16_000), mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
     bad = Batch([Group(torch.full((2, 16_000), torch.nan), mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
     figures = Figures(64, torch.device("cpu"))
-    update(accelerator, learner, [good], figures)
+    update(accelerator, learner, [good], figures, total_loss)
     before = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
     for _ in range(2):
-        update(accelerator, learner, [bad], figures)
+        update(accelerator, learner, [bad], figures, total_loss)
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.network.state_dict().items())
     assert (learner.progress.skipped, learner.progress.skipped_in_row, figures.batches) == (2, 2, 1)
-    update(accelerator, learner, [good], figures)  # the count in a row starts again
+    update(accelerator, learner, [good], figures, total_loss)  # the count in a row starts again
     assert (learner.progress.skipped, learner.progress.skipped_in_row, learner.progress.step) == (2, 0, 4)
     for _ in range(2):
-        update(accelerator, learner, [bad], figures)
+        update(accelerator, learner, [bad], figures, total_loss)
     with pytest.raises(FloatingPointError, match="3 steps in a row up to step 7"):
-        update(accelerator, learner, [bad], figures)
+        update(accelerator, learner, [bad], figures, total_loss)
 
 
 def test_a_run_that_diverges_says_so(recipe, tmp_path, capsys):

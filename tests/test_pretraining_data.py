@@ -12,15 +12,14 @@ import soundfile
 import torch
 
 from wavcse.audio_file_wavcse import SUPPORTED
+from wavcse.data.composite import IGNORED_LABEL
 from wavcse.data.manifest import Clip
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
-from wavcse.pretraining.audio_store import build_store
-from wavcse.pretraining.batches import CropReader, normalised
 from wavcse.pretraining.clips import ClipSource, PretrainingClips, load_clips, with_label_faults
-from wavcse.pretraining.crops import CropPlanner
-from wavcse.pretraining.encoder import encoder_config
-from wavcse.pretraining.label_losses import MISSING_LABEL
-from wavcse.pretraining.quantizer import receptive_field
+from wavcse.steps.audio_store import build_store
+from wavcse.steps.batches import CropReader, normalised
+from wavcse.steps.crops import CropPlanner
+from wavcse.steps.encoder import encoder_config, receptive_field
 
 MANIFEST = """file_name,start,end,language,speaker_id,licence,split
 a.wav,0,1,en,anna,CC0-1.0,train
@@ -48,7 +47,7 @@ def test_only_allowed_rows_are_used(folder):
     clips = loaded(folder, {"licence": ("CC0-1.0", "MIT"), "split": ("train", "")})
     assert clips.names == ["one/a.wav#0-1", "one/a.wav#1-2", "one/c.wav", "one/d.wav"]
     assert clips.labels == ["de", "en"]
-    assert clips.targets.tolist() == [1, 1, MISSING_LABEL, 0]
+    assert clips.targets.tolist() == [1, 1, IGNORED_LABEL, 0]
     assert clips.left_out == {"where": 1, "held_out": 0}
 
 
@@ -78,7 +77,7 @@ def test_a_filter_that_cannot_be_meant_is_refused(folder, where, settings, messa
 def test_any_column_can_be_the_label(folder):
     sources = {"one": ClipSource(str(folder / "train.csv"))}
     assert load_clips(sources, "speaker_id").labels == ["anna", "ben", "clara", "dora"]
-    assert (load_clips(sources, "emotion").targets == MISSING_LABEL).all()
+    assert (load_clips(sources, "emotion").targets == IGNORED_LABEL).all()
 
 
 def many_clips(count=4000, num_labels=5):
@@ -88,7 +87,7 @@ def many_clips(count=4000, num_labels=5):
 
 def test_labels_go_missing_at_the_rate_and_by_the_clip():
     clips = many_clips()
-    missing = [with_label_faults(clips, rate, 0.0, 0) == MISSING_LABEL for rate in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    missing = [with_label_faults(clips, rate, 0.0, 0) == IGNORED_LABEL for rate in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert [mask.mean() for mask in missing] == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.03)
     assert all((less <= more).all() for less, more in itertools.pairwise(missing))  # the same clips and some more
     half = PretrainingClips(clips.names[::2], clips.clips[::2], clips.targets[::2], clips.labels, {})
@@ -193,12 +192,12 @@ def test_a_batch_follows_from_seed_and_step():
 
 
 def test_unlabelled_clips_have_their_share_of_the_batches():
-    targets = np.where(np.arange(400) % 4, MISSING_LABEL, np.arange(400) // 4 % 5)  # three quarters have none
+    targets = np.where(np.arange(400) % 4, IGNORED_LABEL, np.arange(400) // 4 % 5)  # three quarters have none
     plan = planner(targets, np.full(400, 3.0))
     drawn = [targets[crop.clip] for step in range(50) for crop in plan.crops(step)]
-    assert np.mean(np.array(drawn) == MISSING_LABEL) == pytest.approx(0.75, abs=0.04)
-    assert all(len({targets[crop.clip] for crop in plan.crops(step)} - {MISSING_LABEL}) >= 2 for step in range(50))
-    nothing = planner(np.full(50, MISSING_LABEL), np.full(50, 3.0))
+    assert np.mean(np.array(drawn) == IGNORED_LABEL) == pytest.approx(0.75, abs=0.04)
+    assert all(len({targets[crop.clip] for crop in plan.crops(step)} - {IGNORED_LABEL}) >= 2 for step in range(50))
+    nothing = planner(np.full(50, IGNORED_LABEL), np.full(50, 3.0))
     assert len(nothing.crops(0)) == 16
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from wavcse.data.composite import IGNORED_LABEL
 from wavcse.pretraining.label_losses import (
     LABEL_LOSSES,
-    MISSING_LABEL,
     angular_distance,
     cosine_matrix,
     pair_masks,
@@ -89,14 +89,14 @@ def test_ge2e_has_the_sign_that_works():
 def test_hard_triplet_and_ge2e_against_brute_force(seed):
     torch.manual_seed(seed)
     embeddings, labels = torch.randn(24, 6), torch.randint(-1, 5, (24,))
-    labels[labels == -1] = MISSING_LABEL
+    labels[labels == -1] = IGNORED_LABEL
     unit = (embeddings.double() / embeddings.double().norm(dim=1, keepdim=True)).numpy()
     hard, ge2e = [], []
     for i in range(24):
-        others = [j for j in range(24) if j != i and labels[j] != MISSING_LABEL]
+        others = [j for j in range(24) if j != i and labels[j] != IGNORED_LABEL]
         same = [float(unit[i] @ unit[j]) for j in others if labels[j] == labels[i]]
         different = [float(unit[i] @ unit[j]) for j in others if labels[j] != labels[i]]
-        if labels[i] == MISSING_LABEL or not same or not different:
+        if labels[i] == IGNORED_LABEL or not same or not different:
             continue
         hard.append(max(0.0, 0.2 + (math.acos(min(same)) - math.acos(max(different))) / math.pi))
         ge2e.append(1 - 1 / (1 + math.exp(5 - 10 * min(same))) + 1 / (1 + math.exp(5 - 10 * max(different))))
@@ -107,7 +107,7 @@ def test_hard_triplet_and_ge2e_against_brute_force(seed):
 def test_random_triplet_draws_every_pair_and_only_allowed_ones():
     """Its mean over many draws is the mean over all triplets (with a margin so large that none is cut off)."""
     torch.manual_seed(0)
-    embeddings, labels = torch.randn(8, 3), torch.tensor([0, 0, 0, 1, 1, 2, 2, MISSING_LABEL])
+    embeddings, labels = torch.randn(8, 3), torch.tensor([0, 0, 0, 1, 1, 2, 2, IGNORED_LABEL])
     distance = angular_distance(cosine_matrix(embeddings)).numpy()
     positives, negatives = (mask.numpy() for mask in pair_masks(labels))
     expected = np.mean([5.0 + distance[i, positives[i]].mean() - distance[i, negatives[i]].mean() for i in range(7)])
@@ -126,7 +126,7 @@ def test_gradients_are_finite_at_identical_opposite_and_zero_vectors(name):
 
 
 @pytest.mark.parametrize("name", LABEL_LOSSES)
-@pytest.mark.parametrize("labels", [[MISSING_LABEL] * 4, [0, 0, 0, 0], [0, 1, 2, 3], [0, 1, MISSING_LABEL, MISSING_LABEL]])
+@pytest.mark.parametrize("labels", [[IGNORED_LABEL] * 4, [0, 0, 0, 0], [0, 1, 2, 3], [0, 1, IGNORED_LABEL, IGNORED_LABEL]])
 def test_without_an_anchor_the_loss_is_zero_and_still_has_a_graph(name, labels):
     embeddings = torch.randn(4, 3, requires_grad=True)
     loss = LABEL_LOSSES[name]()
@@ -141,7 +141,7 @@ def test_without_an_anchor_the_loss_is_zero_and_still_has_a_graph(name, labels):
 def test_clips_without_a_label_change_nothing(name):
     torch.manual_seed(0)
     embeddings, labels = torch.randn(10, 4), torch.arange(10) % 3
-    with_more = torch.cat([embeddings, torch.randn(5, 4)]), torch.cat([labels, torch.full((5,), MISSING_LABEL)])
+    with_more = torch.cat([embeddings, torch.randn(5, 4)]), torch.cat([labels, torch.full((5,), IGNORED_LABEL)])
     loss = LABEL_LOSSES[name](margin=5.0)
     if name == "random_triplet":  # other draws: of its pairs only the allowed ones matter, see above
         with_more[0].requires_grad_()
@@ -151,7 +151,7 @@ def test_clips_without_a_label_change_nothing(name):
         pairs_of_one = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])  # one positive each, so that nothing is drawn
         labels = pairs_of_one if name == "semi_hard_triplet" else labels
         alone = loss(embeddings, labels, generator())
-        both = loss(with_more[0], torch.cat([labels, torch.full((5,), MISSING_LABEL)]), generator())
+        both = loss(with_more[0], torch.cat([labels, torch.full((5,), IGNORED_LABEL)]), generator())
         for one, other in zip(alone, both):
             assert one.item() == pytest.approx(other.item(), abs=1e-6)
 

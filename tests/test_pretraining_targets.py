@@ -9,9 +9,9 @@ import torch
 from scipy.fft import dct
 from transformers import WavLMConfig, WavLMModel
 
-from wavcse.pretraining.batches import normalised
-from wavcse.pretraining.crops import span_mask
 from wavcse.pretraining.quantizer import RandomProjectionQuantizer
+from wavcse.steps.batches import normalised
+from wavcse.steps.crops import span_mask
 
 PRETRAIN = Path(__file__).parents[2] / "shared" / "pretrain"
 SEVEN = {"conv_dim": [8] * 7}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
-from wavcse.pretraining.schedule import DECAYS
 from wavcse.settings.fields import check_choice, check_ranges, check_types
 from wavcse.training.arguments import MIXED_PRECISIONS
 
@@ -20,6 +21,7 @@ FREE_ON_RESUME = (
     "report_to",
     "stop_after_s",
 )
+DECAYS = ("inverse_sqrt", "cosine", "linear", "constant")
 POSITIVE = (
     "batch_seconds",
     "crop_s",
@@ -92,3 +94,26 @@ class StepArguments:
     def identity(self) -> dict[str, Any]:
         """What a continued run must share with the run it continues."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
+
+
+def learning_rate_factor(warmup_steps: int, max_steps: int, decay: str) -> Callable[[int], float]:
+    """Step (from 0) -> share of the peak.
+
+    Linear warm-up, then `inverse_sqrt` (Vaswani et al. 2017, the papers' choice; goes on falling, whatever `max_steps`),
+    `cosine` or `linear` (both reach zero after `max_steps`), or `constant`.
+    """
+    warmup = max(1, warmup_steps)
+    shapes = {
+        "inverse_sqrt": lambda step, _: math.sqrt(warmup / (step + 1)),
+        "cosine": lambda _, done: 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": lambda _, done: 1 - done,
+        "constant": lambda _, __: 1.0,
+    }
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+        return shapes[decay](step, done)
+
+    return factor

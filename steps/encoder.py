@@ -22,7 +22,6 @@ from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMLayerNormConvLayer
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
-from wavcse.pretraining.quantizer import WINDOW
 from wavcse.training.products import linear, use_linear
 from wavcse.upstream_wavcse import load_upstream, read_config
 
@@ -30,6 +29,8 @@ from wavcse.upstream_wavcse import load_upstream, read_config
 # not matter) with biases in the stem (else its norms would hide how loud a frame is), and no random loss of layers or
 # features beside the mask.
 SHAPE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+WINDOW = 400  # samples, 25 ms: of a filter that starts as a mel band, and of a mel frame
+FRAME_HOP = 320  # samples between two frames of the encoder
 PHASES = 4  # of each frequency in a first convolution that starts as a filterbank
 MASKING = {"apply_spec_augment": True, "mask_time_prob": 0.05, "mask_feature_prob": 0.0, "layerdrop": 0.0}
 
@@ -91,6 +92,22 @@ def new_encoder(config: WavLMConfig, init_from: str | None = None) -> WavLMModel
     else:
         encoder = load_upstream(init_from, config)
     return use_fast_parts(encoder)
+
+
+def receptive_field(config: WavLMConfig) -> int:
+    """Samples that a frame of the encoder's convolutions sees.
+
+    Raises:
+        ValueError: its frames are not 320 samples apart.
+    """
+    hop, field = math.prod(config.conv_stride), 1
+    if hop != FRAME_HOP:
+        raise ValueError(
+            f"conv_stride {list(config.conv_stride)} gives a frame every {hop} samples; their product must be {FRAME_HOP}."
+        )
+    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride))):
+        field = (field - 1) * stride + kernel
+    return field
 
 
 @torch.no_grad()

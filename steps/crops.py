@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
-from wavcse.pretraining.label_losses import MISSING_LABEL
-from wavcse.pretraining.step_arguments import StepArguments
+from wavcse.data.composite import IGNORED_LABEL
+from wavcse.steps.arguments import StepArguments
 
 TRIES = 10  # to find a clip that is not in the batch yet
 
@@ -50,7 +50,7 @@ class CropPlanner:
         self.num_too_short = len(num_samples) - len(usable)
         by_label = args.labels_per_batch > 0
         members = {int(label): usable[targets[usable] == label] for label in np.unique(targets[usable])}
-        self.unlabelled = Pool(members.pop(MISSING_LABEL, usable[:0]), num_samples) if by_label else Pool(usable, num_samples)
+        self.unlabelled = Pool(members.pop(IGNORED_LABEL, usable[:0]), num_samples) if by_label else Pool(usable, num_samples)
         self.pools = [Pool(rows, num_samples) for rows in members.values()] if by_label else []
         hours = np.array([pool.total for pool in self.pools])
         self.label_probability = hours**args.label_exponent / np.sum(hours**args.label_exponent) if len(hours) else hours

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import WavLMConfig
+from transformers import WavLMConfig, WavLMModel
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.manifest import Clip
-from wavcse.pretraining.audio_store import AudioStore
-from wavcse.pretraining.crops import Crop, CropPlanner
-from wavcse.pretraining.quantizer import receptive_field
-from wavcse.pretraining.step_arguments import StepArguments
+from wavcse.steps.arguments import StepArguments
+from wavcse.steps.audio_store import AudioStore
+from wavcse.steps.crops import Crop, CropPlanner
+from wavcse.steps.encoder import receptive_field
 from wavcse.upstream_wavcse import count_frames
 
 NORMALISATION_EPSILON = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
@@ -61,6 +61,15 @@ class Batch:
         """The batch on another device."""
         groups = [group.to(device) for group in self.groups]
         return Batch(groups, self.labels.to(device), self.num_masked, self.seconds)
+
+
+def encode_groups(encoder: WavLMModel, groups: Sequence[Group]) -> tuple[list[Tensor], Tensor]:
+    """The encoder's output for each group, `[b, T, D]`, and its means over frames in the order of the batch, `[B, D]` float32.
+
+    Every group brings its mask, an empty one too: without one the encoder would draw one itself in training.
+    """
+    frames = [encoder(group.waveforms, mask_time_indices=group.mask).last_hidden_state for group in groups]
+    return frames, torch.cat([output.float().mean(dim=1) for output in frames])
 
 
 class CropReader:

@@ -1,0 +1,1 @@
+"""Training whole encoders in steps, on crops of audio: what pre-training and fine-tuning share."""
