@@ -25,35 +25,28 @@ if int(transformers.__version__.partition(".")[0]) < 5:
         "`pip install --upgrade 'transformers>=5'`."
     )
 
-# transformers names the modules of remote code by the contents of this file and of all that it names, here too: two folders
-# with other code never share a class, and what a folder holds is what runs.
+# These lines never run: they are for transformers' loader of remote code (`dynamic_module_utils`), which finds the files of a
+# folder by searching the text of its entry files for imports. transformers 5.0 to 5.7 copy only what the entry file of a
+# class names itself. From 5.8 on it follows the named files too, and names a folder's modules by a hash of all of them. So
+# every entry file (this one, feature extraction, modeling, pipeline) names all others: none is missing; all four get the same
+# hash, so that configuration, extractor and model of a folder fit together; and two folders with other code share no class.
 if TYPE_CHECKING:
-    from .attention_wavcse import Attention  # noqa: F401
-    from .audio_file_wavcse import AudioFile  # noqa: F401
+    from .audio_streams_wavcse import Stream  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
-    from .card_wavcse import model_card  # noqa: F401
-    from .download_wavcse import download  # noqa: F401
-    from .encoding_wavcse import encode  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
-    from .flex_wavcse import FlexAttention  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
+    from .hub_repository_wavcse import complete_repository  # noqa: F401
     from .modeling_wavcse import WavCSEModel  # noqa: F401
-    from .packed_wavcse import PackedUpstream  # noqa: F401
-    from .packing_wavcse import Window  # noqa: F401
+    from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
+    from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .pooling_wavcse import LayerPooling  # noqa: F401
-    from .products_wavcse import FloatLinear  # noqa: F401
-    from .repository_wavcse import complete_repository  # noqa: F401
-    from .stem_wavcse import Stem  # noqa: F401
-    from .streams_wavcse import Stream  # noqa: F401
-    from .temporal_wavcse import pooled_frames  # noqa: F401
-    from .transfer_wavcse import send  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
-    from .waveform_wavcse import as_waveform  # noqa: F401
     from .whisper_wavcse import is_whisper  # noqa: F401
 
-# transformers 5.0 named them by the folder alone: for another folder of that name it runs this file again in its old module,
-# and what was imported of the other one is still there. It is forgotten, so that this folder's files are read.
+# transformers 5.0 to 5.7 names a folder's modules by the folder's name alone: for another folder of that name it runs this
+# file again in its old module, and what was imported of the other one is still there. It is forgotten, so that this folder's
+# files are read.
 if "__transformers_module_hash__" in globals():
     for name in [name for name in sys.modules if name.startswith(f"{__package__}.") and name != __name__]:
         del sys.modules[name]

@@ -36,7 +36,7 @@ from pyarrow import parquet
 from transformers.configuration_utils import PretrainedConfig
 
 from wavcse import __version__
-from wavcse.audio_wavcse import AUDIO_SUFFIXES
+from wavcse.audio_wavcse import AUDIO_SUFFIXES, rms, scale_quiet
 from wavcse.configuration_wavcse import PRECISIONS
 from wavcse.data.audio_folder import left_out_in_words, read_audio_folder
 from wavcse.data.corpus_pass import (
@@ -71,7 +71,6 @@ from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
 from wavcse.settings.command import SOME_SKIPPED, command_line
-from wavcse.waveform_wavcse import rms, scale_quiet
 
 PART_INTERVAL_S = 30.0  # what a kill can lose at most, besides the batch that is being computed
 PART_ROWS = 8192

@@ -7,40 +7,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
+from .audio_wavcse import as_clips, as_waveform, check_duration
+from .audio_wavcse import scale_quiet as scaled_if_quiet
 from .configuration_wavcse import WavCSEConfig
-from .transfer_wavcse import send
-from .waveform_wavcse import as_clips, as_waveform, check_duration
-from .waveform_wavcse import scale_quiet as scaled_if_quiet
 
-# Loading remote code, transformers 5.0 copies only the files that this one names itself, so all are named here.
+# For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
-    from .attention_wavcse import Attention  # noqa: F401
-    from .audio_file_wavcse import AudioFile  # noqa: F401
-    from .audio_wavcse import load_waveform  # noqa: F401
-    from .card_wavcse import model_card  # noqa: F401
-    from .download_wavcse import download  # noqa: F401
-    from .encoding_wavcse import encode  # noqa: F401
-    from .flex_wavcse import FlexAttention  # noqa: F401
+    from .audio_streams_wavcse import Stream  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
+    from .hub_repository_wavcse import complete_repository  # noqa: F401
     from .modeling_wavcse import WavCSEModel  # noqa: F401
-    from .packed_wavcse import PackedUpstream  # noqa: F401
-    from .packing_wavcse import Window  # noqa: F401
+    from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
+    from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .pooling_wavcse import LayerPooling  # noqa: F401
-    from .products_wavcse import FloatLinear  # noqa: F401
-    from .repository_wavcse import complete_repository  # noqa: F401
-    from .stem_wavcse import Stem  # noqa: F401
-    from .streams_wavcse import Stream  # noqa: F401
-    from .temporal_wavcse import pooled_frames  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
     from .whisper_wavcse import is_whisper  # noqa: F401
 
+
 logger = logging.get_logger(__name__)
 
+INT16_SCALE = 2**15  # a decoder gives 16-bit PCM as whole multiples of this in [-1, 1)
 VARIANCE_FLOOR = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor; keeps silence finite (all zeros)
 
 
@@ -176,3 +168,48 @@ def _is_cpu(device: str | torch.device | None) -> bool:
 def normalize(waveform: np.ndarray) -> np.ndarray:
     """Zero mean and unit variance over `[samples]`, in float32; silence stays zero."""
     return ((waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR)).astype(np.float32)
+
+
+# ---- clips on their way to a GPU ----
+#
+# A fast GPU embeds more audio per second than one processor core normalises; and most speech is 16-bit, half of float32's
+# bytes. So samples travel as 16-bit ones in pinned memory, and are padded and normalised there.
+
+
+def send(clips: Sequence[np.ndarray], variance_floor: float | None, device: torch.device) -> dict[str, Tensor]:
+    """`input_values` `[B, samples]` (float32) and `attention_mask` (int32) on the device, clips padded with zeros.
+
+    Args:
+        clips: float32 waveforms `[samples]`.
+        variance_floor: normalise every clip to zero mean and unit variance, this added to the variance; `None` = do not.
+    """
+    whole = [as_int16(clip) for clip in clips]
+    is_int16 = all(samples is not None for samples in whole)
+    samples = [torch.from_numpy(clip) for clip in (whole if is_int16 else clips)]
+    longest = max(map(len, samples))
+    padded = torch.zeros(len(samples), longest, dtype=samples[0].dtype, pin_memory=device.type == "cuda")
+    for row, clip in zip(padded, samples):
+        row[: len(clip)] = clip
+    values = padded.to(device, non_blocking=True).float()
+    lengths = torch.tensor([len(clip) for clip in samples], device=device)[:, None]
+    mask = torch.arange(longest, device=device) < lengths
+    if is_int16:
+        values /= INT16_SCALE
+    if variance_floor is not None:
+        values = normalized(values, mask, lengths, variance_floor)
+    return {"input_values": values, "attention_mask": mask.int()}
+
+
+def as_int16(clip: np.ndarray) -> np.ndarray | None:
+    """The clip's samples as 16-bit PCM, or `None` where that would change one of them."""
+    scaled = clip * np.float32(INT16_SCALE)
+    rounded = np.rint(scaled)
+    is_exact = np.array_equal(rounded, scaled) and -INT16_SCALE <= rounded.min() and rounded.max() < INT16_SCALE
+    return rounded.astype(np.int16) if is_exact else None
+
+
+def normalized(values: Tensor, mask: Tensor, lengths: Tensor, variance_floor: float) -> Tensor:
+    """Zero mean and unit variance over the masked samples of every row; zeros elsewhere."""
+    centred = (values - values.sum(dim=1, keepdim=True) / lengths) * mask
+    variance = centred.square().sum(dim=1, keepdim=True) / lengths
+    return centred * torch.rsqrt(variance + variance_floor)

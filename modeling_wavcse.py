@@ -5,12 +5,14 @@ Shapes: `B` clips, `K` selected layers, `D` upstream width, `E` embedding size, 
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .configuration_wavcse import WavCSEConfig  # isort: skip  (first, because it says which transformers is needed)
 import numpy as np
@@ -23,30 +25,21 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import FEATURE_EXTRACTOR_NAME, ModelOutput, cached_file, logging
 
-# Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
-from .attention_wavcse import Attention  # noqa: F401
-from .audio_file_wavcse import AudioFile  # noqa: F401
-from .audio_wavcse import load_waveform  # noqa: F401
-from .card_wavcse import model_card  # noqa: F401
+from .audio_wavcse import QUIET_RMS, as_clips, load_waveform, rms
 from .configuration_wavcse import OWN_FIELDS, changed_heads, check_trained_fields
-from .download_wavcse import download  # noqa: F401
-from .encoding_wavcse import encode
-from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
-from .flex_wavcse import FlexAttention  # noqa: F401
+from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
-from .packed_wavcse import PackedUpstream  # noqa: F401
-from .packing_wavcse import Window  # noqa: F401
-from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
+from .hub_repository_wavcse import class_of_repository, complete_repository, upload_repository, write_card
 from .pooling_wavcse import LayerPooling, build_layer_pooling
-from .products_wavcse import FloatLinear  # noqa: F401
-from .repository_wavcse import class_of_repository, complete_repository, upload_repository, write_card
-from .stem_wavcse import Stem  # noqa: F401
-from .streams_wavcse import Stream  # noqa: F401
-from .temporal_wavcse import pooled_frames  # noqa: F401
-from .transfer_wavcse import send  # noqa: F401
 from .upstream_wavcse import UpstreamOutput, UpstreamRunner, align_weights, build_upstream, load_upstream, read_config
-from .waveform_wavcse import as_waveform  # noqa: F401
 from .whisper_wavcse import is_whisper
+
+# For transformers' loader of remote code, as in `configuration_wavcse.py`.
+if TYPE_CHECKING:
+    from .audio_streams_wavcse import Stream  # noqa: F401
+    from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
+    from .packed_layers_wavcse import FloatLinear  # noqa: F401
+    from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -434,6 +427,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
             temporal_pooling=self.config.temporal_pooling,
         )
 
+    @torch.no_grad()
     def encode(
         self,
         inputs: Any,
@@ -469,17 +463,39 @@ class WavCSEModel(WavCSEPreTrainedModel):
             >>> model.encode(["a.wav", {"array": samples, "sampling_rate": 8000}]).shape
             (2, 2000)
         """
-        return encode(
-            self,
-            inputs,
-            batch_seconds,
-            show_progress_bar,
-            convert_to_numpy,
-            normalize_embeddings,
-            truncate_dim,
-            precision,
-            scale_quiet,
-        )
+        size = self.config.embedding_size if truncate_dim is None else truncate_dim
+        if not isinstance(size, int) or not 1 <= size <= self.config.embedding_size:
+            raise ValueError(
+                f"truncate_dim is {truncate_dim}; it must lie in 1..{self.config.embedding_size}, the size of the embedding."
+            )
+        clips, is_single = as_clips(inputs)
+        if show_progress_bar is None:
+            show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
+        self.eval()
+        feature_extractor = WavCSEFeatureExtractor.from_config(self.config)
+        options = {"sampling_rate": feature_extractor.sampling_rate, "scale_quiet": scale_quiet, "return_tensors": "pt"}
+        embeddings, num_quiet = [torch.empty(0, size)], 0
+        with logging.tqdm(total=len(clips), desc="encode", unit="clip", disable=not show_progress_bar) as bar:
+            for waveforms in batches_in_order(clips, feature_extractor, batch_seconds):
+                batch = feature_extractor(waveforms, device=self.device, **options)
+                with torch.autocast(
+                    self.device.type, enabled=False
+                ):  # the precision is `precision`, whatever surrounds the call
+                    output = self(**batch, precision=precision, return_dict=True)
+                embeddings.append(output.embeddings[:, :size].float().cpu())
+                num_quiet += sum(0.0 < rms(waveform) < QUIET_RMS for waveform in waveforms)
+                bar.update(len(waveforms))
+        if num_quiet and not scale_quiet:
+            logger.warning(
+                f"{num_quiet} of {len(clips)} clips are quieter than {20 * math.log10(QUIET_RMS):.0f} dB of full scale: "
+                "their embeddings drift to that of silence. `encode(..., scale_quiet=True)` brings them to the level of usual "
+                "speech."
+            )
+        result = torch.cat(embeddings)
+        if normalize_embeddings:
+            result = torch.nn.functional.normalize(result, dim=1)
+        result = result[0] if is_single else result
+        return result.numpy() if convert_to_numpy else result
 
 
 class WavCSEForMultiTask(WavCSEPreTrainedModel):
@@ -517,6 +533,34 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
             attentions=output.attentions,
         )
         return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
+
+
+def batches_in_order(
+    clips: Sequence[Any], feature_extractor: WavCSEFeatureExtractor, batch_seconds: float
+) -> Iterator[list[np.ndarray]]:
+    """Load clips one after another into batches of about `batch_seconds`; no more than one batch is held.
+
+    The packed upstream computes no padding, so clips need no sorting by length and results come in input order.
+
+    Raises:
+        ValueError: a clip cannot be read or served; the message names it by its path or position.
+    """
+    if not (isinstance(batch_seconds, int | float) and batch_seconds > 0):
+        raise ValueError(f"batch_seconds is {batch_seconds}; it must be a positive number of seconds.")
+    budget = batch_seconds * feature_extractor.sampling_rate
+    batch: list[np.ndarray] = []
+    used = 0
+    for position, clip in enumerate(clips):
+        name = str(clip) if isinstance(clip, str | os.PathLike) else f"clip {position}"
+        waveform = load_waveform(clip, feature_extractor.sampling_rate, name, feature_extractor.max_duration_s)
+        feature_extractor.check(waveform, name)
+        if batch and used + waveform.size > budget:
+            yield batch
+            batch, used = [], 0
+        batch.append(waveform)
+        used += waveform.size
+    if batch:
+        yield batch
 
 
 def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, **fields) -> WavCSEConfig:

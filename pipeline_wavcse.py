@@ -10,31 +10,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-# Loading from the Hub, transformers 5.0 fetches only the files that this one names itself, so all are named here.
-from .audio_file_wavcse import AudioFile  # noqa: F401
-from .audio_wavcse import load_waveform
-from .download_wavcse import download  # noqa: F401
-from .streams_wavcse import Stream  # noqa: F401
-from .waveform_wavcse import as_clips
+from .audio_wavcse import as_clips, load_waveform
 
-# Loading remote code, transformers 5.0 copies only the files that this one names itself, so all are named here.
+# For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
-    from .attention_wavcse import Attention  # noqa: F401
-    from .card_wavcse import model_card  # noqa: F401
+    from .audio_streams_wavcse import Stream  # noqa: F401
     from .configuration_wavcse import WavCSEConfig  # noqa: F401
-    from .encoding_wavcse import encode  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
-    from .flex_wavcse import FlexAttention  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
+    from .hub_repository_wavcse import complete_repository  # noqa: F401
     from .modeling_wavcse import WavCSEModel  # noqa: F401
-    from .packed_wavcse import PackedUpstream  # noqa: F401
-    from .packing_wavcse import Window  # noqa: F401
+    from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
+    from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pooling_wavcse import LayerPooling  # noqa: F401
-    from .products_wavcse import FloatLinear  # noqa: F401
-    from .repository_wavcse import complete_repository  # noqa: F401
-    from .stem_wavcse import Stem  # noqa: F401
-    from .temporal_wavcse import pooled_frames  # noqa: F401
-    from .transfer_wavcse import send  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
     from .whisper_wavcse import is_whisper  # noqa: F401
 

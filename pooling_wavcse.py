@@ -1,22 +1,96 @@
-"""The ten layer poolings: the projected layers of a clip -> one vector.
+"""Pooling over time (the frames of a layer -> one vector) and across layers (the projected layers of a clip -> one vector).
 
-Shapes: `B` clips, `K` selected layers, `D` width. Every pooling maps `[B, K, D]` to `[B, D]`, channel by channel (only
-`self_attention` looks across channels). Those of wavCSE (section 2.2 of the paper, after SUPERB-EP) use fixed constants, the
-cited originals learn them: `learnable=True`. All but `weighted_average` and `gated` ignore the order of the layers.
+Over time: the mean of a clip's frames, or mean and standard deviation (statistics pooling, Snyder et al. 2018). A clip may
+come in pieces, such as the windows of a long one. Their moments are put together exactly, so that the pieces do not show:
+means weighted by frames, and about the common mean the variances within the pieces and between them (Chan et al. 1979).
+
+Across layers: ten poolings, each from `[B, K, D]` to `[B, D]`, channel by channel (only `self_attention` looks across
+channels). Those of wavCSE (section 2.2 of the paper, after SUPERB-EP) use fixed constants, the cited originals learn them:
+`learnable=True`. All but `weighted_average` and `gated` ignore the order of the layers.
+
+Shapes: `B` clips, `T` frames, `K` selected layers, `D` width, `S` moments: 1 (mean) or 2 (mean, variance); a layer that is
+pooled over time has `S * D` numbers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .configuration_wavcse import TEMPORAL_POOLINGS
+
+MIN_VARIANCE = 1e-12  # of frames that are all equal, as of a single one: the root has a finite gradient there
 TINY = torch.finfo(torch.float32).tiny
 NEGLIGIBLE = 1e-12  # beside 1, in float32; its gradient too, times a loss gradient, stays a normal number
 EXPONENT_RANGE = (1.0, 64.0)  # of a learned norm; beyond 64 it is max|x| to float32 accuracy
 MEAN_BELOW_R = 1e-6  # log-sum-exp tends to the mean as r -> 0, where 1/r cannot be computed
+
+
+# ---- over time ----
+
+
+def num_moments(temporal_pooling: str) -> int:
+    """S: what a pooled layer has of every channel; ValueError for an unknown pooling."""
+    if temporal_pooling not in TEMPORAL_POOLINGS:
+        raise ValueError(f"temporal_pooling is {temporal_pooling!r}; allowed: {', '.join(map(repr, TEMPORAL_POOLINGS))}.")
+    return TEMPORAL_POOLINGS[temporal_pooling]
+
+
+def time_moments(frames: Tensor, temporal_pooling: str) -> Tensor:
+    """`[..., T, D]` -> `[..., S, D]` in float32: mean, and for "mean_std" the variance about it (divided by T).
+
+    ValueError for an unknown pooling.
+    """
+    mean = frames.mean(dim=-2, dtype=torch.float32)
+    if num_moments(temporal_pooling) == 1:
+        return mean.unsqueeze(-2)
+    variance = (frames.float() - mean.unsqueeze(-2)).square().mean(dim=-2)
+    return torch.stack([mean, variance], dim=-2)
+
+
+def pooled_frames(frames: Tensor, temporal_pooling: str) -> Tensor:
+    """`[..., T, D]` -> `[..., S * D]`: mean, then for "mean_std" the standard deviation."""
+    return _statistics(time_moments(frames, temporal_pooling))
+
+
+def pooled_pieces(clips: Sequence[int], frames: Sequence[int], moments: Tensor, num_clips: int) -> Tensor:
+    """Pool clips over all frames of their pieces.
+
+    Args:
+        clips: of every piece, the clip that it is of.
+        frames: of every piece, how many frames it has.
+        moments: `[P, K, S, D]` of the P pieces' K layers.
+        num_clips: B, each with at least one piece.
+
+    Returns:
+        `[B, K, S * D]`.
+    """
+    total = [0] * num_clips
+    for clip, count in zip(clips, frames):
+        total[clip] += count
+    pieces = [(clip, count / total[clip], piece) for clip, count, piece in zip(clips, frames, moments)]
+    pooled = moments.new_zeros(num_clips, *moments.shape[1:])
+    for clip, share, piece in pieces:
+        pooled[clip] += piece * share
+    for clip, share, piece in pieces:
+        if share < 1:  # the variance between pieces
+            pooled[clip, :, 1:] += (piece[:, :1] - pooled[clip, :, :1]).square() * share
+    return _statistics(pooled)
+
+
+def _statistics(moments: Tensor) -> Tensor:
+    """`[..., S, D]` -> `[..., S * D]`: the variance, if there is one, becomes a standard deviation."""
+    if moments.shape[-2] == 1:
+        return moments.flatten(-2)
+    mean, variance = moments[..., :1, :], moments[..., 1:, :]
+    return torch.cat([mean, variance.clamp(min=MIN_VARIANCE).sqrt()], dim=-2).flatten(-2)
+
+
+# ---- across layers ----
 
 
 class LayerPooling(nn.Module):

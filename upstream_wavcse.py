@@ -19,8 +19,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_wavcse import UPSTREAM_FAMILIES, WavCSEConfig, build_valid
-from .packed_wavcse import PackedUpstream, unsupported_part
-from .temporal_wavcse import num_moments, pooled_frames
+from .packed_encoder_wavcse import PackedUpstream, unsupported_part
+from .pooling_wavcse import num_moments, pooled_frames
 from .whisper_wavcse import build_encoder, is_whisper, pool_layers
 from .whisper_wavcse import count_frames as count_whisper_frames
 
@@ -153,9 +153,9 @@ def count_frames(num_samples: Tensor, config: PretrainedConfig) -> Tensor:
 class UpstreamRunner:
     """Runs an encoder in the cheapest way that gives what is asked for.
 
-    Without gradients, and when only the pooled layers are wanted, that is the packed path (`packed_wavcse`), whose derived
-    weights are kept here and made anew when the encoder's weights change; they are no part of any state. Otherwise the
-    ordinary transformers module runs (`run_upstream`). Both agree to float32 rounding.
+    Without gradients, and when only the pooled layers are wanted, that is the packed path (`packed_encoder_wavcse`), whose
+    derived weights are kept here and made anew when the encoder's weights change; they are no part of any state. Otherwise
+    the ordinary transformers module runs (`run_upstream`). Both agree to float32 rounding.
     """
 
     def __init__(self):
@@ -236,7 +236,7 @@ def run_upstream(
         input_values: waveforms `[B, samples]`.
         attention_mask: `[B, samples]`, 1 for audio, 0 for padding on the right; `None` = no padding.
         layers: the K layers to pool.
-        temporal_pooling: "mean" or "mean_std" (`temporal_wavcse`).
+        temporal_pooling: "mean" or "mean_std" (`pooling_wavcse`).
 
     Raises:
         ValueError: a clip is too short for one frame, the mask is not right-padding, or the pooling is unknown.

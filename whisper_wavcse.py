@@ -17,7 +17,7 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from .temporal_wavcse import pooled_pieces, time_moments
+from .pooling_wavcse import pooled_pieces, time_moments
 
 SAMPLING_RATE_HZ = 16_000
 SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the second convolution

@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor
 
 from wavcse.configuration_wavcse import PRECISIONS
-from wavcse.products_wavcse import linear, own_layout
+from wavcse.packed_layers_wavcse import linear, own_layout
 
 SPREAD_LIMIT = 0.10  # a ratio that varies by more between rounds is marked
 GEMM_ROWS = 1024

@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.benchmarks.measure import GEMM_ROWS, QUICK_GEMM_ROWS, Errors
 from wavcse.configuration_wavcse import PAPER_LAYERS, WAVLM_LARGE
-from wavcse.packed_wavcse import PackedUpstream
+from wavcse.packed_encoder_wavcse import PackedUpstream
 from wavcse.upstream_wavcse import count_frames, visiting_layers
 
 ORDINARY = "ordinary"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 
-from wavcse.stem_wavcse import FFT_FROM_KERNEL, FFT_SIZE
+from wavcse.packed_encoder_wavcse import FFT_FROM_KERNEL, FFT_SIZE
 
 SAMPLING_RATE = 16_000
 
@@ -87,8 +87,8 @@ def count_flop(config: PretrainedConfig, num_samples: int, num_blocks: int, pack
         config: of the upstream.
         num_samples: length of the clip.
         num_blocks: transformer blocks that run.
-        packed: as `packed_wavcse` does it: the positional convolution by FFT, and the last block's outer feed-forward layer
-            applied to the mean, which leaves nothing of it to count.
+        packed: as `packed_encoder_wavcse` does it: the positional convolution by FFT, and the last block's outer feed-forward
+            layer applied to the mean, which leaves nothing of it to count.
     """
     width, inner = config.hidden_size, config.intermediate_size
     stem, frames, channels = 0.0, num_samples, 1

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from wavcse.audio_file_wavcse import printable
-from wavcse.audio_wavcse import AUDIO_SUFFIXES
+from wavcse.audio_wavcse import AUDIO_SUFFIXES, printable
 
 UNREADABLE = "folders that cannot be opened"
 SHOWN_KINDS = 5

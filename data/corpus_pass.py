@@ -25,12 +25,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from wavcse.audio_file_wavcse import printable
+from wavcse.audio_wavcse import QUIET_RMS, is_quiet, printable
 from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
 from wavcse.settings.processes import thread_pool
-from wavcse.waveform_wavcse import QUIET_RMS, is_quiet
 
 LOOK_AHEAD_S = 600.0  # decoded audio that waits for the computation: 38 MB at 16 kHz
 MAX_DECODE_THREADS = 8

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from wavcse.audio_file_wavcse import LONGEST_FILE_S, AudioFile, part_in_samples
+from wavcse.audio_wavcse import LONGEST_FILE_S, AudioFile, part_in_samples
 from wavcse.data.files import DamagedFile, read_json, write_json
 from wavcse.data.manifest import Clip, file_stamp, real_path
 from wavcse.settings.processes import thread_pool

@@ -8,7 +8,7 @@ from typing import Any
 
 from wavcse.hub.card import metadata_of, sections_of
 from wavcse.hub.source import PushSource
-from wavcse.repository_wavcse import CODE_FILES, complete_repository, repository_files, write_card
+from wavcse.hub_repository_wavcse import CODE_FILES, complete_repository, repository_files, write_card
 
 # What an evaluation that wrote beside the weights knows of people's voices; it is not published with them.
 PRIVATE_RESULTS = ("embeddings", "predictions")

@@ -1,4 +1,4 @@
-"""The card of a run: what its results add to the card that follows from the configuration (`card_wavcse.py`).
+"""The card of a run: what its results add to the card that follows from the configuration (`hub_repository_wavcse.py`).
 
     python -m wavcse.hub.card runs/mine --repo_id org/wavcse
 
@@ -18,11 +18,11 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from wavcse.card_wavcse import PLACEHOLDER, hash_code_files, inert, model_card
 from wavcse.data.manifest import Manifest
 from wavcse.eval.paths import shown_path
 from wavcse.hub.header import is_language
 from wavcse.hub.source import PushSource, read_source
+from wavcse.hub_repository_wavcse import PLACEHOLDER, hash_code_files, inert, model_card
 from wavcse.reports.page import fenced, markdown_table
 from wavcse.settings.command import DONE, command_line
 

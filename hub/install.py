@@ -25,7 +25,7 @@ from wavcse.hub.readme import FIGURES, README, ROOT, update
 from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source
 from wavcse.hub.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
 from wavcse.hub.verify import verify_repository
-from wavcse.repository_wavcse import CODE_FILES
+from wavcse.hub_repository_wavcse import CODE_FILES
 from wavcse.settings.command import DONE, command_line
 
 MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME)

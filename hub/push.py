@@ -26,7 +26,7 @@ from wavcse.hub.build import build_repository
 from wavcse.hub.header import check_header
 from wavcse.hub.source import read_source
 from wavcse.hub.verify import verify_repository
-from wavcse.repository_wavcse import left_out_files, repository_files, upload_repository
+from wavcse.hub_repository_wavcse import left_out_files, repository_files, upload_repository
 from wavcse.settings.command import DONE, command_line
 
 # The HTTP library's base error: httpx or its successor, whichever huggingface_hub is built on.

@@ -20,12 +20,12 @@ from typing import Any
 import yaml
 
 import wavcse
-from wavcse.card_wavcse import GENERATED, card_header, inert
 from wavcse.data.files import write_atomically
 from wavcse.eval.rows import Row, metric_words, rows_of, shown, shown_interval, size_words
 from wavcse.hub.figures import figures_of, write_eval_results
 from wavcse.hub.tiny import RESULTS, TinySource, read_tiny
 from wavcse.hub.tiny_sections import languages_in, tiny_sections
+from wavcse.hub_repository_wavcse import GENERATED, card_header, inert
 from wavcse.reports.page import markdown_table
 from wavcse.settings.command import DONE, command_line
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from wavcse.card_wavcse import facts_of, inert
 from wavcse.eval.checkpoint import Checkpoint
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub.tiny import TinySource
 from wavcse.hub.training_data import SYNTHETIC
+from wavcse.hub_repository_wavcse import facts_of, inert
 from wavcse.reports.page import markdown_table
 
 MODEL = """\

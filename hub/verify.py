@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wavcse.card_wavcse import hash_code_files
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.hub import reload
+from wavcse.hub_repository_wavcse import hash_code_files
 from wavcse.modeling_wavcse import WavCSEModel
 
 TOLERANCE = 1e-5  # of the largest value of the embedding: the model's own promise

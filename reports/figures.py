@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from wavcse.card_wavcse import with_texts
+from wavcse.hub_repository_wavcse import with_texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

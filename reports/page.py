@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavcse.card_wavcse import inert
 from wavcse.data.files import write_atomically
+from wavcse.hub_repository_wavcse import inert
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from wavcse.audio_file_wavcse import check_part, part_in_samples
-from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.audio_wavcse import SAMPLING_RATE_HZ, check_part, part_in_samples
 from wavcse.data.corpus_pass import decode_threads
 from wavcse.data.files import DamagedFile, checksum, read_json, replacing, set_aside, write_json
 from wavcse.data.manifest import Clip, file_stamp, real_path

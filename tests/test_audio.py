@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import soxr
 
-from wavcse import audio_file_wavcse
+from wavcse import audio_wavcse
 from wavcse.audio_wavcse import as_waveform, decode, load_waveform, resample
 
 RATE = 16_000
@@ -238,7 +238,7 @@ def test_mapping_that_is_refused(mapping, message):
 
 
 def test_without_audio_libraries_arrays_still_work(clip, path, monkeypatch):
-    monkeypatch.setattr(audio_file_wavcse, "soundfile", None)
+    monkeypatch.setattr(audio_wavcse, "soundfile", None)
     np.testing.assert_array_equal(load_waveform(clip, RATE), clip)
     with pytest.raises(ImportError, match="pip install soundfile soxr"):
         load_waveform(path, RATE)

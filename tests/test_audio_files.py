@@ -14,15 +14,14 @@ import pandas as pd
 import pytest
 import soundfile
 
-from wavcse import audio_file_wavcse
-from wavcse.audio_file_wavcse import AudioFile, printable, resample
-from wavcse.audio_wavcse import decode
+from wavcse import audio_wavcse
+from wavcse.audio_streams_wavcse import flac_streams, mpeg_streams
+from wavcse.audio_wavcse import AudioFile, decode, printable, resample
 from wavcse.data import cache as cache_module
 from wavcse.data.cache import build_cache
 from wavcse.data.corpus_pass import SkippedClip, read_skipped, write_skipped
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip
-from wavcse.streams_wavcse import flac_streams, mpeg_streams
 
 RATE = 16_000
 MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III"}
@@ -136,9 +135,9 @@ def test_a_good_file_is_read_as_libsndfile_reads_it(kind):
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         file.seek(0)  # mpg123 rounds otherwise after a seek
         expected = file.read(dtype="float32").mean(axis=1, dtype=np.float32)
-    for block_values in (audio_file_wavcse.BLOCK_VALUES, 1000):
+    for block_values in (audio_wavcse.BLOCK_VALUES, 1000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(audio_file_wavcse, "BLOCK_VALUES", block_values)
+            patch.setattr(audio_wavcse, "BLOCK_VALUES", block_values)
             np.testing.assert_array_equal(decode(data)[0], expected)
 
 

@@ -15,7 +15,7 @@ import transformers
 
 import wavcse
 from wavcse import WavCSEForMultiTask, WavCSEModel
-from wavcse.repository_wavcse import AUTO_MAP, CODE_FILES
+from wavcse.hub_repository_wavcse import AUTO_MAP, CODE_FILES
 
 ROOT = Path(wavcse.__file__).parent
 POOLED = "return (scale * mean ** (1.0 / p)).to(x.dtype)"  # of learned_norm

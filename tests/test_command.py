@@ -68,7 +68,7 @@ def test_a_command_that_starts_over_says_so(capsys):
     assert capsys.readouterr().err == "wavcse test: No space left on device. Make room; give the same command again.\n"
 
 
-@pytest.mark.parametrize("error", [KeyError("labels"), ImportError("cannot import name", name="wavcse.card_wavcse")])
+@pytest.mark.parametrize("error", [KeyError("labels"), ImportError("cannot import name", name="wavcse.hub_repository_wavcse")])
 def test_a_fault_of_the_package_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         program(error)([])

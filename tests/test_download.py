@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from wavcse import download_wavcse
-from wavcse.audio_wavcse import load_waveform
-from wavcse.download_wavcse import is_url, quoted
+from wavcse import audio_wavcse
+from wavcse.audio_wavcse import is_url, load_waveform, quoted
 
 RATE = 16_000
 CLIP = np.random.default_rng(0).uniform(-0.3, 0.3, RATE).astype(np.float32)
@@ -157,13 +156,13 @@ def test_an_answer_that_is_no_file_is_refused(address, path, reason):
 
 @pytest.mark.parametrize("path", ["headers_by_bytes", "trickle"])
 def test_a_slow_server_is_left(address, path, monkeypatch):
-    monkeypatch.setattr(download_wavcse, "DOWNLOAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(audio_wavcse, "DOWNLOAD_TIMEOUT_S", 0.3)
     with pytest.raises(ValueError, match=r"the download took longer than 0\.3 s"):
         load_waveform(f"{address}/{path}")
 
 
 def test_an_endless_file_is_left(address, monkeypatch):
-    monkeypatch.setattr(download_wavcse, "MAX_DOWNLOAD_BYTES", 1_000_000)
+    monkeypatch.setattr(audio_wavcse, "MAX_DOWNLOAD_BYTES", 1_000_000)
     with pytest.raises(ValueError, match=r"it is larger than 0\.001 GB"):
         load_waveform(f"{address}/endless")
 

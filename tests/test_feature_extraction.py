@@ -7,7 +7,7 @@ import torch
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, feature_extraction_wavcse
-from wavcse.transfer_wavcse import as_int16
+from wavcse.feature_extraction_wavcse import as_int16
 
 RATE = 16_000
 

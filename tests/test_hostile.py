@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from wavcse.card_wavcse import inert, model_card
 from wavcse.data.files import read_json, write_json
 from wavcse.eval.records import read_results
 from wavcse.eval.report import write_report
 from wavcse.eval.rows import rows_of
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub.tiny_sections import tiny_sections
+from wavcse.hub_repository_wavcse import inert, model_card
 from wavcse.pretraining.study_report import _text as study_text
 from wavcse.reports.figures import new_axes, save_figure, without_formulas
 from wavcse.reports.page import fenced, html_page, markdown_table

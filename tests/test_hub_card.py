@@ -11,13 +11,12 @@ import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
 
 import wavcse
-from wavcse.card_wavcse import CITATION, SECTIONS
 from wavcse.eval.metrics import METRICS
 from wavcse.hub import card as card_cli
 from wavcse.hub.build import build_repository
 from wavcse.hub.card import base_model_of, languages_of, metadata_of
 from wavcse.hub.source import read_source
-from wavcse.repository_wavcse import CODE_FILES
+from wavcse.hub_repository_wavcse import CITATION, CODE_FILES, SECTIONS
 from wavcse.tests.card_rules import card_errors
 from wavcse.tests.hub_server import HubServer
 from wavcse.tests.published_run import REPO_ID, make_run

@@ -21,7 +21,7 @@ from wavcse.hub.build import build_repository
 from wavcse.hub.header import check_header
 from wavcse.hub.source import read_source
 from wavcse.hub.verify import _without_secrets, verify_repository
-from wavcse.repository_wavcse import REPLACED, left_out_files, repository_files
+from wavcse.hub_repository_wavcse import REPLACED, left_out_files, repository_files
 from wavcse.tests.hub_server import EMPTY_TREE, TOKEN, HubServer, Repository
 from wavcse.tests.killed import launched, run_killed
 from wavcse.tests.published_run import REPO_ID, make_run

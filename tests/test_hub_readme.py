@@ -22,7 +22,7 @@ from wavcse.hub import install as install_cli
 from wavcse.hub import readme as readme_cli
 from wavcse.hub import training_data
 from wavcse.hub.readme import BEGIN, END
-from wavcse.repository_wavcse import CODE_FILES
+from wavcse.hub_repository_wavcse import CODE_FILES
 from wavcse.tests.card_rules import card_errors
 from wavcse.tests.killed import run_killed, started
 from wavcse.tests.processes import run_python

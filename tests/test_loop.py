@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wavcse import products_wavcse
+from wavcse import packed_layers_wavcse
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.modeling_wavcse import WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
 from wavcse.training.arguments import RunArguments
@@ -193,7 +193,7 @@ def test_networks_that_train_together_train_as_each_alone(features, composite, p
 
 # -- products by oneDNN
 
-needs_onednn = pytest.mark.skipif(not products_wavcse.HAS_ONEDNN_LINEAR, reason="PyTorch without oneDNN")
+needs_onednn = pytest.mark.skipif(not packed_layers_wavcse.HAS_ONEDNN_LINEAR, reason="PyTorch without oneDNN")
 
 
 class Operators(TorchDispatchMode):
@@ -266,7 +266,7 @@ def test_where_onednn_is_not_for_us_the_ordinary_operator_runs(case, monkeypatch
             y = torch.func.grad(lambda x: linear(x, weight, bias).square().sum() / 2)(x)
             expected = expected @ weight
         elif case == "without the operator":
-            monkeypatch.setattr(products_wavcse, "HAS_ONEDNN_LINEAR", False)
+            monkeypatch.setattr(packed_layers_wavcse, "HAS_ONEDNN_LINEAR", False)
             y = linear(x, weight, bias)
     if case == "compile":
         y = torch.compile(linear, backend="eager", fullgraph=True)(x, weight, bias)

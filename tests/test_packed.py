@@ -23,18 +23,24 @@ from wavcse import (
     WavCSEFeatureExtractor,
     WavCSEForMultiTask,
     WavCSEModel,
-    attention_wavcse,
-    flex_wavcse,
-    packed_wavcse,
-    products_wavcse,
-    stem_wavcse,
+    packed_encoder_wavcse,
+    packed_layers_wavcse,
     upstream_wavcse,
 )
-from wavcse.flex_wavcse import FlexAttention
-from wavcse.packed_wavcse import PackedUpstream, unsupported_part
-from wavcse.packing_wavcse import GPU_BUDGET, Budget, Window, packs, spans_of, windows_of
+from wavcse.packed_encoder_wavcse import (
+    FFT_FROM_KERNEL,
+    FFT_SIZE,
+    GPU_BUDGET,
+    Budget,
+    PackedUpstream,
+    Window,
+    packs,
+    spans_of,
+    unsupported_part,
+    windows_of,
+)
+from wavcse.packed_layers_wavcse import FlexAttention
 from wavcse.pipeline_wavcse import WavCSEFeatureExtractionPipeline
-from wavcse.stem_wavcse import FFT_FROM_KERNEL, FFT_SIZE
 from wavcse.upstream_wavcse import UpstreamRunner, count_frames, run_upstream, visiting_layers
 
 RATE = 16_000
@@ -164,11 +170,11 @@ def test_every_layer_at_random_lengths(encoder, family, norm, kernel):
 
 
 @every_shape
-@pytest.mark.parametrize("precision", packed_wavcse.PRECISIONS)
+@pytest.mark.parametrize("precision", packed_encoder_wavcse.PRECISIONS)
 def test_without_onednn(encoder, monkeypatch, family, norm, precision):
     """Another device, or a PyTorch without that operator, multiplies by the ordinary one."""
     upstream, clips = encoder(family, norm), noise(400, 20_000, 4 * RATE)
-    monkeypatch.setattr(products_wavcse, "HAS_ONEDNN_LINEAR", False)
+    monkeypatch.setattr(packed_layers_wavcse, "HAS_ONEDNN_LINEAR", False)
     with Products() as products:
         without = PackedUpstream(upstream, precision)(clips, LAYERS)
     assert "_linear_pointwise" not in products.names
@@ -202,8 +208,8 @@ def test_attention_of_a_pack_that_cannot_be_compiled(encoder, monkeypatch):
     def refuses(*args, **kwargs):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(flex_wavcse.Kernel, "compiled", refuses)
-    monkeypatch.setattr(flex_wavcse.Kernel, "is_broken", False)
+    monkeypatch.setattr(packed_layers_wavcse.Kernel, "compiled", refuses)
+    monkeypatch.setattr(packed_layers_wavcse.Kernel, "is_broken", False)
     for block in runner.blocks:
         block.attention = FlexAttention(block.attention.num_heads, block.attention.bias)
     with pytest.warns(UserWarning, match="no compiler.*clip by clip"):
@@ -302,7 +308,7 @@ def test_empty_batch(spread_model):
         assert spread_model()(torch.zeros(0, 16_000)).embeddings.shape == (0, 20)
 
 
-@pytest.mark.parametrize("precision", packed_wavcse.PRECISIONS)
+@pytest.mark.parametrize("precision", packed_encoder_wavcse.PRECISIONS)
 def test_autocast_around_it_changes_nothing(encoder, precision):
     upstream, clips = PackedUpstream(encoder(), precision), noise(5_000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -380,7 +386,7 @@ BORDERS = [
     {"QUERY_ROWS": 5, **LARGEST},
     {"FRAMES_BY_HEAD": 1, "SCORE_ELEMENTS": 200},
 ]
-MODULES = (attention_wavcse, packed_wavcse, stem_wavcse)
+MODULES = (packed_encoder_wavcse, packed_layers_wavcse)
 
 
 @both_norms
@@ -738,7 +744,7 @@ def test_int8_scales_every_row_and_every_output():
         linear.bias.zero_()
         expected = linear(rows)
     largest = rows.norm(dim=1)[:, None] * linear.weight.detach().norm(dim=1)
-    actual = products_wavcse.Int8Linear(linear.weight, linear.bias)(rows).float()
+    actual = packed_layers_wavcse.Int8Linear(linear.weight, linear.bias)(rows).float()
     assert ((actual - expected).abs() <= 0.005 * largest).all()
 
 
@@ -862,7 +868,7 @@ def test_low_precision_has_no_gradients(spread_model):
         model.eval().bfloat16()(*padded(noise(5_000)))
 
 
-@pytest.mark.parametrize("precision", packed_wavcse.PRECISIONS)
+@pytest.mark.parametrize("precision", packed_encoder_wavcse.PRECISIONS)
 @pytest.mark.parametrize("kernel", [16, 128])  # by FFT, clips share blocks
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_input_that_is_not_finite(spread_model, precision, kernel, value):
@@ -872,7 +878,7 @@ def test_input_that_is_not_finite(spread_model, precision, kernel, value):
         model(*padded(clips), precision=precision)
 
 
-@pytest.mark.parametrize("precision", packed_wavcse.PRECISIONS)
+@pytest.mark.parametrize("precision", packed_encoder_wavcse.PRECISIONS)
 @pytest.mark.parametrize("name", ["encoder.layers.3.feed_forward.output_dense.bias", f"{ATTENTION}.q_proj.weight"])
 def test_weights_that_are_not_finite(spread_model, precision, name):
     model = spread_model()
@@ -978,7 +984,7 @@ def saturating_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def test_int8_products_are_exact_on_this_processor():
     """Whatever it is; and weights are made smaller only where larger ones would go wrong."""
-    steps = products_wavcse.weight_steps(torch.device("cpu"))
+    steps = packed_layers_wavcse.weight_steps(torch.device("cpu"))
     assert steps in (63, 127)
     assert largest_int8_error(steps) == 0
     assert steps == 127 or largest_int8_error(127) > 0
@@ -987,7 +993,7 @@ def test_int8_products_are_exact_on_this_processor():
 def test_int8_products_are_exact_where_pairs_of_them_saturate(monkeypatch):
     monkeypatch.setattr(torch, "_int_mm", saturating_product)
     assert largest_int8_error(127) > 0
-    steps = products_wavcse.weight_steps.__wrapped__(torch.device("cpu"))  # not the value kept for the processor at hand
+    steps = packed_layers_wavcse.weight_steps.__wrapped__(torch.device("cpu"))  # not the value kept for the processor at hand
     assert steps == 63
     assert largest_int8_error(steps) == 0
 
@@ -995,14 +1001,14 @@ def test_int8_products_are_exact_where_pairs_of_them_saturate(monkeypatch):
 OLD_PROCESSOR = """
 import sys, torch
 from transformers import AutoModel
-from wavcse import products_wavcse
-from wavcse.packed_wavcse import PackedUpstream
+from wavcse import packed_layers_wavcse
+from wavcse.packed_encoder_wavcse import PackedUpstream
 from wavcse.tests.test_packed import largest_int8_error
 upstream = AutoModel.from_pretrained(sys.argv[1]).eval()
 clips = [torch.randn(20_000, generator=torch.Generator().manual_seed(0))]
 exact, *low = (PackedUpstream(upstream, precision)(clips, [0, 1, 2]) for precision in ("float32", "bfloat16", "int8"))
-steps = products_wavcse.weight_steps(torch.device("cpu"))
-print(steps, largest_int8_error(steps), largest_int8_error(127), products_wavcse.uses_onednn(low[0].bfloat16()))
+steps = packed_layers_wavcse.weight_steps(torch.device("cpu"))
+print(steps, largest_int8_error(steps), largest_int8_error(127), packed_layers_wavcse.uses_onednn(low[0].bfloat16()))
 print(*(float(torch.nn.functional.cosine_similarity(exact, other, dim=-1).min()) for other in low))
 """
 
@@ -1028,8 +1034,8 @@ def test_processors_without_the_newest_instructions(upstream_folder):
 def test_int8_with_smaller_weights(monkeypatch):
     torch.manual_seed(0)
     layer, rows = nn.Linear(64, 32), torch.randn(20, 64)
-    monkeypatch.setattr(products_wavcse, "weight_steps", lambda device: 63)
-    small = products_wavcse.Int8Linear(layer.weight, layer.bias)
+    monkeypatch.setattr(packed_layers_wavcse, "weight_steps", lambda device: 63)
+    small = packed_layers_wavcse.Int8Linear(layer.weight, layer.bias)
     assert small.weight.abs().max() == 63
     assert (small(rows).float() - layer(rows)).abs().max() <= 0.02
 
@@ -1045,7 +1051,7 @@ def test_norms_are_float32(encoder):
                 self.dtypes |= {tensor.dtype for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor)}
             return func(*args, **(kwargs or {}))
 
-    for precision in packed_wavcse.PRECISIONS:
+    for precision in packed_encoder_wavcse.PRECISIONS:
         with Norms() as norms:
             PackedUpstream(encoder(), precision)(noise(5_000), LAYERS)
         assert norms.dtypes == {torch.float32}
@@ -1081,7 +1087,7 @@ def largest_tensor(run, *known: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize(("family", "norm"), [("wavlm", "layer"), ("wavlm", "group"), ("hubert", "layer")])
-@pytest.mark.parametrize("precision", packed_wavcse.PRECISIONS)
+@pytest.mark.parametrize("precision", packed_encoder_wavcse.PRECISIONS)
 @pytest.mark.parametrize("kernel", [16, 128])
 def test_memory_grows_with_the_length(encoder, family, norm, precision, kernel):
     upstream = encoder(family, norm, num_conv_pos_embeddings=kernel)
@@ -1112,12 +1118,12 @@ def test_memory_of_an_hour_is_that_of_a_window():
         outputs = []
         largest[seconds] = largest_tensor(lambda values=values, outputs=outputs: outputs.append(model(values)), values)
         assert torch.isfinite(outputs[0].embeddings).all()
-    assert largest[3_600] <= largest[100] <= attention_wavcse.SCORE_ELEMENTS
+    assert largest[3_600] <= largest[100] <= packed_layers_wavcse.SCORE_ELEMENTS
 
 
 def test_runner_keeps_one_arrangement(encoder):
     runner, upstream, (clip,) = UpstreamRunner(), encoder(), noise(5_000)
     with torch.no_grad():
-        for precision in (*packed_wavcse.PRECISIONS, "float32"):
+        for precision in (*packed_encoder_wavcse.PRECISIONS, "float32"):
             runner(upstream, clip[None], None, [4], precision=precision)
             assert runner.packed.precision == precision

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from wavcse.audio_file_wavcse import SUPPORTED
+from wavcse.audio_wavcse import SUPPORTED
 from wavcse.data.composite import IGNORED_LABEL
 from wavcse.data.manifest import Clip
 from wavcse.pretraining.arguments import PretrainArguments, parse_arguments

@@ -17,7 +17,7 @@ import yaml
 
 import wavcse
 from wavcse import WavCSEForMultiTask
-from wavcse.repository_wavcse import CODE_FILES
+from wavcse.hub_repository_wavcse import CODE_FILES
 
 ROOT = Path(wavcse.__file__).parent
 EXAMPLE = ROOT / "examples" / "embed_a_file.py"

@@ -17,7 +17,7 @@ from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, Wav
 from wavcse.hub import readme
 from wavcse.hub.install import MAX_MEGABYTES, MODEL_FILES
 from wavcse.hub.verify import fixed_clip, verify_repository
-from wavcse.repository_wavcse import CODE_FILES
+from wavcse.hub_repository_wavcse import CODE_FILES
 from wavcse.upstream_wavcse import run_upstream
 
 ROOT = Path(wavcse.__file__).parent

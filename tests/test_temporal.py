@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import WhisperConfig, WhisperFeatureExtractor
 
-import wavcse.packed_wavcse as packed_wavcse
+import wavcse.packed_encoder_wavcse as packed_encoder_wavcse
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEModel
 from wavcse.data import cache as cache_command
 from wavcse.data.cache import build_cache
@@ -18,10 +18,10 @@ from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
 from wavcse.eval.baselines import build_encoders
 from wavcse.eval.encoder import check_encoder
-from wavcse.packed_wavcse import PackedUpstream
+from wavcse.packed_encoder_wavcse import PackedUpstream
+from wavcse.pooling_wavcse import pooled_frames, pooled_pieces, time_moments
 from wavcse.search.fit import fit
 from wavcse.search.table import read_table
-from wavcse.temporal_wavcse import pooled_frames, pooled_pieces, time_moments
 from wavcse.training.arguments import RunArguments
 
 RATE = 16_000
@@ -121,13 +121,13 @@ def test_means_are_those_of_the_mean_to_the_bit(tiny_model, waves):
 def test_a_long_clip_is_pooled_over_the_frames_of_all_its_windows(tiny_model, waves, monkeypatch):
     model = tiny_model(selected_layers=[0, 3])
     kept: list[list[torch.Tensor]] = []  # of every pooled layer of a pack, the rows of its windows
-    keep = packed_wavcse.kept_rows
+    keep = packed_encoder_wavcse.kept_rows
 
     def recorded(x: torch.Tensor, spans: list) -> list[torch.Tensor]:
         kept.append([rows.clone() for rows in keep(x, spans)])
         return keep(x, spans)
 
-    monkeypatch.setattr(packed_wavcse, "kept_rows", recorded)
+    monkeypatch.setattr(packed_encoder_wavcse, "kept_rows", recorded)
     clip = torch.from_numpy(waves(40_000)[0])
     found = PackedUpstream(model.upstream)([clip], [0, 3], 50, temporal_pooling="mean_std")[0]
     assert len(kept[0]) > 2

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcse import products_wavcse
+from wavcse import packed_layers_wavcse
 
 
 class Linear(nn.Linear):
@@ -45,7 +45,7 @@ def _is_special() -> bool:
 
 
 def _is_exact(tensor: Tensor) -> bool:
-    return products_wavcse.uses_onednn(tensor) and tensor.dtype == torch.float32
+    return packed_layers_wavcse.uses_onednn(tensor) and tensor.dtype == torch.float32
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return products_wavcse.linear(x, weight, bias)
+        return packed_layers_wavcse.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

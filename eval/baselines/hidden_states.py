@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from wavcse.eval.checkpoint import Checkpoint
-from wavcse.temporal_wavcse import num_moments, pooled_frames
+from wavcse.pooling_wavcse import num_moments, pooled_frames
 from wavcse.upstream_wavcse import visiting_layers
 
 WINDOW_S = 60.0  # a longer clip goes through in equal parts, each as a clip of its own

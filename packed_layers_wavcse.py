@@ -1,0 +1,411 @@
+"""What the packed encoder is made of: linear layers at each precision, and attention, on packed rows.
+
+A pack is one matrix `[N, D]` that holds the frames of many windows one after another, without padding; a `Span` says which
+rows belong to one of them. Attention goes clip by clip (`Attention`), or, on GPUs, for a whole pack in one kernel
+(`FlexAttention`).
+
+Shapes: `T` frames of a clip, `N` rows of a pack, `D` upstream width, `H` heads, `d = D / H`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+
+try:
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    HAS_FLEX = True
+except ImportError:  # PyTorch before 2.5, or a build without it
+    HAS_FLEX = False
+
+
+# An operator that PyTorch's own compiler emits; where a build lacks it, the ordinary one gives the same numbers.
+HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+FEWEST_INT8_ROWS = 32  # that a GPU's int8 product takes
+LAYOUT_ROWS = 1024  # of the inputs that the layout of copied weights is chosen for
+
+gelu_ = torch.ops.aten.gelu_  # in place: fresh memory for every activation would cost more than the function itself
+FRAMES_BY_HEAD = 150  # from here on head by head is faster than all heads at once
+SCORE_ELEMENTS = 2**19  # of one head's block of scores, [rows, T]: 2 MB stay in the processor's cache
+QUERY_ROWS = 128
+MASK_ELEMENTS = 2**22  # of a block's position bias for all heads, [H, rows, T]: 16 MB
+BLOCK_ROWS = 128  # of queries and keys that the kernel takes or skips together
+MOST_SHAPES = 64  # that the kernel is compiled for: sizes of packs, types, with and without a bias
+FEWEST_ROWS = 1024  # packs are filled up to this or twice, four times, ... as many rows: each size is compiled once
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows `start` to `end` of a pack belong to one window; pooled are rows `keep_start` to `keep_end`."""
+
+    start: int
+    end: int
+    keep_start: int
+    keep_end: int
+
+
+# ---- linear layers in float32, bfloat16 or int8 ----
+
+
+def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """LayerNorm of rows in float32."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """`x @ weight.T + bias`, `[N, in]` -> `[N, out]`, followed by GELU on request.
+
+    On a CPU by oneDNN, in float32 too: the library behind `torch.nn.functional.linear` there reaches half of what some
+    processors can do. The GELU is then applied while a result is still in the cache.
+    """
+    if uses_onednn(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *(("gelu", [], "none") if gelu else ("none", [], "")))
+    y = F.linear(x, weight, bias)
+    return gelu_(y) if gelu else y
+
+
+def uses_onednn(x: Tensor) -> bool:
+    """Whether such rows are multiplied by oneDNN; bfloat16 only where the processor has instructions for it."""
+    if x.device.type != "cpu" or not HAS_ONEDNN_LINEAR or not torch._C._get_mkldnn_enabled():
+        return False
+    return x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def own_layout(weight: Tensor) -> Tensor:
+    """A copied `weight` in the order that oneDNN reads fastest; good for `linear` only."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, LAYOUT_ROWS) if uses_onednn(weight) else weight
+
+
+class FloatLinear:
+    """A linear layer in float32 or bfloat16.
+
+    Args:
+        weight: `[out, in]`; float32 stays on this tensor unless it is `own`, a copy that nobody else reads.
+        bias: `[out]` or `None`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: str, own: bool = False):
+        self.out_features = len(weight)
+        self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        own = own or weight.dtype != self.dtype
+        weight = weight.detach().to(self.dtype).contiguous()
+        self.weight = own_layout(weight) if own else weight
+        self.bias = None if bias is None else bias.detach().to(self.dtype)
+
+    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """`[N, out]` in this layer's precision."""
+        return linear(x.to(self.dtype), self.weight, self.bias, gelu)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        """`residual += linear(x)` in float32."""
+        residual.add_(self(x))
+
+
+class Int8Linear:
+    """A linear layer with int8 weights (one scale per output) and inputs (one scale per row, taken as they come)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        weight, self.out_features = weight.detach().float(), len(weight)
+        self.scale = _int8_scale(weight, weight_steps(weight.device))  # [out, 1]
+        self.weight = (weight / self.scale).round_().to(torch.int8).T  # [in, out]
+        self.scale, self.bias = self.scale.T, bias.detach().float()
+
+    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """`[N, out]` in bfloat16, or in float32 after a GELU: the next layer takes its scales from it."""
+        y = self._product(x)
+        return gelu_(y) if gelu else y.to(torch.bfloat16)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        """`residual += linear(x)` in float32."""
+        residual.add_(self._product(x))
+
+    def _product(self, x: Tensor) -> Tensor:
+        x = x.float()
+        scale = _int8_scale(x)  # [N, 1]
+        quantised = (x / scale).round_().to(torch.int8)
+        if x.device.type != "cpu":
+            quantised = F.pad(quantised, (0, 0, 0, max(0, FEWEST_INT8_ROWS - len(x))))
+        y = torch._int_mm(quantised, self.weight)[: len(x)].float()
+        return torch.addcmul(self.bias, y.mul_(self.scale), scale, out=y)
+
+
+@cache
+def weight_steps(device: torch.device) -> int:
+    """The largest int8 weight that `torch._int_mm` multiplies exactly: 127, or 63.
+
+    Processors without VNNI instructions add products in pairs of 16 bits, which 127 overflows without a word.
+    """
+    ones = torch.ones(32, 64, dtype=torch.int8, device=device)
+    is_exact = torch._int_mm(127 * ones, 127 * ones.T) == 127 * 127 * 64
+    return 127 if is_exact.all() else 63
+
+
+def _int8_scale(rows: Tensor, steps: int = 127) -> Tensor:
+    return rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12) / steps
+
+
+def build_linear(layers: Sequence[nn.Linear], precision: str) -> FloatLinear | Int8Linear:
+    """One layer, or several of the same input side by side, at the wanted precision."""
+    if len(layers) == 1:
+        weight, bias = layers[0].weight, layers[0].bias
+    else:
+        weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
+    return Int8Linear(weight, bias) if precision == "int8" else FloatLinear(weight, bias, precision)
+
+
+class Projections:
+    """Linear layers of one width that share their input. Below float32 they are one product, whose input is rounded once."""
+
+    def __init__(self, layers: Sequence[nn.Linear], precision: str):
+        self.count = len(layers)
+        together = [[layer] for layer in layers] if precision == "float32" else [layers]  # float32 keeps the module's weights
+        self.products = [build_linear(part, precision) for part in together]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """`[N, in]` -> one `[N, out]` per layer."""
+        outputs = [product(x) for product in self.products]
+        return outputs[0].chunk(self.count, dim=1) if len(outputs) < self.count else tuple(outputs)
+
+
+# ---- attention, clip by clip ----
+#
+# No tensor of `T x T` per head and clip is kept: scores exist for a block of query rows at a time. WavLM's position bias
+# depends on key minus query position only. With the queries in reverse order it becomes a plain view of one vector per head
+# (row r starts one further on), so it is never written out either.
+
+
+class Attention:
+    """Attention of every clip of a pack among its own frames.
+
+    Args:
+        num_heads: H.
+        bias: position bias of all blocks; `None` = none.
+    """
+
+    def __init__(self, num_heads: int, bias: RelativeBias | None):
+        self.num_heads, self.bias = num_heads, bias
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: Sequence[Span]) -> Tensor:
+        """`[N, D]` each, gate `[N, H]` -> `[N, D]`."""
+        attended = torch.empty_like(value)
+        for span in spans:
+            at, num_frames = slice(span.start, span.end), span.end - span.start
+            q, k, v, out = (_heads(rows[at], self.num_heads) for rows in (query, key, value, attended))
+            bias = clip_gate = None
+            if gate is not None:
+                bias, clip_gate, q = self.bias.reversed_rows(num_frames), gate[at].T.flip(1)[..., None], q.flip(1)
+            attend = attend_by_head if uses_onednn(value) and num_frames >= FRAMES_BY_HEAD else attend_all_heads
+            attend(q, k, v, bias, clip_gate, out)
+        return attended
+
+
+def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None, out: Tensor) -> None:
+    """Attention in products of one head's query rows with all its keys.
+
+    Scores and softmax are float32 in every case, the sum over values has the values' precision.
+
+    Args:
+        q, k, v: `[H, T, d]`; `q` in reverse order if there is a bias.
+        bias: `[H, T, T]`, a view, for the reversed queries.
+        gate: `[H, T, 1]`, likewise.
+        out: `[H, T, d]`, receives the result in the frames' order.
+    """
+    num_heads, num_frames, size = q.shape
+    rows = max(1, SCORE_ELEMENTS // num_frames)
+    for head in range(num_heads):  # oneDNN wants operands that lie in one piece
+        queries = (q[head].float() * size**-0.5).contiguous()
+        keys, values = k[head].float().contiguous(), v[head].T.contiguous()
+        for a in range(0, num_frames, rows):
+            scores = linear(queries[a : a + rows], keys)
+            if bias is not None:
+                scores.addcmul_(bias[head, a : a + rows], gate[head, a : a + rows])
+            _put(out[head], a, linear(torch.softmax(scores, dim=-1).to(v.dtype), values), bias is not None)
+
+
+def attend_all_heads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None, out: Tensor) -> None:
+    """As `attend_by_head`, by PyTorch's fused attention on blocks of query rows of all heads."""
+    if bias is None:
+        out.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None])[0])
+        return
+    num_heads, num_frames, _ = q.shape
+    rows = min(QUERY_ROWS, max(16, MASK_ELEMENTS // (num_heads * num_frames)))
+    for a in range(0, num_frames, rows):
+        mask = (bias[:, a : a + rows] * gate[:, a : a + rows]).to(q.dtype)
+        z = F.scaled_dot_product_attention(q[None, :, a : a + rows], k[None], v[None], attn_mask=mask[None])[0]
+        _put(out, a, z, True)
+
+
+def _put(out: Tensor, a: int, z: Tensor, is_reversed: bool) -> None:
+    """Rows `a` and following of a result, in the order of the queries, to their frames in `[..., T, d]`."""
+    b, num_frames = a + z.shape[-2], out.shape[-2]
+    if is_reversed:
+        out[..., num_frames - b : num_frames - a, :] = z.flip(-2)
+    else:
+        out[..., a:b, :] = z
+
+
+def _heads(rows: Tensor, num_heads: int) -> Tensor:
+    return rows.unflatten(1, (num_heads, -1)).transpose(0, 1)  # [T, D] -> [H, T, d], a view
+
+
+class Gate:
+    """WavLM's gate of the position bias, from the block's input: `[N, D]` -> `[N, H]` (Chen et al. 2022, section III-B).
+
+    The module projects each head to eight numbers and sums them by fours; summing the weights first gives two.
+    """
+
+    def __init__(self, attention: nn.Module):
+        layer = attention.gru_rel_pos_linear
+        self.weight = layer.weight.detach().float().unflatten(0, (2, 4)).sum(dim=1)  # [2, d]
+        self.bias = layer.bias.detach().float().unflatten(0, (2, 4)).sum(dim=1)
+        self.constant = attention.gru_rel_pos_const.detach().float().flatten()  # [H]
+        self.num_heads = len(self.constant)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        update, reset = F.linear(h.unflatten(1, (self.num_heads, -1)), self.weight, self.bias).sigmoid_().unbind(-1)
+        return update * (reset * self.constant - 1.0) + 2.0
+
+
+class RelativeBias:
+    """WavLM's bucketed position bias as one vector per head over all distances, as long as the longest clip so far."""
+
+    def __init__(self, upstream: PreTrainedModel):
+        self.attention = upstream.encoder.layers[0].attention
+        self.num_frames = 0
+        self.table = torch.empty(0)
+        self.farthest = upstream.config.max_bucket_distance  # the bias is the same beyond
+        self.saturated: Tensor | None = None  # the bias up to there
+
+    def reversed_rows(self, num_frames: int) -> Tensor:
+        """`[H, T, T]` as a view: row r is the bias of query `T - 1 - r` towards keys 0..T-1."""
+        if num_frames > self.num_frames:
+            self.num_frames, self.table = num_frames, self.by_distance(num_frames - 1)
+        num_heads, length = self.table.shape
+        return self.table.as_strided((num_heads, num_frames, num_frames), (length, 1, 1), self.num_frames - num_frames)
+
+    def by_distance(self, farthest: int) -> Tensor:
+        """`[H, 2 * farthest + 1]`, contiguous: the bias at key minus query = `-farthest`..`farthest`."""
+        # Buckets on the CPU, so that a border cannot fall differently on a GPU.
+        bucket = self.attention._relative_positions_bucket(torch.arange(-farthest, farthest + 1))
+        embedding = self.attention.rel_attn_embed.weight.detach().float()
+        return embedding[bucket.to(embedding.device)].T.contiguous()
+
+
+# ---- attention of a whole pack in one kernel, for GPUs ----
+#
+# Launching kernels clip by clip would take longer than the arithmetic of short clips. Here all rows of a pack go through one
+# kernel, which skips blocks of keys that hold no row of the same clip and reads the bias from a table of distances as it goes.
+
+
+class FlexAttention:
+    """As `Attention`, all clips of a pack at once; it falls back to `Attention` where the kernel cannot be compiled.
+
+    Args:
+        num_heads: H.
+        bias: position bias of all blocks; `None` = none.
+        is_compiled: run the compiled kernel; PyTorch's uncompiled one writes all scores out, and is for tests.
+    """
+
+    def __init__(self, num_heads: int, bias: RelativeBias | None, is_compiled: bool = True):
+        self.num_heads, self.bias, self.is_compiled = num_heads, bias, is_compiled
+        self.clip_by_clip = Attention(num_heads, bias)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: Sequence[Span]) -> Tensor:
+        """`[N, D]` each, gate `[N, H]` -> `[N, D]`."""
+        attended = None if Kernel.is_broken else self._attend(query, key, value, gate, tuple(spans))
+        return self.clip_by_clip(query, key, value, gate, spans) if attended is None else attended
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: tuple[Span, ...]
+    ) -> Tensor | None:
+        num_rows = padded_rows(len(query))
+        q, k, v = (_heads(_filled(rows, num_rows), self.num_heads)[None] for rows in (query, key, value))
+        score = None if gate is None else biased_score(_filled(gate, num_rows), self.table(), self.bias.farthest)
+        run = Kernel.run if self.is_compiled else flex_attention
+        attended = run(q, k, v, score_mod=score, block_mask=block_mask(spans, num_rows, query.device))
+        return None if attended is None else attended[0].transpose(0, 1).flatten(1)[: len(query)]
+
+    def table(self) -> Tensor:
+        """The bias `[H, 2 * farthest + 1]`; it is the same for all distances beyond."""
+        if self.bias.saturated is None:
+            self.bias.saturated = self.bias.by_distance(self.bias.farthest)
+        return self.bias.saturated
+
+
+class Kernel:
+    """The compiled kernel of this process: one for all blocks and models, compiled anew for other shapes and types."""
+
+    compiled: Callable | None = None
+    is_broken = False  # it could not be compiled here
+
+    @classmethod
+    def run(cls, *args, **kwargs) -> Tensor | None:
+        """As `flex_attention`; `None`, and a warning for the first time, where it cannot be compiled."""
+        config = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        if cls.compiled is None:
+            cls.compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+        try:
+            with config.patch({limit: MOST_SHAPES}):
+                return cls.compiled(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers raise what they like
+            cls.is_broken = True
+            warnings.warn(f"FlexAttention does not run here ({error}); attention goes clip by clip.", stacklevel=2)
+            return None
+
+
+def biased_score(gate: Tensor, table: Tensor, farthest: int) -> Callable:
+    """FlexAttention's `score_mod`: adds `gate[query, head] * table[head, key - query]`, equal beyond `farthest` frames."""
+
+    def score(s: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        distance = (key - query).clamp(-farthest, farthest)
+        return s + gate[query, head] * table[head, distance + farthest]
+
+    return score
+
+
+def padded_rows(num_rows: int) -> int:
+    """The smallest of 1024, 2048, 4096, ... that holds so many rows."""
+    return max(FEWEST_ROWS, 1 << (num_rows - 1).bit_length())
+
+
+def clips_of_rows(spans: Sequence[Span], num_rows: int) -> Tensor:
+    """Which window each row belongs to, `[N]`; -1 for filling."""
+    clips = torch.full((num_rows,), -1, dtype=torch.int32)
+    for i, span in enumerate(spans):
+        clips[span.start : span.end] = i
+    return clips
+
+
+@lru_cache(maxsize=1)  # all blocks of the upstream ask for the same
+def block_mask(spans: tuple[Span, ...], num_rows: int, device: torch.device) -> BlockMask:
+    """Which blocks of keys a block of queries sees: those from the start of its first row's clip to the end of its last's."""
+    num_blocks = num_rows // BLOCK_ROWS
+    first, last = torch.arange(num_blocks), torch.arange(num_blocks)
+    for span in spans:
+        inside = slice(span.start // BLOCK_ROWS, (span.end - 1) // BLOCK_ROWS + 1)
+        first[inside] = first[inside].clamp(max=inside.start)
+        last[inside] = last[inside].clamp(min=inside.stop - 1)
+    indices = first[:, None] + torch.arange(num_blocks)  # [blocks, blocks]; the kernel reads as many as there are
+    counts, indices = (last - first + 1).int(), indices.clamp(max=num_blocks - 1).int()
+
+    def same_clip(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return clip_of_row[query] == clip_of_row[key]
+
+    clip_of_row = clips_of_rows(spans, num_rows).to(device)
+    counts, indices = counts[None, None].to(device), indices[None, None].to(device)
+    return BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=BLOCK_ROWS, mask_mod=same_clip)
+
+
+def _filled(rows: Tensor, num_rows: int) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, 0, 0, num_rows - len(rows)))
