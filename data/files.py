@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -331,3 +332,28 @@ def _sign(handle: int) -> None:
     with suppress(OSError):  # a full disk: the lock holds without a name
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode())
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder for output, with its parents; ValueError if that is impossible."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be made as a folder for results ({error.strerror}).") from error
+    return path
+
+
+def shown_path(path: str | Path) -> str:
+    """A path as given if it is relative (or a Hub id), else relative to the working directory, else its last two parts."""
+    path = Path(path)
+    if not path.is_absolute():
+        return path.as_posix()
+    if path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd()).as_posix()
+    return "/".join(path.parts[-2:]).lstrip("/")
+
+
+def digest_of(settings: object) -> str:
+    """Short hash of JSON values."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,21 +1,41 @@
 """The encoder contract: all that the evaluation knows of a model, so that a baseline passes through the same lines.
 
+Beside it the saved wavCSE model behind that contract, and what a model says of itself before it is loaded: until then none
+of its code is run, and nothing is ever unpickled; a model whose weights are not safetensors is refused.
+
 Shapes: `N` clips, `E` embedding size, `L` layers of an upstream, `D` size of one that is pooled over time: the upstream's
 width, or twice that for mean and standard deviation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
-from transformers.utils import ModelOutput
+from transformers.configuration_utils import PretrainedConfig
+from transformers.utils import (
+    CONFIG_NAME,
+    FEATURE_EXTRACTOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    ModelOutput,
+    cached_file,
+)
 
-from wavcse.eval.checkpoint import Checkpoint
+from wavcse.data.files import shown_path
+from wavcse.upstream_wavcse import NO_SAFETENSORS
 
 CHECK_DURATIONS_S = (0.3, 1.7, 0.9, 1.7, 0.5)  # unsorted, with a tie: padding and reordering both show
 CHECK_TOLERANCE = 1e-4  # of the largest embedding value; the model's own promise is 1e-5
@@ -66,7 +86,7 @@ class WavCSEEncoder:
 
     def __init__(self, model: str, name: str = "wavcse", device: str | torch.device = "cpu", precision: str | None = None):
         self.name, self.precision = name, precision
-        checkpoint = Checkpoint.parse(model)
+        checkpoint = SavedModel.parse(model)
         if checkpoint.model_type != WAVCSE_TYPE:  # asked before any of its code is run
             raise ValueError(
                 f"The model {model!r} is of type {checkpoint.model_type!r}, which has no embedding; "
@@ -116,7 +136,7 @@ class WavCSEEncoder:
         return self._last[1:]
 
 
-def _load(checkpoint: Checkpoint, device: str | torch.device) -> tuple[Any, Any]:
+def _load(checkpoint: SavedModel, device: str | torch.device) -> tuple[Any, Any]:
     options = {"revision": checkpoint.revision, "trust_remote_code": True}
     with checkpoint.loading():
         feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint.path, **options)
@@ -134,6 +154,13 @@ def candidates_of(encoder: Encoder) -> int:
 def identity_of(encoder: Encoder) -> Mapping[str, str]:
     """What an encoder says of its origin; empty if it is made of code alone."""
     return getattr(encoder, "identity", {})
+
+
+def encoder_record(encoder: Encoder) -> dict:
+    """What a result file keeps of an encoder."""
+    shape = {"embedding_size": encoder.embedding_size, "sampling_rate": encoder.sampling_rate}
+    candidates = {"num_candidates": candidates_of(encoder)} if candidates_of(encoder) > 1 else {}
+    return {"name": encoder.name, **shape, **candidates, **identity_of(encoder)}
 
 
 def check_encoder(encoder: Encoder) -> None:
@@ -178,3 +205,101 @@ def _refuse_difference(encoder: Encoder, expected: np.ndarray, found: np.ndarray
             f"Encoder {encoder.name!r}: the same clip gets different vectors {when} (largest difference {difference:.2g}, "
             f"largest value {scale:.2g}). Padding or a batch statistic leaks into the embedding, or the order is lost."
         )
+
+
+# ---- a model before it is loaded ----
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """Where a model is.
+
+    Args:
+        path: its folder, or its Hub id.
+        revision: branch, tag or commit on the Hub; `None` = main.
+    """
+
+    path: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, model: str) -> SavedModel:
+        """Read what a user writes: a folder, a Hub id, or `id@revision`."""
+        path, at, revision = model.rpartition("@")
+        return cls(path, revision) if at and not Path(model).exists() else cls(model)
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
+    @cached_property
+    def model_type(self) -> str:
+        """`model_type` of its configuration, "" if it names none; ValueError if there is no configuration."""
+        with self.loading():
+            fields, _ = PretrainedConfig.get_config_dict(self.path, revision=self.revision)
+            if not fields:
+                raise OSError(f"There is no {CONFIG_NAME}.")
+            return str(fields.get("model_type", ""))
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Turns what transformers raises on a missing or damaged model into a ValueError that says what to give."""
+        try:
+            yield
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
+            needs_code = "trust_remote_code" in str(error)  # transformers advises to allow it, which nobody can here
+            raise ValueError(
+                f"The model {str(self)!r} cannot be loaded; give the folder of a saved wavCSE model or of a transformers "
+                f"audio model, or a Hub id. {'It needs code of its own, which is not run here.' if needs_code else error}"
+            ) from error
+
+    def identity(self, precision: str | None = None) -> dict[str, str]:
+        """What a result file keeps: all that changes a vector, and where it came from.
+
+        Args:
+            precision: as asked for; the model's own is in its configuration.
+
+        Raises:
+            ValueError: as `weights_sha256`.
+        """
+        asked = {"revision": self.revision, "precision": precision}
+        return {
+            "model": shown_path(self.path),
+            "weights_sha256": self.weights_sha256(),
+            "config_sha256": self.config_sha256(),
+            **{name: value for name, value in asked.items() if value},
+        }
+
+    def config_sha256(self) -> str:
+        """SHA-256 over the files that configure the model and its feature extractor."""
+        files = [self._file(CONFIG_NAME), self._file(FEATURE_EXTRACTOR_NAME, needed=False)]
+        return hashlib.sha256(b"\0".join(file.read_bytes() for file in files if file)).hexdigest()
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of the safetensors file, as the Hub shows it; over the hashes of all shards if there are several.
+
+        Raises:
+            ValueError: there is no safetensors file.
+        """
+        single = self._file(SAFE_WEIGHTS_NAME, needed=False)
+        if single:
+            return _sha256(single)
+        index = self._file(SAFE_WEIGHTS_INDEX_NAME, needed=False)
+        if index is None:
+            raise ValueError(NO_SAFETENSORS.format(name=str(self)))
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return hashlib.sha256("".join(_sha256(self._file(shard)) for shard in shards).encode()).hexdigest()
+
+    def num_parameters(self) -> int:
+        """Numbers in its one safetensors file, of which only the shapes are read."""
+        with safe_open(self._file(SAFE_WEIGHTS_NAME), framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+
+    def _file(self, name: str, needed: bool = True) -> Path | None:
+        with self.loading():
+            found = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=needed)
+        return Path(found) if found else None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

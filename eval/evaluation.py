@@ -12,24 +12,30 @@ import numpy as np
 import torch
 
 from wavcse.data.corpus_pass import SkippedClip, read_skipped, write_skipped
-from wavcse.data.files import locked, remove_partials
+from wavcse.data.files import locked, make_folder, remove_partials
 from wavcse.data.inspection import Inspector
-from wavcse.eval.description import EvalSettings, describe, result_key
-from wavcse.eval.embed import EmbeddedClips, embed_clips
+from wavcse.eval.embeddings import EmbeddedClips, embed_clips
 from wavcse.eval.encoder import Encoder, candidates_of, check_encoder
-from wavcse.eval.outcomes import Outcome
-from wavcse.eval.paths import make_folder
-from wavcse.eval.probing import probe_outcomes
-from wavcse.eval.records import finished_records, predictions_path, write_predictions, write_result
+from wavcse.eval.outcome import Outcome
+from wavcse.eval.probe import probe_outcomes
 from wavcse.eval.report import write_report
+from wavcse.eval.results import (
+    EvalSettings,
+    describe,
+    finished_records,
+    predictions_path,
+    result_key,
+    write_predictions,
+    write_result,
+)
 from wavcse.eval.task import TaskData
-from wavcse.eval.verifying import verification_outcome
+from wavcse.eval.verification import verification_outcome
 
 STORE_FOLDER = "embeddings"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationSummary:
     """What `evaluate` found: a record per (row of the table, encoder), the clips that were left out, and the Markdown table.
 
     `quiet` names the clips that were embedded now and are so quiet that their embeddings drift to that of silence.
@@ -58,7 +64,7 @@ def evaluate(
     overwrite: bool = False,
     show_progress: bool = True,
     inspector: Inspector | None = None,
-) -> Evaluation:
+) -> EvaluationSummary:
     """Evaluate every encoder on every task (Phase 2 of the paper, section 3).
 
     Writes results/*.json, predictions/*.parquet, embeddings/ and skipped.csv, and from them results.md, report.md, report.html
@@ -93,13 +99,13 @@ def _evaluate(
     overwrite: bool,
     show_progress: bool,
     inspector: Inspector | None,
-) -> Evaluation:
+) -> EvaluationSummary:
     pending = [encoder for encoder in encoders if any(cell.encoder is encoder and not cell.records for cell in cells)]
     for folder in ("results", "predictions"):
         remove_partials(output_dir / folder)
     if not pending:
         skipped = read_skipped(output_dir / "skipped.csv")
-        return Evaluation([record for cell in cells for record in cell.records], skipped, write_report(output_dir))
+        return EvaluationSummary([record for cell in cells for record in cell.records], skipped, write_report(output_dir))
     if overwrite:
         shutil.rmtree(output_dir / STORE_FOLDER, ignore_errors=True)
     for encoder in pending:
@@ -113,7 +119,7 @@ def _evaluate(
     table = write_report(output_dir) if results else ""
     if failures:
         raise ValueError(" ".join(failures))
-    return Evaluation(results, embedded.skipped, table, embedded.quiet)
+    return EvaluationSummary(results, embedded.skipped, table, embedded.quiet)
 
 
 @dataclass

@@ -11,20 +11,16 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import WavLMConfig
 
 from wavcse.data.corpus_pass import write_skipped
-from wavcse.data.files import locked
+from wavcse.data.files import digest_of, locked, make_folder
 from wavcse.data.inspection import Inspector
-from wavcse.eval.checkpoint import Checkpoint
-from wavcse.eval.description import EvalSettings, result_key
-from wavcse.eval.embedding_store import digest_of
-from wavcse.eval.evaluation import Evaluation, write_outcome
-from wavcse.eval.figures import confusion
+from wavcse.eval.encoder import SavedModel
+from wavcse.eval.evaluation import EvaluationSummary, write_outcome
 from wavcse.eval.metrics import METRICS
-from wavcse.eval.notes import FINETUNED
-from wavcse.eval.outcomes import Outcome
-from wavcse.eval.paths import make_folder
-from wavcse.eval.probing import clip_ids, resampling_unit
-from wavcse.eval.records import finished_records
+from wavcse.eval.outcome import Outcome, confusion
+from wavcse.eval.probe import clip_ids, resampling_unit
 from wavcse.eval.report import write_report
+from wavcse.eval.results import EvalSettings, finished_records, result_key
+from wavcse.eval.table import FINETUNED
 from wavcse.eval.task import TaskData, load_task
 from wavcse.finetuning.arguments import FinetuneArguments
 from wavcse.finetuning.audio import TaskAudio, load_audio
@@ -36,7 +32,7 @@ from wavcse.upstream_wavcse import build_on_meta
 DETECTION = "ovr_eer"  # the metric of the scores of all classes; the others are of the most likely class
 
 
-def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
+def finetune(args: FinetuneArguments, show_progress: bool = True) -> EvaluationSummary:
     """Fine-tune every upstream with every seed and test it (LASR, Table 1).
 
     Writes results/*.json, predictions/*.parquet, skipped.csv and the report as `wavcse eval` does, and below runs/ a folder
@@ -60,19 +56,19 @@ def finetune(args: FinetuneArguments, show_progress: bool = True) -> Evaluation:
 
 def _finetune(
     args: FinetuneArguments, data: TaskData, upstreams: Sequence[Upstream], inspector: Inspector, show_progress: bool
-) -> Evaluation:
+) -> EvaluationSummary:
     output_dir = Path(args.output_dir)
     audio = load_audio(data, [upstream.config for upstream in upstreams], args.audio_dir, inspector, show_progress)
     write_skipped(output_dir / "skipped.csv", audio.skipped)
     groups = class_groups(args.groups, args.upstreams, audio.data)
     rows = [audio.data, *(group_data(audio.data, name, classes) for name, classes in groups.items())]
     results = [record for upstream in upstreams for record in _records(args, upstream, audio, rows, show_progress)]
-    return Evaluation(results, audio.skipped, write_report(output_dir))
+    return EvaluationSummary(results, audio.skipped, write_report(output_dir))
 
 
 def _upstream(name: str, source: str, args: FinetuneArguments) -> Upstream:
     """An upstream that can be trained: all of them are read before the first one is trained for hours."""
-    checkpoint = Checkpoint(source)
+    checkpoint = SavedModel(source)
     try:
         identity = checkpoint.identity()  # first: it refuses weights that are no safetensors
         config = encoder_config(args.encoder, source)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import WavLMConfig
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
-from wavcse.eval.embedding_store import digest_of
+from wavcse.data.files import digest_of
 from wavcse.eval.task import TaskData
 from wavcse.finetuning.arguments import FinetuneArguments
 from wavcse.finetuning.audio import TaskAudio, whole_clips

@@ -18,8 +18,8 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from wavcse.data.files import shown_path
 from wavcse.data.manifest import Manifest
-from wavcse.eval.paths import shown_path
 from wavcse.hub.header import is_language
 from wavcse.hub.source import PushSource, read_source
 from wavcse.hub_repository_wavcse import PLACEHOLDER, hash_code_files, inert, model_card
@@ -86,9 +86,7 @@ def languages_of(config: Mapping[str, Any]) -> list[str]:
 
 def evaluation_section(source: PushSource) -> str:
     """The evaluation's own table of this model and the baselines, with its notes."""
-    from wavcse.eval.results import markdown_table
-    from wavcse.eval.rows import rows_of
-    from wavcse.eval.significance import compare
+    from wavcse.eval.table import compare, markdown_table, rows_of
 
     table = markdown_table(source.records, compare(rows_of(source.records), source.results))
     return f"Measured on the weights with SHA-256 `{source.sha256}`.\n\n{table.strip()}"

@@ -21,7 +21,7 @@ import yaml
 
 import wavcse
 from wavcse.data.files import write_atomically
-from wavcse.eval.rows import Row, metric_words, rows_of, shown, shown_interval, size_words
+from wavcse.eval.table import Row, metric_words, rows_of, shown, shown_interval, size_words
 from wavcse.hub.figures import figures_of, write_eval_results
 from wavcse.hub.tiny import RESULTS, TinySource, read_tiny
 from wavcse.hub.tiny_sections import languages_in, tiny_sections

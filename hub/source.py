@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.configuration_wavcse import WavCSEConfig
-from wavcse.eval.checkpoint import Checkpoint
+from wavcse.eval.encoder import SavedModel
 
 RESULT_FILES = "*__*.json"
 TRAINING_RESULT = "phase1.json"
@@ -55,7 +55,7 @@ def read_source(run: str | Path, results: str | Path | None = None) -> PushSourc
     run = Path(run)
     model = run if (run / "config.json").is_file() else run / "hub"
     config = _read_config(run, model)
-    sha256 = Checkpoint(str(model)).weights_sha256()
+    sha256 = SavedModel(str(model)).weights_sha256()
     _refuse_non_finite(model)
     place = Path(results or run)
     records = _read_records(place, required=results is not None)
@@ -114,8 +114,8 @@ def _read_records(place: Path, required: bool) -> list[dict]:
     if not required and not any((place / "results").glob(RESULT_FILES)):
         return []
     # Imported late: a model without results is published without the evaluation's libraries.
-    from wavcse.eval.records import read_results
-    from wavcse.eval.rows import rows_of
+    from wavcse.eval.results import read_results
+    from wavcse.eval.table import rows_of
 
     records = read_results(place)
     rows_of(records)  # refuses those that lack what the card shows

@@ -87,13 +87,13 @@ def refuse_stale(push: PushSource) -> None:
 
 def read_table(path: Path, push: PushSource) -> tuple[str, str]:
     """The evaluation's table as it was written, with its marks, and its notes; its figures are proven to be the records'."""
-    from wavcse.eval.results import markdown_table
+    from wavcse.eval.table import markdown_table
 
     table, _, notes = _text(path).strip().partition("\n\n")
     is_of_these = MARKS.sub("", table) == markdown_table(push.records).partition("\n\n")[0]
     if not is_of_these or push.sha256[:12] not in notes:
         raise ValueError(
-            f"{path}: is not the table of the results beside it; run `python -m wavcse.eval.results` in the folder of the "
+            f"{path}: is not the table of the results beside it; run `python -m wavcse.eval.report` in the folder of the "
             "evaluation, and install the model from there."
         )
     return table, notes

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from wavcse.eval.checkpoint import Checkpoint
+from wavcse.eval.encoder import SavedModel
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub.tiny import TinySource
 from wavcse.hub.training_data import SYNTHETIC
@@ -43,7 +43,7 @@ def _model(source: TinySource) -> str:
     weights = source.push.model / SAFE_WEIGHTS_NAME
     return MODEL.format(
         **{name: inert(value) for name, value in facts_of(source.push.config, "").items()},
-        millions=Checkpoint(str(source.push.model)).num_parameters() / 1e6,
+        millions=SavedModel(str(source.push.model)).num_parameters() / 1e6,
         upstream_millions=source.stages[-1]["num_parameters"] / 1e6,
         megabytes=weights.stat().st_size / 1e6,
         sha256=source.push.sha256,

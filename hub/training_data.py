@@ -20,10 +20,9 @@ import numpy as np
 import pandas as pd
 
 from wavcse.data.composite import load_composite
-from wavcse.data.files import json_text, write_atomically
+from wavcse.data.files import json_text, shown_path, write_atomically
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
-from wavcse.eval.paths import shown_path
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.arguments import parse_arguments as parse_pretraining
 from wavcse.pretraining.clips import load_clips

@@ -36,7 +36,7 @@ from wavcse.data.files import json_text, locked, write_atomically
 from wavcse.data.inspection import Inspector
 from wavcse.eval.__main__ import usable_device
 from wavcse.eval.baselines import LAYER_BASELINES, build_encoders
-from wavcse.eval.evaluation import EvalSettings, Evaluation, corpus_inspector, evaluate
+from wavcse.eval.evaluation import EvalSettings, EvaluationSummary, corpus_inspector, evaluate
 from wavcse.eval.task import load_task
 from wavcse.pretrain_accelerate import data_fingerprint, initial_network, pretrain, start_folder
 from wavcse.pretraining.arguments import PretrainArguments
@@ -53,7 +53,7 @@ from wavcse.training.run_folder import RunFolder
 UNTRAINED = "untrained"  # in place of a fingerprint of data
 
 
-def run_study(study: Study, only: Sequence[str] = (), workers: int = 1) -> Evaluation:
+def run_study(study: Study, only: Sequence[str] = (), workers: int = 1) -> EvaluationSummary:
     """Train what is not trained yet, judge every variant that is, and write study.json, study.md and study.html.
 
     Args:
@@ -74,7 +74,7 @@ def run_study(study: Study, only: Sequence[str] = (), workers: int = 1) -> Evalu
         return _run_study(study, only, workers)
 
 
-def _run_study(study: Study, only: Sequence[str], workers: int) -> Evaluation:
+def _run_study(study: Study, only: Sequence[str], workers: int) -> EvaluationSummary:
     finished = {variant.name for variant in study.variants if is_finished(variant)}
     wanted = [v for v in study.variants if v.name not in finished and (not only or v.name in only)]
     print(f"{study.path}: {len(study.variants)} variants, {len(finished)} finished, {len(wanted)} to do.", flush=True)
@@ -179,7 +179,7 @@ def _failure(result: Callable[[], object]) -> str:
     return ""
 
 
-def judge(study: Study, variants: Sequence[Variant]) -> Evaluation:
+def judge(study: Study, variants: Sequence[Variant]) -> EvaluationSummary:
     """Evaluate the upstreams of finished variants and baselines together, measure their speed, write the study's files."""
     settings = study.evaluation
     device = usable_device(settings.device)

@@ -14,10 +14,10 @@ from typing import Any
 
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from wavcse.eval.checkpoint import Checkpoint
-from wavcse.eval.paths import shown_path
-from wavcse.eval.records import read_results
-from wavcse.eval.rows import Row, rows_of
+from wavcse.data.files import shown_path
+from wavcse.eval.encoder import SavedModel
+from wavcse.eval.results import read_results
+from wavcse.eval.table import Row, rows_of
 from wavcse.pretraining.study_config import MEASURED, Study, Variant
 from wavcse.training.run_folder import RunFolder, versions
 
@@ -88,7 +88,7 @@ def _facts(variant: Variant, drawn: Iterable[str]) -> dict:
         "untrained": variant.untrained,
         "settings": {name: getattr(variant.args, name) for name in sorted(drawn)},
         "shape": {name: config[name] for name in SHAPE},
-        "parameters": Checkpoint(str(variant.upstream)).num_parameters(),
+        "parameters": SavedModel(str(variant.upstream)).num_parameters(),
         "megabytes": round((variant.upstream / SAFE_WEIGHTS_NAME).stat().st_size / 1e6, 3),
         "training": None if variant.untrained else _training(variant.folder),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from wavcse.eval.rows import shown, shown_interval
+from wavcse.eval.table import shown, shown_interval
 from wavcse.pretraining.study_config import MEAN, MEASURED, PICTURES
 from wavcse.pretraining.study_pictures import draw_plots, plot_name
 from wavcse.reports.page import fenced, inert, markdown_table, write_page

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.data.files import kept_json, write_json
-from wavcse.eval.baselines.upstream import UpstreamLayers
-from wavcse.eval.checkpoint import Checkpoint
-from wavcse.eval.embedding_store import digest_of
+from wavcse.data.files import digest_of, kept_json, write_json
+from wavcse.eval.baselines.layers import UpstreamLayers
+from wavcse.eval.encoder import SavedModel
 from wavcse.settings.processes import one_thread
 from wavcse.training.run_folder import versions
 
@@ -22,7 +21,7 @@ ROUNDS = 5  # beside one to warm up
 
 def kept_speed(upstreams: Mapping[str, Path], path: Path) -> dict[str, dict]:
     """`measured_speed` of upstreams (name -> folder), from the file where it is of these configurations; else kept there."""
-    shapes = {name: Checkpoint(str(folder)).config_sha256() for name, folder in upstreams.items()}
+    shapes = {name: SavedModel(str(folder)).config_sha256() for name, folder in upstreams.items()}
     key = digest_of([shapes, versions(), NUM_CLIPS, SHORTEST_S, LONGEST_S, ROUNDS])
     kept = kept_json(path) or {}
     if kept.get("key") != key:

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
 from wavcse.benchmarks.measure import processor_name
 from wavcse.data.cache import build_cache
-from wavcse.eval.probes import ProbeSettings
+from wavcse.eval.probe import ProbeSettings
 from wavcse.reports import figures
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wavcse.eval.figures import confusion, embedding_map, scatter
-from wavcse.eval.outcomes import Outcome
-from wavcse.eval.records import predictions_path, write_predictions, write_result
+from wavcse.eval.outcome import Outcome, confusion, embedding_map, scatter
+from wavcse.eval.results import predictions_path, write_predictions, write_result
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.verification import det_curve
 

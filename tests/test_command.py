@@ -19,7 +19,7 @@ PROGRAMS = [
     *(module for module, _ in wavcse_cli.COMMANDS.values() if module != "wavcse.search.__main__"),
     *(f"wavcse.search.{name}" for name in ("layers", "poolings", "hparams", "phase1")),
     *(f"wavcse.hub.{name}" for name in ("card", "install", "readme", "training_data")),
-    *("wavcse.eval.results", "wavcse.eval.report", "wavcse.pretraining.study"),
+    *("wavcse.eval.report", "wavcse.pretraining.study"),
 ]
 
 

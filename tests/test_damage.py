@@ -21,8 +21,8 @@ from wavcse.data.files import DamagedFile, locked, read_json, write_json
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
 from wavcse.embed import embed_corpus
-from wavcse.eval.embedding_store import EmbeddingStore
-from wavcse.eval.records import finished_records, read_result
+from wavcse.eval.embeddings import EmbeddingStore
+from wavcse.eval.results import finished_records, read_result
 from wavcse.search.store import FitStore
 from wavcse.steps.audio_store import build_store
 from wavcse.training import checkpoint as checkpoint_module

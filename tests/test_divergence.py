@@ -12,10 +12,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from wavcse.data.files import json_text, read_json, write_json
-from wavcse.eval.objectives import AbsoluteErrorObjective, ClassObjective
-from wavcse.eval.probes import LabelledEmbeddings, ProbeSettings, fit_probe
-from wavcse.eval.records import read_results, write_result
+from wavcse.eval.probe import AbsoluteErrorObjective, ClassObjective, LabelledEmbeddings, ProbeSettings, fit_probe
 from wavcse.eval.report import write_report
+from wavcse.eval.results import read_results, write_result
 from wavcse.hub.figures import figures_of
 from wavcse.tests.evaluation_folder import make_folder
 from wavcse.tests.processes import run_in_two_processes

@@ -17,7 +17,7 @@ import soundfile
 
 from wavcse.eval.__main__ import main
 from wavcse.eval.arguments import parse_arguments
-from wavcse.eval.results import main as results_main
+from wavcse.eval.report import main as report_main
 from wavcse.tests.killed import run_killed, started
 from wavcse.tests.processes import run_python
 
@@ -187,7 +187,7 @@ def again(run, monkeypatch, out: Path, *options: str) -> int:
     def refuse(*_):
         raise AssertionError("a clip was embedded")
 
-    monkeypatch.setattr("wavcse.eval.embed._timed", refuse)
+    monkeypatch.setattr("wavcse.eval.embeddings._timed", refuse)
     arguments = [
         "--model",
         "hub",
@@ -260,7 +260,7 @@ def test_table_is_made_again_byte_by_byte_from_the_result_files(run, capsys):
     path = folder / "out/results.md"
     original = path.read_bytes()
     path.unlink()
-    assert results_main([str(folder / "out")]) == 0
+    assert report_main([str(folder / "out"), "--table_only"]) == 0
     assert path.read_bytes() == original
     assert capsys.readouterr().out.encode() == original
 
@@ -403,7 +403,7 @@ def test_it_runs_as_a_module(tmp_path):
 
 
 def test_results_of_nothing(tmp_path, capsys):
-    assert results_main([str(tmp_path)]) == 2
+    assert report_main([str(tmp_path), "--table_only"]) == 2
     assert "holds no results/*.json" in capsys.readouterr().err
 
 

@@ -10,8 +10,7 @@ import pytest
 import soundfile
 
 from wavcse.data.manifest import Clip
-from wavcse.eval.embed import embed_clips
-from wavcse.eval.embedding_store import EmbeddingStore
+from wavcse.eval.embeddings import EmbeddingStore, embed_clips
 
 RATE = 16_000
 
@@ -48,7 +47,7 @@ def embed(encoders: Sequence[Counting], clips: Sequence[Clip], store: Path | Non
 
 
 def test_a_killed_pass_goes_on_with_what_is_missing(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr("wavcse.eval.embed.STORE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("wavcse.eval.embeddings.STORE_INTERVAL_S", 0.0)
     whole = embed([Counting()], clips, None)
     killed = Counting(batches=3)
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import soundfile
 
 from wavcse.data.corpus_pass import write_skipped
 from wavcse.data.manifest import Clip
-from wavcse.eval.embed import embed_clips
+from wavcse.eval.embeddings import embed_clips
 from wavcse.eval.encoder import WavCSEEncoder, candidates_of, check_encoder
 
 SAMPLING_RATE = 16_000

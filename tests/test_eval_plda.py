@@ -8,9 +8,8 @@ from scipy.stats import multivariate_normal
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from wavcse.eval.lda import fit_lda, ledoit_wolf
 from wavcse.eval.metrics.verification import eer
-from wavcse.eval.plda import PLDA, TwoCovariance
+from wavcse.eval.plda import PLDA, TwoCovariance, fit_lda, ledoit_wolf
 
 
 def covariance(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -176,7 +175,7 @@ def test_lda_equals_scikit_learn(corpus):
 
 def test_lda_does_not_depend_on_the_blocks_it_is_computed_in(corpus, monkeypatch):
     whole = fit_lda(*corpus)
-    monkeypatch.setattr("wavcse.eval.lda.BLOCK", 50)
+    monkeypatch.setattr("wavcse.eval.plda.BLOCK", 50)
     parts = fit_lda(*corpus)
     assert parts.shrinkage == pytest.approx(whole.shrinkage)
     np.testing.assert_allclose(np.abs(parts.project(corpus[0], 6)), np.abs(whole.project(corpus[0], 6)), rtol=1e-7, atol=1e-9)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wavcse.eval.objectives import ClassObjective
-from wavcse.eval.probes import LabelledEmbeddings, ProbeSettings, fit_probe
+from wavcse.eval.probe import ClassObjective, LabelledEmbeddings, ProbeSettings, fit_probe
 
 NUM_CLASSES, SIZE = 4, 16
 CLASSES = ClassObjective(NUM_CLASSES)

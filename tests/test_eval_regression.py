@@ -12,9 +12,17 @@ from scipy.stats import multivariate_normal
 
 from wavcse.data.labels import TaskClips
 from wavcse.data.manifest import Clip
-from wavcse.eval.objectives import AbsoluteErrorObjective, ClassObjective, ConcordanceObjective, concordance
-from wavcse.eval.probes import LabelledEmbeddings, ProbeSettings, fit_probe
-from wavcse.eval.probing import objective_for, probe_outcomes
+from wavcse.eval.probe import (
+    AbsoluteErrorObjective,
+    ClassObjective,
+    ConcordanceObjective,
+    LabelledEmbeddings,
+    ProbeSettings,
+    concordance,
+    fit_probe,
+    objective_for,
+    probe_outcomes,
+)
 from wavcse.eval.task import TaskData
 from wavcse.eval.tasks import TASKS
 

@@ -12,10 +12,9 @@ import pytest
 from matplotlib.image import imread
 from scipy.stats import norm
 
-from wavcse.eval.pictures import colors_of, draw_overview, drawings_of
-from wavcse.eval.records import read_results
-from wavcse.eval.report import main, write_report
-from wavcse.eval.rows import Row, encoders_of, rows_of
+from wavcse.eval.report import colors_of, draw_overview, drawings_of, main, write_report
+from wavcse.eval.results import read_results
+from wavcse.eval.table import Row, encoders_of, rows_of
 from wavcse.tests.evaluation_folder import make_folder
 
 PICTURES = {

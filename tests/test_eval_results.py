@@ -13,10 +13,9 @@ from scipy.optimize import brentq
 from sklearn.metrics import accuracy_score, mean_absolute_error, roc_curve
 
 from wavcse.data.files import read_json
-from wavcse.eval.records import read_results
-from wavcse.eval.results import PAPERS_COLUMN, main, markdown_table, write_table
-from wavcse.eval.rows import rows_of
-from wavcse.eval.significance import compare
+from wavcse.eval.report import main, write_table
+from wavcse.eval.results import read_results
+from wavcse.eval.table import PAPERS_COLUMN, compare, markdown_table, rows_of
 from wavcse.tests.evaluation_folder import NOISE, add_result, make_folder, planted
 
 TITLES = {

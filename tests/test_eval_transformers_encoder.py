@@ -29,11 +29,9 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.eval.__main__ import main
-from wavcse.eval.baselines import BASELINES, build_encoders, hidden_states, short_name
-from wavcse.eval.baselines.hidden_states import HiddenStateLayers
-from wavcse.eval.baselines.upstream import PackedLayers, UpstreamLayers
-from wavcse.eval.checkpoint import Checkpoint
-from wavcse.eval.encoder import check_encoder
+from wavcse.eval.baselines import BASELINES, build_encoders, short_name
+from wavcse.eval.baselines.layers import HiddenStateLayers, PackedLayers, UpstreamLayers
+from wavcse.eval.encoder import SavedModel, check_encoder
 
 SAMPLING_RATE = 16_000
 LAYER_BASELINES = ["last_layer", "mean_layers", "best_layer"]
@@ -239,7 +237,7 @@ def test_a_long_clip_is_the_frame_weighted_mean_of_its_parts(audio_checkpoint, w
     frames = [1 + (len(part) - 400) // 320 for part in parts]
     assert frames == [41, 40, 40]
     expected = np.average([layers.all_layers([part])[0] for part in parts], axis=0, weights=frames)
-    monkeypatch.setattr(hidden_states, "WINDOW_S", 1.0)
+    monkeypatch.setattr("wavcse.eval.baselines.layers.WINDOW_S", 1.0)
     np.testing.assert_allclose(layers.all_layers([clip])[0], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -349,9 +347,9 @@ def test_baselines_are_checked_before_a_model_is_loaded(tmp_path):
 
 
 def test_a_revision_is_read_off_the_id(tmp_path):
-    assert Checkpoint.parse("org/name@v1") == Checkpoint("org/name", "v1")
-    assert Checkpoint.parse("org/name") == Checkpoint("org/name")
+    assert SavedModel.parse("org/name@v1") == SavedModel("org/name", "v1")
+    assert SavedModel.parse("org/name") == SavedModel("org/name")
     folder = tmp_path / "with@sign"
     folder.mkdir()
-    assert Checkpoint.parse(str(folder)) == Checkpoint(str(folder))
-    assert str(Checkpoint("org/name", "v1")) == "org/name@v1"
+    assert SavedModel.parse(str(folder)) == SavedModel(str(folder))
+    assert str(SavedModel("org/name", "v1")) == "org/name@v1"

@@ -10,7 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from wavcse.eval.metrics.verification import eer, error_rates
 from wavcse.eval.plda import PLDA
-from wavcse.eval.trials import Trials, read_trials
+from wavcse.eval.task import Trials, read_trials
 from wavcse.eval.verification import CosineBackend, choose_backend, det_curve, score_trials, validation_eer
 
 CLIPS = {"a1.wav": [0], "a2.wav": [1], "b1.wav": 2, "b2.wav": [3], "id-a": [0, 1]}

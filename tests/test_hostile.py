@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from wavcse.data.files import read_json, write_json
-from wavcse.eval.records import read_results
 from wavcse.eval.report import write_report
-from wavcse.eval.rows import rows_of
+from wavcse.eval.results import read_results
+from wavcse.eval.table import rows_of
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub.tiny_sections import tiny_sections
 from wavcse.hub_repository_wavcse import inert, model_card

@@ -17,7 +17,7 @@ import yaml
 
 import wavcse
 from wavcse.data.files import read_json
-from wavcse.eval.results import write_table
+from wavcse.eval.report import write_table
 from wavcse.hub import install as install_cli
 from wavcse.hub import readme as readme_cli
 from wavcse.hub import training_data

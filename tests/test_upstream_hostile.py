@@ -11,8 +11,8 @@ from transformers import AutoConfig, WavLMModel
 
 from wavcse import WavCSEConfig, WavCSEModel
 from wavcse.data.cache import build_cache
-from wavcse.eval.baselines.upstream import UpstreamLayers
-from wavcse.eval.checkpoint import Checkpoint
+from wavcse.eval.baselines.layers import UpstreamLayers
+from wavcse.eval.encoder import SavedModel
 from wavcse.modeling_wavcse import config_from_upstream
 from wavcse.upstream_wavcse import load_upstream, read_config
 
@@ -120,7 +120,7 @@ def test_pickled_weights_are_refused_with_the_way_out(hostile, marker, upstream_
         lambda: WavCSEModel.from_upstream(str(hostile), selected_layers=[0, 2]),
         lambda: load_upstream(str(hostile), config),
         lambda: build_cache([toy_corpus], str(hostile), tmp_path / "cache"),
-        lambda: Checkpoint(str(hostile)).weights_sha256(),
+        lambda: SavedModel(str(hostile)).weights_sha256(),
     ):
         with pytest.raises(
             ValueError, match=r"No safetensors weights of '.*hostile' were found.*not read.*save_pretrained\(folder"

@@ -6,14 +6,19 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from wavcse.eval.baselines.layers import BestLayerEncoder, LastLayerEncoder, LayerEncoder, MeanLayersEncoder
-from wavcse.eval.baselines.majority import MajorityEncoder
+from wavcse.eval.baselines.layers import (
+    BestLayerEncoder,
+    LastLayerEncoder,
+    LayerEncoder,
+    LayerSource,
+    MeanLayersEncoder,
+    UpstreamLayers,
+)
 from wavcse.eval.baselines.mfcc import MFCCEncoder
-from wavcse.eval.baselines.upstream import LayerSource, UpstreamLayers
-from wavcse.eval.checkpoint import Checkpoint
-from wavcse.eval.encoder import WAVCSE_TYPE, Encoder, WavCSEEncoder
+from wavcse.eval.encoder import WAVCSE_TYPE, Encoder, SavedModel, WavCSEEncoder
 
 DEFAULT_NAME = "wavcse"
 LAYER_BASELINES: dict[str, type[LayerEncoder]] = {
@@ -60,7 +65,7 @@ def build_encoders(
     asked = list(dict.fromkeys(baselines))
     if not model:
         return [BASELINES[baseline](None) for baseline in asked]
-    if Checkpoint.parse(model).model_type == WAVCSE_TYPE:
+    if SavedModel.parse(model).model_type == WAVCSE_TYPE:
         own = WavCSEEncoder(model, name or DEFAULT_NAME, device, precision)
         if temporal_pooling not in (None, own.temporal_pooling):
             raise ValueError(
@@ -80,5 +85,24 @@ def build_encoders(
 
 def short_name(model: str) -> str:
     """`facebook/hubert-large-ll60k@main` -> `hubert-large-ll60k`; letters, digits and . _ - only, as it names files."""
-    path = Path(Checkpoint.parse(model).path)
+    path = Path(SavedModel.parse(model).path)
     return re.sub(r"[^\w.-]+", "-", path.resolve().name if path.exists() else path.name)
+
+
+# ---- chance ----
+
+
+class MajorityEncoder:
+    """Chance: embeddings of size 0.
+
+    What is fitted on them can only answer what suits the training clips best without looking: the most frequent label, the
+    mean or median of the target, or one score for all trials.
+    """
+
+    name = "majority"
+    sampling_rate = 16_000
+    embedding_size = 0
+
+    def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """An empty row per clip, `[N, 0]`."""
+        return np.empty((len(waveforms), 0), dtype=np.float32)

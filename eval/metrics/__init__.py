@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from wavcse.eval.metrics import classification, detection, regression, verification
-from wavcse.eval.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, bootstrap_interval, paired_interval
-from wavcse.eval.metrics.metric import Metric
+from wavcse.eval.metrics import classification, regression, verification
+from wavcse.eval.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, Metric, bootstrap_interval, paired_interval
 
 __all__ = ["CONFIDENCE", "METRICS", "NUM_RESAMPLES", "Metric", "bootstrap_interval", "paired_interval"]
 
@@ -29,7 +28,9 @@ METRICS: dict[str, Metric] = {
     "macro_f1_true": Metric(
         "macro-F1 (true classes)", True, classification.macro_f1_true, classification.resampled_macro_f1_true, "percent"
     ),
-    "ovr_eer": Metric("EER (one-vs-rest)", False, detection.one_vs_rest_eer, detection.resampled_one_vs_rest_eer, "percent"),
+    "ovr_eer": Metric(
+        "EER (one-vs-rest)", False, verification.one_vs_rest_eer, verification.resampled_one_vs_rest_eer, "percent"
+    ),
     "ccc": Metric("CCC", True, regression.ccc, regression.resampled_ccc, "plain"),
     "pearson": Metric("Pearson's r", True, regression.pearson, regression.resampled_pearson, "plain"),
     "mae": Metric("MAE", False, regression.mae, regression.resampled_mae, "years"),

@@ -1,16 +1,15 @@
-"""Bootstrap intervals that resample speakers: of one figure, and of the difference of two on the same resamples.
+"""What a metric is, and bootstrap intervals that resample speakers: of one figure, and of the difference of two.
 
 Shapes: `N` test clips or trials, `R` resamples, `G` groups (speakers), `S` probe seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-
-from wavcse.eval.metrics.metric import Metric
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -122,3 +121,27 @@ class _Thinned:
         if self.counts is not None:
             weights *= self.counts.astype(weights.dtype)
         return self.metric.resampled(self.labels, self.predictions, weights)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit of predictions, or an error of them.
+
+    Args:
+        title: name in tables.
+        greater_is_better: its direction.
+        compute: `(labels [N], predictions [N]) -> float`, from a library where one has it; what a prediction is (a class, a
+            number, a score, scores of all classes) is the metric's own.
+        resampled: `(labels [N], predictions [N], weights [R, N]) -> [R]`, the same figure when clip n counts `weights[r, n]`
+            times, NaN where it has none; what makes a bootstrap of thousands of resamples a few matrix operations.
+        unit: "percent" (a share from 0 to 1, shown as a percentage), "years" or "plain".
+        thin: `(labels [N], predictions [N]) -> (rows [M], counts [M])`, clips that stand for all `N` in a bootstrap and how
+            many each stands for; None where all clips are used.
+    """
+
+    title: str
+    greater_is_better: bool
+    compute: Callable[[np.ndarray, np.ndarray], float]
+    resampled: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    unit: str = "plain"
+    thin: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None

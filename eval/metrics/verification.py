@@ -1,4 +1,4 @@
-"""Errors of verification scores: equal error rate and minimum detection cost.
+"""Errors of verification scores: equal error rate and minimum detection cost; and the former of classes, one against the rest.
 
 Shapes: `N` trials, `K` operating points, `R` bootstrap resamples. A label is 1 for a target trial (same speaker) and 0 for a
 non-target trial; a score is any number that is higher for more alike. At a threshold, the false acceptance rate (FAR) is the
@@ -188,3 +188,31 @@ def _crossing(false_acceptance: np.ndarray, false_rejection: np.ndarray) -> np.n
 def _min_cost(false_acceptance: np.ndarray, false_rejection: np.ndarray, p_target: float) -> np.ndarray:
     costs = p_target * false_rejection + (1 - p_target) * false_acceptance
     return costs.min(axis=-1) / min(p_target, 1 - p_target)
+
+
+# ---- one class against the rest ----
+# LASR (Vashishth et al. 2023) reports an EER of language identification without defining it. Here every clip is a trial for
+# every class, a target trial for its own one, and one threshold serves all: the trials of all classes are pooled. `N` is
+# the number of clips there, `C` of classes, and a label is the number of a class from 0.
+
+
+def one_vs_rest_eer(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Equal error rate, 0 to 1, of scores `[N, C]` that can be compared between classes, such as log posteriors.
+
+    Raises:
+        ValueError: there is one class only, or a score is not finite.
+    """
+    return eer(*_trials(labels, scores))
+
+
+def resampled_one_vs_rest_eer(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`one_vs_rest_eer` of every resample, `[R]`: a clip's trials have its weight `[R, N]`."""
+    is_target, flat = _trials(labels, scores)
+    rows, counts = thin_trials(is_target, flat)
+    return resampled_eer(is_target[rows], flat[rows], weights, rows // scores.shape[1], counts)
+
+
+def _trials(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """1 for a trial of a clip's own class and 0 for the others, and scores, both `[N * C]`, clip after clip."""
+    is_target = np.asarray(labels)[:, None] == np.arange(scores.shape[1])
+    return is_target.astype(np.int64).ravel(), np.asarray(scores).ravel()

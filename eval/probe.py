@@ -1,0 +1,474 @@
+"""Linear probes: classes or numbers from frozen embeddings; chosen on validation, the test clips predicted once.
+
+The paper's Phase 2 (section 3 and footnote 1): one linear layer, batch 64, L1 1e-7 and L2 1e-5; softmax cross-entropy for
+classes. What the paper leaves open is the authors' Phase 1 choice (AdamW, weight decay 5e-8), or is chosen on the validation
+split (learning rate, epoch); the losses of numbers are below. A probe is never given a test label.
+
+Shapes: `N` clips, `B` clips of a batch, `E` embedding size, `O` outputs of the linear layer, `C` classes, `T` targets of a
+regression.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wavcse.eval.metrics import METRICS
+from wavcse.eval.outcome import Outcome, confusion, embedding_map, scatter
+from wavcse.eval.task import TaskData
+
+CONSTANTS = {"accuracy": "most frequent label", "ccc": "training mean", "mae": "training median"}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The probes of an encoder on a task.
+
+    Args:
+        runs: one per seed.
+        embeddings: those that were used, `[N, E]`.
+        candidate: which of the encoder's vectors validation chose; None where there was one.
+    """
+
+    runs: list[ProbeRun]
+    embeddings: np.ndarray
+    candidate: int | None
+
+
+def probe_outcomes(
+    embeddings: np.ndarray,
+    data: TaskData,
+    seeds: Sequence[int],
+    num_candidates: int = 1,
+    device: str | torch.device = "cpu",
+    with_map: bool = False,
+) -> list[Outcome]:
+    """One outcome per target.
+
+    Args:
+        embeddings: of the clips of the task, `[N, num_candidates * E]`.
+        with_map: add a map of the test embeddings (classification only).
+    """
+    objective = objective_for(data)
+    probed = _fit(embeddings, data, objective, seeds, num_candidates, device)
+    return [
+        _outcome(target, place, probed, data, objective, seeds, with_map) for place, target in enumerate(data.task.targets)
+    ]
+
+
+def objective_for(data: TaskData) -> Objective:
+    """What the probe of a task learns, from its kind and its first metric."""
+    if data.task.kind == "classification":
+        return ClassObjective(len(data.classes))
+    if data.task.metrics[0] == "ccc":
+        return ConcordanceObjective(len(data.task.targets), data.task.label_range)
+    return AbsoluteErrorObjective(data.values[data.table.rows("train")])
+
+
+def _fit(
+    embeddings: np.ndarray,
+    data: TaskData,
+    objective: Objective,
+    seeds: Sequence[int],
+    num_candidates: int,
+    device: str | torch.device,
+) -> Probed:
+    """Fit every seed; of several candidates the one whose first probe is best on validation."""
+
+    def fit(candidate: np.ndarray, seed: int) -> ProbeRun:
+        train, validation, test = (data.table.rows(split) for split in ("train", "validation", "test"))
+        parts = [LabelledEmbeddings(candidate[rows], data.labels[rows]) for rows in (train, validation)]
+        try:
+            return fit_probe(*parts, candidate[test], objective, seed, device=device)
+        except ValueError as error:
+            raise ValueError(f"{data.task.name}: {error}") from error
+
+    candidates = np.split(embeddings, num_candidates, axis=1)
+    firsts = [fit(candidate, seeds[0]) for candidate in candidates]
+    direction = 1 if objective.greater_is_better else -1
+    best = max(range(num_candidates), key=lambda number: direction * firsts[number].validation)
+    runs = [firsts[best], *(fit(candidates[best], seed) for seed in seeds[1:])]
+    return Probed(runs, candidates[best], best if num_candidates > 1 else None)
+
+
+def _outcome(
+    target: str, place: int, probed: Probed, data: TaskData, objective: Objective, seeds: Sequence[int], with_map: bool
+) -> Outcome:
+    rows = data.table.rows("test")
+    is_regression = data.task.kind == "regression"
+    labels = data.labels[rows][:, place] if is_regression else data.labels[rows]
+    runs = [run.predictions[:, place] if is_regression else run.predictions for run in probed.runs]
+    if is_regression:
+        figures = scatter(labels, runs[0], seeds[0])
+    else:
+        figures = confusion(labels, runs[0], data.classes)
+    if with_map and not is_regression:
+        figures |= embedding_map(probed.embeddings[rows], data.table.labels[rows], seeds[0])
+    unit, groups = resampling_unit(data, rows)
+    return Outcome(
+        target=target,
+        labels=labels,
+        runs=runs,
+        names={"clip_id": clip_ids(data, rows)},
+        groups={"group": groups},
+        unit=unit,
+        probe=_probe_record(probed, labels, runs, data, objective, seeds),
+        figures=figures,
+    )
+
+
+def clip_ids(data: TaskData, rows: np.ndarray) -> np.ndarray:
+    """Names of some clips, text `[len(rows)]`."""
+    return np.array([data.table.clips[row].clip_id for row in rows], dtype=object)
+
+
+def resampling_unit(data: TaskData, rows: np.ndarray) -> tuple[str, np.ndarray]:
+    """What a bootstrap draws: speakers, or clips where the classes are the speakers or where no speaker is known.
+
+    With speaker identification, drawing speakers would change the task itself (the set of classes) from resample to resample.
+    """
+    if data.has_known_speakers or not (data.speakers[rows] != "").any():
+        return "clip", clip_ids(data, rows)
+    return "speaker", data.table.groups[rows]
+
+
+def _probe_record(
+    probed: Probed,
+    labels: np.ndarray,
+    runs: Sequence[np.ndarray],
+    data: TaskData,
+    objective: Objective,
+    seeds: Sequence[int],
+) -> dict:
+    if not probed.embeddings.shape[1]:
+        return {"kind": CONSTANTS[objective.criterion]}
+    chosen = [
+        {
+            "seed": seed,
+            "learning_rate": run.learning_rate,
+            "epoch": run.epoch,
+            f"validation_{objective.criterion}": run.validation,
+            **{name: METRICS[name].compute(labels, predictions) for name in data.task.metrics},
+        }
+        for seed, run, predictions in zip(seeds, probed.runs, runs)
+    ]
+    candidate = {} if probed.candidate is None else {"candidate": probed.candidate}
+    return {"kind": "linear", "settings": asdict(ProbeSettings()), **candidate, "runs": chosen}
+
+
+# ---- one probe ----
+
+
+CONSTANT_DIMENSION = 1e-6  # a standard deviation below this share of the mean is rounding noise, not information
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """Settings of the linear probe."""
+
+    learning_rates: tuple[float, ...] = (1e-2, 2.5e-3, 5e-4, 1e-4)  # the authors' Phase 1 rate and its neighbours
+    batch_size: int = 64
+    min_steps_per_epoch: int = 10  # a small training split is passed over several times per epoch
+    max_epochs: int = 100
+    patience: int = 10  # epochs in which neither the validation figure nor the validation loss gets better
+    l1: float = 1e-7
+    l2: float = 1e-5
+    weight_decay: float = 5e-8
+
+
+@dataclass(frozen=True)
+class LabelledEmbeddings:
+    """Embeddings `[N, E]` (float32) and their labels: class indices `[N]`, or numbers `[N, T]` (float32)."""
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class ProbeRun:
+    """One fitted probe.
+
+    Args:
+        predictions: of the test clips, in the scale of the labels: classes `[N]` or numbers `[N, T]`.
+        validation: the objective's figure on the validation clips.
+        learning_rate, epoch: what validation chose; None where nothing was to choose.
+    """
+
+    predictions: np.ndarray
+    validation: float
+    learning_rate: float | None = None
+    epoch: int | None = None
+
+
+@dataclass
+class _Candidate:
+    learning_rate: float
+    state: dict[str, Tensor]
+    epoch: int = 0
+    gain: float = -math.inf  # the validation figure, or what is lacking to it: more is better
+    loss: float = math.inf
+
+
+def fit_probe(
+    train: LabelledEmbeddings,
+    validation: LabelledEmbeddings,
+    test_embeddings: np.ndarray,
+    objective: Objective,
+    seed: int = 0,
+    settings: ProbeSettings | None = None,
+    device: str | torch.device = "cpu",
+) -> ProbeRun:
+    """Fit on `train`, choose on `validation`, predict the test clips.
+
+    Embeddings are standardised with the training split's mean and standard deviation, so that one grid of learning rates suits
+    encoders of any scale. An encoder without dimensions (E = 0) gets the best constant for the objective.
+
+    Args:
+        test_embeddings: `[N, E]`; there is no argument for test labels.
+        objective: loss, outputs and the figure that validation looks at.
+        seed: of the initial weights and the order of the clips; the same seed gives the same predictions.
+
+    Raises:
+        ValueError: no learning rate had an epoch whose outputs are finite; one that diverges is not chosen.
+    """
+    if train.embeddings.shape[1] == 0:
+        return _best_constant(train, validation, len(test_embeddings), objective)
+    settings = settings or ProbeSettings()
+    mean, scale = _standardiser(train.embeddings)
+    standardised = [
+        torch.from_numpy((embeddings - mean) / scale).to(device)
+        for embeddings in (train.embeddings, validation.embeddings, test_embeddings)
+    ]
+    labels = [torch.from_numpy(part.labels).to(device) for part in (train, validation)]
+    train_part, validation_part = zip(standardised, labels)
+    candidates = [
+        _train_linear(train_part, validation_part, objective, rate, seed, settings) for rate in settings.learning_rates
+    ]
+    candidates = [candidate for candidate in candidates if candidate.state]
+    if not candidates:
+        rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
+        raise ValueError(
+            f"the probe diverged with every learning rate ({rates}): look at the scale of the embeddings and of the labels."
+        )
+    best = max(candidates, key=lambda candidate: (candidate.gain, -candidate.loss))
+    outputs = nn.functional.linear(standardised[2], best.state["weight"], best.state["bias"])
+    figure = best.gain if objective.greater_is_better else -best.gain
+    return ProbeRun(objective.predict(outputs).cpu().numpy(), figure, best.learning_rate, best.epoch)
+
+
+def _best_constant(train: LabelledEmbeddings, validation: LabelledEmbeddings, num_test: int, objective: Objective) -> ProbeRun:
+    constant = objective.constant(train.labels).astype(train.labels.dtype)
+    of_validation, of_test = (np.repeat(constant[None], size, axis=0) for size in (len(validation.labels), num_test))
+    return ProbeRun(of_test, objective.figure(torch.from_numpy(of_validation), torch.from_numpy(validation.labels)))
+
+
+def _standardiser(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = embeddings.mean(axis=0, dtype=np.float64), embeddings.std(axis=0, dtype=np.float64)
+    informative = std > CONSTANT_DIMENSION * np.abs(mean)
+    return mean.astype(np.float32), np.where(informative, std, 1.0).astype(np.float32)
+
+
+def _train_linear(
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    objective: Objective,
+    learning_rate: float,
+    seed: int,
+    settings: ProbeSettings,
+) -> _Candidate:
+    linear = _new_linear(train[0].shape[1], objective.num_outputs, seed).to(train[0].device)
+    optimiser = torch.optim.AdamW(linear.parameters(), lr=learning_rate, weight_decay=settings.weight_decay, fused=True)
+    order = torch.Generator().manual_seed(seed)
+    best, lowest_loss, last_gain = _Candidate(learning_rate, {}), math.inf, 0
+    for epoch in range(1, settings.max_epochs + 1):
+        _train_epoch(linear, optimiser, objective, train, order, settings)
+        gain, loss = _validate(linear, objective, *validation)
+        if not (math.isfinite(gain) and math.isfinite(loss)):  # classes have an accuracy even then
+            break
+        if gain > best.gain or loss < lowest_loss:
+            lowest_loss, last_gain = min(loss, lowest_loss), epoch
+        # Equal accuracies are common with few validation clips; the lower validation loss then decides.
+        if (gain, -loss) > (best.gain, -best.loss):
+            state = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
+            best = _Candidate(learning_rate, state, epoch, gain, loss)
+        if epoch - last_gain >= settings.patience:
+            break
+    return best
+
+
+def _new_linear(embedding_size: int, num_outputs: int, seed: int) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+        torch.manual_seed(seed)
+        return nn.Linear(embedding_size, num_outputs)
+
+
+def _train_epoch(
+    linear: nn.Linear,
+    optimiser: torch.optim.Optimizer,
+    objective: Objective,
+    train: tuple[Tensor, Tensor],
+    order: torch.Generator,
+    settings: ProbeSettings,
+) -> None:
+    embeddings, labels = train
+    num_passes = math.ceil(settings.min_steps_per_epoch * settings.batch_size / len(labels))
+    passes = [torch.randperm(len(labels), generator=order).to(labels.device) for _ in range(num_passes)]
+    for rows in [rows for order_of_pass in passes for rows in order_of_pass.split(settings.batch_size)]:
+        loss = objective.loss(linear(embeddings.index_select(0, rows)), labels.index_select(0, rows))
+        optimiser.zero_grad()
+        loss.backward()
+        for parameter in linear.parameters():  # + l1 sum |p| + l2 sum p^2, biases too, as in the authors' code
+            parameter.grad.add_(parameter.detach().sign(), alpha=settings.l1).add_(parameter.detach(), alpha=2 * settings.l2)
+        optimiser.step()
+
+
+@torch.no_grad()
+def _validate(linear: nn.Linear, objective: Objective, embeddings: Tensor, labels: Tensor) -> tuple[float, float]:
+    outputs = linear(embeddings)
+    figure = objective.figure(objective.predict(outputs), labels)
+    return (figure if objective.greater_is_better else -figure), objective.loss(outputs, labels).item()
+
+
+# ---- what a probe learns, and what validation looks at ----
+
+
+CCC_EPSILON = 1e-8  # keeps the ratio finite for a batch whose labels and outputs are the same constant
+
+
+class Objective(Protocol):
+    """A loss for training and a figure for the choice of epoch and learning rate.
+
+    Attributes:
+        num_outputs: O.
+        criterion: name of the figure.
+        greater_is_better: its direction.
+    """
+
+    num_outputs: int
+    criterion: str
+    greater_is_better: bool
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of outputs `[B, O]`, a scalar."""
+        ...
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Outputs `[B, O]` in the scale of the labels: classes `[B]` or numbers `[B, T]`."""
+        ...
+
+    def figure(self, predictions: Tensor, labels: Tensor) -> float:
+        """How good predictions are."""
+        ...
+
+    def constant(self, labels: np.ndarray) -> np.ndarray:
+        """The best single prediction for training labels, `[]` or `[T]`: what is left without an embedding."""
+        ...
+
+
+class ClassObjective:
+    """Softmax cross-entropy of `C` classes; validation looks at the accuracy."""
+
+    criterion = "accuracy"
+    greater_is_better = True
+
+    def __init__(self, num_classes: int):
+        self.num_outputs = num_classes
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of logits `[B, C]` and class indices `[B]`."""
+        return nn.functional.cross_entropy(outputs, labels)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Most likely classes `[B]`."""
+        return outputs.argmax(dim=1)
+
+    def figure(self, predictions: Tensor, labels: Tensor) -> float:
+        """Accuracy."""
+        return (predictions == labels).double().mean().item()
+
+    def constant(self, labels: np.ndarray) -> np.ndarray:
+        """The most frequent class; the first in class order if several are equally frequent."""
+        return np.bincount(labels).argmax()
+
+
+class ConcordanceObjective:
+    """`1 - mean CCC` of `T` ratings over the batch; validation looks at the mean CCC over all its clips.
+
+    Ratings are mapped from their scale (1 to 5, say) to 0..1, where freshly initialised outputs are not far off; CCC is the
+    same on both as long as labels and outputs are mapped alike.
+
+    Args:
+        label_range: lowest and highest rating of the scale.
+    """
+
+    criterion = "ccc"
+    greater_is_better = True
+
+    def __init__(self, num_targets: int, label_range: tuple[float, float]):
+        self.num_outputs = num_targets
+        self.low, self.span = label_range[0], label_range[1] - label_range[0]
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """`1 - mean CCC` of outputs on the 0..1 scale `[B, T]` and ratings `[B, T]`."""
+        return 1 - concordance(outputs, (labels - self.low) / self.span).mean()
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Ratings on the original scale `[B, T]`."""
+        return self.low + self.span * outputs
+
+    def figure(self, predictions: Tensor, labels: Tensor) -> float:
+        """Mean CCC of the targets."""
+        return concordance(predictions.double(), labels.double()).mean().item()
+
+    def constant(self, labels: np.ndarray) -> np.ndarray:
+        """Mean ratings `[T]`; their CCC is 0, as that of any constant."""
+        return labels.mean(axis=0)
+
+
+class AbsoluteErrorObjective:
+    """L1 loss of one or several numbers, standardised on training; validation looks at the mean absolute error in their unit.
+
+    Args:
+        train_labels: `[N, T]`.
+    """
+
+    criterion = "mae"
+    greater_is_better = False
+
+    def __init__(self, train_labels: np.ndarray):
+        self.num_outputs = train_labels.shape[1]
+        self.mean = float(train_labels.mean())
+        self.scale = float(train_labels.std()) or 1.0
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean absolute difference of standardised outputs `[B, T]` and numbers `[B, T]`, in standard deviations."""
+        return nn.functional.l1_loss(outputs, (labels - self.mean) / self.scale)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Numbers in their unit, `[B, T]`."""
+        return self.mean + self.scale * outputs
+
+    def figure(self, predictions: Tensor, labels: Tensor) -> float:
+        """Mean absolute error."""
+        return (predictions.double() - labels).abs().mean().item()
+
+    def constant(self, labels: np.ndarray) -> np.ndarray:
+        """Medians `[T]`, which have the smallest absolute error."""
+        return np.median(labels, axis=0)
+
+
+def concordance(x: Tensor, y: Tensor) -> Tensor:
+    """Concordance correlation coefficient of every column, `[B, T]`, `[B, T]` -> `[T]`.
+
+    `2 cov / (var_x + var_y + (mean_x - mean_y)^2)` with population moments (Lin 1989), differentiable; 0 for a constant.
+    """
+    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
+    covariance = ((x - mean_x) * (y - mean_y)).mean(dim=0)
+    variances = x.var(dim=0, correction=0) + y.var(dim=0, correction=0)
+    return 2 * covariance / (variances + (mean_x - mean_y).square() + CCC_EPSILON)
