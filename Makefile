@@ -54,8 +54,8 @@ tiny: $(READY)  ## The model in the root anew: pre-training in two stages -> Pha
 	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/pretrain/upstream --name best_rq --baselines best_layer
 	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/lasr/upstream --name time_mean --baselines best_layer \
 		--temporal_pooling mean
-	$(BIN)/python -m wavcse.hub.training_data $(TINY_RECIPES) --out $(TINY)/data.json
-	$(BIN)/python -m wavcse.hub.install $(TINY)/model --pretraining $(TINY)/pretrain $(TINY)/lasr \
+	$(BIN)/python -m wavcse.tools.training_data $(TINY_RECIPES) --out $(TINY)/data.json
+	$(BIN)/python -m wavcse.tools.install $(TINY)/model --pretraining $(TINY)/pretrain $(TINY)/lasr \
 		--evaluation $(TINY)/eval --data $(TINY)/data.json
 
 tiny-studies: $(READY)  ## What wavcse-tiny's recipe was chosen by: architectures, label losses, fine-tuning (after make tiny; two hours)

@@ -12,6 +12,7 @@ SUBPACKAGES = [
     "data.corpora",
     "reports",
     "hub",
+    "tools",
     "pretraining",
     "settings",
     "steps",

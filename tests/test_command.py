@@ -18,7 +18,7 @@ from wavcse.settings.command import CommandError, command_line
 PROGRAMS = [
     *(module for module, _ in wavcse_cli.COMMANDS.values() if module != "wavcse.search.__main__"),
     *(f"wavcse.search.{name}" for name in ("layers", "poolings", "hparams", "phase1")),
-    *(f"wavcse.hub.{name}" for name in ("card", "install", "readme", "training_data")),
+    *("wavcse.hub.card", *(f"wavcse.tools.{name}" for name in ("install", "readme", "training_data"))),
     *("wavcse.eval.report", "wavcse.pretraining.study"),
 ]
 

@@ -18,7 +18,6 @@ from wavcse.eval.report import write_report
 from wavcse.eval.results import read_results
 from wavcse.eval.table import rows_of
 from wavcse.hub.card import limits_of, training_section
-from wavcse.hub.tiny_sections import tiny_sections
 from wavcse.hub_repository_wavcse import inert, model_card
 from wavcse.pretraining.study_report import _text as study_text
 from wavcse.reports.figures import new_axes, save_figure, without_formulas
@@ -28,6 +27,7 @@ from wavcse.search.pooling_report import poolings_markdown
 from wavcse.search.report import layers_markdown
 from wavcse.tests.evaluation_folder import make_folder
 from wavcse.tests.published_run import training_result
+from wavcse.tools.tiny_sections import tiny_sections
 
 RESULTS = Path(__file__).parents[1] / "results"
 # Each would act in another place: in HTML, in an attribute, as a link or picture, in a cell, in a fence, in a header of YAML.
@@ -264,7 +264,7 @@ def test_a_card_of_hostile_names_is_one_card(tiny_config, tmp_path):
 
 
 def test_the_sections_of_the_roots_card_are_inert(tmp_path):
-    from wavcse.hub.tiny import read_tiny
+    from wavcse.tools.tiny import read_tiny
 
     source = read_tiny(Path(__file__).parents[1])
     rows = [spoilt(row, ("licence", "language")) for row in source.data["rows"]]

@@ -18,15 +18,15 @@ import yaml
 import wavcse
 from wavcse.data.files import read_json
 from wavcse.eval.report import write_table
-from wavcse.hub import install as install_cli
-from wavcse.hub import readme as readme_cli
-from wavcse.hub import training_data
-from wavcse.hub.readme import BEGIN, END
 from wavcse.hub_repository_wavcse import CODE_FILES
 from wavcse.tests.card_rules import card_errors
 from wavcse.tests.killed import run_killed, started
 from wavcse.tests.processes import run_python
 from wavcse.tests.published_run import make_run
+from wavcse.tools import install as install_cli
+from wavcse.tools import readme as readme_cli
+from wavcse.tools import training_data
+from wavcse.tools.readme import BEGIN, END
 
 ROOT = Path(wavcse.__file__).parent
 HAND_WRITTEN = f"# Project\n\nBy hand.\n\n{BEGIN}\n{END}\n\n## The end\n\nBy hand, too.\n"
@@ -314,7 +314,7 @@ def test_nothing_in_it_names_this_machine(card, run):
 
 def test_check_agrees_with_what_was_written(root):
     before = (root / "README.md").read_bytes()
-    assert run_python("-m", "wavcse.hub.readme", "--check", "--root", root).returncode == 0
+    assert run_python("-m", "wavcse.tools.readme", "--check", "--root", root).returncode == 0
     assert (root / "README.md").read_bytes() == before
 
 

@@ -14,10 +14,10 @@ import yaml
 
 import wavcse
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
-from wavcse.hub import readme
-from wavcse.hub.install import MAX_MEGABYTES, MODEL_FILES
 from wavcse.hub.verify import fixed_clip, verify_repository
 from wavcse.hub_repository_wavcse import CODE_FILES
+from wavcse.tools import readme
+from wavcse.tools.install import MAX_MEGABYTES, MODEL_FILES
 from wavcse.upstream_wavcse import run_upstream
 
 ROOT = Path(wavcse.__file__).parent

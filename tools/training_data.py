@@ -1,6 +1,6 @@
 """What speech a model was trained on, counted from its recipes: hours, languages, voices and licences of every corpus.
 
-    python -m wavcse.hub.training_data conf/pretrain_tiny.yaml conf/train_tiny.yaml --out data.json
+    python -m wavcse.tools.training_data conf/pretrain_tiny.yaml conf/train_tiny.yaml --out data.json
 
 Recipes are those of pre-training and of training; counted are the clips that they take, after their filters, held-out speakers
 and splits. A corpus that `--corpora` does not describe, or whose licence is not permissive, is refused.
@@ -168,7 +168,7 @@ def _counts(group: pd.DataFrame) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wavcse.hub.training_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m wavcse.tools.training_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="YAML recipes of pre-training and training")
     parser.add_argument("--corpora", default=CORPORA, help=f"YAML: corpus -> title, licence, attribution, note ({CORPORA})")

@@ -3,7 +3,7 @@
 results/tiny/results/*__*.json, results.md    what `wavcse eval` wrote
 results/tiny/pretraining_1.json, _2, ...      results of `pretrain_accelerate.py`, stage by stage
 results/tiny/phase1.json                      result of `train_accelerate.py`
-results/tiny/data.json                        what they were trained on (`hub/training_data.py`)
+results/tiny/data.json                        what they were trained on (`tools/training_data.py`)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wavcse.hub.source import TRAINING_RESULT, PushSource, read_source, read_training
-from wavcse.hub.training_data import PERMISSIVE
+from wavcse.tools.training_data import PERMISSIVE
 
 RESULTS = Path("results") / "tiny"
 TABLE, DATA = "results.md", "data.json"
@@ -63,7 +63,7 @@ def read_tiny(root: Path) -> TinySource:
     results = root / RESULTS
     push = replace(read_source(root, results), training=read_training(results / TRAINING_RESULT))
     if push.training is None:
-        raise ValueError(f"{results / TRAINING_RESULT}: there is no such file; install the model with `wavcse.hub.install`.")
+        raise ValueError(f"{results / TRAINING_RESULT}: there is no such file; install the model with `wavcse.tools.install`.")
     refuse_stale(push)
     table, notes = read_table(results / TABLE, push)
     return TinySource(push, table, notes, _read_stages(results), read_data(results / DATA))
@@ -104,7 +104,7 @@ def _read_stages(results: Path) -> list[dict[str, Any]]:
     while (path := results / PRETRAINING.format(len(stages) + 1)).is_file():
         stages.append(read_stage(path))
     if not stages:
-        raise ValueError(f"{path}: there is no such file; install the model with `wavcse.hub.install`.")
+        raise ValueError(f"{path}: there is no such file; install the model with `wavcse.tools.install`.")
     return stages
 
 
@@ -114,7 +114,7 @@ def read_stage(path: Path) -> dict[str, Any]:
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """What `hub/training_data.py` wrote; ValueError if it is not that, or names a licence that is not permissive."""
+    """What `tools/training_data.py` wrote; ValueError if it is not that, or names a licence that is not permissive."""
     data = _read_json(path, ("recipes", "rows"))
     for row in data["rows"]:
         missing = [field for field in ROW_FIELDS if field not in row]
@@ -141,4 +141,6 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); install the model with `wavcse.hub.install`.") from error
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); install the model with `wavcse.tools.install`."
+        ) from error

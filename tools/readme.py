@@ -1,7 +1,7 @@
 """What the repository says of the weights in its root, made from `config.json`, `model.safetensors` and results/tiny.
 
-    python -m wavcse.hub.readme             # write all three
-    python -m wavcse.hub.readme --check     # write nothing; exit code 2 if one of them is not what the files give
+    python -m wavcse.tools.readme           # write all three
+    python -m wavcse.tools.readme --check   # write nothing; exit code 2 if one of them is not what the files give
 
 - README.md: its header, and the short table between the marks; everything else in it is written by hand and kept.
 - results/tiny/card.md: the whole model card.
@@ -23,11 +23,11 @@ import wavcse
 from wavcse.data.files import write_atomically
 from wavcse.eval.table import Row, metric_words, rows_of, shown, shown_interval, size_words
 from wavcse.hub.figures import figures_of, write_eval_results
-from wavcse.hub.tiny import RESULTS, TinySource, read_tiny
-from wavcse.hub.tiny_sections import languages_in, tiny_sections
 from wavcse.hub_repository_wavcse import GENERATED, card_header, inert
 from wavcse.reports.page import markdown_table
 from wavcse.settings.command import DONE, command_line
+from wavcse.tools.tiny import RESULTS, TinySource, read_tiny
+from wavcse.tools.tiny_sections import languages_in, tiny_sections
 
 ROOT = Path(wavcse.__file__).parent
 README = "README.md"
@@ -112,7 +112,7 @@ def update(root: Path, check: bool = False) -> None:
     found = {path.relative_to(root): path for path in (root / README, root / CARD, *(root / FIGURES).glob("*.yaml"))}
     stale = [name for name in sorted({*wanted, *found}) if wanted.get(name) != _text(root / name)]
     if check and stale:
-        raise ValueError(f"{stale[0]} is not what the result files give; run `python -m wavcse.hub.readme`.")
+        raise ValueError(f"{stale[0]} is not what the result files give; run `python -m wavcse.tools.readme`.")
     for name in stale:
         if name in wanted:
             (root / name).parent.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ def _text(path: Path) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wavcse.hub.readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m wavcse.tools.readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 if a file is out of date")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one that this package lies in)")

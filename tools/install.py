@@ -1,6 +1,6 @@
 """Make a trained run the model of this repository: its three files into the root, its results into results/tiny, the card.
 
-    python -m wavcse.hub.install runs/tiny/model --pretraining runs/tiny/pretrain runs/tiny/lasr \\
+    python -m wavcse.tools.install runs/tiny/model --pretraining runs/tiny/pretrain runs/tiny/lasr \\
         --evaluation runs/tiny/eval --data runs/tiny/data.json
 
 The new root is put together beside the old one: its README is rendered, and its files are loaded in a fresh process and their
@@ -21,12 +21,12 @@ from pathlib import Path
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.data.files import flush_to_disk, locked
-from wavcse.hub.readme import FIGURES, README, ROOT, update
 from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source
-from wavcse.hub.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
 from wavcse.hub.verify import verify_repository
 from wavcse.hub_repository_wavcse import CODE_FILES
 from wavcse.settings.command import DONE, command_line
+from wavcse.tools.readme import FIGURES, README, ROOT, update
+from wavcse.tools.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
 
 MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME)
 MAX_MEGABYTES = 25.0
@@ -41,7 +41,7 @@ def install(run: Path, pretraining: Sequence[Path], evaluation: Path, data: Path
         run: folder of `train_accelerate.py`.
         pretraining: folders of `pretrain_accelerate.py`, in the order of the stages.
         evaluation: folder of `wavcse eval`, with results of exactly these weights.
-        data: what `wavcse.hub.training_data` wrote.
+        data: what `wavcse.tools.training_data` wrote.
         root: the repository.
 
     Returns:
@@ -141,12 +141,12 @@ def _exchange(root: Path, stage: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wavcse.hub.install", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m wavcse.tools.install", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="run folder of the training; its hub/ is the model")
     parser.add_argument("--pretraining", type=Path, nargs="+", required=True, help="run folders of the stages, in order")
     parser.add_argument("--evaluation", type=Path, required=True, help="folder that `wavcse eval` wrote")
-    parser.add_argument("--data", type=Path, required=True, help="JSON file of `python -m wavcse.hub.training_data`")
+    parser.add_argument("--data", type=Path, required=True, help="JSON file of `python -m wavcse.tools.training_data`")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one that this package lies in)")
     args = parser.parse_args(argv)
     difference = install(**vars(args))

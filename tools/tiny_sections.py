@@ -1,4 +1,4 @@
-"""The sections of the root model's card: every figure in them comes from its results (`hub/tiny.py`)."""
+"""The sections of the root model's card: every figure in them comes from its results (`tools/tiny.py`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from wavcse.eval.encoder import SavedModel
 from wavcse.hub.card import limits_of, training_section
-from wavcse.hub.tiny import TinySource
-from wavcse.hub.training_data import SYNTHETIC
 from wavcse.hub_repository_wavcse import facts_of, inert
 from wavcse.reports.page import markdown_table
+from wavcse.tools.tiny import TinySource
+from wavcse.tools.training_data import SYNTHETIC
 
 MODEL = """\
 `config.json`, `model.safetensors` and `preprocessor_config.json` in the root of the repository are a trained model:

@@ -1,0 +1,85 @@
+"""Which package imports which: the table of docs/architecture.md, read off the syntax trees of all modules."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Package or program -> what it may import beside itself. Lower floors come first: a name may only have names above it.
+ALLOWED = {
+    "root": "",  # what travels to the Hub: *_wavcse.py, and __init__.py
+    "settings": "",
+    "data": "root settings",
+    "reports": "root data",
+    "training": "root settings data",
+    "steps": "root settings data training",
+    "eval": "root settings data reports",
+    "pretraining": "root settings data training steps",
+    "search": "root settings data training reports",
+    "finetuning": "root settings data training steps eval",
+    "hub": "root settings data reports eval",
+    "train_accelerate": "root settings data training steps",
+    "pretrain_accelerate": "root settings data training steps pretraining",
+    "embed": "root settings data eval",
+    "pretraining/study": "root settings data reports training steps eval pretraining pretrain_accelerate",
+    "tools": "root settings data reports training eval pretraining hub",
+}
+FREE = ("benchmarks", "examples", "tests")  # may import anything, and nothing imports them
+OUTSIDE = ("setup.py", "wavcse_cli.py")  # no part of the package
+
+
+def owner(path: Path) -> str:
+    """Package or program that a file belongs to; studies lie in `pretraining/` and stand above its program."""
+    first, *rest = path.relative_to(ROOT).parts
+    if not rest:
+        return "root" if first.endswith("_wavcse.py") or first == "__init__.py" else first.removesuffix(".py")
+    return "pretraining/study" if first == "pretraining" and rest[0].startswith("study") else first
+
+
+def modules() -> list[Path]:
+    folders = [path.parent for path in ROOT.glob("*/__init__.py")]
+    return [
+        path for path in (*ROOT.glob("*.py"), *(p for own in folders for p in own.rglob("*.py"))) if path.name not in OUTSIDE
+    ]
+
+
+def imported(path: Path) -> set[str]:
+    """Owners of what a file imports of this package, late imports too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {_owner_of_name(name) for name in names if name.split(".")[0] == "wavcse"}
+
+
+def _owner_of_name(name: str) -> str:
+    """Of `wavcse.data.files.locked`: the file or package that the longest existing part of the name is."""
+    parts = name.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        place = ROOT.joinpath(*parts[:length])
+        if place.with_suffix(".py").is_file():
+            return owner(place.with_suffix(".py"))
+        if (place / "__init__.py").is_file():
+            return owner(place / "__init__.py")
+    return "root"  # a public name, `from wavcse import WavCSEModel`
+
+
+FILES = [path for path in modules() if owner(path) not in FREE]
+
+
+def test_all_packages_have_their_floor():
+    assert {owner(path) for path in FILES} == set(ALLOWED)
+
+
+def test_the_table_has_no_circle():
+    names = list(ALLOWED)
+    for place, (name, allowed) in enumerate(ALLOWED.items()):
+        assert set(allowed.split()) <= set(names[:place]), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_imports_upwards(path):
+    assert imported(path) - {owner(path)} <= set(ALLOWED[owner(path)].split())
