@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,12 @@ from scipy.stats import norm
 from wavcse.data.files import write_atomically
 from wavcse.eval.results import read_results
 from wavcse.eval.table import (
+    FEW_SPEAKERS,
     Comparison,
     Row,
     compare,
     encoders_of,
+    is_model,
     mark_of,
     markdown_table,
     metric_title,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TITLE = "Evaluation of speech embeddings"
 MOST_CLASSES = 20  # up to which the clips of each class are listed
 SPLITS = ("train", "validation", "test")
 
@@ -63,7 +67,7 @@ def write_report(output_dir: str | Path) -> str:
     table = _write_table(folder, records, comparisons)
     draw_pictures(rows_of(without_formulas(records)), encoders_of(records), folder / "pictures")
     text = _text(rows_of(page.inert(records)), table, comparisons)
-    page.write_page(folder / "report.md", "Evaluation of speech embeddings", text)
+    page.write_page(folder / "report.md", TITLE, text)
     return table
 
 
@@ -81,16 +85,50 @@ def _write_table(folder: Path, records: Sequence[dict], comparisons: Sequence[Co
 
 
 def _text(rows: Sequence[Row], table: str, comparisons: Sequence[Comparison]) -> str:
-    head = (
-        "Made by `python -m wavcse.eval.report` from the result files and predictions beside it; no figure is typed by hand. "
-        "Speech clips become embeddings of fixed size; what follows says how much of each task can be read from them."
-    )
-    parts = ["# Evaluation of speech embeddings", head, "## What was evaluated", *_evaluated(rows)]
-    parts += ["## Results", table.strip(), _picture("Figures of all encoders, with 95 % intervals", OVERVIEW), "## Tasks"]
+    picture = ("Figures of all encoders, with 95 % intervals", f"pictures/{OVERVIEW}.png")
+    parts = page.opening(TITLE, picture, _answer(rows, comparisons))
+    parts += ["## Results", table.strip(), "## What was evaluated", *_evaluated(rows), "## Tasks"]
     for row in rows:
         parts += _task_section(row, [own for own in comparisons if own.row == row.name])
     parts += ["## Configuration", *_configuration(rows), "## Versions", _versions(rows), "## Times", *_times(rows)]
+    parts.append(page.made_by("python -m wavcse.eval.report"))
     return "\n\n".join(parts) + "\n"
+
+
+def _answer(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
+    """Which encoder is best how often, and how the one model of the evaluation does."""
+    encoders = encoders_of([record for row in rows for record in row.records.values()])
+    wins = Counter(name for row in rows for name in row.best)
+    words = ", ".join(f"`{name}` {count}" for name, count in wins.most_common())
+    answer = [f"{_count(len(encoders), 'encoder')} on {_count(len(rows), 'task')}; rows that each is the best of: {words}."]
+    models = [name for name in encoders if is_model(name)]
+    if len(models) == 1:
+        answer.append(_model_words(models[0], rows, comparisons))
+    intervals = [row.first["interval"] for row in rows]
+    few = sum(own["unit"] == "speaker" and own["units"] < FEW_SPEAKERS for own in intervals)
+    if few:
+        answer.append(
+            f"In {_count(few, 'row')} fewer than {FEW_SPEAKERS} speakers were tested: those intervals are too narrow."
+        )
+    return answer
+
+
+def _model_words(model: str, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
+    """In how many rows a model is best, as good as the best as far as can be told, and behind."""
+    won = [row.name for row in rows if model in row.best]
+    own = [own for own in comparisons if own.other == model and own.row not in won and not own.obstacle]
+    tied = sum(not comparison.is_distinguishable for comparison in own)
+    counts = {
+        "the best": len(won),
+        "not distinguishable from the best": tied,
+        "behind it": len(own) - tied,
+    }
+    found = [f"{words} in {count}" for words, count in counts.items() if count]
+    return f"`{model}` is {', '.join(found)}." if found else f"`{model}` was not tested against the best."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _picture(title: str, name: str) -> str:

@@ -203,6 +203,11 @@ def encoders_of(records: Sequence[dict]) -> list[str]:
     return sorted({record["encoder"]["name"] for record in records}, key=_column)
 
 
+def is_model(name: str) -> bool:
+    """Whether an encoder is a model's embedding, and neither a baseline nor layers of another checkpoint."""
+    return _column(name)[0] == 0
+
+
 def _column(name: str) -> tuple:
     if name in BASELINES:
         return 2, "", list(BASELINES).index(name)

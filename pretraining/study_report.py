@@ -10,8 +10,9 @@ import yaml
 from wavcse.eval.table import shown, shown_interval
 from wavcse.pretraining.study_config import MEAN, MEASURED, PICTURES
 from wavcse.pretraining.study_pictures import draw_plots, plot_name
-from wavcse.reports.page import fenced, inert, markdown_table, write_page
+from wavcse.reports.page import fenced, inert, made_by, markdown_table, opening, write_page
 
+TITLE = "Study of pre-training variants"
 NONE = "–"
 TRAINING_WORDS = (
     "Of the last line of each log; audio-s/s is the median of all lines. Cross-entropy and code entropy in nats: a loss below "
@@ -20,38 +21,45 @@ TRAINING_WORDS = (
 )
 VALIDATION_WORDS = (
     "What choices are made by, so the highest of several is too high. In brackets the layer (0 = input of the first block). "
-    "Variants differ by chance, too: another seed moves every figure."
+    "Variants differ by chance, too."
 )
 
 
 def write_study_report(facts: Mapping, folder: Path) -> Path:
     """Draw the plots and write study.md and study.html into `folder`; returns the path of study.md."""
     draw_plots(facts, folder / PICTURES)
-    return write_page(folder / "study.md", "Study of pre-training variants", _text(inert(facts)))
+    return write_page(folder / "study.md", TITLE, _text(inert(facts)))
 
 
 def _text(facts: Mapping) -> str:
-    parts = ["# Study of pre-training variants", *_head(facts), "## Variants", _variants_table(facts)]
+    first = _plot_link(facts, 0) if facts["plots"] else None
+    parts = [*opening(TITLE, first, _answer(facts)), "## Variants", _variants_table(facts)]
     parts += ["## Validation accuracy", VALIDATION_WORDS, _validation_table(facts)]
     parts += ["## Test figures", _test_words(facts), _test_table(facts)]
     if any(own["training"] for own in facts["variants"].values()):
         parts += ["## Training", _training_table(facts), TRAINING_WORDS]
-    if facts["plots"]:
-        parts += ["## Pictures", *(_picture(facts, number) for number in range(len(facts["plots"])))]
-    parts += ["## Settings", _settings(facts)]
+    if len(facts["plots"]) > 1:
+        links = [_plot_link(facts, number) for number in range(1, len(facts["plots"]))]
+        parts += ["## Pictures", *("![{}]({})".format(*link) for link in links)]
+    parts += ["## Settings", _settings(facts), made_by(f"python -m wavcse.pretraining.study {facts['study']}")]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(facts: Mapping) -> list[str]:
-    lines = [
-        f"Made by `python -m wavcse.pretraining.study {facts['study']}` from result files. Every variant changes the recipe "
-        f"`{facts['recipe']}`; its frozen upstream is judged by linear probes on its layers, pooled over time by "
-        f"`{facts['temporal_pooling']}`, each task's layer chosen on validation clips."
-    ]
+def _answer(facts: Mapping) -> list[str]:
+    """Which variant is best, by what, and where the baselines are."""
+    means = {name: own["mean_validation"] for name, own in {**facts["variants"], **facts["baselines"]}.items()}
+    lines = []
     if facts["best"]:
-        own = facts["variants"][facts["best"]]
-        lines.append(f"Highest mean validation accuracy: `{facts['best']}`, {_percent(own['mean_validation'])} %.")
-    return lines
+        lines.append(f"Highest mean validation accuracy: `{facts['best']}`, {_percent(means[facts['best']])} %.")
+        others = sorted(set(facts["variants"]) - {facts["best"]}, key=lambda name: -(means[name] or 0))
+        lines += [f"Next: {', '.join(f'`{name}` {_percent(means[name])} %' for name in others[:2])}."] if others else []
+    baselines = [f"`{name}` {_percent(means[name])} %" for name in facts["baselines"] if means[name] is not None]
+    lines += [f"Beside them: {', '.join(baselines)}."] if baselines else []
+    lines.append(
+        f"Every variant changes the recipe `{facts['recipe']}`; its frozen upstream is judged by linear probes on its layers, "
+        f"pooled over time by `{facts['temporal_pooling']}`, each task's layer chosen on validation clips."
+    )
+    return [*lines, "Another seed moves every figure, so small differences say nothing."]
 
 
 def _name(facts: Mapping, name: str) -> str:
@@ -172,10 +180,11 @@ def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}"
 
 
-def _picture(facts: Mapping, number: int) -> str:
+def _plot_link(facts: Mapping, number: int) -> tuple[str, str]:
+    """Title and file of a plot."""
     plot = facts["plots"][number]
     what = "mean validation accuracy" if plot["task"] == MEAN else facts["rows"][plot["task"]]["title"]
-    return f"![{what} against {MEASURED.get(plot['x'], plot['x'])}]({PICTURES}/{plot_name(facts, number)}.png)"
+    return f"{what} against {MEASURED.get(plot['x'], plot['x'])}", f"{PICTURES}/{plot_name(facts, number)}.png"
 
 
 def _settings(facts: Mapping) -> str:

@@ -19,16 +19,41 @@ from wavcse.hub_repository_wavcse import inert
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-__all__ = ["fenced", "html_page", "inert", "markdown_table", "write_page"]
+__all__ = ["fenced", "html_page", "inert", "made_by", "markdown_table", "opening", "write_page"]
 
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 LINKS = ("http:", "https:", "mailto:")
+MOST_SENTENCES = 5
 STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; }
 td, th { border: 1px solid #ccc; padding: 2px 8px; }
 img { max-width: 100%; } pre { background: #f4f4f4; padding: 1em; overflow-x: auto; }
 """
+
+
+def opening(title: str, picture: tuple[str, str] | None, answer: Sequence[str]) -> list[str]:
+    """How every report begins: its title, the picture that shows most, and the answer to what the reader came for.
+
+    Args:
+        picture: title and file, relative to the report's folder; `None` where there is nothing to draw.
+        answer: up to `MOST_SENTENCES` sentences. How the figures were made belongs below the tables, not here.
+
+    Returns:
+        Blocks of Markdown.
+
+    Raises:
+        ValueError: there are more sentences.
+    """
+    if len(answer) > MOST_SENTENCES:
+        raise ValueError(f"{title}: {len(answer)} sentences before the first table; {MOST_SENTENCES} at most.")
+    shown = ["![{}]({})".format(*picture)] if picture else []
+    return [f"# {title}", *shown, " ".join(answer)]
+
+
+def made_by(command: str) -> str:
+    """The line that every report ends with."""
+    return f"Made by `{command}` from the result files beside it; no figure is typed by hand."
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wavcse.reports.figures import draw_all, heat_map, new_axes
-from wavcse.reports.page import inert, markdown_table
+from wavcse.reports.page import inert, made_by, markdown_table, opening
 from wavcse.search.report import clips_words, percent, ranges, signed
 
 if TYPE_CHECKING:
@@ -41,10 +41,13 @@ def hparams_markdown(report: Mapping) -> str:
         f"{settings['num_epochs']} epochs a fit, {clips_words(report)}. Everything is chosen by the mean validation accuracy "
         "of the tasks, mean over seeds. Accuracies in %, ± standard deviation over seeds."
     )
-    parts = ["# Hyper-parameters", head, *([f"Note: {report['note']}"] if report["note"] else []), *_verdict(report)]
+    pictures = pictures_of(report)
+    parts = opening("Hyper-parameters", (pictures.pop("history"), "pictures/history.png"), _answer(report))
     parts += ["## Settings", _settings(report), "## Batch size and learning rate", _grid_table(report)]
-    parts += ["## The best trials", _trials(report), "## Pictures"]
-    parts += [f"![{title}](pictures/{name}.png)" for name, title in pictures_of(report).items()]
+    parts += ["## The best trials", _trials(report), "## How the figures were made", head]
+    parts += [f"Note: {report['note']}"] if report["note"] else []
+    parts += ["## Pictures", *(f"![{title}](pictures/{name}.png)" for name, title in pictures.items())]
+    parts.append(made_by("wavcse search hparams"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -53,7 +56,8 @@ def pictures_of(report: Mapping) -> dict[str, str]:
     return {name: title for name, title in PICTURES.items() if report["importances"] or name != "importances"}
 
 
-def _verdict(report: Mapping) -> list[str]:
+def _answer(report: Mapping) -> list[str]:
+    """The best trial, and what it gains over the recipe's own sizes."""
     best, recipe, gain = report["best"], report["recipe"], report["gain"]
     pruned = _pruned_words(report["trials"])
     if best["number"] == 0:
@@ -63,8 +67,8 @@ def _verdict(report: Mapping) -> list[str]:
         f"**Best: trial {best['number']} of {len(report['trials'])}** ({pruned}), validation "
         f"{percent(best['validation'])}, test {percent(best['test'])}; the recipe's own sizes (trial 0): validation "
         f"{percent(recipe['validation'])}, test {percent(recipe['test'])}.",
-        f"Best minus recipe: {differences} (95 % over seeds). The best of many on validation clips looks better there than it "
-        "is; the test clips took no part in the search.",
+        f"Best minus recipe: {differences} (95 % over seeds).",
+        "The best of many on validation clips looks better there than it is; the test clips took no part in the search.",
     ]
 
 

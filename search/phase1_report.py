@@ -1,6 +1,6 @@
 """report.md and report.html of Phase 1, from the steps' result files; no figure in it is typed by hand.
 
-The paper's figures stand in the next column. They are told to be of other data or of another upstream unless the task's
+The paper's figures stand in the next column. They are marked as of other data or of another upstream unless the task's
 manifests are the corpus and protocol that the paper names, complete, and the upstream is the paper's.
 """
 
@@ -9,20 +9,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from wavcse.data.corpora import CORPORA
-from wavcse.reports.page import fenced, inert, markdown_table, write_page
+from wavcse.reports.figures import draw_all, new_axes
+from wavcse.reports.page import fenced, inert, made_by, markdown_table, opening, write_page
 from wavcse.search.phase1_config import SEARCHES, Phase1, corpus_step
 from wavcse.search.report import TITLES, percent, ranges, signed
 from wavcse.search.stability import against_chance
 from wavcse.search.steps import ROOT
 from wavcse.settings.recipes import read_recipe
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FIGURES = ROOT / "conf/paper/phase1_figures.yaml"
 SETTINGS = ("selected_layers", "pooling_type", "pooling_kwargs", "layer_projection_size", "embedding_size", "layer_dropout")
+OTHER_DATA, OTHER_UPSTREAM = "¹", "²"  # behind figures of the paper that are not comparable with this run's
 SETTINGS += ("embedding_dropout", "batch_size", "learning_rate", "weight_decay", "l1", "l2", "num_epochs", "seed")
 
 
@@ -35,38 +42,85 @@ def write_report(config: Phase1, records: Mapping[str, Mapping]) -> Path:
     Returns:
         The path of report.md.
     """
-    return write_page(config.folder / "report.md", "Phase 1", _markdown(config, records))
-
-
-def _markdown(config: Phase1, records: Mapping[str, Mapping]) -> str:
     results = {name: inert(_read(config.folder / name / "results" / f"{name}.json")) for name in SEARCHES}
-    training, paper = inert(_read(config.folder / "training/results/phase1.json")), Paper(config, records)
-    parts = ["# Phase 1", *_head(config), "## Result", *_result(training, results["layers"], paper)]
+    training = inert(_read(config.folder / "training/results/phase1.json"))
+    paper, chance = Paper(config, records), _chance(training, results["layers"])
+    draw_all({"result": partial(_draw_result, paper)}, chance, config.folder / "pictures")
+    text = _markdown(config, records, results, training, paper, chance)
+    return write_page(config.folder / "report.md", "Phase 1", text)
+
+
+def _markdown(
+    config: Phase1,
+    records: Mapping[str, Mapping],
+    results: Mapping[str, Mapping],
+    training: Mapping,
+    paper: Paper,
+    chance: Mapping[str, Mapping],
+) -> str:
+    picture = ("Test accuracy of the final model, with its interval", "pictures/result.png")
+    parts = opening("Phase 1", picture, _answer(config, results, training, chance))
+    parts += ["## Result", *_result(training, chance, paper)]
+    parts += [f"Note: {inert(config.recipe.note)}"] if config.recipe.note else []
     found = [_layers_words(results["layers"]), _poolings_words(results["poolings"]), _hparams_words(results["hparams"])]
     parts += ["## What the searches found", *found]
     parts += ["## Settings of the final model", _settings(config.folder / "training/config.yaml", paper)]
     parts += ["## Poolings beside Table 2 of the paper", _poolings(results["poolings"], paper)]
     parts += [_step_report(config.folder, name) for name in SEARCHES]
     parts += ["## Steps", *_steps(records), "## Versions", _versions({**results, "training": training})]
-    return "\n\n".join([*parts, "## Configuration", fenced(config.path.read_text(encoding="utf-8"), "yaml")]) + "\n"
+    parts += ["## Configuration", fenced(config.path.read_text(encoding="utf-8"), "yaml")]
+    return "\n\n".join([*parts, made_by(f"python -m wavcse.search.phase1 {inert(str(config.path))}")]) + "\n"
 
 
 def _read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _head(config: Phase1) -> list[str]:
+def _answer(config: Phase1, results: Mapping[str, Mapping], training: Mapping, chance: Mapping[str, Mapping]) -> list[str]:
+    """How good the final model is, what was chosen for it, and what that is worth."""
+    choice, poolings, hparams = results["layers"]["choice"], results["poolings"], results["hparams"]
+    mean = training["mean_accuracy"]
     lines = [
-        f"Made by `python -m wavcse.search.phase1 {inert(str(config.path))}` from result files. Layers, poolings, constants, "
-        "sizes and epochs were chosen by the mean validation accuracy of the tasks, which is therefore too high; test clips "
-        "chose nothing. Accuracies in %."
+        f"The final model has a mean test accuracy of {_percent(mean['test'])} % ({_percent(mean['validation'])} % on "
+        "validation).",
+        _chance_words(chance),
+        f"Chosen on validation clips: layers {ranges(results['layers']['sets'][str(choice['best'])])} of "
+        f"{results['layers']['num_layers']}, `{poolings['best']}` pooling, trial {hparams['best']['number']} of "
+        f"{len(hparams['trials'])} of the hyper-parameters.",
     ]
     if config.random_upstream:
         lines.append(
-            "**The upstream is untrained.** What is chosen here says nothing of a trained upstream, and every figure is "
-            "a lower bound."
+            "**The upstream is untrained:** what is chosen here says nothing of a trained upstream, and every figure is a "
+            "lower bound."
         )
-    return [*lines, *([f"Note: {inert(config.recipe.note)}"] if config.recipe.note else [])]
+    return lines
+
+
+def _chance(training: Mapping, layers: Mapping) -> dict[str, dict]:
+    """Task -> the final model's test accuracy beside the most frequent class, as of `against_chance`."""
+    tasks, facts = training["tasks"], layers["tasks"]
+    accuracies = {task: {"mean": own["accuracy"]["test"]} for task, own in tasks.items()}
+    counts = {task: own["num_clips"]["test"] for task, own in tasks.items()}
+    return against_chance(accuracies, {task: facts[task]["majority"] for task in tasks}, counts)
+
+
+def _draw_result(paper: Paper, chance: Mapping[str, Mapping]) -> Figure:
+    """Test accuracy per task with its interval, the most frequent class, and the paper's figure where it is comparable."""
+    figure, (axes,) = new_axes(6.5, 1.2 + 0.5 * len(chance))
+    places = range(len(chance))
+    values = [100 * own["accuracy"] for own in chance.values()]
+    ends = [[100 * abs(own["accuracy"] - own["interval"][side]) for own in chance.values()] for side in (0, 1)]
+    axes.barh(places, values, xerr=ends, height=0.6, color="tab:blue", capsize=3, label="this run")
+    axes.plot([100 * own["majority"] for own in chance.values()], places, "k|", markersize=16, label="most frequent class")
+    published = {task: paper.comparable("table_3", "wavCSE", task) for task in chance}
+    if any(published.values()):
+        found = [(value, place) for place, value in zip(places, published.values()) if value is not None]
+        axes.plot(*zip(*found), "D", color="tab:red", label="the paper")
+    axes.set_yticks(places, list(chance))
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy in %", xlim=(0, 100))
+    axes.legend(loc="lower right", fontsize="small")
+    return figure
 
 
 class Paper:
@@ -92,8 +146,13 @@ class Paper:
         figures = self.figures[table].get(row, {})
         if not set(tasks) <= set(figures):
             return ""
-        other = "data" if set(tasks) & set(self.other_data) else "upstream" if self.is_other_upstream else ""
-        return f"{sum(figures[task] for task in tasks) / len(tasks):.2f}" + (f" (other {other})" if other else "")
+        mark = OTHER_DATA if set(tasks) & set(self.other_data) else OTHER_UPSTREAM if self.is_other_upstream else ""
+        return f"{sum(figures[task] for task in tasks) / len(tasks):.2f}" + (f" {mark}" if mark else "")
+
+    def comparable(self, table: str, row: str, task: str) -> float | None:
+        """The paper's figure for a task, in %; `None` where there is none or it would be marked."""
+        is_other = task in self.other_data or self.is_other_upstream
+        return None if is_other else self.figures[table].get(row, {}).get(task)
 
     def words(self) -> str:
         """What the marks in the paper's columns mean."""
@@ -101,8 +160,9 @@ class Paper:
             return "The paper's figures are of the same corpora, protocol and upstream."
         corpora = ", ".join(f"{task} {own['corpus']}" for task, own in self.tasks.items())
         return (
-            f"The paper's figures are of {self.figures['upstream']} on {corpora}, by the protocol wavcse-paper. Where a mark "
-            "says other data or other upstream they only show where they would stand: there is nothing to compare."
+            f"{OTHER_DATA} of other data, {OTHER_UPSTREAM} of another upstream than this run's, here and in all tables below. "
+            f"The paper's figures are of {self.figures['upstream']} on {corpora}, by the protocol wavcse-paper; marked ones "
+            "only show where the paper stands, and are not to be compared."
         )
 
 
@@ -112,12 +172,8 @@ def _protocols(config: Phase1, records: Mapping[str, Mapping]) -> dict[str, tupl
     return {own["out"]: (own["corpus"], CORPORA[own["corpus"]].protocol(own.get("protocol"))) for own in complete}
 
 
-def _result(training: Mapping, layers: Mapping, paper: Paper) -> list[str]:
-    tasks, facts = training["tasks"], layers["tasks"]
-    accuracies = {task: {"mean": own["accuracy"]["test"]} for task, own in tasks.items()}
-    counts = {task: own["num_clips"]["test"] for task, own in tasks.items()}
-    chance = against_chance(accuracies, {task: facts[task]["majority"] for task in tasks}, counts)
-    rows = []
+def _result(training: Mapping, chance: Mapping[str, Mapping], paper: Paper) -> list[str]:
+    tasks, rows = training["tasks"], []
     for task, own in tasks.items():
         low, high = chance[task]["interval"]
         clips = "/".join(str(own["num_clips"][split]) for split in ("train", "validation", "test"))
@@ -137,7 +193,11 @@ def _result(training: Mapping, layers: Mapping, paper: Paper) -> list[str]:
         f"Epoch {training['best_epoch']} of {training['num_epochs']}, the best on validation. Behind the test accuracy its "
         f"Wilson interval over clips ({100 * confidence:.1f} % each, 95 % for all tasks); one seed."
     )
-    return [_chance_words(chance), markdown_table(columns, rows), words, paper.words()]
+    choices = (
+        "Accuracies in %. Layers, poolings, constants, sizes and epochs were chosen by the mean validation accuracy of the "
+        "tasks, which is therefore too high; test clips chose nothing."
+    )
+    return [markdown_table(columns, rows), words, choices, paper.words()]
 
 
 def _percent(share: float) -> str:
@@ -159,7 +219,7 @@ def _layers_words(report: Mapping) -> str:
         f"within one standard error: sets of {ranges(within)} layers" if within else "no other size within one standard error"
     )
     undecided = [TITLES[name] for name, own in report["over_rivals"].items() if _is_undecided(own["test"])]
-    rivals = f"; on the test clips not told apart from: {', '.join(undecided)}" if undecided else ""
+    rivals = f"; on the test clips not distinguishable from: {', '.join(undecided)}" if undecided else ""
     smallest = f" The smallest set within one standard error is {ranges(sets[str(choice['smallest'])])}."
     is_above = any(own["is_above"] for own in report["chance"].values())
     hopeless = "" if is_above else " **The best set is not above chance on the test clips.**"
@@ -183,7 +243,7 @@ def _hparams_words(report: Mapping) -> str:
     best, gain, number = report["best"], report["gain"], len(report["trials"])
     if best["number"] == 0:
         return f"**Hyper-parameters:** none of {number} trials is better on validation than the recipe's own sizes."
-    apart = "not told apart from" if _is_undecided(gain["test"]) else "told apart from"
+    apart = "not distinguishable from" if _is_undecided(gain["test"]) else "distinguishable from"
     differences = ", ".join(f"{signed(own)} on {split}" for split, own in gain.items())
     return (
         f"**Hyper-parameters:** trial {best['number']} of {number}; {differences} against the recipe's own sizes, on the test "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wavcse.reports.page import inert, markdown_table
+from wavcse.reports.page import inert, made_by, markdown_table, opening
 from wavcse.search.report import clips_words, percent, ranges, signed
 
 LEAST_SEEDS = 3  # for a verdict on rankings: two seeds are one pair, which shows no spread
@@ -33,12 +33,15 @@ def poolings_markdown(report: Mapping) -> str:
         f"seed(s), {report['settings']['num_epochs']} epochs a fit, {clips_words(report)}. Constants and pooling are chosen "
         "by the mean validation accuracy of the tasks; test figures are only shown. Accuracies in %, mean over seeds."
     )
-    parts = ["# Poolings", head, *([f"Note: {report['note']}"] if report["note"] else []), _verdict(report)]
+    pictures = pictures_of(report)
+    parts = opening("Poolings", (pictures.pop("poolings"), "pictures/poolings.png"), _answer(report))
     for split in ("validation", "test"):
         parts += [f"## Table 2 of the paper, {split}", _table(report, split)]
     parts += [_interval_words(report), "## Against the best", _differences(report), _difference_words(report)]
     parts += ["## Constants", _constants(report), "## Does the ranking depend on the set of layers?", *_sets(report)]
-    parts += ["## Pictures", *(f"![{title}](pictures/{name}.png)" for name, title in pictures_of(report).items())]
+    parts += ["## How the figures were made", head, *([f"Note: {report['note']}"] if report["note"] else [])]
+    parts += ["## Pictures", *(f"![{title}](pictures/{name}.png)" for name, title in pictures.items())]
+    parts.append(made_by("wavcse search poolings"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,18 +64,20 @@ def _title(row: Mapping) -> str:
     return f"{row['name']} ({constants})" if constants else row["name"]
 
 
-def _verdict(report: Mapping) -> str:
+def _answer(report: Mapping) -> list[str]:
+    """The best pooling, and which others are as good on the test clips."""
     best, groups = _best(report), {"worse": [], "not distinguishable": [], "better": []}
     for row in _ranked(report):
         if row is not best:
-            groups[_verdict_on(row["test"]["difference"])].append(row["name"])
+            groups[_verdict_on(row["test"]["difference"])].append(f"`{row['name']}`")
     found = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items() if names)
-    tail = f" Beside it on the test clips, {found}." if found else ""
+    answer = [f"**Best: {_title(best)}**, validation {_cell(best['validation'])}, test {_cell(best['test'])}."]
+    answer += [f"Beside it on the test clips, {found}."] if found else []
     lost = [setting for setting in report["grid"] if "diverged" in setting]
     if lost:
         names = ", ".join(map(_title, lost))
-        tail += f" Diverged, and so out of the choice: {names}; the first: {lost[0]['diverged']}"
-    return f"**Best: {_title(best)}**, validation {_cell(best['validation'])}, test {_cell(best['test'])}.{tail}"
+        answer.append(f"Diverged, and so out of the choice: {names}; the first: {lost[0]['diverged']}")
+    return answer
 
 
 def _verdict_on(difference: Mapping) -> str:

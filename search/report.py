@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wavcse.reports.page import inert, markdown_table
+from wavcse.reports.page import inert, made_by, markdown_table, opening
 
 TITLES = {
     "consensus": "recursion, consensus of the seeds",
@@ -14,6 +14,12 @@ TITLES = {
     "top_single": "best single layers",
     "greedy": "greedy forward",
     "random": "random sets",
+}
+PICTURES = {
+    "first_round": "Layer weights of the first round (Figure 2 of the paper)",
+    "weights": "Layer weights over the rounds",
+    "accuracy": "Accuracy against the number of layers",
+    "cost": "Cost against accuracy",
 }
 SPREAD_WORDS = (
     "In the column of the consensus ± is the deviation of one set over seeds. In the others every seed has a set of its own, "
@@ -50,18 +56,15 @@ def layers_markdown(report: Mapping) -> str:
         f"{clips_words(report)}. Sets are chosen by the mean validation accuracy of the tasks; test figures are only shown. "
         "Accuracies in %, ± standard deviation over seeds."
     )
-    parts = ["# Layer selection", head, *([f"Note: {report['note']}"] if report["note"] else []), *_verdict(report)]
-    parts += [_lost_words(report["diverged"])] if report.get("diverged") else []
+    parts = opening("Layer selection", (PICTURES["accuracy"], "pictures/accuracy.png"), _answer(report))
     parts += ["## Sets of the consensus order", _sets_table(report), "## Beside other ways to choose", _rivals_table(report)]
-    parts += [_differences(report), _rivals_verdict(report), SELECTION_WORDS] if report["over_rivals"] else []
-    parts += ["## Stability", *_stability(report), "## Pictures"]
-    titles = {
-        "first_round": "Layer weights of the first round (Figure 2 of the paper)",
-        "weights": "Layer weights over the rounds",
-        "accuracy": "Accuracy against the number of layers",
-        "cost": "Cost against accuracy",
-    }
-    parts += [f"![{title}](pictures/{name}.png)" for name, title in titles.items()]
+    parts += [_differences(report), SELECTION_WORDS] if report["over_rivals"] else []
+    parts += ["## Stability", *_stability(report), "## How the figures were made", head]
+    parts += [f"Note: {report['note']}"] if report["note"] else []
+    parts += [_chance_words(report), _error_words(report)]
+    parts += [_lost_words(report["diverged"])] if report.get("diverged") else []
+    parts += ["## Pictures", *(f"![{title}](pictures/{name}.png)" for name, title in PICTURES.items() if name != "accuracy")]
+    parts.append(made_by("wavcse search layers"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,26 +77,32 @@ def clips_words(report: Mapping) -> str:
     return "train/validation/test: " + "; ".join(tasks)
 
 
-def _verdict(report: Mapping) -> list[str]:
+def _answer(report: Mapping) -> list[str]:
+    """Which layers to take, what they cost, and whether that says anything."""
     choice, points = report["choice"], {point["size"]: point for point in report["curves"]["consensus"]}
     lines = [_chance_verdict(report)]
     for name, size in (("Best", choice["best"]), ("Smallest within one standard error", choice["smallest"])):
         cost = next(cost for cost in report["costs"] if cost["size"] == size)
         layers = ranges(report["sets"][str(size)])
         lines.append(
-            f"**{name}: {size} layer(s)** {layers}, validation {percent(points[size]['validation'])}, "
+            f"**{name}: {size} layer{'' if size == 1 else 's'}** {layers}, validation {percent(points[size]['validation'])}, "
             f"test {percent(points[size]['test'])}; {cost['blocks']} blocks, {cost['parameters'] / 1e6:.1f} M parameters, "
             f"{cost['megabytes']:.0f} MB, {cost['gflop_per_audio_s']:.2f} GFLOP per second of audio."
         )
+    lines += [_rivals_verdict(report)] if report["over_rivals"] else []
+    return lines + (["Some fits diverged and are out of every choice, see below."] if report.get("diverged") else [])
+
+
+def _error_words(report: Mapping) -> str:
+    choice = report["choice"]
     is_over_seeds = choice["basis"] == "seeds"
     basis = (
         "over seeds, pooled over the sizes" if is_over_seeds else "of drawing the validation clips; one seed shows no spread"
     )
-    lines.append(
+    return (
         f"Standard error of the best: {100 * choice['standard_error']:.2f} ({basis}). Within one standard error: sets of "
         f"{ranges(choice['within'])} layers; a rule of thumb, no test."
     )
-    return lines
 
 
 def _lost_words(lost: Sequence[Mapping]) -> str:
@@ -104,22 +113,26 @@ def _lost_words(lost: Sequence[Mapping]) -> str:
 def _chance_verdict(report: Mapping) -> str:
     chance = report["chance"]
     above = [task for task, verdict in chance.items() if verdict["is_above"]]
+    if not above:
+        clips = ", ".join(f"{v['num_clips']} ({task})" for task, v in chance.items())
+        return f"**The best set is not above chance on the test clips, {clips}: no choice below has a meaning.**"
+    not_above = [task for task in chance if task not in above]
+    tail = f" **Not above chance: {', '.join(not_above)}.**" if not_above else ""
+    return f"Above chance: {', '.join(above)}.{tail}"
+
+
+def _chance_words(report: Mapping) -> str:
+    chance = report["chance"]
     figures = "; ".join(
         f"{task} {100 * v['accuracy']:.1f} [{100 * v['interval'][0]:.1f}, {100 * v['interval'][1]:.1f}] against "
         f"{100 * v['majority']:.1f}"
         for task, v in chance.items()
     )
     confidence = 100 * next(iter(chance.values()))["confidence"]
-    detail = (
+    return (
         f"Test accuracy of the best set with its {confidence:.1f} % interval, against the most frequent class: {figures}. "
         "Clips are taken as independent; where speakers have several, the intervals are too narrow."
     )
-    if not above:
-        clips = ", ".join(f"{v['num_clips']} ({task})" for task, v in chance.items())
-        return f"**The best set is not above chance on the test clips, {clips}: no choice below has a meaning.** {detail}"
-    not_above = [task for task in chance if task not in above]
-    tail = f" **Not above chance: {', '.join(not_above)}.**" if not_above else ""
-    return f"Above chance: {', '.join(above)}.{tail} {detail}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -169,12 +182,12 @@ def _differences(report: Mapping) -> str:
 
 
 def _rivals_verdict(report: Mapping) -> str:
-    groups: dict[str, list[str]] = {"better than": [], "not told apart from": [], "worse than": []}
+    groups: dict[str, list[str]] = {"better than": [], "not distinguishable from": [], "worse than": []}
     for name, own in report["over_rivals"].items():
         if own["test"]["interval"] is None:
-            return "**One seed: on the test clips the best set is told apart from no rival.**"
+            return "**One seed: on the test clips the best set is distinguishable from no rival.**"
         low, high = own["test"]["interval"]
-        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
         groups[verdict].append(TITLES[name])
     found = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items() if names)
     return f"**On the test clips the best set is {found}.**"

@@ -15,6 +15,7 @@ from scipy.stats import norm
 from wavcse.eval.report import colors_of, draw_overview, drawings_of, main, write_report
 from wavcse.eval.results import read_results
 from wavcse.eval.table import Row, encoders_of, rows_of
+from wavcse.reports.page import opening
 from wavcse.tests.evaluation_folder import make_folder
 
 PICTURES = {
@@ -70,9 +71,31 @@ def rows(folder) -> dict[str, Row]:
 def test_sections_in_order(folder, table):
     text = (folder / "report.md").read_text(encoding="utf-8")
     headings = re.findall(r"^##? (.*)$", text, flags=re.MULTILINE)
-    assert headings[1:] == ["What was evaluated", "Results", "Tasks", "Configuration", "Versions", "Times"]
+    assert headings[1:] == ["Results", "What was evaluated", "Tasks", "Configuration", "Versions", "Times"]
     assert table.strip() in text
     assert (folder / "results.md").read_text(encoding="utf-8") == table
+
+
+def test_it_opens_with_its_picture_and_the_answer(folder, table):
+    title, picture, answer, heading, *_ = (folder / "report.md").read_text(encoding="utf-8").split("\n\n")
+    assert title == "# Evaluation of speech embeddings"
+    assert picture.endswith("](pictures/figures.png)")
+    lines = [line.split(" | ") for line in table.splitlines()[2:9]]
+    columns = ["wavcse", "best_layer", "mfcc", "majority"]
+    wins = {name: sum(line[3 + place].startswith("**") for line in lines) for place, name in enumerate(columns)}
+    words = ", ".join(f"`{name}` {count}" for name, count in sorted(wins.items(), key=lambda own: -own[1]) if count)
+    tied = sum("†" in line[3] for line in lines)
+    counts = {"the best": wins["wavcse"], "not distinguishable from the best": tied, "behind it": 7 - wins["wavcse"] - tied}
+    model = ", ".join(f"{what} in {count}" for what, count in counts.items() if count)
+    assert answer == f"4 encoders on 7 tasks; rows that each is the best of: {words}. `wavcse` is {model}."
+    assert heading == "## Results"
+
+
+def test_an_opening_of_six_sentences_is_refused():
+    assert opening("A", None, ["One."] * 5) == ["# A", "One. One. One. One. One."]
+    assert opening("A", ("B", "b.png"), ["One."]) == ["# A", "![B](b.png)", "One."]
+    with pytest.raises(ValueError, match="A: 6 sentences before the first table; 5 at most"):
+        opening("A", None, ["One."] * 6)
 
 
 def test_the_page_needs_nothing_but_itself(folder, table):

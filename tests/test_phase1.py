@@ -106,7 +106,7 @@ def test_a_run_that_is_done_does_nothing_again(settings, whole, capsys):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in whole.rglob("*") if path.is_file()}
     run(settings, whole.parent)
     assert capsys.readouterr().out.count("was there;") == 5
-    written = ("report.md", "report.html", "recipe.yaml")
+    written = ("report.md", "report.html", "recipe.yaml", "result.png", "result.svg")
     assert {path.name for path, (time_ns, _) in before.items() if path.stat().st_mtime_ns != time_ns} == set(written)
     assert all(path.read_bytes() == content for path, (_, content) in before.items())
 
@@ -163,7 +163,7 @@ class Page(HTMLParser):
 def test_the_page_holds_its_pictures_and_needs_no_other_file(whole):
     text = (whole / "report.html").read_text()
     addresses = Page(text).addresses
-    drawings = [path.read_bytes() for path in whole.glob("*/pictures/*.svg")]
+    drawings = [path.read_bytes() for path in whole.glob("**/pictures/*.svg")]
     assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
     assert sorted(base64.b64decode(address.partition(",")[2]) for address in addresses) == sorted(drawings)
     assert len(drawings) >= 7
@@ -182,16 +182,21 @@ def test_the_report_says_what_the_result_files_say(whole, settings):
         interval = binomtest(round(12 * accuracy["test"]), 12).proportion_ci(0.975, method="wilson")
         assert row[4] == f"{100 * accuracy['test']:.2f} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
         assert row[5] == f"{100 * layers['tasks'][task]['majority']:.2f}"
-    assert rows["keyword"][6] == "98.81 (other data)"
+    assert rows["keyword"][6] == "98.81 ¹"
     mean = trained["mean_accuracy"]
     assert rows["mean"][3:5] == [f"{100 * mean['validation']:.2f}", f"{100 * mean['test']:.2f}"]
     assert rows["selected_layers"][2] == "{0-14, 17}"
     text = (whole / "report.md").read_text()
+    _, picture, answer, *_ = text.split("\n\n")
+    assert picture.endswith("](pictures/result.png)")
+    assert answer.startswith(f"The final model has a mean test accuracy of {100 * mean['test']:.2f} %")
+    assert f"`{poolings['best']}` pooling" in answer
+    assert text.count("¹ of other data") == 1
     section = text.partition("## Poolings beside Table 2")[2].partition("\n## ")[0].replace("*", "")
     lines = {line.split(" | ")[0]: line for line in section.splitlines()}
     for row in poolings["poolings"]:
         assert f" {100 * row['test']['mean']:.2f} |" in lines[f"| {row['name']}"]
-    assert re.findall(r"[\d.]+(?= \(other)", lines["| max"]) == ["98.43", "96.59", f"{(98.43 + 96.59) / 2:.2f}"]
+    assert re.findall(r"[\d.]+(?= ¹)", lines["| max"]) == ["98.43", "96.59", f"{(98.43 + 96.59) / 2:.2f}"]
     assert settings["note"] in text
     assert "untrained" not in text  # nobody said so
 
@@ -202,12 +207,15 @@ def test_the_papers_figures_are_comparable_on_its_own_complete_corpora_only():
     assert Paper(config, records).cell("table_3", "wavCSE", ["keyword"]) == "98.81"
     assert Paper(config, records).cell("table_3", "wavCSE", ["keyword", "speaker", "emotion"]) == "91.93"
     partial = {**records, "corpora_iemocap": {"exit_code": 3}}
-    assert Paper(config, partial).cell("table_2", "mean", ["emotion"]) == "75.95 (other data)"
+    assert Paper(config, partial).cell("table_2", "mean", ["emotion"]) == "75.95 ¹"
+    assert Paper(config, partial).comparable("table_2", "mean", "emotion") is None
+    assert Paper(config, partial).comparable("table_2", "mean", "speaker") == 97.10
     assert Paper(config, partial).cell("table_2", "mean", ["speaker"]) == "97.10"
     iemocap = {**config.corpora[2], "protocol": "superb"}
     other = replace(config, corpora=[*config.corpora[:2], iemocap], recipe=replace(config.recipe, upstream="facebook/hubert"))
-    assert Paper(other, records).cell("table_2", "mean", ["emotion"]) == "75.95 (other data)"
-    assert Paper(other, records).cell("table_2", "mean", ["keyword"]) == "98.23 (other upstream)"
+    assert Paper(other, records).cell("table_2", "mean", ["emotion"]) == "75.95 ¹"
+    assert Paper(other, records).cell("table_2", "mean", ["keyword"]) == "98.23 ²"
+    assert Paper(other, records).comparable("table_2", "mean", "keyword") is None
     assert Paper(other, records).cell("table_2", "mean", ["intent"]) == ""
 
 

@@ -74,7 +74,7 @@ def test_the_verdict_over_rivals_is_that_of_the_test_clips(report):
         report["over_rivals"][name] = {**report["over_rivals"][name], "mean": 0.3, "interval": [0.2, 0.4], "test": own}
     report["over_rivals"] = {name: report["over_rivals"][name] for name in ("all", "greedy", "random")}
     text = layers_markdown(report)
-    verdict = "better than: all layers; not told apart from: greedy forward; worse than: random sets"
+    verdict = "better than: all layers; not distinguishable from: greedy forward; worse than: random sets"
     assert f"**On the test clips the best set is {verdict}.**" in text
     assert "| all layers | +30.00 [+20.00, +40.00] | +5.00 [+4.00, +6.00] |" in text
 
