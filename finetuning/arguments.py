@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wavcse.eval.arguments import NAME, TASK_FIELDS, EvalArguments, TaskRequest, check_tasks
-from wavcse.settings.fields import check_ranges, parse_script_arguments
+from wavcse.settings.fields import option, parse_settings
 from wavcse.settings.recipes import checked_fields
 from wavcse.steps.arguments import StepArguments
 
@@ -27,34 +27,25 @@ class FinetuneArguments(StepArguments):
     The papers give the rate and the schedule of the optimiser; steps, crops and batches are scaled to small encoders.
     """
 
-    output_dir: str = field(default="runs/finetune", metadata={"help": "Folder of the results, and of the runs below runs/."})
-    upstreams: dict = field(
-        default_factory=dict,
-        metadata={"help": "Name in tables -> WavLM or wavCSE model (folder or Hub id) (YAML or JSON)."},
+    output_dir: str = option("runs/finetune", "Folder of the results, and of the runs below runs/.")
+    upstreams: dict = option(dict, "Name in tables -> WavLM or wavCSE model (folder or Hub id) (YAML or JSON).")
+    task: dict = option(
+        lambda: {"task": DEFAULT_TASK},
+        "As an entry of `tasks:` of wavcse eval: task, manifest, disjoint_by, ... (YAML or JSON).",
     )
-    task: dict = field(
-        default_factory=lambda: {"task": DEFAULT_TASK},
-        metadata={"help": "As an entry of `tasks:` of wavcse eval: task, manifest, disjoint_by, ... (YAML or JSON)."},
+    groups: dict = option(
+        dict,
+        "Name -> classes whose test clips get a row of their own. Without it, O and NO: the labels of the data "
+        "that the upstreams were pre-trained on, and the others, where the upstreams' runs tell (YAML or JSON).",
     )
-    groups: dict = field(
-        default_factory=dict,
-        metadata={
-            "help": "Name -> classes whose test clips get a row of their own. Without it, O and NO: the labels of the data "
-            "that the upstreams were pre-trained on, and the others, where the upstreams' runs tell (YAML or JSON)."
-        },
+    mask_frames: int = option(0, "Frames (20 ms) of a span that training masks; 0 = no masks.", at_least=0)
+    labels_per_batch: int = option(
+        0, "Labels whose clips share the batch evenly; 0 = clips by their length alone.", at_least=0
     )
-    mask_frames: int = field(default=0, metadata={"help": "Frames (20 ms) of a span that training masks; 0 = no masks."})
-    labels_per_batch: int = field(
-        default=0, metadata={"help": "Labels whose clips share the batch evenly; 0 = clips by their length alone."}
-    )
-    max_steps: int = field(default=1000, metadata={"help": "Updates."})
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
-    validate_every: int = field(default=50, metadata={"help": "Steps between looks at the validation split."})
-    seeds: int = field(default=1, metadata={"help": "Trainings per upstream, from `seed` on; figures are their mean."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_ranges(self, ("seeds", "validate_every"), ())
+    max_steps: int = option(1000, "Updates.", above=0)
+    warmup_steps: int = option(100, "Steps of linear warm-up.")
+    validate_every: int = option(50, "Steps between looks at the validation split.", above=0)
+    seeds: int = option(1, "Trainings per upstream, from `seed` on; figures are their mean.", above=0)
 
     def named_upstreams(self) -> dict[str, str]:
         """Name -> folder or id; ValueError if there is none, or a name cannot name files."""
@@ -92,4 +83,4 @@ def parse_arguments(argv: Sequence[str] | None = None) -> FinetuneArguments:
     Raises:
         ValueError: the recipe is unreadable or has unknown fields, or a value is of a wrong type or out of range.
     """
-    return parse_script_arguments(FinetuneArguments, argv, "wavcse finetune", DESCRIPTION, launcher="")
+    return parse_settings(FinetuneArguments, argv, "wavcse finetune", DESCRIPTION)

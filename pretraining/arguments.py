@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from wavcse.data.tables import spelled, text_of
-from wavcse.pretraining.clips import ClipSource
-from wavcse.pretraining.label_losses import LABEL_LOSSES
-from wavcse.settings.fields import check_choice, check_ranges, parse_script_arguments
+from wavcse.settings.fields import option, parse_settings
 from wavcse.settings.recipes import checked_fields
 from wavcse.steps.arguments import StepArguments
 
-POSITIVE = ("codebook_dim", "codebook_size", "log_every", "mask_frames", "num_mels")
-NOT_NEGATIVE = ("label_loss_start", "label_weight", "margin", "num_cepstra")
-SHARES = ("missing_label_rate", "noisy_label_rate")
+LABEL_LOSS_NAMES = ("hard_triplet", "semi_hard_triplet", "random_triplet", "ge2e")  # `label_losses.py` has them
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """A manifest, and the rows of it that may be used.
+
+    Args:
+        manifest: path of a CSV or Parquet file.
+        where: column -> allowed values; a row must have one of them in every named column (licence, split, ...).
+    """
+
+    manifest: str
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -26,51 +35,36 @@ class PretrainArguments(StepArguments):
     to a small encoder (docs/pretraining.md).
     """
 
-    data: dict = field(
-        default_factory=dict,
-        metadata={"help": "Name -> manifest, where {column: allowed values} (YAML or JSON)."},
-    )
-    label_column: str = field(default="language", metadata={"help": "Manifest column of the labels."})
-    exclude_speakers_of: list[str] = field(
-        default_factory=list, metadata={"help": "Manifests whose validation and test speakers and clips are left out."}
-    )
-    exclude_split_columns: list[str] = field(
-        default_factory=lambda: ["split"], metadata={"help": "Columns of those manifests that hold such a split."}
-    )
-    missing_label_rate: float = field(default=0.0, metadata={"help": "Share of the clips whose label is hidden."})
-    noisy_label_rate: float = field(default=0.0, metadata={"help": "Share of the labels replaced by a random other one."})
-    output_dir: str = field(default="runs/pretrain", metadata={"help": "Run folder: config, log, checkpoints, upstream."})
+    data: dict = option(dict, "Name -> manifest, where {column: allowed values} (YAML or JSON).")
+    label_column: str = option("language", "Manifest column of the labels.")
+    exclude_speakers_of: list[str] = option(list, "Manifests whose validation and test speakers and clips are left out.")
+    exclude_split_columns: list[str] = option(lambda: ["split"], "Columns of those manifests that hold such a split.")
+    missing_label_rate: float = option(0.0, "Share of the clips whose label is hidden.", at_least=0, at_most=1)
+    noisy_label_rate: float = option(0.0, "Share of the labels replaced by a random other one.", at_least=0, at_most=1)
+    output_dir: str = option("runs/pretrain", "Run folder: config, log, checkpoints, upstream.")
 
-    init_from: str | None = field(
-        default=None, metadata={"help": "Start from this WavLM or wavCSE model (folder or Hub id), or from a run's folder."}
+    init_from: str | None = option(None, "Start from this WavLM or wavCSE model (folder or Hub id), or from a run's folder.")
+    freeze_stem: bool = option(False, "Leave the convolutions as they are (with init_from).")
+    mask_frames: int = option(20, "Frames (20 ms) of a span.", above=0)
+    num_mels: int = option(80, "Mel bands of the spectrogram that the targets are made of.", above=0)
+    num_cepstra: int = option(
+        0, "Make targets of this many cepstral coefficients of it; 0 = of the bands, as the paper.", at_least=0
     )
-    freeze_stem: bool = field(default=False, metadata={"help": "Leave the convolutions as they are (with init_from)."})
-    num_mels: int = field(default=80, metadata={"help": "Mel bands of the spectrogram that the targets are made of."})
-    num_cepstra: int = field(
-        default=0, metadata={"help": "Make targets of this many cepstral coefficients of it; 0 = of the bands, as the paper."}
-    )
-    codebook_size: int = field(default=8192, metadata={"help": "Codes."})
-    codebook_dim: int = field(default=16, metadata={"help": "Size of a code vector."})
-    codebook_seed: int = field(default=0, metadata={"help": "Seed of projection and codebook, apart from the run's seed."})
+    codebook_size: int = option(8192, "Codes.", above=0)
+    codebook_dim: int = option(16, "Size of a code vector.", above=0)
+    codebook_seed: int = option(0, "Seed of projection and codebook, apart from the run's seed.")
 
-    label_loss: str = field(default="hard_triplet", metadata={"help": f"One of {', '.join(LABEL_LOSSES)}."})
-    label_weight: float = field(default=16.0, metadata={"help": "Lambda: weight of the label loss; 0 = BEST-RQ alone."})
-    label_loss_start: int = field(default=0, metadata={"help": "Step from which the label loss counts."})
-    margin: float = field(default=0.2, metadata={"help": "Margin of the triplet losses, in units of the distance (0 to 1)."})
+    label_loss: str = option("hard_triplet", "Loss on the labels beside BEST-RQ's.", choices=LABEL_LOSS_NAMES)
+    label_weight: float = option(16.0, "Lambda: weight of the label loss; 0 = BEST-RQ alone.", at_least=0)
+    label_loss_start: int = option(0, "Step from which the label loss counts.", at_least=0)
+    margin: float = option(0.2, "Margin of the triplet losses, in units of the distance (0 to 1).", at_least=0)
 
-    log_every: int = field(default=20, metadata={"help": "Steps per line of the log."})
-    stop_after_s: float | None = field(
-        default=None, metadata={"help": "Stop with a checkpoint after this time; the same command goes on."}
-    )
-    report_to: str | None = field(default=None, metadata={"help": "Tracker through Accelerate: trackio, tensorboard, ..."})
+    log_every: int = option(20, "Steps per line of the log.", above=0)
+    stop_after_s: float | None = option(None, "Stop with a checkpoint after this time; the same command goes on.")
+    report_to: str | None = option(None, "Tracker through Accelerate: trackio, tensorboard, ...")
 
     def __post_init__(self):
         super().__post_init__()
-        check_ranges(self, POSITIVE, NOT_NEGATIVE)
-        for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, 0 to 1.")
-        check_choice("label_loss", self.label_loss, LABEL_LOSSES)
         if self.num_cepstra > self.num_mels:
             raise ValueError(f"num_cepstra is {self.num_cepstra}; there are only as many as bands (num_mels {self.num_mels}).")
 
@@ -87,12 +81,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
     Raises:
         ValueError: the recipe is unreadable or has unknown fields, or a value is of a wrong type or out of range.
     """
-    return parse_script_arguments(
+    return parse_settings(
         PretrainArguments,
         argv,
         "pretrain_accelerate.py",
         "Pre-train an encoder on unlabelled and labelled speech (BEST-RQ + LASR). "
         "Example: accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --output_dir runs/mine",
+        usage="accelerate launch pretrain_accelerate.py",
     )
 
 

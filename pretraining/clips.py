@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,19 +12,7 @@ from wavcse.data.composite import IGNORED_LABEL
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.leaks import ClipUses, Stretches, file_keys, refuse_two_labels
 from wavcse.data.manifest import Clip, Manifest
-
-
-@dataclass(frozen=True)
-class ClipSource:
-    """A manifest, and the rows of it that may be used.
-
-    Args:
-        manifest: path of a CSV or Parquet file.
-        where: column -> allowed values; a row must have one of them in every named column (licence, split, ...).
-    """
-
-    manifest: str
-    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+from wavcse.pretraining.arguments import ClipSource
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from wavcse.audio_wavcse import SAMPLING_RATE_HZ
-from wavcse.settings.fields import check_choice, check_ranges, check_types
+from wavcse.settings.fields import check_fields, option
 from wavcse.training.arguments import MIXED_PRECISIONS
 
 # Fields that may differ between a run and its continuation: they do not change any step that is already done.
@@ -22,60 +21,46 @@ FREE_ON_RESUME = (
     "stop_after_s",
 )
 DECAYS = ("inverse_sqrt", "cosine", "linear", "constant")
-POSITIVE = (
-    "batch_seconds",
-    "crop_s",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "length_step_s",
-    "max_grad_norm",
-    "max_skipped_steps",
-    "max_steps",
-)
-NOT_NEGATIVE = ("checkpoint_every_s", "label_exponent", "labels_per_batch", "mask_frames", "seed")
 
 
 @dataclass
 class StepArguments:
     """A training in steps; each step has batches of crops and changes the encoder."""
 
-    output_dir: str = field(default="runs/steps", metadata={"help": "Folder of the run: config, log, checkpoints, results."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start again, deleting the run that is there."})
-    audio_dir: str = field(default="caches/audio", metadata={"help": "Folder for the decoded audio (16-bit, 115 MB an hour)."})
-    encoder: dict = field(default_factory=dict, metadata={"help": "Fields of transformers' WavLMConfig (YAML or JSON)."})
+    output_dir: str = option("runs/steps", "Folder of the run: config, log, checkpoints, results.")
+    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.")
+    audio_dir: str = option("caches/audio", "Folder for the decoded audio (16-bit, 115 MB an hour).")
+    encoder: dict = option(dict, "Fields of transformers' WavLMConfig (YAML or JSON).")
 
-    mask_probability: float = field(default=0.02, metadata={"help": "Probability that a span starts at a frame."})
-    mask_frames: int = field(default=20, metadata={"help": "Frames (20 ms) of a span."})
-    batch_seconds: float = field(default=160.0, metadata={"help": "Audio of a forward pass, all processes together."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Such passes per update."})
-    labels_per_batch: int = field(
-        default=8, metadata={"help": "Labels whose clips share the batch evenly; 0 = clips by their length alone."}
+    mask_probability: float = option(0.02, "Probability that a span starts at a frame.", above=0, below=1)
+    mask_frames: int = option(20, "Frames (20 ms) of a span.", at_least=0)
+    batch_seconds: float = option(160.0, "Audio of a forward pass, all processes together.", above=0)
+    gradient_accumulation_steps: int = option(1, "Such passes per update.", above=0)
+    labels_per_batch: int = option(
+        8, "Labels whose clips share the batch evenly; 0 = clips by their length alone.", at_least=0
     )
-    label_exponent: float = field(default=0.5, metadata={"help": "A label is drawn with probability hours ** this."})
-    crop_s: float = field(default=3.0, metadata={"help": "Longest crop of a clip in seconds."})
-    length_step_s: float = field(default=0.5, metadata={"help": "Crops are multiples of this, so that equal lengths meet."})
+    label_exponent: float = option(0.5, "A label is drawn with probability hours ** this.", at_least=0)
+    crop_s: float = option(3.0, "Longest crop of a clip in seconds.", above=0)
+    length_step_s: float = option(0.5, "Crops are multiples of this, so that equal lengths meet.", above=0)
 
-    max_steps: int = field(default=10_000, metadata={"help": "Updates."})
-    learning_rate: float = field(default=6e-4, metadata={"help": "Peak of AdamW's learning rate."})
-    warmup_steps: int = field(default=500, metadata={"help": "Steps of linear warm-up."})
-    decay: str = field(default="inverse_sqrt", metadata={"help": f"One of {', '.join(DECAYS)}."})
-    adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.98], metadata={"help": "AdamW's beta1 and beta2."})
-    weight_decay: float = field(default=0.01, metadata={"help": "On matrices only."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are scaled down to this norm."})
-    max_skipped_steps: int = field(default=10, metadata={"help": "Stop after this many steps in a row that were not finite."})
+    max_steps: int = option(10_000, "Updates.", above=0)
+    learning_rate: float = option(6e-4, "Peak of AdamW's learning rate.", above=0)
+    warmup_steps: int = option(500, "Steps of linear warm-up.")
+    decay: str = option("inverse_sqrt", "Of the learning rate after the warm-up.", choices=DECAYS)
+    adam_betas: list[float] = option(lambda: [0.9, 0.98], "AdamW's beta1 and beta2.")
+    weight_decay: float = option(0.01, "On matrices only.")
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", above=0)
+    max_skipped_steps: int = option(10, "Stop after this many steps in a row that were not finite.", above=0)
 
-    seed: int = field(default=0, metadata={"help": "Same seed, same run to the bit on one machine."})
-    mixed_precision: str = field(default="no", metadata={"help": "no or bf16."})
-    checkpoint_every_s: float = field(default=120.0, metadata={"help": "Least seconds between checkpoints."})
-    note: str = field(default="", metadata={"help": "A remark that is kept with the run."})
+    seed: int = option(0, "Same seed, same run to the bit on one machine.", at_least=0)
+    mixed_precision: str = option("no", "Of the products of matrices.", choices=MIXED_PRECISIONS)
+    checkpoint_every_s: float = option(120.0, "Least seconds between checkpoints.", at_least=0)
+    note: str = option("", "A remark that is kept with the run.")
 
     def __post_init__(self):
-        check_types(self)
-        check_ranges(self, POSITIVE, NOT_NEGATIVE)
-        if not 0 < self.mask_probability < 1:
-            raise ValueError(f"mask_probability is {self.mask_probability}; it must be between 0 and 1.")
-        check_choice("decay", self.decay, DECAYS)
-        check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
+        from wavcse.audio_wavcse import SAMPLING_RATE_HZ  # which loads PyTorch; `--help` needs none
+
+        check_fields(self)
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas is {self.adam_betas}; it must be two numbers from 0 to below 1.")
         if self.length_step_s * SAMPLING_RATE_HZ < 1:

@@ -7,7 +7,8 @@ import pytest
 
 from wavcse.data.composite import IGNORED_LABEL, load_composite
 from wavcse.data.labels import TaskSource, class_counts, load_task_clips
-from wavcse.pretraining.clips import ClipSource, load_clips
+from wavcse.pretraining.arguments import ClipSource
+from wavcse.pretraining.clips import load_clips
 
 HEADER = "file_name,keyword,speaker_id,split_ks,split_sid\n"
 ROWS = (

@@ -22,7 +22,8 @@ from wavcse.eval.__main__ import main as evaluate_main
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
 from wavcse.finetuning.__main__ import main as finetune_main
-from wavcse.pretraining.clips import ClipSource, load_clips
+from wavcse.pretraining.arguments import ClipSource
+from wavcse.pretraining.clips import load_clips
 from wavcse.search.table import read_table
 from wavcse.training.arguments import RunArguments
 

@@ -14,8 +14,8 @@ import torch
 from wavcse.audio_wavcse import SUPPORTED
 from wavcse.data.composite import IGNORED_LABEL
 from wavcse.data.manifest import Clip
-from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
-from wavcse.pretraining.clips import ClipSource, PretrainingClips, load_clips, with_label_faults
+from wavcse.pretraining.arguments import ClipSource, PretrainArguments, parse_arguments
+from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
 from wavcse.steps.audio_store import build_store
 from wavcse.steps.batches import CropReader, normalised
 from wavcse.steps.crops import CropPlanner

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from wavcse.configuration_wavcse import PAPER_LAYERS, checked_task_name
-from wavcse.data.labels import TaskSource, as_paths
 from wavcse.data.tables import spelled, text_of
-from wavcse.settings.fields import check_choice, check_ranges, check_types, parse_script_arguments
+from wavcse.settings.fields import check_fields, option, parse_settings
 from wavcse.settings.recipes import checked_fields
+
+if TYPE_CHECKING:
+    from wavcse.data.labels import TaskSource
 
 TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight")
 MIXED_PRECISIONS = ("no", "bf16")
@@ -29,62 +30,56 @@ FREE_ON_RESUME = (
 )
 
 
+def paper_layers() -> list[int]:
+    """The layers that the paper ends with."""
+    from wavcse.configuration_wavcse import PAPER_LAYERS  # which loads PyTorch; `--help` needs none
+
+    return list(PAPER_LAYERS)
+
+
 @dataclass
 class RunArguments:
     """Phase 1 of the paper; the defaults are the paper's (section 3 and its footnote)."""
 
-    tasks: dict = field(
-        default_factory=dict,
-        metadata={"help": "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight (YAML or JSON)."},
+    tasks: dict = option(
+        dict, "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight (YAML or JSON)."
     )
-    cache_dir: str = field(default="caches", metadata={"help": "Folder of the feature cache (python -m wavcse.data.cache)."})
-    upstream: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of the upstream that made the cache; needed for the Hub folder."}
-    )
-    revision: str | None = field(default=None, metadata={"help": "Commit of the upstream on the Hub."})
-    output_dir: str = field(default="runs/train", metadata={"help": "Run folder: config, log, checkpoints, results, hub."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start again, deleting the run that is there."})
+    cache_dir: str = option("caches", "Folder of the feature cache (python -m wavcse.data.cache).")
+    upstream: str | None = option(None, "Hub id or folder of the upstream that made the cache; needed for the Hub folder.")
+    revision: str | None = option(None, "Commit of the upstream on the Hub.")
+    output_dir: str = option("runs/train", "Run folder: config, log, checkpoints, results, hub.")
+    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.")
 
-    selected_layers: list[int] = field(
-        default_factory=lambda: list(PAPER_LAYERS), metadata={"help": "Layers to pool: 0 = input of the first block."}
-    )
-    layer_projection_size: int = field(default=512, metadata={"help": "Width of FC1."})
-    pooling_type: str = field(default="learned_norm", metadata={"help": "One of the ten layer poolings."})
-    pooling_kwargs: dict = field(default_factory=dict, metadata={"help": "Its constants (in the YAML, or as JSON)."})
-    embedding_size: int = field(default=2000, metadata={"help": "Width of FC2 = size of the embedding."})
-    layer_dropout: float = field(default=0.4, metadata={"help": "Dropout before FC2."})
-    embedding_dropout: float = field(default=0.6, metadata={"help": "Dropout before the heads."})
+    selected_layers: list[int] = option(paper_layers, "Layers to pool: 0 = input of the first block.", "the paper's sixteen")
+    layer_projection_size: int = option(512, "Width of FC1.")
+    pooling_type: str = option("learned_norm", "One of the ten layer poolings.")
+    pooling_kwargs: dict = option(dict, "Its constants (in the YAML, or as JSON).")
+    embedding_size: int = option(2000, "Width of FC2 = size of the embedding.")
+    layer_dropout: float = option(0.4, "Dropout before FC2.")
+    embedding_dropout: float = option(0.6, "Dropout before the heads.")
 
-    num_epochs: int = field(default=100, metadata={"help": "Passes over the composite training set."})
-    batch_size: int = field(default=2048, metadata={"help": "Clips per step, over all processes together."})
-    drop_last: bool = field(
-        default=True, metadata={"help": "Leave out an incomplete last batch (kept if it is the only one)."}
-    )
-    learning_rate: float = field(default=2.5e-3, metadata={"help": "AdamW's learning rate."})
-    weight_decay: float = field(default=5e-8, metadata={"help": "AdamW's decoupled weight decay."})
-    l1: float = field(default=1e-7, metadata={"help": "Penalty on sum |w| over all parameters."})
-    l2: float = field(default=1e-5, metadata={"help": "Penalty on sum w^2 over all parameters."})
-    scheduler_patience: int = field(default=1, metadata={"help": "Epochs without a better validation loss before a decay."})
-    scheduler_factor: float = field(default=0.5, metadata={"help": "Factor of that decay."})
+    num_epochs: int = option(100, "Passes over the composite training set.", at_least=1)
+    batch_size: int = option(2048, "Clips per step, over all processes together.", at_least=1)
+    drop_last: bool = option(True, "Leave out an incomplete last batch (kept if it is the only one).")
+    learning_rate: float = option(2.5e-3, "AdamW's learning rate.", above=0)
+    weight_decay: float = option(5e-8, "AdamW's decoupled weight decay.", at_least=0)
+    l1: float = option(1e-7, "Penalty on sum |w| over all parameters.", at_least=0)
+    l2: float = option(1e-5, "Penalty on sum w^2 over all parameters.", at_least=0)
+    scheduler_patience: int = option(1, "Epochs without a better validation loss before a decay.", at_least=0)
+    scheduler_factor: float = option(0.5, "Factor of that decay.")
 
-    seed: int = field(default=0, metadata={"help": "Same seed, same figures to the bit on one machine."})
-    mixed_precision: str = field(default="no", metadata={"help": "no or bf16."})
-    features_in: str = field(default="auto", metadata={"help": "memory, disk, or auto: memory when the table fits."})
-    report_to: str | None = field(default=None, metadata={"help": "Tracker through Accelerate: trackio, tensorboard, ..."})
-    checkpoint_every_s: float = field(
-        default=20.0, metadata={"help": "Least seconds between checkpoints: what a kill can cost. 0 = after every epoch."}
+    seed: int = option(0, "Same seed, same figures to the bit on one machine.")
+    mixed_precision: str = option("no", "Of the products of matrices.", choices=MIXED_PRECISIONS)
+    features_in: str = option("auto", "Where the table of features lies; auto: in memory when it fits.", choices=TABLE_PLACES)
+    report_to: str | None = option(None, "Tracker through Accelerate: trackio, tensorboard, ...")
+    checkpoint_every_s: float = option(
+        20.0, "Least seconds between checkpoints: what a kill can cost. 0 = after every epoch.", at_least=0
     )
-    save_hub: bool = field(default=True, metadata={"help": "Leave a Hub folder (needs `upstream`); a search turns it off."})
-    note: str = field(default="", metadata={"help": "A remark that is shown with the figures."})
+    save_hub: bool = option(True, "Leave a Hub folder (needs `upstream`); a search turns it off.")
+    note: str = option("", "A remark that is shown with the figures.")
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("num_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        check_ranges(self, ("learning_rate",), ("weight_decay", "l1", "l2", "scheduler_patience", "checkpoint_every_s"))
-        check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
-        check_choice("features_in", self.features_in, TABLE_PLACES)
+        check_fields(self)
         self.task_sources()
         if self.save_hub and not self.upstream:
             raise ValueError("upstream is not given; name it, or pass --save_hub false to train without leaving a Hub folder.")
@@ -113,16 +108,21 @@ def parse_arguments(argv: Sequence[str] | None = None) -> RunArguments:
     Raises:
         ValueError: the recipe is unreadable or has unknown fields, or a value is out of range.
     """
-    return parse_script_arguments(
+    return parse_settings(
         RunArguments,
         argv,
         "train_accelerate.py",
         "Train a wavCSE embedding on a feature cache (Phase 1 of the paper). "
         "Example: accelerate launch train_accelerate.py conf/quickstart.yaml --output_dir runs/mine --num_epochs 20",
+        usage="accelerate launch train_accelerate.py",
     )
 
 
 def _task_source(name: str, given: Any) -> TaskSource:
+    # Here and not above: `--help` need not wait for PyTorch and pandas.
+    from wavcse.configuration_wavcse import checked_task_name
+    from wavcse.data.labels import TaskSource, as_paths
+
     where = f"tasks.{checked_task_name(name)}"
     given = checked_fields(where, given, TASK_FIELDS)
     for required in ("manifest", "label_column"):

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from wavcse.data.corpora import CORPORA
 from wavcse.data.corpora.corpus import write_manifest
-from wavcse.data.corpora.hub import write_hub_copy
 from wavcse.settings.command import DONE, SOME_SKIPPED, command_line
 
 DESCRIPTION = """\
@@ -29,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     corpus = CORPORA[args.corpus]
     if args.hub_id:
+        from wavcse.data.corpora.hub import write_hub_copy  # which loads PyTorch; `--help` needs none
+
         write_hub_copy(corpus, args.hub_id, args.root, args.protocol, args.hub_config, args.hub_revision)
     written = write_manifest(corpus, args.root, args.out, args.protocol, args.allow_partial)
     found = ", ".join(f"{name} {count:,}" for name, count in written.found.items())

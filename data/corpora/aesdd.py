@@ -10,10 +10,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+from wavcse.data.corpora.corpus import (
+    Corpus,
+    Protocol,
+    Rows,
+    hash_fraction,
+    read_lines,
+    some,
+    split_by_hash,
+    tally,
+    text_table,
+)
 
-from wavcse.data.corpora.corpus import Corpus, Protocol, Rows, hash_fraction, read_lines, some, split_by_hash, tally
+if TYPE_CHECKING:
+    import pandas as pd
 
 EMOTIONS = {"anger": "a", "disgust": "d", "fear": "f", "happiness": "h", "sadness": "s"}
 CLIP = re.compile(r"([adfhs])\d\d \((\d+)\)[a-z]?\.wav")
@@ -35,7 +47,7 @@ def _rows(root: Path, protocol: str) -> Rows:
             strange.append(path.relative_to(root).as_posix())
         else:
             rows.append((path.relative_to(root).as_posix(), path.parent.name, str(int(match[2]))))
-    table = pd.DataFrame(rows, columns=["file_name", "emotion", "speaker_id"], dtype=object)
+    table = text_table(rows, ["file_name", "emotion", "speaker_id"])
     problems = [f"names that are not of the form x01 (2).wav, {some(strange)}"] if strange else []
     if protocol == "paper-guess":
         table["split_er"], lost = _listed_splits(root, table["file_name"])

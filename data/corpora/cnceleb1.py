@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+from wavcse.data.corpora.corpus import (
+    Corpus,
+    Protocol,
+    Rows,
+    read_lines,
+    refuse_shared_speakers,
+    some,
+    split_by_hash,
+    tally,
+    text_table,
+)
 
-from wavcse.data.corpora.corpus import Corpus, Protocol, Rows, read_lines, refuse_shared_speakers, some, split_by_hash, tally
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEV_LIST, ENROLMENTS, TRIALS = "dev/dev.lst", "eval/lists/enroll.lst", "eval/lists/trials.lst"
 SPEAKER = re.compile(r"id\d{5}")
@@ -38,7 +50,7 @@ def _rows(root: Path, protocol: str) -> Rows:
     tested = [(file_name, _speaker(file_name), "test", "") for key, file_name in clips.items() if key.startswith("test/")]
     trials, unheard = _trials(root / TRIALS, models, clips)
     columns = ["file_name", "speaker_id", "split_sv", "enrolment_id"]
-    table = pd.DataFrame([*development, *enrolled, *tested], columns=columns, dtype=object)
+    table = text_table([*development, *enrolled, *tested], columns)
     refuse_shared_speakers(table, "split_sv", root)
     found = {
         **tally(table["split_sv"]),
@@ -102,7 +114,7 @@ def _trials(path: Path, models: dict[str, str], clips: dict[str, str]) -> tuple[
             rows.append((label, known[model], clips[clip]))
         else:
             lost.add(clip if model in known else model)
-    trials = pd.DataFrame(rows, columns=["label", "enrolment", "test"], dtype=object)
+    trials = text_table(rows, ["label", "enrolment", "test"])
     if (again := trials.duplicated(["enrolment", "test"])).any():
         raise ValueError(f"{path}: {' '.join(trials.loc[again.idxmax(), ['enrolment', 'test']])} is listed twice.")
     return trials, [f"{TRIALS} names models or clips that are not there, {some(sorted(lost))}"] if lost else []

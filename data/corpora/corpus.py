@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from wavcse.data.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN = 3  # how many names a message lists
 PARTIAL = "-partial"  # behind the protocol's name in the manifest of an incomplete corpus
@@ -149,6 +151,27 @@ def some(names: Iterable[str]) -> str:
     """How many names there are, and the first few of them: `5: a, b, c, ...`."""
     names = list(names)
     return f"{len(names):,}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+
+
+def text_table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> pd.DataFrame:
+    """A table of text, as `Rows.table`."""
+    import pandas as pd  # not above: the list of corpora serves helps and tasks, which need no pandas
+
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def matching_text(pattern: re.Pattern, row: Mapping[str, Any]) -> re.Match:
+    """The match of the first text of a row that `pattern` finds; the name of the audio is the last one looked at.
+
+    Raises:
+        ValueError: there is none.
+    """
+    audio_name = Path((row.get("audio") or {}).get("path") or "").name
+    texts = [value for value in row.values() if isinstance(value, str)] + [audio_name]
+    match = next(filter(None, map(pattern.search, texts)), None)
+    if match is None:
+        raise ValueError(f"no column names the clip as the corpus does; its columns are {list(row)}")
+    return match
 
 
 def tally(values: pd.Series) -> dict[str, int]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from wavcse.data.corpora.corpus import Corpus, Protocol, Rows, refuse_shared_speakers, some, tally
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LISTS = {"train": "train_data.csv", "validation": "valid_data.csv", "test": "test_data.csv"}
 SLOTS = ["action", "object", "location"]
@@ -24,6 +26,8 @@ def _parts(root: Path, protocol: str) -> list[Path]:
 
 
 def _rows(root: Path, protocol: str) -> Rows:
+    import pandas as pd
+
     listed = pd.concat([_list(root / "data" / name, split) for split, name in LISTS.items()], ignore_index=True)
     repeated = listed["file_name"][listed["file_name"].duplicated()]
     if len(repeated):
@@ -39,6 +43,8 @@ def _rows(root: Path, protocol: str) -> Rows:
 
 def _list(path: Path, split: str) -> pd.DataFrame:
     """A list of the corpus as rows of the manifest; its first column, the number of the row, is passed over."""
+    import pandas as pd
+
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
-from wavcse.data.corpora.corpus import Corpus, Protocol, Rows, some, split_by_hash, tally
+from wavcse.data.corpora.corpus import Corpus, Protocol, Rows, some, split_by_hash, tally, text_table
 
 AUDIO = {".wav", ".ogg", ".oga", ".opus", ".flac", ".mp3"}
 OTHERS = {"unknown", "silence"}  # test folders that are no keyword: 18 classes in the paper
@@ -33,7 +31,7 @@ def _rows(root: Path, protocol: str) -> Rows:
         for path in sorted(_part(root, part).glob("[!.]*/[!.]*"))
         if path.suffix.lower() in AUDIO and _keyword(path.parent.name) not in OTHERS
     ]
-    table = pd.DataFrame(rows, columns=["file_name", "keyword", "split_ks"], dtype=object)
+    table = text_table(rows, ["file_name", "keyword", "split_ks"])
     words = {split: set(table["keyword"][table["split_ks"] == split]) for split in ("train", "test")}
     one_sided = sorted(words["train"] ^ words["test"])
     problems = [f"keywords that are only in Train or only in Test, {some(one_sided)}"] if one_sided else []

@@ -6,7 +6,6 @@ Audio is decoded by this package, not by `datasets`, which would need torchcodec
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,20 +67,6 @@ def write_hub_copy(
         if not (root / name).exists():
             write_atomically(root / name, "\n".join(sorted(lines)) + "\n")
     return clips
-
-
-def matching_text(pattern: re.Pattern, row: Mapping[str, Any]) -> re.Match:
-    """The match of the first text of a row that `pattern` finds; the name of the audio is the last one looked at.
-
-    Raises:
-        ValueError: there is none.
-    """
-    audio_name = Path((row.get("audio") or {}).get("path") or "").name
-    texts = [value for value in row.values() if isinstance(value, str)] + [audio_name]
-    match = next(filter(None, map(pattern.search, texts)), None)
-    if match is None:
-        raise ValueError(f"no column names the clip as the corpus does; its columns are {list(row)}")
-    return match
 
 
 def _load(hub_id: str, config: str | None, revision: str | None) -> DatasetDict:

@@ -10,13 +10,14 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, read_lines, some, tally
-from wavcse.data.corpora.hub import matching_text
+from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, read_lines, some, tally, text_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SESSIONS = range(1, 6)
 EMOTIONS = {"neu": "neutral", "hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad"}
@@ -40,6 +41,8 @@ def _parts(root: Path, protocol: str) -> list[Path]:
 
 
 def _rows(root: Path, protocol: str) -> Rows:
+    import pandas as pd
+
     tables, problems = zip(*(_session(root, session) for session in SESSIONS))
     table = pd.concat(tables, ignore_index=True)
     labelled = table[table["emotion"] != ""]
@@ -59,6 +62,8 @@ def _rows(root: Path, protocol: str) -> Rows:
 
 def _every_tenth(labelled: pd.DataFrame) -> pd.Series:
     """Validation = 4::10, test = 9::10, in the order of session and path; the speakers are in all three."""
+    import pandas as pd
+
     place = np.arange(len(labelled)) % 10
     return pd.Series(np.select([place == 4, place == 9], ["validation", "test"], "train"), labelled.index, dtype=object)
 
@@ -68,6 +73,8 @@ def _fold(labelled: pd.DataFrame, session: str) -> pd.Series:
 
     SUPERB draws its 20 % with a generator of PyTorch's; the same share, other clips.
     """
+    import pandas as pd
+
     others = labelled[labelled["session"] != session]
     order = others["file_name"].map(lambda name: hashlib.sha1(Path(name).stem.encode()).hexdigest()).sort_values().index
     validation = order[: len(others) - int(TRAIN_SHARE * len(others))]
@@ -89,7 +96,7 @@ def _session(root: Path, session: int) -> tuple[pd.DataFrame, list[str]]:
     turns = sorted(evaluations.keys() & wavs.keys(), key=wavs.__getitem__)
     rows = [_row(wavs[turn], turn, evaluations[turn]) for turn in turns]
     columns = ["emotion", "emotion_code", "valence", "activation", "dominance", "speaker_id", "gender", "session", "style"]
-    return pd.DataFrame(rows, columns=["file_name", *columns], dtype=object), problems
+    return text_table(rows, ["file_name", *columns]), problems
 
 
 def _row(file_name: str, turn: str, evaluation: re.Match) -> tuple[str, ...]:

@@ -11,10 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, some, split_by_hash, tally
-from wavcse.data.corpora.hub import matching_text
+from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, some, split_by_hash, tally, text_table
 
 LANGUAGES = {
     **{"bengali": "bn", "gujarati": "gu", "hindi": "hi", "kannada": "kn", "malayalam": "ml", "marathi": "mr"},
@@ -42,7 +39,7 @@ def _rows(root: Path, protocol: str) -> Rows:
         rows += clips
         problems += strange
     columns = ["file_name", "language", "speaker_id", "gender", "split_sid"]
-    table = pd.DataFrame(rows, columns=columns, dtype=object)
+    table = text_table(rows, columns)
     known = set(table["speaker_id"][table["split_sid"] == "train"])
     if unknown := sorted(set(table["speaker_id"]) - known):
         problems.append(f"speakers without a training clip, {some(unknown)}")

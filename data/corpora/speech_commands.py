@@ -12,14 +12,15 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import soundfile
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, read_lines, some, tally
-from wavcse.data.corpora.hub import matching_text
+from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, read_lines, some, tally, text_table
 from wavcse.data.synthetic.table import COMMANDS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNKNOWN, SILENCE, NOISE = "_unknown_", "_silence_", "_background_noise_"
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
@@ -49,6 +50,8 @@ def _parts(version: str, root: Path, protocol: str) -> list[Path]:
 
 
 def _rows(version: str, root: Path, protocol: str) -> Rows:
+    import pandas as pd
+
     archive, test_archive = _folders(root, version)
     table, problems = _clips_by_word(archive)
     words = table["word"].nunique()
@@ -79,7 +82,7 @@ def _clips_by_word(archive: Path) -> tuple[pd.DataFrame, list[str]]:
         else:  # silence has no speaker; each clip of it stands for itself
             rows.append((name, word, f"{word}/{path.stem}" if word == SILENCE else match[1]))
     problems = [f"names that are not of the form CODE_nohash_N.wav, {some(strange)}"] if strange else []
-    return pd.DataFrame(rows, columns=["file_name", "word", "speaker_id"], dtype=object), problems
+    return text_table(rows, ["file_name", "word", "speaker_id"]), problems
 
 
 def _listed_splits(archive: Path, names: pd.Series) -> tuple[list[str], list[str]]:
@@ -117,7 +120,7 @@ def _noise_pieces(archive: Path) -> pd.DataFrame:
                     "end": str((piece + 1) * PIECE_S),
                 }
             )
-    return pd.DataFrame(rows, columns=["file_name", "word", "speaker_id", "split_ks", "start", "end"], dtype=object)
+    return text_table(rows, ["file_name", "word", "speaker_id", "split_ks", "start", "end"])
 
 
 def _seconds(path: Path) -> float:

@@ -9,11 +9,24 @@ from __future__ import annotations
 import re
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from wavcse.data.corpora.corpus import Corpus, Protocol, Rows, hash_fraction, read_lines, refuse_shared_speakers, some, tally
+from wavcse.data.corpora.corpus import (
+    Corpus,
+    Protocol,
+    Rows,
+    hash_fraction,
+    read_lines,
+    refuse_shared_speakers,
+    some,
+    tally,
+    text_table,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLIT_COLUMNS = ("split_sgr", "split_sar", "split_sdr")
 USES = ("TRAIN", "TEST")
@@ -65,7 +78,7 @@ def _clips(root: Path) -> pd.DataFrame:
             if match := CLIP.fullmatch(name):
                 _, region, speaker, gender, _ = match.groups()
                 rows.append((name, speaker.upper(), GENDERS[gender.upper()], DIALECTS[region], use))
-    return pd.DataFrame(rows, columns=["file_name", "speaker_id", "gender", "dialect", "use"], dtype=object)
+    return text_table(rows, ["file_name", "speaker_id", "gender", "dialect", "use"])
 
 
 def _ages(path: Path) -> dict[str, str]:
@@ -106,6 +119,8 @@ def _by_speaker(table: pd.DataFrame) -> pd.Series:
 
 def _every_tenth(table: pd.DataFrame) -> pd.Series:
     """Validation = 4::10, test = 9::10 in the order of the paths: one sentence of every speaker in each."""
+    import pandas as pd
+
     place = table["file_name"].str.upper().rank(method="first").astype(int).to_numpy() - 1
     split = np.select([place % 10 == 4, place % 10 == 9], ["validation", "test"], "train")
     return pd.Series(split, table.index, dtype=object)

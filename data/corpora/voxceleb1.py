@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, read_lines, some, tally
-from wavcse.data.corpora.hub import matching_text
+from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, read_lines, some, tally, text_table
 
 LIST = "iden_split.txt"
 LINE = re.compile(r"([123]) ((id\d{5})/[^/ ]+/\d{5}\.wav)")
@@ -42,7 +39,7 @@ def _rows(root: Path, protocol: str) -> Rows:
     rows = [
         (f"{folder_of[name]}/{name}", name.split("/")[0], split) for name, split in sorted(listed.items()) if name in folder_of
     ]
-    table = pd.DataFrame(rows, columns=["file_name", "speaker_id", "split_sid"], dtype=object)
+    table = text_table(rows, ["file_name", "speaker_id", "split_sid"])
     return Rows(table, {**tally(table["split_sid"]), "speakers": table["speaker_id"].nunique()}, problems)
 
 

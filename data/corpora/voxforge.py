@@ -12,10 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, some, split_by_hash, tally
-from wavcse.data.corpora.hub import matching_text
+from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, some, split_by_hash, tally, text_table
 
 LANGUAGES = {"de": "german", "en": "english", "es": "spanish", "fr": "french", "it": "italian", "ru": "russian"}
 ARCHIVE = re.compile(r"(.+?)-\d{8,10}[a-z]?(?:[-_].*)?")
@@ -37,7 +34,7 @@ def _rows(root: Path, protocol: str) -> Rows:
             rows.append((path.relative_to(root).as_posix(), language, speaker_of(path.parents[1].name)))
         packed = sorted({path.name.removesuffix(".tgz") for path in (root / language).rglob("*.tgz")} - sessions)
         problems += [f"archives of {language} that are not unpacked, {some(packed)}"] if packed else []
-    table = pd.DataFrame(rows, columns=["file_name", "language", "speaker_id"], dtype=object)
+    table = text_table(rows, ["file_name", "language", "speaker_id"])
     table["split_sli"] = [_split(speaker) for speaker in table["speaker_id"]]
     found = {"languages": table["language"].nunique(), "speakers": table["speaker_id"].nunique()}
     return Rows(table, {**tally(table["split_sli"]), **found}, problems)
