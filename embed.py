@@ -1,24 +1,13 @@
-"""Embed a corpus: every clip of a manifest, or every audio file below a folder, into one Parquet file.
-
-    wavcse embed recordings/ --model runs/quickstart/hub --out recordings.parquet
-
-Of a folder every file is taken whose suffix names a format that can be read (wav, flac, ogg, opus, mp3, aiff, au, caf and the
-like), below linked folders too; what is hidden is not. One row per clip, in the order of the manifest (or of the sorted
-paths): id, path, seconds, embedding. Read it with
-
-    pandas.read_parquet("recordings.parquet")
-    datasets.load_dataset("parquet", data_files="recordings.parquet")
-
-A killed run goes on where it was: give the same command again. Clips that cannot be used are listed in recordings.skipped.csv,
-and very quiet ones, whose embeddings drift to that of silence, in recordings.quiet.csv; --scale_quiet helps those.
-With --window_s 2 --hop_s 1 a clip has a row for every two seconds of it, one second apart, with start_s and end_s.
-On several GPUs: accelerate launch -m wavcse.embed ... (on CPUs: torchrun --standalone --nproc_per_node 2 -m wavcse.embed ...);
-all processes must see the same disk. Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
-"""
+"""Embed a corpus into one Parquet file: `wavcse embed`, whose options and help are in `data/arguments.py`."""
 
 from __future__ import annotations
 
-import argparse
+from wavcse.data.arguments import parse_embed
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_embed)  # before the imports below, which take seconds
+
 import hashlib
 import json
 import sys
@@ -408,7 +397,7 @@ def _shape(out: Path) -> tuple[int, int]:
 @command_line("wavcse embed", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
-    args = parse_arguments(argv)
+    args = parse_embed(argv)
     settings = EmbedSettings(args.precision, args.truncate_dim, args.normalize, args.window_s, args.hop_s, args.scale_quiet)
     report = embed_corpus(args.corpus, args.model, args.out, settings, args.batch_seconds, args.device, show_progress=True)
     state = PartialState()
@@ -435,27 +424,6 @@ def summary(out: Path, report: EmbedReport, settings: EmbedSettings) -> str:
         where = skipped_path(out)
         lines.append(f"{len(report.skipped)} clips were skipped, see {where}; the first: {report.skipped[0].reason}")
     return "\n".join(lines)
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(prog="wavcse embed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("corpus", help="CSV or Parquet manifest, or a folder: every audio file below it, hidden ones not")
-    parser.add_argument("--model", required=True, help="folder or Hub id of a wavCSE model; its Python files are run")
-    parser.add_argument(
-        "--out", required=True, help="the Parquet file to make; while it is made, OUT.parts holds what is done"
-    )
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the upstream's matrix products (default: the model's own)")
-    parser.add_argument("--truncate_dim", type=int, metavar="D", help="keep the first D numbers of every embedding")
-    parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1, after --truncate_dim")
-    parser.add_argument("--window_s", type=float, metavar="S", help="a row for every window of this many seconds")
-    parser.add_argument("--hop_s", type=float, metavar="S", help="distance of the windows' starts (default: --window_s)")
-    parser.add_argument(
-        "--scale_quiet", action="store_true", help="bring clips below -60 dB of full scale to the level of usual speech first"
-    )
-    parser.add_argument("--batch_seconds", type=float, default=60.0, metavar="S", help="audio per batch (default 60)")
-    parser.add_argument("--device", default="auto", help='torch device (default "auto": an accelerator if there is one)')
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,12 @@ same weights to the bit.
 
 from __future__ import annotations
 
+from wavcse.pretraining.arguments import parse_arguments
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_arguments)  # before the imports below, which take seconds
+
 import hashlib
 import json
 import math

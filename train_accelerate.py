@@ -9,6 +9,12 @@ command is given again, and ends with the same numbers to the bit.
 
 from __future__ import annotations
 
+from wavcse.settings.command import answer_help
+from wavcse.training.arguments import parse_arguments
+
+if __name__ == "__main__":
+    answer_help(parse_arguments)  # before the imports below, which take seconds
+
 import sys
 import time
 from collections.abc import Sequence

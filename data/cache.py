@@ -1,13 +1,16 @@
-"""Build the feature cache: every layer of a frozen upstream, pooled over time, once per clip.
-
-    python -m wavcse.data.cache --manifest corpus/metadata.csv --upstream microsoft/wavlm-large --out caches
+"""The feature cache: every layer of a frozen upstream, pooled over time, once per clip (`wavcse cache`).
 
 Afterwards training, layer selection, pooling comparison and probes read the cache and never run the upstream again.
 """
 
 from __future__ import annotations
 
-import argparse
+from wavcse.data.arguments import parse_cache
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_cache)  # before the imports below, which take seconds
+
 import hashlib
 import sys
 import time
@@ -20,7 +23,7 @@ import torch
 from accelerate import PartialState
 from transformers.modeling_utils import PreTrainedModel
 
-from wavcse.configuration_wavcse import TEMPORAL_POOLINGS, WavCSEConfig
+from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.corpus_pass import (
     CorpusClip,
     CorpusPass,
@@ -205,23 +208,7 @@ def _flush(cache: FeatureCache, buffer: list[tuple[str, np.ndarray]]) -> None:
 @command_line("wavcse cache", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
-    parser = argparse.ArgumentParser(prog="wavcse cache", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--manifest", nargs="+", required=True, help="CSV or Parquet manifests, one row per clip")
-    parser.add_argument("--upstream", required=True, help="Hub id or folder: WavLM, wav2vec2, HuBERT, Whisper, or wavCSE")
-    parser.add_argument("--out", required=True, help="root folder; each upstream and pooling gets its own folder in it")
-    parser.add_argument("--batch_seconds", type=float, default=60.0, help="seconds of audio per batch (default 60)")
-    parser.add_argument(
-        "--temporal_pooling",
-        choices=list(TEMPORAL_POOLINGS),
-        default="mean",
-        help="mean over the frames (default), or mean and standard deviation; a model trained on the cache pools the same way",
-    )
-    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the stored numbers")
-    parser.add_argument(
-        "--shard_mb", type=float, default=64.0, help="megabytes per file (default 64), or five minutes of work"
-    )
-    parser.add_argument("--revision", help="commit of the upstream on the Hub")
-    args = parser.parse_args(argv)
+    args = parse_cache(argv)
     options = {name: value for name, value in vars(args).items() if name != "manifest"}
     cache, report = build_cache(args.manifest, **options)
     state = PartialState()

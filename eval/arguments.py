@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from wavcse.configuration_wavcse import TEMPORAL_POOLINGS
+from wavcse.data.arguments import TEMPORAL_POOLINGS
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import Task
 from wavcse.settings.recipes import read_recipe
@@ -123,6 +123,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> EvalArguments:
     return arguments
 
 
+def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of `python -m wavcse.eval.report`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wavcse.eval.report",
+        description="Make results.md, report.md, report.html and pictures/ anew from the result files, and print the table.",
+        epilog="Example: python -m wavcse.eval.report runs/quickstart",
+    )
+    parser.add_argument("output_dir", help="folder that `wavcse eval` wrote")
+    parser.add_argument("--table_only", action="store_true", help="make results.md only")
+    return parser.parse_args(argv)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wavcse eval",
@@ -145,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="what to compare with: last_layer, mean_layers, best_layer, mfcc, majority (default none)",
     )
-    add("--temporal_pooling", choices=list(TEMPORAL_POOLINGS), help="of the layers of a checkpoint that is no wavCSE model: "
+    add("--temporal_pooling", choices=TEMPORAL_POOLINGS, help="of the layers of a checkpoint that is no wavCSE model: "
         "mean over the frames (default), or mean and standard deviation; a wavCSE model has its own")  # fmt: skip
     add("--seed", type=int, help="first seed of the probes (default 0)")
     add("--seeds", type=int, metavar="K", help="number of probes per task; figures are their mean (default 1)")

@@ -8,7 +8,12 @@ is typed by hand.
 
 from __future__ import annotations
 
-import argparse
+from wavcse.eval.arguments import parse_report
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_report)  # before the imports below, which take seconds
+
 import json
 import sys
 from collections import Counter
@@ -467,13 +472,7 @@ def _label_colors(number: int) -> Sequence[object]:
 @command_line("wavcse eval")
 def main(argv: Sequence[str] | None = None) -> int:
     """Regenerate the report of a folder, or only its table, and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wavcse.eval.report",
-        description="Make results.md, report.md, report.html and pictures/ anew from the result files, and print the table.",
-    )
-    parser.add_argument("output_dir", help="folder that `wavcse eval` wrote")
-    parser.add_argument("--table_only", action="store_true", help="make results.md only")
-    args = parser.parse_args(argv)
+    args = parse_report(argv)
     print((write_table if args.table_only else write_report)(args.output_dir), end="")
     return DONE
 

@@ -9,6 +9,12 @@
 
 from __future__ import annotations
 
+from wavcse.eval.arguments import parse_report
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_report)  # before the imports below, which take seconds
+
 import platform
 import sys
 from collections import Counter

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 from wavcse.finetuning.arguments import parse_arguments
-from wavcse.finetuning.program import finetune
 from wavcse.settings.command import SOME_SKIPPED, command_line
 
 
@@ -14,6 +13,8 @@ from wavcse.settings.command import SOME_SKIPPED, command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
     args = parse_arguments(argv)
+    from wavcse.finetuning.program import finetune  # after parsing: PyTorch takes seconds to load
+
     evaluation = finetune(args)
     print(evaluation.table, end="")
     if evaluation.skipped:

@@ -7,7 +7,12 @@ prints it.
 
 from __future__ import annotations
 
-import argparse
+from wavcse.hub.arguments import parse_card
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_card)  # before the imports below, which take seconds
+
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -155,14 +160,10 @@ def _said(given: Mapping[str, Any]) -> dict[str, Any]:
 @command_line("wavcse card")
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the card of a run."""
-    parser = argparse.ArgumentParser(prog="python -m wavcse.hub.card", description="Print the model card of a run.")
-    parser.add_argument("run", help="run folder, or folder of a saved model")
-    parser.add_argument("--repo_id", default=PLACEHOLDER, help="Hub id that the examples name")
-    parser.add_argument("--results", help="folder that `wavcse eval` wrote (default: the run folder)")
-    args = parser.parse_args(argv)
+    args = parse_card(argv)
     source = read_source(args.run, args.results)
-    code_files = hash_code_files(source.model)
-    print(model_card(source.config, code_files, args.repo_id, metadata_of(source, args.repo_id), sections_of(source)))
+    name, code_files = args.repo_id or PLACEHOLDER, hash_code_files(source.model)
+    print(model_card(source.config, code_files, name, metadata_of(source, name), sections_of(source)))
     return DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,27 @@ from wavcse.settings.recipes import checked_fields
 from wavcse.steps.arguments import StepArguments
 
 LABEL_LOSS_NAMES = ("hard_triplet", "semi_hard_triplet", "random_triplet", "ge2e")  # `label_losses.py` has them
+
+STUDY = """\
+Several variants of a pre-training recipe, trained, judged as frozen upstreams, and set side by side.
+
+    python -m wavcse.pretraining.study conf/tiny_architectures.yaml [--output_dir DIR] [--only NAME ...] [--workers N]
+
+    recipe: conf/pretrain_tiny.yaml           # of pretrain_accelerate.py
+    overrides: {max_steps: 250}               # fields that all variants share
+    variants:                                 # fields on top; `encoder` is merged key by key
+      two256: {}
+      two128: {encoder: {conv_dim: [128, 128]}}
+      untrained: {untrained: true}            # the encoder that training starts from
+    evaluation: conf/eval_tiny_upstream.yaml  # of `wavcse eval`; its model and name mean nothing here
+    measure_speed: true
+    plots: [{x: speed, task: mean}]           # further: variants, reference
+    output_dir: runs/tiny_architectures
+
+Every variant is a run of `pretrain_accelerate.py` in a process and a folder of its own. The same command goes on where a
+killed one was; what is finished is not done again, and a variant whose settings or data have changed is refused. Left in DIR:
+a run folder per variant, `evaluation/`, and `study.json` with `study.md` and `study.html` made from it.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,6 +111,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
         "Example: accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --output_dir runs/mine",
         usage="accelerate launch pretrain_accelerate.py",
     )
+
+
+def parse_study(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of `python -m wavcse.pretraining.study`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wavcse.pretraining.study", description=STUDY, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="study (YAML), such as conf/tiny_architectures.yaml")
+    parser.add_argument("--output_dir", help="instead of the study's own")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants to train (default: all)")
+    parser.add_argument("--workers", type=int, default=1, help="variants trained at a time (default 1)")
+    return parser.parse_args(argv)
 
 
 def _clip_source(name: str, source: Any) -> ClipSource:

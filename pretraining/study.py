@@ -1,26 +1,16 @@
 """Several variants of a pre-training recipe, trained, judged as frozen upstreams, and set side by side.
 
-    python -m wavcse.pretraining.study conf/tiny_architectures.yaml [--output_dir DIR] [--only NAME ...] [--workers N]
-
-    recipe: conf/pretrain_tiny.yaml           # of pretrain_accelerate.py
-    overrides: {max_steps: 250}               # fields that all variants share
-    variants:                                 # fields on top; `encoder` is merged key by key
-      two256: {}
-      two128: {encoder: {conv_dim: [128, 128]}}
-      untrained: {untrained: true}            # the encoder that training starts from
-    evaluation: conf/eval_tiny_upstream.yaml  # of `wavcse eval`; its model and name mean nothing here
-    measure_speed: true
-    plots: [{x: speed, task: mean}]           # further: variants, reference
-    output_dir: runs/tiny_architectures
-
-Every variant is a run of `pretrain_accelerate.py` in a process and a folder of its own. The same command goes on where a
-killed one was; what is finished is not done again, and a variant whose settings or data have changed is refused. Left in DIR:
-a run folder per variant, `evaluation/`, and `study.json` with `study.md` and `study.html` made from it.
+`pretraining/arguments.py` says what a study's file holds and what is left in its folder.
 """
 
 from __future__ import annotations
 
-import argparse
+from wavcse.pretraining.arguments import parse_study
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_study)  # before the imports below, which take seconds
+
 import json
 import sys
 import traceback
@@ -211,16 +201,7 @@ def judge(study: Study, variants: Sequence[Variant]) -> EvaluationSummary:
 @command_line("python -m wavcse.pretraining.study", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if clips of the evaluation had to be skipped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wavcse.pretraining.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", help="study (YAML), such as conf/tiny_architectures.yaml")
-    parser.add_argument("--output_dir", help="instead of the study's own")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants to train (default: all)")
-    parser.add_argument("--workers", type=int, default=1, help="variants trained at a time (default 1)")
-    options = parser.parse_args(argv)
+    options = parse_study(argv)
     study = read_study(options.config, options.output_dir)
     evaluation = run_study(study, options.only, options.workers)
     print((study.folder / "study.md").read_text(encoding="utf-8"))

@@ -7,6 +7,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from wavcse.search.arguments import PARSERS
+from wavcse.settings.command import answer_help
+
 PROGRAMS = {
     "layers": "choose layers by recursive elimination, beside its rivals",
     "poolings": "compare the ten layer poolings with their constants",
@@ -26,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the program; --help after its name shows them")
     own = parser.parse_args(argv)
+    answer_help(PARSERS[own.program], own.options)
     return importlib.import_module(f"wavcse.search.{own.program}").main(own.options)
 
 

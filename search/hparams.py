@@ -1,14 +1,16 @@
 """Sizes, penalties, dropouts, batch size and learning rate, searched as in section 3 of the paper.
 
-    python -m wavcse.search.hparams conf/quickstart.yaml --output_dir runs/hparams --trials 40 --seeds 2 --workers 2
-
 First a grid over batch size and learning rate, then Bayesian optimisation of the rest at the best point of the grid
-(`search/study.py`). CONFIG is a training recipe; its fields can be overridden as in training. Left in the folder:
-`hparams.md`, `results/hparams.json`, `pictures/`, `recipe.yaml` to train with, `hparams.sqlite`, the Optuna study, and
-`fits/`, one file per finished fit: the same command goes on where a killed one was, and more `--trials` continue it.
+(`search/study.py`).
 """
 
 from __future__ import annotations
+
+from wavcse.search.arguments import parse_hparams
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_hparams)  # before the imports below, which take seconds
 
 import itertools
 import sys
@@ -27,11 +29,9 @@ from wavcse.search.fit import settings_of
 from wavcse.search.hparams_report import draw_hparams, hparams_markdown
 from wavcse.search.program import (
     as_read,
-    at_least_one,
     expectation,
-    new_parser,
     recipe_text,
-    run_program,
+    search_program,
     task_facts,
     write_result,
 )
@@ -51,7 +51,7 @@ from wavcse.search.study import (
     set_damaged_database_aside,
 )
 from wavcse.search.table import SearchTable
-from wavcse.settings.command import command_line
+from wavcse.settings.fields import check_range
 from wavcse.settings.processes import one_thread
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run_folder import versions
@@ -93,8 +93,8 @@ def search_hparams(
         FitError: a fit failed, or every point of the grid diverged. Points and trials that diverge are out of every choice and
             reported with the reason.
     """
-    at_least_one("seeds", seeds)
-    at_least_one("trials", trials)
+    check_range("seeds", seeds, at_least=1)
+    check_range("trials", trials, at_least=1)
     table.config(args)  # every mistake in the recipe shows before the first fit
     store = FitStore(output_dir / "fits")
     grid = _grid(args, batch_sizes, learning_rates)
@@ -253,23 +253,7 @@ def _write(output_dir: Path, args: RunArguments, report: dict) -> None:
     write_atomically(output_dir / "hparams.md", hparams_markdown(report))
 
 
-@command_line("python -m wavcse.search.hparams", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
-    description = "Search batch size and learning rate, then sizes, penalties and dropouts."
-    parser = new_parser("hparams", description, "seeds per trial; its value is their mean")
-    parser.add_argument("--trials", type=int, default=40, help="of the Bayesian optimisation, in this folder altogether")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", help="of the grid (default: half, once, twice the recipe's)")
-    parser.add_argument(
-        "--learning_rates", type=float, nargs="+", help="of the grid (default: 0.4, 1 and 2.5 times the recipe's)"
-    )
-    return run_program(
-        parser,
-        argv,
-        lambda table, args, own: search_hparams(
-            table, args, own.output_dir, own.trials, own.seeds, own.workers, own.batch_sizes, own.learning_rates
-        ),
-    )
+main = search_program("hparams", parse_hparams, search_hparams)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Recursive layer selection with its rivals, their stability and their costs (section 4 of the paper).
-
-    python -m wavcse.search.layers conf/quickstart.yaml --output_dir runs/layers --seeds 3 --workers 2
-
-CONFIG is a training recipe; its fields can be overridden as in training (`--num_epochs 20`). Left in the folder: `layers.md`,
-`results/layers.json`, `pictures/`, `recipe.yaml` and `recipe_smallest.yaml` to train with, and `fits/`, one file per finished
-fit: the same command goes on where a killed one was.
-"""
+"""Recursive layer selection with its rivals, their stability and their costs (section 4 of the paper)."""
 
 from __future__ import annotations
+
+from wavcse.search.arguments import parse_layers
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_layers)  # before the imports below, which take seconds
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,11 +21,9 @@ from wavcse.search.fit import has_diverged, settings_of
 from wavcse.search.pictures import draw_layers
 from wavcse.search.program import (
     as_read,
-    at_least_one,
     expectation,
-    new_parser,
     recipe_text,
-    run_program,
+    search_program,
     task_facts,
     write_result,
 )
@@ -45,7 +42,7 @@ from wavcse.search.stability import (
 )
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
-from wavcse.settings.command import command_line
+from wavcse.settings.fields import check_range
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run_folder import versions
 
@@ -123,7 +120,7 @@ def _checked_sizes(sizes: Sequence[int] | None, num_layers: int) -> list[int]:
 
 
 def _check(seeds: int, rivals: Sequence[str], args: RunArguments, measure_speed: bool) -> None:
-    at_least_one("seeds", seeds)
+    check_range("seeds", seeds, at_least=1)
     unknown = sorted(set(rivals) - set(RIVALS))
     if unknown:
         raise ValueError(f"rivals {unknown} unknown; allowed: {', '.join(RIVALS)}.")
@@ -248,21 +245,7 @@ def _recipe_head(report: Mapping, size: int) -> list[str]:
     return [chosen, f"{expectation(point['validation'], point['test'])}, which is what", "a weighted average of them gives."]
 
 
-@command_line("python -m wavcse.search.layers", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
-    description = "Choose layers by recursive elimination, beside its rivals."
-    parser = new_parser("layers", description, "seeds per set; the spread between them judges differences")
-    parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS), help="other ways to choose layers")
-    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of layers to train rivals at (default: all)")
-    parser.add_argument("--measure_speed", action="store_true", help="time the upstream for every set")
-    return run_program(
-        parser,
-        argv,
-        lambda table, args, own: search_layers(
-            table, args, own.output_dir, own.seeds, own.workers, own.rivals, own.sizes, own.measure_speed
-        ),
-    )
+main = search_program("layers", parse_layers, search_layers)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,16 @@
-"""Phase 1 of the paper in one command: manifests, cache, layers, poolings, hyper-parameters, final training, report.
+"""Phase 1 of the paper in one command; `search/arguments.py` says what its configuration holds and what is left.
 
-    python -m wavcse.search.phase1 conf/synthetic_phase1.yaml [--output_dir DIR]
-
-The configuration is a training recipe with sections for the other programs, each with the options of that program:
-
-    random_upstream   examples/random_upstream.py
-    synthesize        wavcse synthesize
-    corpora           wavcse corpora, a list of corpora
-    cache             wavcse cache; manifests, upstream and folder are those of the recipe
-    search            layers, poolings, hparams: the options of python -m wavcse.search.<name>
-    training          fields of the recipe that hold for the final training only
-
-Every step is the program's own `main`, and its choice is the next one's recipe. The same command goes on where a killed one
-was; a step whose settings and inputs are as before is not done again. Left in DIR: `report.md`, `report.html`, a folder per
-search, `training/` with `hub/`, and `steps/`.
+Every step is the program's own `main`, and its choice is the next one's recipe.
 """
 
 from __future__ import annotations
 
-import argparse
+from wavcse.search.arguments import parse_phase1
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_phase1)  # before the imports below, which take seconds
+
 import glob
 import json
 import sys
@@ -136,17 +128,10 @@ def _run_phase1(config: Phase1) -> Path:
     return write_report(config, records)
 
 
-@command_line("python -m wavcse.search.phase1", continues=True)
+@command_line("wavcse search phase1", continues=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wavcse.search.phase1",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", help="recipe with sections (YAML), such as conf/synthetic_phase1.yaml")
-    parser.add_argument("--output_dir", help="instead of the configuration's own")
-    args = parser.parse_args(argv)
+    args = parse_phase1(argv)
     report = run_phase1(read_config(args.config, args.output_dir))
     print(f"{report} and {report.with_suffix('.html').name} are written.")
     return DONE

@@ -1,13 +1,12 @@
-"""The ten layer poolings compared on one set of layers, with their constants, fixed and learned (Table 2 of the paper).
-
-    python -m wavcse.search.poolings conf/quickstart.yaml --output_dir runs/poolings --seeds 3 --workers 2
-
-CONFIG is a training recipe; its fields can be overridden as in training (`--selected_layers 0 2 5`). Left in the folder:
-`poolings.md`, `results/poolings.json`, `pictures/`, `recipe.yaml` to train with, and `fits/`, one file per finished fit: the
-same command goes on where a killed one was.
-"""
+"""The ten layer poolings compared on one set of layers, with their constants, fixed and learned (Table 2 of the paper)."""
 
 from __future__ import annotations
+
+from wavcse.search.arguments import GRIDS, parse_poolings
+from wavcse.settings.command import answer_help
+
+if __name__ == "__main__":
+    answer_help(parse_poolings)  # before the imports below, which take seconds
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,11 +23,9 @@ from wavcse.search.pooling_pictures import draw_poolings
 from wavcse.search.pooling_report import poolings_markdown
 from wavcse.search.program import (
     as_read,
-    at_least_one,
     expectation,
-    new_parser,
     recipe_text,
-    run_program,
+    search_program,
     task_facts,
     write_result,
 )
@@ -36,7 +33,7 @@ from wavcse.search.runner import Fit, FitError, first_divergence, fit_all
 from wavcse.search.stability import moments_of, paired_difference, rank_agreement
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
-from wavcse.settings.command import command_line
+from wavcse.settings.fields import check_range
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run_folder import versions
 
@@ -48,7 +45,6 @@ CONSTANTS = {
     "smooth_maximum": ("sharpness", (0.5, 1.0, 2.0, 5.0, 10.0)),
 }
 LEARNED = ("mixed", "learned_norm", "log_sum_exp")  # and `smooth_maximum`, which `auto` learns
-GRIDS = ("authors", "default")
 
 Runs = list[dict]  # results of one setting, one per seed
 
@@ -100,7 +96,7 @@ def search_poolings(
 
 
 def _check(seeds: int, poolings: Sequence[str], constants: str) -> None:
-    at_least_one("seeds", seeds)
+    check_range("seeds", seeds, at_least=1)
     unknown = sorted(set(poolings) - set(LAYER_POOLINGS))
     if unknown or not poolings:
         raise ValueError(f"poolings {unknown or 'is empty'}; allowed: {', '.join(LAYER_POOLINGS)}.")
@@ -252,23 +248,7 @@ def _write(output_dir: Path, args: RunArguments, report: dict) -> None:
     write_atomically(output_dir / "poolings.md", poolings_markdown(report))
 
 
-@command_line("python -m wavcse.search.poolings", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = new_parser(
-        "poolings", "Compare the ten layer poolings, their constants fixed or learned.", "seeds per pooling and constant"
-    )
-    parser.add_argument("--poolings", nargs="+", choices=list(LAYER_POOLINGS), default=list(LAYER_POOLINGS), help="of the ten")
-    parser.add_argument(
-        "--constants", choices=GRIDS, default=GRIDS[0], help="the authors' grid, or one constant per pooling (default: grid)"
-    )
-    return run_program(
-        parser,
-        argv,
-        lambda table, args, own: search_poolings(
-            table, args, own.output_dir, own.seeds, own.workers, own.poolings, own.constants
-        ),
-    )
+main = search_program("poolings", parse_poolings, search_poolings)
 
 
 if __name__ == "__main__":

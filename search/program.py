@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -14,53 +12,34 @@ import yaml
 
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.files import json_text, locked, remove_partials, write_atomically
-from wavcse.search.table import SearchTable, table_for
-from wavcse.settings.command import DONE
-from wavcse.training.arguments import RunArguments, parse_arguments
-
-Search = Callable[[SearchTable, RunArguments, argparse.Namespace], object]
+from wavcse.search.table import table_for
+from wavcse.settings.command import DONE, command_line
+from wavcse.training.arguments import RunArguments
 
 
-def new_parser(name: str, description: str, seeds: str) -> argparse.ArgumentParser:
-    """A parser with the options that every search has.
+def search_program(
+    name: str, parse: Callable[[Sequence[str] | None], tuple[RunArguments, dict]], search: Callable[..., dict]
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of a search: it fits on the recipe's table, writes into --output_dir, and prints its report, `name`.md.
 
     Args:
-        name: of the search; `DIR/name.md` is its report.
-        seeds: help of `--seeds`.
+        parse: reads recipe and options from the command line.
+        search: called with the table, the recipe and the options.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m wavcse.search.{name}",
-        description=f"{description} Fields of the recipe can be overridden.",
-        epilog=f"Example: python -m wavcse.search.{name} conf/quickstart.yaml --output_dir runs/{name} --num_epochs 20",
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", help="training recipe (YAML), as for train_accelerate.py")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for results, pictures, recipes and fits")
-    parser.add_argument("--seeds", type=int, default=3, help=seeds)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    return parser
 
+    @command_line(f"wavcse search {name}", continues=True)
+    def main(argv: Sequence[str] | None = None) -> int:
+        args, options = parse(argv)
+        folder = options["output_dir"]
+        with locked(folder):
+            remove_partials(folder / "fits")
+            with table_for(args, folder / "fits", options["workers"]) as table:
+                print(table.composite.class_counts())
+                search(table, args, **options)
+        print((folder / f"{name}.md").read_text(encoding="utf-8"))
+        return DONE
 
-def run_program(parser: argparse.ArgumentParser, argv: Sequence[str] | None, search: Search) -> int:
-    """Run a search on the recipe's table and print its report; returns 0."""
-    own, overrides = parser.parse_known_args(argv)
-    name = parser.prog.rpartition(".")[2]
-    args = parse_arguments([own.config, *overrides])
-    for option in ("seeds", "workers"):
-        at_least_one(option, getattr(own, option))
-    with locked(own.output_dir):
-        remove_partials(own.output_dir / "fits")
-        with table_for(args, own.output_dir / "fits", own.workers) as table:
-            print(table.composite.class_counts())
-            search(table, args, own)
-    print((own.output_dir / f"{name}.md").read_text(encoding="utf-8"))
-    return DONE
-
-
-def at_least_one(option: str, value: int) -> None:
-    """ValueError names the option whose value is below 1."""
-    if value < 1:
-        raise ValueError(f"{option} is {value}; at least 1 is needed.")
+    return main
 
 
 def recipe_text(args: RunArguments, head: Sequence[str], always: Collection[str] = ("selected_layers",)) -> str:

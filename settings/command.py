@@ -79,6 +79,22 @@ def command_line(program: str, continues: bool = False) -> Callable[[Main], Main
     return decorate
 
 
+def answer_help(parse: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:
+    """Where help is asked for, `parse` prints it and the process ends; else nothing happens.
+
+    Programs call it before they import PyTorch and the like, so that help is not waited for.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"}.intersection(argv):
+
+        @command_line("wavcse")
+        def main(argv: Sequence[str] | None = None) -> int:
+            parse(argv)
+            return DONE
+
+        sys.exit(main(argv))
+
+
 def _answered(main: Main, argv: Sequence[str] | None, program: str, continues: bool) -> int:
     """The exit code of `main`; errors that its user can do something about are answered."""
     try:

@@ -16,7 +16,7 @@ from wavcse.settings import command
 from wavcse.settings.command import CommandError, command_line
 
 PROGRAMS = [
-    *(module for module, _ in wavcse_cli.COMMANDS.values() if module != "wavcse.search.__main__"),
+    *(command.module for name, command in wavcse_cli.COMMANDS.items() if name != "search"),
     *(f"wavcse.search.{name}" for name in ("layers", "poolings", "hparams", "phase1")),
     *("wavcse.hub.card", *(f"wavcse.tools.{name}" for name in ("install", "readme", "training_data"))),
     *("wavcse.eval.report", "wavcse.pretraining.study"),

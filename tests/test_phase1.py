@@ -316,7 +316,7 @@ def test_a_bad_configuration_is_refused_in_one_line(settings, whole, changes, me
     path.write_text(yaml.safe_dump({**settings, "cache_dir": str(whole / "cache"), **changes}))
     assert main([str(path), "--output_dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("python -m wavcse.search.phase1: ")
+    assert error.startswith("wavcse search phase1: ")
     assert message in error
 
 

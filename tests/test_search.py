@@ -534,7 +534,7 @@ def test_a_fit_that_fails_ends_the_program_with_one_line(search_config, tmp_path
     options = ["--seeds", "1", "--workers", "1", "--learning_rate", "1e30", "--rivals", "all", "--sizes", "1"]
     assert main([str(search_config), "--output_dir", str(tmp_path / "out"), *options]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("python -m wavcse.search.layers: ")
+    assert line.startswith("wavcse search layers: ")
     assert "too many fits diverged to choose layers; the first: the training diverged in epoch 1: " in line
     assert "learning_rate 1e+30" in line
 

@@ -1,16 +1,13 @@
-"""Make a trained run the model of this repository: its three files into the root, its results into results/tiny, the card.
-
-    python -m wavcse.tools.install runs/tiny/model --pretraining runs/tiny/pretrain runs/tiny/lasr \\
-        --evaluation runs/tiny/eval --data runs/tiny/data.json
-
-The new root is put together beside the old one: its README is rendered, and its files are loaded in a fresh process and their
-embeddings compared. Only then are files exchanged, so that what fails leaves the root as it was; an exchange that was killed
-is finished by the next start.
-"""
+"""Make a trained run the model of this repository; `tools/arguments.py` has the options and says what happens."""
 
 from __future__ import annotations
 
-import argparse
+from wavcse.settings.command import answer_help
+from wavcse.tools.arguments import ROOT, parse_install
+
+if __name__ == "__main__":
+    answer_help(parse_install)  # before the imports below, which take seconds
+
 import shutil
 import sys
 import tempfile
@@ -25,7 +22,7 @@ from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_so
 from wavcse.hub.verify import verify_repository
 from wavcse.hub_repository_wavcse import CODE_FILES
 from wavcse.settings.command import DONE, command_line
-from wavcse.tools.readme import FIGURES, README, ROOT, update
+from wavcse.tools.readme import FIGURES, README, update
 from wavcse.tools.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
 
 MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME)
@@ -140,15 +137,7 @@ def _exchange(root: Path, stage: Path) -> None:
 @command_line("wavcse install")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wavcse.tools.install", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="run folder of the training; its hub/ is the model")
-    parser.add_argument("--pretraining", type=Path, nargs="+", required=True, help="run folders of the stages, in order")
-    parser.add_argument("--evaluation", type=Path, required=True, help="folder that `wavcse eval` wrote")
-    parser.add_argument("--data", type=Path, required=True, help="JSON file of `python -m wavcse.tools.training_data`")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one that this package lies in)")
-    args = parser.parse_args(argv)
+    args = parse_install(argv)
     difference = install(**vars(args))
     print(f"{args.root}: holds the model of {args.run} now; its embeddings differ by {difference:.1g} of the largest value")
     return DONE

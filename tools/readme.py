@@ -1,16 +1,13 @@
-"""What the repository says of the weights in its root, made from `config.json`, `model.safetensors` and results/tiny.
-
-    python -m wavcse.tools.readme           # write all three
-    python -m wavcse.tools.readme --check   # write nothing; exit code 2 if one of them is not what the files give
-
-- README.md: its header, and the short table between the marks; everything else in it is written by hand and kept.
-- results/tiny/card.md: the whole model card.
-- .eval_results/<task>.yaml: the primary metric of each task, in the form that the Hub reads.
-"""
+"""What the repository says of the weights in its root, made anew; `tools/arguments.py` says what that is."""
 
 from __future__ import annotations
 
-import argparse
+from wavcse.settings.command import answer_help
+from wavcse.tools.arguments import parse_readme
+
+if __name__ == "__main__":
+    answer_help(parse_readme)  # before the imports below, which take seconds
+
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +16,6 @@ from typing import Any
 
 import yaml
 
-import wavcse
 from wavcse.data.files import write_atomically
 from wavcse.eval.table import Row, metric_words, rows_of, shown, shown_interval, size_words
 from wavcse.hub.figures import figures_of, write_eval_results
@@ -29,7 +25,6 @@ from wavcse.settings.command import DONE, command_line
 from wavcse.tools.tiny import RESULTS, TinySource, read_tiny
 from wavcse.tools.tiny_sections import languages_in, tiny_sections
 
-ROOT = Path(wavcse.__file__).parent
 README = "README.md"
 CARD = RESULTS / "card.md"
 FIGURES = Path(".eval_results")
@@ -128,12 +123,7 @@ def _text(path: Path) -> str | None:
 @command_line("wavcse readme")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wavcse.tools.readme", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 if a file is out of date")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one that this package lies in)")
-    args = parser.parse_args(argv)
+    args = parse_readme(argv)
     update(args.root, args.check)
     return DONE
 

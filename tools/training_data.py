@@ -1,14 +1,13 @@
-"""What speech a model was trained on, counted from its recipes: hours, languages, voices and licences of every corpus.
-
-    python -m wavcse.tools.training_data conf/pretrain_tiny.yaml conf/train_tiny.yaml --out data.json
-
-Recipes are those of pre-training and of training; counted are the clips that they take, after their filters, held-out speakers
-and splits. A corpus that `--corpora` does not describe, or whose licence is not permissive, is refused.
-"""
+"""What speech a model was trained on, counted from its recipes; `tools/arguments.py` has the options."""
 
 from __future__ import annotations
 
-import argparse
+from wavcse.settings.command import answer_help
+from wavcse.tools.arguments import parse_training_data
+
+if __name__ == "__main__":
+    answer_help(parse_training_data)  # before the imports below, which take seconds
+
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -33,7 +32,6 @@ from wavcse.training.arguments import parse_arguments as parse_training
 
 SYNTHETIC = "synthetic"  # the licence of speech that no person has spoken
 PERMISSIVE = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0", "public-domain", SYNTHETIC)
-CORPORA = "conf/tiny_data.yaml"
 NEEDED = ("title", "licence", "attribution")
 DESCRIPTION = (*NEEDED, "note")
 
@@ -167,13 +165,7 @@ def _counts(group: pd.DataFrame) -> dict[str, Any]:
 @command_line("wavcse training_data")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wavcse.tools.training_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="YAML recipes of pre-training and training")
-    parser.add_argument("--corpora", default=CORPORA, help=f"YAML: corpus -> title, licence, attribution, note ({CORPORA})")
-    parser.add_argument("--out", required=True, help="JSON file to write")
-    args = parser.parse_args(argv)
+    args = parse_training_data(argv)
     counted = count_training_data(args.recipes, args.corpora)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(args.out), json_text(counted, indent=1, ensure_ascii=False) + "\n")
