@@ -19,9 +19,7 @@ import hashlib
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +36,9 @@ from wavcse.settings.command import DONE, command_line
 from wavcse.steps.audio_store import build_store
 from wavcse.steps.batches import BatchLoader
 from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
-from wavcse.steps.loop import Learner, Progress, new_learner, refuse_divergence, update
-from wavcse.training.checkpoint import TENSOR_FILE, Checkpoint, read_tensors
-from wavcse.training.run_folder import RunFolder, new_accelerator, versions
-
-
-@dataclass
-class Run:
-    """A pre-training run: its data, its network and its folder."""
-
-    args: PretrainArguments
-    accelerator: Accelerator
-    folder: RunFolder
-    clips: PretrainingClips
-    loader: BatchLoader
-    learner: Learner
-    checkpoint: Checkpoint
+from wavcse.steps.loop import new_learner, refuse_divergence, update
+from wavcse.training.checkpoint import TENSOR_FILE, read_tensors
+from wavcse.training.run import Run, new_accelerator
 
 
 def pretrain(args: PretrainArguments) -> dict:
@@ -70,36 +55,26 @@ def pretrain(args: PretrainArguments) -> dict:
     """
     accelerator = new_accelerator(args)
     with locked(Path(args.output_dir), holds=accelerator.is_main_process):
-        return _pretrain(set_up(args, accelerator))
+        run, loader, labels = set_up(args, accelerator)
+        run.resume()
+        figures, progress = new_figures(run), run.learner.progress
+        with run.bar(args.max_steps) as bar:
+            for batches in loader.updates(progress.step):
+                update(accelerator, run.learner, batches, figures, total_loss)
+                bar.update()
+                is_last = progress.step == args.max_steps
+                if progress.step % args.log_every and not is_last:
+                    continue
+                log_figures(run, figures, run.lap(), bar)
+                figures, should_stop = new_figures(run), run.is_time_over(args.stop_after_s)
+                run.save_when_due(must=should_stop or is_last)
+                if should_stop:
+                    break
+        return finish(run, loader, labels) if progress.step >= args.max_steps else {}
 
 
-def _pretrain(run: Run) -> dict:
-    args = run.args
-    resume(run)
-    progress, started = run.learner.progress, time.monotonic()
-    clock, saved_at = started, started
-    figures = new_figures(run)
-    with tqdm(initial=progress.step, total=args.max_steps, unit="step", disable=not run.accelerator.is_main_process) as bar:
-        for batches in run.loader.updates(progress.step):
-            update(run.accelerator, run.learner, batches, figures, total_loss)
-            bar.update()
-            if progress.step % args.log_every and progress.step < args.max_steps:
-                continue
-            now = time.monotonic()
-            progress.train_seconds += now - clock
-            log_figures(run, figures, now - clock, bar)
-            figures, clock = new_figures(run), now
-            should_stop = is_time_over(run, now - started)
-            if should_stop or progress.step == args.max_steps or now - saved_at >= args.checkpoint_every_s:
-                save(run)
-                saved_at = time.monotonic()
-            if should_stop:
-                break
-    return finish(run) if progress.step >= args.max_steps else {}
-
-
-def set_up(args: PretrainArguments, accelerator: Accelerator) -> Run:
-    """Read the data, build network and optimiser; every mistake in the recipe shows here."""
+def set_up(args: PretrainArguments, accelerator: Accelerator) -> tuple[Run, BatchLoader, list[str]]:
+    """Read the data, build network and optimiser; every mistake in the recipe shows here. Also the labels, by index."""
     network = initial_network(args)
     with accelerator.main_process_first():  # it reads every file; the others find what it has noted
         inspector, held_out = Inspector(args.audio_dir), (args.exclude_speakers_of, args.exclude_split_columns)
@@ -114,15 +89,12 @@ def set_up(args: PretrainArguments, accelerator: Accelerator) -> Run:
     )
     learner = new_learner(args, network.to(accelerator.device))
     learner.model, learner.optimizer = accelerator.prepare(network, learner.optimizer)
-    folder = RunFolder(args.output_dir)
+    run = Run(args, accelerator, learner, "step")
+    fingerprint = data_fingerprint(clips.names, targets.tolist(), start_folder(args.init_from))
+    run.prepare(fingerprint, project="wavcse-pretrain")
     if accelerator.is_main_process:
-        folder.prepare(args, data_fingerprint(clips.names, targets.tolist(), start_folder(args.init_from)))
         print(description(loader, clips, network))
-    accelerator.wait_for_everyone()
-    if args.report_to:
-        accelerator.init_trackers("wavcse-pretrain", config={name: str(value) for name, value in args.identity().items()})
-    checkpoint = Checkpoint(folder.last, network, learner.optimizer, learner.scheduler)
-    return Run(args, accelerator, folder, clips, loader, learner, checkpoint)
+    return run, loader, clips.labels
 
 
 def initial_network(args: PretrainArguments) -> PretrainNetwork:
@@ -184,15 +156,6 @@ def description(loader: BatchLoader, clips: PretrainingClips, network: PretrainN
     )
 
 
-def resume(run: Run) -> None:
-    """Continue from the last checkpoint if there is one, and cut the log back to it."""
-    restored = run.checkpoint.load(run.accelerator.device)
-    if restored is not None:
-        run.learner.progress = Progress(**restored[0])
-    if run.accelerator.is_main_process:
-        run.folder.keep_log_until(run.learner.progress.step, by="step")
-
-
 def new_figures(run: Run) -> Figures:
     """An empty account."""
     return Figures(run.args.codebook_size, run.accelerator.device)
@@ -207,55 +170,33 @@ def log_figures(run: Run, figures: Figures, seconds: float, bar: tqdm) -> None:
         raise FloatingPointError("every update since the last line of the log had a loss or gradient that is not finite.")
     entry |= {"learning_rate": run.learner.scheduler.get_last_lr()[0], "skipped_steps": progress.skipped}
     entry |= {"seconds": round(seconds, 3), "audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)}
-    if run.accelerator.is_main_process:
-        run.folder.append_log(entry)
-    if run.args.report_to:
-        run.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=progress.step)
+    run.log(entry, {name: value for name, value in entry.items() if name != "step"})
     shown = ("masked_loss", "masked_accuracy", "code_perplexity", "label_loss", "audio_s_per_s")
     bar.set_postfix({name: f"{entry[name]:.3g}" for name in shown if name in entry})
 
 
-def is_time_over(run: Run, elapsed_s: float) -> bool:
-    """Whether `stop_after_s` is over on any process; all answer alike."""
-    if run.args.stop_after_s is None:
-        return False
-    is_over = torch.tensor(float(elapsed_s >= run.args.stop_after_s), device=run.accelerator.device)
-    return bool(run.accelerator.reduce(is_over, "sum") > 0)
-
-
-def save(run: Run) -> None:
-    """Checkpoint from the main process, without a barrier: the processes' clocks differ."""
-    if run.accelerator.is_main_process:
-        run.checkpoint.save(vars(run.learner.progress), {})
-
-
-def finish(run: Run) -> dict:
+def finish(run: Run, loader: BatchLoader, labels: list[str]) -> dict:
     """Write the upstream and the result."""
-    log = run.folder.keep_log_until(run.args.max_steps, by="step") if run.accelerator.is_main_process else []
     result = {}
-    if run.accelerator.is_main_process:
-        save_upstream(run.learner.network.encoder, run.folder.path / "upstream")
-        result = {
-            "last": log[-1],
-            "warnings": warnings_of(log[-1], run.args),
-            "steps": run.learner.progress.step,
-            "skipped_steps": run.learner.progress.skipped,
-            "train_seconds": round(run.learner.progress.train_seconds, 1),
-            "hours": round(float(run.loader.hours), 3),
-            "clips": len(run.loader.targets),
-            "labels": run.clips.labels,
-            "num_parameters": run.learner.network.encoder.num_parameters(),
-            "num_processes": run.accelerator.num_processes,
-            "device": str(run.accelerator.device),
-            "note": run.args.note,
-            "config": run.args.identity(),
-            "versions": versions(),
-        }
-        run.folder.write_result("pretraining", result)
+    if run.is_main:
+        last, encoder = run.folder.keep_log_until(run.args.max_steps, by="step")[-1], run.learner.network.encoder
+        save_upstream(encoder, run.folder.path / "upstream")
+        result = run.write_result(
+            "pretraining",
+            {
+                "last": last,
+                "warnings": warnings_of(last, run.args),
+                "steps": run.learner.progress.step,
+                "skipped_steps": run.learner.progress.skipped,
+                "hours": round(float(loader.hours), 3),
+                "clips": len(loader.targets),
+                "labels": labels,
+                "num_parameters": encoder.num_parameters(),
+            },
+        )
         for words in result["warnings"]:
             print(f"warning: {words}")
-    run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
+    run.end()
     return result
 
 

@@ -16,7 +16,6 @@ if __name__ == "__main__":
     answer_help(parse_arguments)  # before the imports below, which take seconds
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,24 +36,19 @@ from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import WavCSEForMultiTask
 from wavcse.settings.command import DONE, command_line
 from wavcse.training.arguments import RunArguments, parse_arguments
-from wavcse.training.checkpoint import Checkpoint
 from wavcse.training.features import SplitFeatures, cached_digests, data_fingerprint, open_table
-from wavcse.training.loop import Evaluation, Learner, Progress, all_finite, evaluate, new_learner, train_epoch
+from wavcse.training.loop import Evaluation, evaluate, new_learner, train_epoch
 from wavcse.training.network import load_network, model_config
-from wavcse.training.run_folder import OTHER_SETTINGS, RunFolder, new_accelerator, versions
+from wavcse.training.run import OTHER_SETTINGS, Run, new_accelerator
 
 
 @dataclass
-class Run:
-    """One model in training, with its data and its folder."""
+class Data:
+    """What a run learns from and, in the main process, the model that it will be saved as."""
 
-    args: RunArguments
-    accelerator: Accelerator
-    folder: RunFolder
     config: WavCSEConfig
     splits: dict[str, SplitFeatures]
-    learner: Learner
-    hub_model: WavCSEForMultiTask | None  # on its upstream; only in the main process, and only if it will be saved
+    hub_model: WavCSEForMultiTask | None  # on its upstream; only if it will be saved
 
 
 def train(args: RunArguments) -> dict:
@@ -71,49 +65,37 @@ def train(args: RunArguments) -> dict:
     """
     accelerator = new_accelerator(args)
     with locked(Path(args.output_dir), holds=accelerator.is_main_process):
-        return _train(set_up(args, accelerator))
+        run, data = set_up(args, accelerator)
+        run.resume()
+        learner = run.learner
+        with run.bar(args.num_epochs, "train") as bar:
+            for epoch in range(run.num_done + 1, args.num_epochs + 1):
+                (entry,) = train_epoch(accelerator, [data.splits], [learner], epoch)
+                if learner.divergence:
+                    raise FloatingPointError(f"{args.output_dir}: {learner.divergence}{OTHER_SETTINGS}")
+                log_epoch(run, entry, bar)
+                run.save_when_due(must=epoch == args.num_epochs)
+        return finish(run, data)
 
 
-def _train(run: Run) -> dict:
-    args = run.args
-    checkpoint = Checkpoint(run.folder.last, run.learner.network, run.learner.optimizer, run.learner.scheduler)
-    resume(run, checkpoint)
-    epochs = range(run.learner.progress.epoch + 1, args.num_epochs + 1)
-    saved_at = time.monotonic()
-    with tqdm(epochs, "train", unit="epoch", disable=not run.accelerator.is_main_process) as bar:
-        for epoch in bar:
-            (entry,) = train_epoch(run.accelerator, [run.splits], [run.learner], epoch)
-            if run.learner.divergence:
-                raise FloatingPointError(f"{args.output_dir}: {run.learner.divergence}{OTHER_SETTINGS}")
-            log_epoch(run, entry, bar)
-            if epoch == args.num_epochs or time.monotonic() - saved_at >= args.checkpoint_every_s:
-                save(run, checkpoint)
-                saved_at = time.monotonic()
-    return finish(run)
-
-
-def set_up(args: RunArguments, accelerator: Accelerator) -> Run:
+def set_up(args: RunArguments, accelerator: Accelerator) -> tuple[Run, Data]:
     """Read the data, build model and optimiser; every mistake in the recipe shows here."""
     cache = open_cache(args.cache_dir)
     composite = load_composite(args.task_sources(), Inspector(cache.folder.parent))
     if accelerator.is_main_process:
         print(composite.class_counts())
     config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.temporal_pooling)
-    digests = cached_digests(cache, composite)
-    folder, hub_model = RunFolder(args.output_dir), None
-    if accelerator.is_main_process:
-        if args.save_hub:
-            hub_model = load_hub_model(args, config, cache, composite.clips[0], digests[0])
-        data = f"clips or labels of {', '.join(args.tasks)} (or their cache's upstream or pooling)"
-        folder.prepare(args, data_fingerprint(cache, digests, composite), data)
-    accelerator.wait_for_everyone()
-    if args.report_to:
-        accelerator.init_trackers("wavcse", config={name: str(value) for name, value in args.identity().items()})
-    learner = new_learner(args, config, accelerator.device)
+    digests, hub_model = cached_digests(cache, composite), None
+    if accelerator.is_main_process and args.save_hub:
+        hub_model = load_hub_model(args, config, cache, composite.clips[0], digests[0])
+    run = Run(args, accelerator, new_learner(args, config, accelerator.device), "epoch")
+    what = f"clips or labels of {', '.join(args.tasks)} (or their cache's upstream or pooling)"
+    run.prepare(data_fingerprint(cache, digests, composite), what)
+    learner = run.learner
     learner.model, learner.optimizer = accelerator.prepare(learner.network, learner.optimizer)
     table = open_table(args.features_in, cache, digests, config.selected_layers, accelerator.device)
     splits = {split: SplitFeatures(table, composite, split, accelerator.device) for split in SPLITS}
-    return Run(args, accelerator, folder, config, splits, learner, hub_model)
+    return run, Data(config, splits, hub_model)
 
 
 def load_hub_model(
@@ -139,92 +121,63 @@ def load_hub_model(
     return model
 
 
-def resume(run: Run, checkpoint: Checkpoint) -> None:
-    """Continue from the last checkpoint if there is one, and cut the log back to it.
-
-    Raises:
-        FloatingPointError: an older version went on after the weights had diverged, and left them there.
-    """
-    restored = checkpoint.load(run.accelerator.device)
-    if restored is not None:
-        run.learner.progress, run.learner.best_weights = Progress(**restored[0]), restored[1]
-        if not all_finite([*run.learner.network.parameters(), *run.learner.best_weights.values()]):
-            raise FloatingPointError(
-                f"{checkpoint.folder}: holds weights that are not finite, of a run that diverged.{OTHER_SETTINGS}"
-            )
-    if run.accelerator.is_main_process:
-        run.folder.keep_log_until(run.learner.progress.epoch)
-
-
 def log_epoch(run: Run, entry: dict, bar: tqdm) -> None:
     """Write the entry to the log, the tracker and the progress bar."""
-    if run.accelerator.is_main_process:
-        run.folder.append_log(entry)
     accuracy = entry["validation"]["accuracy"]
-    if run.args.report_to:
-        scalars = {f"train_loss/{task}": loss for task, loss in entry["train_loss"].items()}
-        scalars |= {f"validation_accuracy/{task}": value for task, value in accuracy.items()}
-        run.accelerator.log({**scalars, "validation_loss": entry["validation"]["loss"]}, step=entry["epoch"])
-    bar.set_postfix({task: f"{100 * value:.1f}%" for task, value in accuracy.items()})
+    scalars = {f"train_loss/{task}": loss for task, loss in entry["train_loss"].items()}
+    scalars |= {f"validation_accuracy/{task}": value for task, value in accuracy.items()}
+    run.log(entry, {**scalars, "validation_loss": entry["validation"]["loss"]})
+    bar.set_postfix({task: f"{100 * value:.1f}%" for task, value in accuracy.items()}, refresh=False)
+    bar.update()
 
 
-def save(run: Run, checkpoint: Checkpoint) -> None:
-    """Checkpoint from the main process. No barrier: the processes' clocks differ, so only one of them may get here."""
-    if run.accelerator.is_main_process:
-        checkpoint.save(vars(run.learner.progress), run.learner.best_weights)
-
-
-def finish(run: Run) -> dict:
+def finish(run: Run, data: Data) -> dict:
     """Test the best epoch, write the result and the Hub folder, print the table."""
-    learner = run.learner
+    learner, tasks = run.learner, data.config.tasks
     learner.network.load_state_dict(learner.best_weights)
-    training, validation, test = (evaluate(run.accelerator, learner, run.splits[split]) for split in SPLITS)
-    result = {
-        "tasks": {task: _task_result(run, task, validation, test) for task in run.config.tasks},
-        "mean_accuracy": {"validation": validation.mean_accuracy, "test": test.mean_accuracy},
-        "warnings": [words for task in run.config.tasks if (words := _nothing_learnt(run, task, training.accuracy[task]))],
-        "best_epoch": learner.progress.best_epoch,
-        "num_epochs": learner.progress.epoch,
-        "train_seconds": round(learner.progress.train_seconds, 2),
-        "num_processes": run.accelerator.num_processes,
-        "device": str(run.accelerator.device),
-        "note": run.args.note,
-        "config": run.args.identity(),
-        "versions": versions(),
-    }
-    if run.accelerator.is_main_process:
-        run.folder.write_result("phase1", result)
-        if run.hub_model is not None:
-            load_network(run.hub_model, learner.best_weights)
+    training, validation, test = (evaluate(run.accelerator, learner, data.splits[split]) for split in SPLITS)
+    warnings = [_nothing_learnt(run.args, data, task, training.accuracy[task]) for task in tasks]
+    result = run.write_result(
+        "phase1",
+        {
+            "tasks": {task: _task_result(run.args, data, task, validation, test) for task in tasks},
+            "mean_accuracy": {"validation": validation.mean_accuracy, "test": test.mean_accuracy},
+            "warnings": [words for words in warnings if words],
+            "best_epoch": learner.progress.best_epoch,
+            "num_epochs": learner.progress.epoch,
+        },
+    )
+    if run.is_main:
+        if data.hub_model is not None:
+            load_network(data.hub_model, learner.best_weights)
             with named_errors(run.folder.hub):
-                run.hub_model.save_pretrained(run.folder.hub)
+                data.hub_model.save_pretrained(run.folder.hub)
         print(table(result))
-    run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
+    run.end()
     return result
 
 
-def _task_result(run: Run, task: str, validation: Evaluation, test: Evaluation) -> dict:
-    counts = {split: features.num_labelled(task) for split, features in run.splits.items()}
+def _task_result(args: RunArguments, data: Data, task: str, validation: Evaluation, test: Evaluation) -> dict:
+    counts = {split: features.num_labelled(task) for split, features in data.splits.items()}
     return {
         "accuracy": {"validation": validation.accuracy[task], "test": test.accuracy[task]},
-        "num_classes": len(run.config.tasks[task]["labels"]),
+        "num_classes": len(data.config.tasks[task]["labels"]),
         "num_clips": counts,
-        "protocol": protocol_of(run.args.task_sources()[task]),
+        "protocol": protocol_of(args.task_sources()[task]),
     }
 
 
-def _nothing_learnt(run: Run, task: str, accuracy: float) -> str:
+def _nothing_learnt(args: RunArguments, data: Data, task: str, accuracy: float) -> str:
     """A warning where the very clips that the task was trained on are named no better than by chance; else empty."""
-    labels = run.splits["train"].labels[task]
+    labels = data.splits["train"].labels[task]
     labels = labels[labels != IGNORED_LABEL]
     chance = float(labels.bincount().max()) / len(labels)
     if accuracy > chance:
         return ""
     return (
         f"{task}: {accuracy:.2%} accuracy on the training clips is no better than chance ({chance:.2%}, always naming the "
-        f"most frequent class): nothing was learnt. Try a smaller learning_rate ({run.args.learning_rate:g} here) or penalty "
-        f"(l1 {run.args.l1:g}, l2 {run.args.l2:g}), or more epochs; else look at the labels."
+        f"most frequent class): nothing was learnt. Try a smaller learning_rate ({args.learning_rate:g} here) or penalty "
+        f"(l1 {args.l1:g}, l2 {args.l2:g}), or more epochs; else look at the labels."
     )
 
 

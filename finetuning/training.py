@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from scipy.special import log_softmax
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import WavLMConfig
 
@@ -26,9 +24,8 @@ from wavcse.finetuning.audio import TaskAudio, whole_clips
 from wavcse.finetuning.network import ClassFigures, ClassifierNetwork, loss_of
 from wavcse.steps.batches import BatchLoader, CropReader
 from wavcse.steps.encoder import new_encoder
-from wavcse.steps.loop import Learner, Progress, new_learner, refuse_divergence, update
-from wavcse.training.checkpoint import Checkpoint
-from wavcse.training.run_folder import RunFolder
+from wavcse.steps.loop import Progress, new_learner, refuse_divergence, update
+from wavcse.training.run import Run, new_accelerator
 
 
 @dataclass(frozen=True)
@@ -80,21 +77,6 @@ class Finetuned:
     num_too_short: int
 
 
-@dataclass
-class Run:
-    """One fine-tuning at work."""
-
-    args: FinetuneArguments
-    data: TaskData
-    accelerator: Accelerator
-    folder: RunFolder
-    reader: CropReader
-    loader: BatchLoader
-    learner: Learner
-    checkpoint: Checkpoint
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-
 def finetune_upstream(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio, show_progress: bool = True) -> Finetuned:
     """Fine-tune an upstream with one seed, or continue where that was, and predict the test split with the best step.
 
@@ -105,18 +87,31 @@ def finetune_upstream(args: FinetuneArguments, upstream: Upstream, audio: TaskAu
         ValueError: another run is in the folder, no training clip of a class is long enough, or there are several processes.
         FloatingPointError: the training diverged, or too many steps in a row were not finite.
     """
-    run = _set_up(args, upstream, audio)
-    _resume(run)
-    _train(run, f"{upstream.name}, seed {args.seed}", show_progress)
+    run, loader = _set_up(args, upstream, audio)
+    reader = CropReader(audio.data.table.clips, audio.store, upstream.config)
+    run.resume()
+    learner, progress, figures = run.learner, run.learner.progress, ClassFigures()
+    with run.bar(args.max_steps, f"{upstream.name}, seed {args.seed}", show_progress) as bar:
+        for batches in loader.updates(progress.step):
+            update(run.accelerator, learner, batches, figures, loss_of)
+            bar.update()
+            is_last = progress.step == args.max_steps
+            if progress.step % args.validate_every and not is_last:
+                continue
+            found = _validate(run, audio.data, reader)
+            _log(run, figures, found, run.lap())
+            figures = ClassFigures()
+            bar.set_postfix({name: f"{value:.3g}" for name, value in found.items()})
+            run.save_when_due(must=is_last)
     started = time.monotonic()
-    _warn_of_chance(run)
-    run.learner.network.load_state_dict(run.best)
-    scores = log_posteriors(run.learner.network, run.reader, run.data.table.rows("test"), args.batch_seconds)
-    return Finetuned(scores, run.learner.progress, time.monotonic() - started, run.loader.planner.num_too_short)
+    _warn_of_chance(run, audio.data.classes)
+    learner.network.load_state_dict(learner.best_weights)
+    scores = log_posteriors(learner.network, reader, audio.data.table.rows("test"), args.batch_seconds)
+    return Finetuned(scores, progress, time.monotonic() - started, loader.planner.num_too_short)
 
 
-def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> Run:
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=args.mixed_precision)
+def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> tuple[Run, BatchLoader]:
+    accelerator = new_accelerator(args)
     if accelerator.num_processes > 1:
         raise ValueError("fine-tuning runs in one process; start it without `accelerate launch`.")
     data, train = audio.data, audio.data.table.rows("train")
@@ -130,12 +125,10 @@ def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> Ru
     learner = new_learner(args, network)
     learner.model, learner.optimizer = accelerator.prepare(network, learner.optimizer)
     learner.progress = FinetuneProgress()
-    folder = RunFolder(args.output_dir)
+    run = Run(args, accelerator, learner, "step")
     fingerprint = digest_of([upstream.identity, data.audio_stamp, [manifest.sha256 for manifest in data.manifests]])
-    folder.prepare(args, fingerprint, "clips, labels or weights")
-    checkpoint = Checkpoint(folder.last, network, learner.optimizer, learner.scheduler)
-    reader = CropReader(clips, audio.store, upstream.config)
-    return Run(args, data, accelerator, folder, reader, loader, learner, checkpoint)
+    run.prepare(fingerprint, "clips, labels or weights")
+    return run, loader
 
 
 def _check_lengths(loader: BatchLoader, classes: Sequence[str]) -> None:
@@ -146,44 +139,16 @@ def _check_lengths(loader: BatchLoader, classes: Sequence[str]) -> None:
         raise ValueError(f"length_step_s is {loader.args.length_step_s}; no training clip of {lacking} is as long: lower it.")
 
 
-def _resume(run: Run) -> None:
-    restored = run.checkpoint.load(run.accelerator.device)
-    if restored is not None:
-        run.learner.progress, run.best = FinetuneProgress(**restored[0]), restored[1]
-    run.folder.keep_log_until(run.learner.progress.step, by="step")
-
-
-def _train(run: Run, words: str, show_progress: bool) -> None:
-    args, progress = run.args, run.learner.progress
-    clock = saved_at = time.monotonic()
-    figures = ClassFigures()
-    with tqdm(initial=progress.step, total=args.max_steps, desc=words, unit="step", disable=not show_progress) as bar:
-        for batches in run.loader.updates(progress.step):
-            update(run.accelerator, run.learner, batches, figures, loss_of)
-            bar.update()
-            if progress.step % args.validate_every and progress.step < args.max_steps:
-                continue
-            found = _validate(run)
-            now = time.monotonic()
-            progress.train_seconds += now - clock
-            _log(run, figures, found, now - clock)
-            figures, clock = ClassFigures(), now
-            bar.set_postfix({name: f"{value:.3g}" for name, value in found.items()})
-            if progress.step == args.max_steps or now - saved_at >= args.checkpoint_every_s:
-                run.checkpoint.save(vars(progress), run.best)
-                saved_at = now
-
-
-def _validate(run: Run) -> dict[str, float]:
+def _validate(run: Run, data: TaskData, reader: CropReader) -> dict[str, float]:
     """Accuracy and loss on the validation split; the weights are kept if they are the best so far, and finite."""
-    network, progress, rows = run.learner.network, run.learner.progress, run.data.table.rows("validation")
-    scores, labels = log_posteriors(network, run.reader, rows, run.args.batch_seconds), run.data.labels[rows]
+    learner, progress, rows = run.learner, run.learner.progress, data.table.rows("validation")
+    scores, labels = log_posteriors(learner.network, reader, rows, run.args.batch_seconds), data.labels[rows]
     accuracy = float(np.mean(scores.argmax(axis=1) == labels))
     loss = float(-np.mean(scores[np.arange(len(labels)), labels]))
-    refuse_divergence(run.accelerator, run.learner, {"the validation loss": loss})
+    refuse_divergence(run.accelerator, learner, {"the validation loss": loss})
     if (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss):
         progress.best_step, progress.best_accuracy, progress.best_loss = progress.step, accuracy, loss
-        run.best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        learner.keep_weights()
     return {"validation_accuracy": accuracy, "validation_loss": loss}
 
 
@@ -191,12 +156,12 @@ def _log(run: Run, figures: ClassFigures, found: dict[str, float], seconds: floa
     progress = run.learner.progress
     entry = {"step": progress.step, **figures.entry(), **found, "learning_rate": run.learner.scheduler.get_last_lr()[0]}
     entry |= {"skipped_steps": progress.skipped, "seconds": round(seconds, 3)}
-    run.folder.append_log(entry | {"audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)})
+    run.log(entry | {"audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)})
 
 
-def _warn_of_chance(run: Run) -> None:
+def _warn_of_chance(run: Run, classes: Sequence[str]) -> None:
     """Say so where the last crops that were trained on are named no better than by chance; batches share classes evenly."""
-    last, num_classes = run.folder.keep_log_until(run.learner.progress.step, by="step")[-1], len(run.data.classes)
+    last, num_classes = run.folder.keep_log_until(run.num_done, by="step")[-1], len(classes)
     accuracy = last.get("train_accuracy", 0.0)
     if accuracy * num_classes <= 1:
         tqdm.write(

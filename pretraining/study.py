@@ -38,7 +38,7 @@ from wavcse.pretraining.study_speed import kept_speed
 from wavcse.settings.command import DONE, SOME_SKIPPED, command_line
 from wavcse.settings.processes import WorkerPool, end_with_parent
 from wavcse.steps.encoder import save_upstream
-from wavcse.training.run_folder import RunFolder
+from wavcse.training.run import RunFolder
 
 UNTRAINED = "untrained"  # in place of a fingerprint of data
 

@@ -19,7 +19,7 @@ from wavcse.eval.encoder import SavedModel
 from wavcse.eval.results import read_results
 from wavcse.eval.table import Row, rows_of
 from wavcse.pretraining.study_config import MEASURED, Study, Variant
-from wavcse.training.run_folder import RunFolder, versions
+from wavcse.training.run import RunFolder, versions
 
 READOUT = "best_layer"  # how an upstream is judged: for each task the layer that is best on its validation clips
 SHAPE = ("conv_dim", "conv_kernel", "conv_stride", "num_hidden_layers", "hidden_size", "num_attention_heads")

@@ -13,7 +13,7 @@ from wavcse.data.files import digest_of, kept_json, write_json
 from wavcse.eval.baselines.layers import UpstreamLayers
 from wavcse.eval.encoder import SavedModel
 from wavcse.settings.processes import one_thread
-from wavcse.training.run_folder import versions
+from wavcse.training.run import versions
 
 NUM_CLIPS, SHORTEST_S, LONGEST_S = 20, 1.0, 10.0
 ROUNDS = 5  # beside one to warm up

@@ -54,7 +54,7 @@ from wavcse.search.table import SearchTable
 from wavcse.settings.fields import check_range
 from wavcse.settings.processes import one_thread
 from wavcse.training.arguments import RunArguments
-from wavcse.training.run_folder import versions
+from wavcse.training.run import versions
 
 BATCH_FACTORS = (0.5, 1, 2)
 RATE_FACTORS = (0.4, 1, 2.5)

@@ -44,7 +44,7 @@ from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
 from wavcse.settings.fields import check_range
 from wavcse.training.arguments import RunArguments
-from wavcse.training.run_folder import versions
+from wavcse.training.run import versions
 
 Trials = dict[int, list[dict]]  # seed -> trials
 

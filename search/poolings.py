@@ -35,7 +35,7 @@ from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
 from wavcse.settings.fields import check_range
 from wavcse.training.arguments import RunArguments
-from wavcse.training.run_folder import versions
+from wavcse.training.run import versions
 
 # The authors' constants: what their code tries, and beyond its ends. The cited originals learn them.
 CONSTANTS = {

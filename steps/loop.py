@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from wavcse.steps.arguments import StepArguments, learning_rate_factor
 from wavcse.steps.batches import Batch
-from wavcse.training.loop import all_finite, first_reason
+from wavcse.training.run import Learner, all_finite, first_reason
 
 
 @dataclass
@@ -28,21 +28,6 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     train_seconds: float = 0.0
-
-
-@dataclass
-class Learner:
-    """A network in training.
-
-    `network` is the bare one; `model` is it, or what Accelerate made of it (data-parallel with several processes).
-    """
-
-    args: StepArguments
-    network: nn.Module
-    model: nn.Module
-    optimizer: Optimizer
-    scheduler: LambdaLR
-    progress: Progress
 
 
 def new_learner(args: StepArguments, network: nn.Module) -> Learner:

@@ -28,7 +28,7 @@ from wavcse.steps.audio_store import build_store
 from wavcse.training import checkpoint as checkpoint_module
 from wavcse.training.arguments import RunArguments
 from wavcse.training.checkpoint import Checkpoint, finished_state, read_tensors
-from wavcse.training.run_folder import RunFolder
+from wavcse.training.run import RunFolder
 
 FULL = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 

@@ -32,9 +32,9 @@ from wavcse.finetuning.program import finetune
 from wavcse.steps.batches import CropReader, normalised
 from wavcse.steps.crops import span_mask
 from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
-from wavcse.steps.loop import Progress, update
+from wavcse.steps.loop import update
 from wavcse.tests.processes import Child, run_python
-from wavcse.training.run_folder import RunFolder
+from wavcse.training.run import RunFolder
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {
@@ -394,10 +394,8 @@ def test_a_training_that_diverges_is_not_tested(recipe, tmp_path, capsys):
 def test_a_training_that_learns_nothing_says_so(tmp_path, capsys, accuracy, is_warned):
     folder = RunFolder(tmp_path)
     folder.append_log({"step": 4, "train_accuracy": accuracy})
-    args, data = SimpleNamespace(learning_rate=1e-3), SimpleNamespace(classes=["a", "b", "c"])
-    training._warn_of_chance(
-        SimpleNamespace(folder=folder, learner=SimpleNamespace(progress=Progress(4)), args=args, data=data)
-    )
+    args = SimpleNamespace(learning_rate=1e-3)
+    training._warn_of_chance(SimpleNamespace(folder=folder, num_done=4, args=args), ["a", "b", "c"])
     words = "30.00% accuracy on the last training crops is no better than chance (33.33% of 3 classes)"
     assert (words in capsys.readouterr().out) == is_warned
 

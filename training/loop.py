@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch import Tensor
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wavcse.configuration_wavcse import WavCSEConfig
@@ -25,6 +24,7 @@ from wavcse.training.arguments import RunArguments
 from wavcse.training.features import Batch, SplitFeatures, epoch_order
 from wavcse.training.network import MultiTaskNetwork
 from wavcse.training.products import linear
+from wavcse.training.run import Learner, first_reason
 from wavcse.training.together import losses_together
 
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
@@ -38,23 +38,6 @@ class Progress:
     best_epoch: int = 0
     best_accuracy: float = -math.inf
     train_seconds: float = 0.0
-
-
-@dataclass
-class Learner:
-    """A model in training: what the loop works on.
-
-    `divergence` says why its training came to nothing, empty as long as it has not: then every figure and weight is finite.
-    """
-
-    args: RunArguments
-    network: MultiTaskNetwork  # the bare one, for penalty and weights
-    model: nn.Module  # the network, or what Accelerate made of it (data-parallel with several processes)
-    optimizer: Optimizer
-    scheduler: ReduceLROnPlateau
-    progress: Progress = field(default_factory=Progress)
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    divergence: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +65,7 @@ def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) 
     network = MultiTaskNetwork(config).to(device)
     optimizer = AdamW(network.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     scheduler = ReduceLROnPlateau(optimizer, "min", factor=args.scheduler_factor, patience=args.scheduler_patience)
-    return Learner(args, network, network, optimizer, scheduler)
+    return Learner(args, network, network, optimizer, scheduler, Progress())
 
 
 def train_epoch(
@@ -123,21 +106,6 @@ def train_epoch(
         entry |= {"learning_rate": learner.optimizer.param_groups[0]["lr"], "seconds": round(seconds, 4)}
         entries.append({**entry, "clips_per_s": round(min(num_clips, len(own_splits["train"])) / seconds, 1)})
     return entries
-
-
-def first_reason(accelerator: Accelerator, reason: str) -> str:
-    """The reason to stop of the first process that has one, the same on every process; empty if none has.
-
-    Every process must get here. One that stopped by itself would leave the others waiting for its gradients for ever.
-    """
-    if accelerator.num_processes == 1:
-        return reason
-    return next(filter(None, gather_object([reason])), "")
-
-
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor has a NaN or an infinity in it; one look at the device for all of them."""
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def _divergence(args: RunArguments, epoch: int, train_loss: dict[str, float], validation: Evaluation) -> str:
@@ -226,4 +194,4 @@ def update_progress(learner: Learner, epoch: int, accuracy: float, seconds: floa
     progress.train_seconds += seconds
     if accuracy > progress.best_accuracy:
         progress.best_epoch, progress.best_accuracy = epoch, accuracy
-        learner.best_weights = {name: tensor.detach().clone() for name, tensor in learner.network.state_dict().items()}
+        learner.keep_weights()
