@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 README = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
 SUBPACKAGES = [
@@ -39,6 +40,17 @@ DEV = [
     "tensorboard>=2.17",
 ]
 
+
+class BuildPackage(build_py):
+    """Of the files in the root, which is the package, these are no modules of it."""
+
+    NO_MODULES = ("setup", "wavcse_cli")  # the console script is a module of its own, beside the package
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [entry for entry in found if package != "wavcse" or entry[1] not in self.NO_MODULES]
+
+
 setup(
     name="wavcse",
     version="0.1.0",
@@ -50,7 +62,8 @@ setup(
     packages=["wavcse", *(f"wavcse.{name}" for name in SUBPACKAGES)],
     package_dir={"wavcse": "."},
     py_modules=["wavcse_cli"],
-    package_data={"wavcse": ["conf/*.yaml", "conf/paper/*.yaml", "eval/metrics/*/*.py", "LICENSE"]},
+    package_data={"wavcse": ["conf/*.yaml", "conf/paper/*.yaml", "eval/metrics/*/*.py", "LICENSE", "py.typed"]},
+    cmdclass={"build_py": BuildPackage},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.0",
