@@ -1,6 +1,6 @@
 """Pre-train a small speech encoder on unlabelled and labelled speech: BEST-RQ, made label-aware as in LASR.
 
-    accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --output_dir runs/mine
+    accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --out runs/mine
 
 The run folder receives the resolved configuration, a JSON-lines log, checkpoints, and `upstream/`, a transformers WavLM that
 `WavCSEModel.from_upstream` takes. A killed run goes on where it was when the same command is given again, and ends with the

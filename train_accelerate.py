@@ -1,6 +1,6 @@
 """Train a wavCSE embedding on several tasks at once, from the feature cache (Phase 1 of the paper).
 
-    accelerate launch train_accelerate.py conf/quickstart.yaml --output_dir runs/mine
+    accelerate launch train_accelerate.py conf/quickstart.yaml --out runs/mine
 
 The run folder receives the resolved configuration, a JSON-lines log, checkpoints, the test figures of the best epoch, and
 `hub/`, which `AutoModel.from_pretrained(..., trust_remote_code=True)` loads. A killed run goes on where it was when the same

@@ -17,12 +17,12 @@ from wavcse.settings.recipes import read_recipe
 DESCRIPTION = """\
 How good are a model's embeddings? Of the frozen embeddings of the training clips, one linear layer learns classes or
 numbers, or PLDA learns speakers; it is chosen on the validation clips and tested once. Writes results/*.json,
-predictions/*.parquet, results.md and skipped.csv to --output_dir. A killed run goes on where it was.
+predictions/*.parquet, results.md and skipped.csv to --out. A killed run goes on where it was.
 """
 EPILOG = """\
 example:
   python -m wavcse.eval --model runs/quickstart/hub --manifest corpus/metadata.csv \\
-      --tasks keyword,speaker,emotion --baselines last_layer,mfcc,majority --output_dir runs/quickstart
+      --tasks keyword,speaker,emotion --baselines last_layer,mfcc,majority --out runs/quickstart
 
 the same as a file, with manifests of their own for some tasks, and two instances of one task:
   python -m wavcse.eval eval.yaml --seeds 5
@@ -151,7 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--manifest", nargs="+", metavar="M", help="CSV or Parquet tables with one row per clip; used by every task whose "
         "label column they have")  # fmt: skip
     add("--tasks", metavar="A,B", help=f"tasks to evaluate: {', '.join(TASKS)}")
-    add("--output_dir", metavar="DIR", help="where results go; results of other models and tasks there stay in the table")
+    add(
+        "--out",
+        "--output_dir",
+        dest="output_dir",
+        metavar="DIR",
+        help="where results go; results of other models and tasks there stay in the table",
+    )
     add(
         "--baselines",
         metavar="A,B",
@@ -204,7 +210,7 @@ def _validate(arguments: EvalArguments) -> None:
     if not arguments.tasks:
         raise ValueError(f"No task is given; use --tasks with some of: {', '.join(TASKS)}.")
     if not arguments.output_dir:
-        raise ValueError("--output_dir is missing: the folder for the results.")
+        raise ValueError("--out is missing: the folder for the results.")
     if not arguments.model and not arguments.baselines:
         raise ValueError("Nothing to evaluate: give --model, --baselines or both.")
     if not NAME.fullmatch(arguments.name):

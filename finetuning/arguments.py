@@ -27,7 +27,7 @@ class FinetuneArguments(StepArguments):
     The papers give the rate and the schedule of the optimiser; steps, crops and batches are scaled to small encoders.
     """
 
-    output_dir: str = option("runs/finetune", "Folder of the results, and of the runs below runs/.")
+    output_dir: str = option("runs/finetune", "Folder of the results, and of the runs below runs/.", flag="out")
     upstreams: dict = option(dict, "Name in tables -> WavLM or wavCSE model (folder or Hub id) (YAML or JSON).")
     task: dict = option(
         lambda: {"task": DEFAULT_TASK},

@@ -17,7 +17,7 @@ LABEL_LOSS_NAMES = ("hard_triplet", "semi_hard_triplet", "random_triplet", "ge2e
 STUDY = """\
 Several variants of a pre-training recipe, trained, judged as frozen upstreams, and set side by side.
 
-    python -m wavcse.pretraining.study conf/tiny_architectures.yaml [--output_dir DIR] [--only NAME ...] [--workers N]
+    python -m wavcse.pretraining.study conf/tiny_architectures.yaml [--out DIR] [--only NAME ...] [--workers N]
 
     recipe: conf/pretrain_tiny.yaml           # of pretrain_accelerate.py
     overrides: {max_steps: 250}               # fields that all variants share
@@ -63,7 +63,7 @@ class PretrainArguments(StepArguments):
     exclude_split_columns: list[str] = option(lambda: ["split"], "Columns of those manifests that hold such a split.")
     missing_label_rate: float = option(0.0, "Share of the clips whose label is hidden.", at_least=0, at_most=1)
     noisy_label_rate: float = option(0.0, "Share of the labels replaced by a random other one.", at_least=0, at_most=1)
-    output_dir: str = option("runs/pretrain", "Run folder: config, log, checkpoints, upstream.")
+    output_dir: str = option("runs/pretrain", "Run folder: config, log, checkpoints, upstream.", flag="out")
 
     init_from: str | None = option(None, "Start from this WavLM or wavCSE model (folder or Hub id), or from a run's folder.")
     freeze_stem: bool = option(False, "Leave the convolutions as they are (with init_from).")
@@ -108,7 +108,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
         argv,
         "pretrain_accelerate.py",
         "Pre-train an encoder on unlabelled and labelled speech (BEST-RQ + LASR). "
-        "Example: accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --output_dir runs/mine",
+        "Example: accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --out runs/mine",
         usage="accelerate launch pretrain_accelerate.py",
     )
 
@@ -119,7 +119,7 @@ def parse_study(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m wavcse.pretraining.study", description=STUDY, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="study (YAML), such as conf/tiny_architectures.yaml")
-    parser.add_argument("--output_dir", help="instead of the study's own")
+    parser.add_argument("--out", "--output_dir", dest="output_dir", metavar="DIR", help="instead of the study's own")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants to train (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="variants trained at a time (default 1)")
     return parser.parse_args(argv)

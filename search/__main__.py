@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="wavcse search",
         description="Many models trained on one feature cache, from a training recipe.",
         epilog="programs: " + "; ".join(f"{name}: {text}" for name, text in PROGRAMS.items()) + ". "
-        "Example: wavcse search layers conf/quickstart.yaml --output_dir runs/layers",
+        "Example: wavcse search layers conf/quickstart.yaml --out runs/layers",
     )
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the program; --help after its name shows them")

@@ -28,7 +28,7 @@ POOLINGS = (  # as in pooling_wavcse.py
 LAYERS = """\
 Recursive layer selection with its rivals, their stability and their costs (section 4 of the paper).
 
-    wavcse search layers conf/quickstart.yaml --output_dir runs/layers --seeds 3 --workers 2
+    wavcse search layers conf/quickstart.yaml --out runs/layers --seeds 3 --workers 2
 
 CONFIG is a training recipe; its fields can be overridden as in training (`--num_epochs 20`). Left in the folder: `layers.md`,
 `results/layers.json`, `pictures/`, `recipe.yaml` and `recipe_smallest.yaml` to train with, and `fits/`, one file per finished
@@ -37,7 +37,7 @@ fit: the same command goes on where a killed one was.
 POOLS = """\
 The ten layer poolings compared on one set of layers, with their constants, fixed and learned (Table 2 of the paper).
 
-    wavcse search poolings conf/quickstart.yaml --output_dir runs/poolings --seeds 3 --workers 2
+    wavcse search poolings conf/quickstart.yaml --out runs/poolings --seeds 3 --workers 2
 
 CONFIG is a training recipe; its fields can be overridden as in training (`--selected_layers 0 2 5`). Left in the folder:
 `poolings.md`, `results/poolings.json`, `pictures/`, `recipe.yaml` to train with, and `fits/`, one file per finished fit: the
@@ -46,7 +46,7 @@ same command goes on where a killed one was.
 HPARAMS = """\
 Sizes, penalties, dropouts, batch size and learning rate, searched as in section 3 of the paper.
 
-    wavcse search hparams conf/quickstart.yaml --output_dir runs/hparams --trials 40 --seeds 2 --workers 2
+    wavcse search hparams conf/quickstart.yaml --out runs/hparams --trials 40 --seeds 2 --workers 2
 
 First a grid over batch size and learning rate, then Bayesian optimisation of the rest at the best point of the grid
 (`search/study.py`). CONFIG is a training recipe; its fields can be overridden as in training. Left in the folder:
@@ -56,7 +56,7 @@ First a grid over batch size and learning rate, then Bayesian optimisation of th
 PHASE1 = """\
 Phase 1 of the paper in one command: manifests, cache, layers, poolings, hyper-parameters, final training, report.
 
-    wavcse search phase1 conf/synthetic_phase1.yaml [--output_dir DIR]
+    wavcse search phase1 conf/synthetic_phase1.yaml [--out DIR]
 
 The configuration is a training recipe with sections for the other programs, each with the options of that program:
 
@@ -109,7 +109,7 @@ def parse_phase1(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="wavcse search phase1", description=PHASE1, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="recipe with sections (YAML), such as conf/synthetic_phase1.yaml")
-    parser.add_argument("--output_dir", help="instead of the configuration's own")
+    parser.add_argument("--out", "--output_dir", dest="output_dir", metavar="DIR", help="instead of the configuration's own")
     return parser.parse_args(argv)
 
 
@@ -125,7 +125,15 @@ def _parser(name: str, description: str, seeds: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("config", help="training recipe (YAML), as for train_accelerate.py")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for results, pictures, recipes and fits")
+    parser.add_argument(
+        "--out",
+        "--output_dir",
+        dest="output_dir",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="folder for results, pictures, recipes and fits",
+    )
     parser.add_argument("--seeds", type=int, default=3, help=seeds)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     return parser

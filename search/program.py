@@ -20,7 +20,7 @@ from wavcse.training.arguments import RunArguments
 def search_program(
     name: str, parse: Callable[[Sequence[str] | None], tuple[RunArguments, dict]], search: Callable[..., dict]
 ) -> Callable[[Sequence[str] | None], int]:
-    """The `main` of a search: it fits on the recipe's table, writes into --output_dir, and prints its report, `name`.md.
+    """The `main` of a search: it fits on the recipe's table, writes into --out, and prints its report, `name`.md.
 
     Args:
         parse: reads recipe and options from the command line.

@@ -44,19 +44,22 @@ LIMITS: dict[str, Callable[[Any, Any], bool]] = {  # NaN is within none of them
 }
 
 
-def option(default: Any, text: str, shown: str | None = None, choices: Sequence[str] = (), **limits: float) -> Any:
+def option(
+    default: Any, text: str, shown: str | None = None, flag: str = "", choices: Sequence[str] = (), **limits: float
+) -> Any:
     """A field of a dataclass of settings.
 
     Args:
         default: of the field, or a function that makes it.
         text: of the help.
         shown: how the help shows the default, where that is not the value itself.
+        flag: its name on the command line, where that is not the field's; the field's own name is read there too.
         choices: what is allowed, of texts.
         limits: of numbers: `at_least`, `above`, `at_most`, `below`.
     """
     if unknown := set(limits) - set(LIMITS):
         raise TypeError(f"there are no limits {sorted(unknown)}")
-    metadata = {"help": text, "shown": shown, "choices": tuple(choices), "limits": limits}
+    metadata = {"help": text, "shown": shown, "flag": flag, "choices": tuple(choices), "limits": limits}
     return (
         field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
     )
@@ -105,8 +108,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_option(reader: argparse.ArgumentParser, one: Field, hint: Any) -> None:
     """`--name` and `--some-name`; a field that is true or false is a flag, and `--no_name` turns one off that is on."""
-    kind = next(own for own in (get_args(hint) if isinstance(hint, UnionType) else (hint,)) if own is not NoneType)
-    names = list(dict.fromkeys((f"--{one.name}", f"--{one.name.replace('_', '-')}")))
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    own = one.metadata["flag"] or one.name
+    names = list(dict.fromkeys((f"--{own}", f"--{one.name}", f"--{one.name.replace('_', '-')}")))
     words: dict[str, Any] = {"dest": one.name, "help": _help(one)}
     if kind is bool:
         reader.add_argument(*names, type=_to_bool, nargs="?", const=True, metavar="BOOL", **words)
@@ -114,9 +119,9 @@ def _add_option(reader: argparse.ArgumentParser, one: Field, hint: Any) -> None:
             off = list(dict.fromkeys((f"--no_{one.name}", f"--no-{one.name.replace('_', '-')}")))
             reader.add_argument(*off, action="store_false", dest=one.name, help=argparse.SUPPRESS)
     elif get_origin(kind) is list:
-        reader.add_argument(*names, type=get_args(kind)[0], nargs="+", metavar=one.name.upper(), **words)
+        reader.add_argument(*names, type=get_args(kind)[0], nargs="+", metavar=own.upper(), **words)
     else:
-        reader.add_argument(*names, type=str if kind is dict else kind, metavar=one.name.upper(), **words)
+        reader.add_argument(*names, type=str if kind is dict else kind, metavar=own.upper(), **words)
 
 
 def _help(one: Field) -> str:

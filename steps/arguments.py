@@ -27,8 +27,8 @@ DECAYS = ("inverse_sqrt", "cosine", "linear", "constant")
 class StepArguments:
     """A training in steps; each step has batches of crops and changes the encoder."""
 
-    output_dir: str = option("runs/steps", "Folder of the run: config, log, checkpoints, results.")
-    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.")
+    output_dir: str = option("runs/steps", "Folder of the run: config, log, checkpoints, results.", flag="out")
+    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.", flag="overwrite")
     audio_dir: str = option("caches/audio", "Folder for the decoded audio (16-bit, 115 MB an hour).")
     encoder: dict = option(dict, "Fields of transformers' WavLMConfig (YAML or JSON).")
 

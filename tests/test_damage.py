@@ -286,7 +286,7 @@ def test_without_a_sound_checkpoint_the_file_and_the_way_out_are_named(trained):
     folder, _ = trained
     for place in (folder, folder.with_name("last.old")):
         cut_short(place / "tensors.safetensors")
-    message = f"{folder}/tensors.safetensors: is damaged.*start again with --overwrite_output_dir true"
+    message = f"{folder}/tensors.safetensors: is damaged.*start again with --overwrite"
     with pytest.raises(DamagedFile, match=message):
         Tiny(folder).checkpoint.load(torch.device("cpu"))
 

@@ -53,7 +53,7 @@ def test_a_training_that_diverges_stops_with_task_epoch_loss_and_what_to_try(rec
     assert "the training diverged in epoch 1: the " in line
     assert "loss of keyword is nan" in line or "loss of keyword is inf" in line
     assert "Try a smaller learning_rate (1e+30 here), l1 (1e-07) or l2 (1e-05)." in line
-    assert "--overwrite_output_dir true" in line
+    assert "another --out, or --overwrite." in line
     assert not (folder / "hub").exists()
     assert not list((folder / "results").iterdir())
     assert not (folder / "checkpoints" / "last").exists()

@@ -336,7 +336,7 @@ WRONG = {
     "--tasks keyword --output_dir o --manifest m.csv": "Nothing to evaluate",
     "--tasks word --output_dir o --manifest m.csv --baselines mfcc": "unknown ['word']; allowed: keyword, language, speaker",
     "--output_dir o --manifest m.csv --baselines mfcc": "No task is given",
-    "--tasks keyword --manifest m.csv --baselines mfcc": "--output_dir is missing",
+    "--tasks keyword --manifest m.csv --baselines mfcc": "--out is missing",
     "--tasks keyword --output_dir o --baselines mfcc": "no manifest",
     "--tasks keyword --output_dir o --manifest m.csv --baselines mfcc": "m.csv: no such file",
     "--tasks keyword --output_dir o --manifest {corpus} --baselines lpc": "unknown ['lpc']; allowed: last_layer, mean_layers",

@@ -1,6 +1,7 @@
 """Recipes and command lines: words stay words, and every mistake is one sentence."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
@@ -8,6 +9,7 @@ from wavcse.eval.arguments import parse_arguments as parse_eval
 from wavcse.finetuning.arguments import parse_arguments as parse_finetune
 from wavcse.pretraining.arguments import parse_arguments as parse_pretraining
 from wavcse.search.phase1_config import read_config
+from wavcse.settings.fields import check_fields, option, parse_settings
 from wavcse.settings.recipes import read_recipe
 from wavcse.training.arguments import parse_arguments
 
@@ -150,3 +152,62 @@ def test_phase1_reads_texts_as_the_command_line_does(tmp_path):
 def test_two_tasks_of_an_evaluation_with_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"two of the names \['1', '1'\] are the same"):
         parse_eval([recipe(tmp_path, "tasks: {1: {task: keyword}, '1': {task: speaker}}")])
+
+
+def test_folder_and_starting_again_have_one_name_for_all_commands_and_the_older_ones_still_work():
+    line = ["--upstream", "u", "--out", "runs/a", "--overwrite"]
+    older = ["--upstream", "u", "--output_dir", "runs/a", "--overwrite_output_dir", "true"]
+    assert parse_arguments(line) == parse_arguments(older)
+    assert parse_arguments(line).output_dir == "runs/a"
+    assert parse_arguments(line).overwrite_output_dir is True
+    assert parse_pretraining(["--out", "runs/a", "--overwrite"]) == parse_pretraining(["--output-dir", "runs/a", *older[-2:]])
+    own = ["--model", "m", "--tasks", "keyword", "--manifest", "m.csv"]
+    assert parse_eval([*own, "--out", "runs/a"]) == parse_eval([*own, "--output_dir", "runs/a"])
+
+
+def test_flags_are_turned_on_and_off():
+    for words, saves in ((["--save_hub"], True), (["--save_hub", "no"], False), (["--no_save_hub"], False)):
+        assert parse_arguments(["--upstream", "u", *words]).save_hub is saves
+    with pytest.raises(ValueError, match="'perhaps' is neither true nor false"):
+        parse_arguments(["--upstream", "u", "--save_hub", "perhaps"])
+
+
+@dataclass
+class Limited:
+    share: float = option(0.5, "A share of 100 %.", at_least=0, at_most=1)
+    between: float = option(0.5, "Inside.", above=0, below=1)
+    count: int = option(1, "From one on.", at_least=1)
+    rate: float | None = option(None, "Or none.", above=0)
+    kind: str = option("a", "Of two.", choices=("a", "b"))
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"share": 1.5}, "share is 1.5; it must be at least 0 and at most 1."),
+        ({"share": float("nan")}, "share is nan; it must be at least 0 and at most 1."),
+        ({"between": 1}, "between is 1; it must be above 0 and below 1."),
+        ({"count": 0}, "count is 0; it must be at least 1."),
+        ({"rate": 0.0}, "rate is 0.0; it must be above 0."),
+        ({"rate": "x"}, "rate is 'x'; a number or null is needed."),
+        ({"kind": "c"}, "kind is 'c'; allowed: a, b."),
+    ],
+)
+def test_a_field_says_its_range_and_choices(changes, message):
+    with pytest.raises(ValueError) as refusal:
+        Limited(**changes)
+    assert str(refusal.value) == message
+
+
+def test_the_help_shows_defaults_and_choices(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(Limited, ["--help"], "prog", "What it does.")
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("usage: prog [RECIPE.yaml] [--field value ...] What it does.")
+    assert "--share SHARE A share of 100 %. (default: 0.5)" in words
+    assert "--kind KIND Of two. One of a, b. (default: a)" in words
+    with pytest.raises(TypeError, match="no limits"):
+        option(0, "A typing mistake.", atleast=1)

@@ -47,8 +47,8 @@ class RunArguments:
     cache_dir: str = option("caches", "Folder of the feature cache (python -m wavcse.data.cache).")
     upstream: str | None = option(None, "Hub id or folder of the upstream that made the cache; needed for the Hub folder.")
     revision: str | None = option(None, "Commit of the upstream on the Hub.")
-    output_dir: str = option("runs/train", "Run folder: config, log, checkpoints, results, hub.")
-    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.")
+    output_dir: str = option("runs/train", "Run folder: config, log, checkpoints, results, hub.", flag="out")
+    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.", flag="overwrite")
 
     selected_layers: list[int] = option(paper_layers, "Layers to pool: 0 = input of the first block.", "the paper's sixteen")
     layer_projection_size: int = option(512, "Width of FC1.")
@@ -113,7 +113,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> RunArguments:
         argv,
         "train_accelerate.py",
         "Train a wavCSE embedding on a feature cache (Phase 1 of the paper). "
-        "Example: accelerate launch train_accelerate.py conf/quickstart.yaml --output_dir runs/mine --num_epochs 20",
+        "Example: accelerate launch train_accelerate.py conf/quickstart.yaml --out runs/mine --num_epochs 20",
         usage="accelerate launch train_accelerate.py",
     )
 

@@ -93,7 +93,7 @@ class Checkpoint:
             self.scheduler.load_state_dict(plain["scheduler"])
             return plain["state"], _below(tensors, "best.")
         if damages:
-            raise DamagedFile(f"{damages[0]} There is no other checkpoint: start again with --overwrite_output_dir true.")
+            raise DamagedFile(f"{damages[0]} There is no other checkpoint: start again with --overwrite.")
         return None
 
     def _swap_in(self, partial: Path) -> None:

@@ -29,7 +29,7 @@ from wavcse.data.files import clear_folder, json_text, named_errors, read_json, 
 from wavcse.settings.recipes import read_recipe
 from wavcse.training.checkpoint import Checkpoint, finished_state
 
-OTHER_SETTINGS = " Other settings need another --output_dir, or --overwrite_output_dir true."
+OTHER_SETTINGS = " Other settings need another --out, or --overwrite."
 
 
 class RunFolder:
@@ -69,12 +69,11 @@ class RunFolder:
             if different:
                 raise ValueError(
                     f"{self.path}: holds a run with other settings ({', '.join(different)}). "
-                    "Choose another --output_dir, or pass --overwrite_output_dir true."
+                    "Choose another --out, or pass --overwrite."
                 )
             if self._fingerprint(fingerprint) != fingerprint:
                 raise ValueError(
-                    f"{self.path}: the {data} have changed "
-                    "since this run. Choose another --output_dir, or pass --overwrite_output_dir true."
+                    f"{self.path}: the {data} have changed since this run. Choose another --out, or pass --overwrite."
                 )
             self._refuse_fewer_epochs(args)
         for folder in (self.path, self.last.parent, self.results):
@@ -96,7 +95,7 @@ class RunFolder:
         if asked is not None and done > asked:
             raise ValueError(
                 f"{self.path}: holds {done} epochs of this run, and num_epochs is {asked}. Give at least {done}, or another "
-                "--output_dir, or pass --overwrite_output_dir true."
+                "--out, or pass --overwrite."
             )
 
     def keep_log_until(self, last: int, by: str = "epoch") -> list[dict]:
