@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PretrainedConfig
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .pooling_wavcse import LayerPooling  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
-    from .whisper_wavcse import is_whisper  # noqa: F401
+    from .whisper_wavcse import pool_layers  # noqa: F401
 
 # transformers 5.0 to 5.7 names a folder's modules by the folder's name alone: for another folder of that name it runs this
 # file again in its old module, and what was imported of the other one is still there. It is forgotten, so that this folder's
@@ -54,6 +54,7 @@ if "__transformers_module_hash__" in globals():
 UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
 TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames
 WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
+WHISPER_SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the second convolution
 PRECISIONS = ("float32", "bfloat16", "int8")
 TASK_KINDS = ("classification",)
 MAX_TASK_NAME = 100  # characters; file systems allow 255 bytes for a name that holds it
@@ -268,19 +269,38 @@ class WavCSEConfig(PretrainedConfig):
     @property
     def window_frames(self) -> int:
         """`window_s` in frames of the upstream; Whisper's windows are its own."""
-        if self.upstream_config.model_type == "whisper":
+        if is_whisper(self.upstream_config):
             return self.upstream_config.max_source_positions
         return max(1, int(self.window_s * self.sampling_rate / math.prod(self.upstream_config.conv_stride)))
 
     @property
     def min_samples(self) -> int:
         """Receptive field of the convolutional stem: the shortest clip that yields one frame, in samples."""
-        if self.upstream_config.model_type == "whisper":
-            return WHISPER_MIN_SAMPLES
-        samples = 1
-        for kernel, stride in reversed(list(zip(self.upstream_config.conv_kernel, self.upstream_config.conv_stride))):
-            samples = (samples - 1) * stride + kernel
-        return samples
+        return WHISPER_MIN_SAMPLES if is_whisper(self.upstream_config) else frame_geometry(self.upstream_config)[0]
+
+
+def is_whisper(upstream_config: PretrainedConfig) -> bool:
+    """Whether the upstream is a Whisper encoder."""
+    return upstream_config.model_type == "whisper"
+
+
+def frame_geometry(upstream_config: PretrainedConfig) -> tuple[int, int]:
+    """Receptive field of a frame of the convolutional stem, and distance to the next frame, both in samples."""
+    field = hop = 1
+    for kernel, stride in reversed(list(zip(upstream_config.conv_kernel, upstream_config.conv_stride))):
+        field, hop = (field - 1) * stride + kernel, hop * stride
+    return field, hop
+
+
+def count_frames(num_samples: int | Tensor, upstream_config: PretrainedConfig) -> int | Tensor:
+    """Frames that the convolutional stem makes of `num_samples`: 400 samples give 1, every further 320 one more.
+
+    For Whisper, the frames that hold audio: one for every started 20 ms.
+    """
+    if is_whisper(upstream_config):
+        return (num_samples + WHISPER_SAMPLES_PER_FRAME - 1) // WHISPER_SAMPLES_PER_FRAME
+    field, hop = frame_geometry(upstream_config)
+    return (num_samples - field) // hop + 1
 
 
 def checked_task_name(name: Any) -> str:
@@ -370,7 +390,7 @@ def _truncated(upstream_config: PretrainedConfig, num_blocks: int) -> Pretrained
             f"{available}. Choose layers in that range, or start again from the full upstream with `from_upstream`."
         )
     upstream_config.num_hidden_layers = num_blocks
-    if upstream_config.model_type == "whisper":
+    if is_whisper(upstream_config):
         upstream_config.encoder_layers = num_blocks  # the same number under the encoder's own name
     return upstream_config
 
@@ -410,7 +430,7 @@ def _count_parameters(config: WavCSEConfig) -> int:
     """Of the large matrices of a model; close enough to tell a real size from a damaged one."""
     upstream = config.upstream_config
     width = upstream.hidden_size
-    if upstream.model_type == "whisper":
+    if is_whisper(upstream):
         inner, stem = (
             upstream.encoder_ffn_dim,
             3 * width * (upstream.num_mel_bins + width) + upstream.max_source_positions * width,

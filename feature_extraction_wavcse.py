@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .pooling_wavcse import LayerPooling  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
-    from .whisper_wavcse import is_whisper  # noqa: F401
+    from .whisper_wavcse import pool_layers  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
@@ -122,8 +122,8 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
             clips = [scaled_if_quiet(clip) for clip in clips]
         is_plain = padding in (True, "longest") and max_length is None and pad_to_multiple_of is None
         if return_tensors == "pt" and is_plain and return_attention_mask is not False and not _is_cpu(device):
-            floor = VARIANCE_FLOOR if self.do_normalize else None
-            return BatchFeature(send([clip.astype(np.float32, copy=False) for clip in clips], floor, torch.device(device)))
+            clips = [clip.astype(np.float32, copy=False) for clip in clips]
+            return BatchFeature(send(clips, self.do_normalize, torch.device(device)))
         if self.do_normalize:
             clips = [normalize(clip) for clip in clips]
         batch = self.pad(
@@ -136,6 +136,25 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
         )
         batch = batch if return_tensors is None else batch.convert_to_tensors(return_tensors)
         return batch if _is_cpu(device) else batch.to(device)
+
+    def prepare(
+        self, waveforms: Sequence[np.ndarray], device: str | torch.device | None = None, scale_quiet: bool = False
+    ) -> list[Tensor]:
+        """Clips that are checked already, such as `load_waveform` gives, as the model takes them without padding.
+
+        Args:
+            waveforms: float32 `[samples]` each.
+            device, scale_quiet: as in `__call__`.
+
+        Returns:
+            Normalised float32 tensors `[samples]` on the device.
+        """
+        if scale_quiet:
+            waveforms = [scaled_if_quiet(waveform) for waveform in waveforms]
+        if not _is_cpu(device):
+            values = send(waveforms, self.do_normalize, torch.device(device))["input_values"]
+            return [row[: len(waveform)] for row, waveform in zip(values, waveforms)]
+        return [torch.tensor(normalize(waveform) if self.do_normalize else waveform) for waveform in waveforms]
 
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
@@ -166,8 +185,17 @@ def _is_cpu(device: str | torch.device | None) -> bool:
 
 
 def normalize(waveform: np.ndarray) -> np.ndarray:
-    """Zero mean and unit variance over `[samples]`, in float32; silence stays zero."""
+    """Zero mean and unit variance over `[samples]`, in float32; silence stays zero. transformers' arithmetic, to the bit."""
     return ((waveform - waveform.mean()) / np.sqrt(waveform.var() + VARIANCE_FLOOR)).astype(np.float32)
+
+
+def normalized(waveforms: Tensor, mask: Tensor | None = None) -> Tensor:
+    """As `normalize`, by PyTorch and for rows `[B, samples]`; zeros where the mask `[B, samples]` is not set."""
+    lengths = waveforms.shape[1] if mask is None else mask.sum(dim=1, keepdim=True)
+    centred = waveforms - waveforms.sum(dim=1, keepdim=True) / lengths
+    if mask is not None:
+        centred = centred * mask
+    return centred / (centred.square().sum(dim=1, keepdim=True) / lengths + VARIANCE_FLOOR).sqrt()
 
 
 # ---- clips on their way to a GPU ----
@@ -176,12 +204,12 @@ def normalize(waveform: np.ndarray) -> np.ndarray:
 # bytes. So samples travel as 16-bit ones in pinned memory, and are padded and normalised there.
 
 
-def send(clips: Sequence[np.ndarray], variance_floor: float | None, device: torch.device) -> dict[str, Tensor]:
+def send(clips: Sequence[np.ndarray], do_normalize: bool, device: torch.device) -> dict[str, Tensor]:
     """`input_values` `[B, samples]` (float32) and `attention_mask` (int32) on the device, clips padded with zeros.
 
     Args:
         clips: float32 waveforms `[samples]`.
-        variance_floor: normalise every clip to zero mean and unit variance, this added to the variance; `None` = do not.
+        do_normalize: bring every clip to zero mean and unit variance.
     """
     whole = [as_int16(clip) for clip in clips]
     is_int16 = all(samples is not None for samples in whole)
@@ -195,8 +223,8 @@ def send(clips: Sequence[np.ndarray], variance_floor: float | None, device: torc
     mask = torch.arange(longest, device=device) < lengths
     if is_int16:
         values /= INT16_SCALE
-    if variance_floor is not None:
-        values = normalized(values, mask, lengths, variance_floor)
+    if do_normalize:
+        values = normalized(values, mask)
     return {"input_values": values, "attention_mask": mask.int()}
 
 
@@ -206,10 +234,3 @@ def as_int16(clip: np.ndarray) -> np.ndarray | None:
     rounded = np.rint(scaled)
     is_exact = np.array_equal(rounded, scaled) and -INT16_SCALE <= rounded.min() and rounded.max() < INT16_SCALE
     return rounded.astype(np.int16) if is_exact else None
-
-
-def normalized(values: Tensor, mask: Tensor, lengths: Tensor, variance_floor: float) -> Tensor:
-    """Zero mean and unit variance over the masked samples of every row; zeros elsewhere."""
-    centred = (values - values.sum(dim=1, keepdim=True) / lengths) * mask
-    variance = centred.square().sum(dim=1, keepdim=True) / lengths
-    return centred * torch.rsqrt(variance + variance_floor)

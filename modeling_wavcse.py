@@ -26,13 +26,12 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import FEATURE_EXTRACTOR_NAME, ModelOutput, cached_file, logging
 
 from .audio_wavcse import QUIET_RMS, as_clips, load_waveform, rms
-from .configuration_wavcse import OWN_FIELDS, changed_heads, check_trained_fields
+from .configuration_wavcse import OWN_FIELDS, changed_heads, check_trained_fields, is_whisper
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
 from .hub_repository_wavcse import class_of_repository, complete_repository, upload_repository, write_card
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .upstream_wavcse import UpstreamOutput, UpstreamRunner, align_weights, build_upstream, load_upstream, read_config
-from .whisper_wavcse import is_whisper
 
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
+    from .whisper_wavcse import pool_layers  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -353,7 +353,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
 
     def forward(
         self,
-        input_values: Tensor | None = None,
+        input_values: Tensor | Sequence[Tensor] | None = None,
         attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -364,7 +364,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
         """Embed clips.
 
         Args:
-            input_values: waveforms `[B, samples]` from `WavCSEFeatureExtractor`.
+            input_values: waveforms `[B, samples]` from `WavCSEFeatureExtractor`, or a list of waveforms `[samples]` from its
+                `prepare`, which need no padding.
             attention_mask: `[B, samples]`, 1 = audio, 0 = padding; needed as soon as lengths differ.
             precision: "float32", "bfloat16" or "int8" for the upstream's matrix products at inference; the configuration's
                 if not given.
@@ -391,7 +392,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
 
     def pool_layers(
         self,
-        input_values: Tensor,
+        input_values: Tensor | Sequence[Tensor],
         attention_mask: Tensor | None = None,
         layers: Sequence[int] | None = None,
         precision: str | None = None,
@@ -408,7 +409,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
 
     def _run_upstream(
         self,
-        input_values: Tensor,
+        input_values: Tensor | Sequence[Tensor],
         attention_mask: Tensor | None,
         layers: Sequence[int],
         precision: str | None,
@@ -473,15 +474,14 @@ class WavCSEModel(WavCSEPreTrainedModel):
             show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
         self.eval()
         feature_extractor = WavCSEFeatureExtractor.from_config(self.config)
-        options = {"sampling_rate": feature_extractor.sampling_rate, "scale_quiet": scale_quiet, "return_tensors": "pt"}
         embeddings, num_quiet = [torch.empty(0, size)], 0
         with logging.tqdm(total=len(clips), desc="encode", unit="clip", disable=not show_progress_bar) as bar:
             for waveforms in batches_in_order(clips, feature_extractor, batch_seconds):
-                batch = feature_extractor(waveforms, device=self.device, **options)
+                prepared = feature_extractor.prepare(waveforms, self.device, scale_quiet)
                 with torch.autocast(
                     self.device.type, enabled=False
                 ):  # the precision is `precision`, whatever surrounds the call
-                    output = self(**batch, precision=precision, return_dict=True)
+                    output = self(prepared, precision=precision, return_dict=True)
                 embeddings.append(output.embeddings[:, :size].float().cpu())
                 num_quiet += sum(0.0 < rms(waveform) < QUIET_RMS for waveform in waveforms)
                 bar.update(len(waveforms))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_wavcse import PRECISIONS
+from .configuration_wavcse import PRECISIONS, count_frames, frame_geometry
 from .packed_layers_wavcse import (
     HAS_FLEX,
     Attention,
@@ -44,7 +44,7 @@ FFT_FROM_KERNEL = 64  # shorter positional convolutions are faster done directly
 
 
 class PackedUpstream:
-    """An encoder's weights arranged for inference; made anew when they change (`is_current`).
+    """An encoder's weights arranged for inference; to be made anew when their `fingerprint` changes (`weights_fingerprint`).
 
     Args:
         upstream: WavLM, wav2vec2 or HuBERT of the base (group norm, norm after) or large (layer norm, norm before) shape.
@@ -61,8 +61,7 @@ class PackedUpstream:
         reason = unsupported_part(upstream)
         if reason:
             raise ValueError(f"This upstream cannot run packed: {reason}.")
-        self.precision = precision
-        self.fingerprint = weights_fingerprint(upstream)
+        self.precision, self.fingerprint = precision, weights_fingerprint(upstream)
         self.config, self.device = upstream.config, upstream.device
         self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
         self.stem = Stem(upstream, precision, self.budget.stem_frames)
@@ -73,10 +72,6 @@ class PackedUpstream:
         self.blocks = [
             Block(block, norm_before, bias, precision, self.budget.product_rows) for block in upstream.encoder.layers
         ]
-
-    def is_current(self, upstream: PreTrainedModel, precision: str) -> bool:
-        """Whether this arrangement still belongs to the upstream's weights, device and the wanted precision."""
-        return self.precision == precision and self.fingerprint == weights_fingerprint(upstream)
 
     @torch.no_grad()
     def __call__(
@@ -110,7 +105,7 @@ class PackedUpstream:
     def _pooled(
         self, waveforms: Sequence[Tensor], layers: Sequence[int], window_frames: int | None, temporal_pooling: str
     ) -> Tensor:
-        num_frames = [self.stem.num_frames(len(waveform)) for waveform in waveforms]
+        num_frames = [count_frames(len(waveform), self.config) for waveform in waveforms]
         windows = [
             Window(clip, *window) for clip, frames in enumerate(num_frames) for window in windows_of(frames, window_frames)
         ]
@@ -285,17 +280,10 @@ class Stem:
         first = layers[0].layer_norm
         self.group_norm = first if isinstance(first, nn.GroupNorm) else None
         self.norms = [None if self.group_norm else layer.layer_norm for layer in layers]
-        self.hop = self.receptive_field = 1
-        for convolution in reversed(self.convolutions):
-            self.receptive_field = (self.receptive_field - 1) * convolution.stride + convolution.kernel
-            self.hop *= convolution.stride
+        self.receptive_field, self.hop = frame_geometry(upstream.config)
         projection = upstream.feature_projection
         self.projection_norm = getattr(projection, "layer_norm", None)
         self.projection = build_linear([projection.projection], "float32" if precision == "float32" else "bfloat16")
-
-    def num_frames(self, num_samples: int) -> int:
-        """Frames of a clip of `num_samples`."""
-        return (num_samples - self.receptive_field) // self.hop + 1
 
     def first_convolution(self, waveform: Tensor) -> RowConvolution:
         """The first convolution for this clip; its group norm, where there is one, is over the whole clip."""

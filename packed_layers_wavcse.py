@@ -257,21 +257,35 @@ def _heads(rows: Tensor, num_heads: int) -> Tensor:
 
 
 class Gate:
-    """WavLM's gate of the position bias, from the block's input: `[N, D]` -> `[N, H]` (Chen et al. 2022, section III-B).
-
-    The module projects each head to eight numbers and sums them by fours; summing the weights first gives two.
-    """
+    """WavLM's gate of the position bias, from the block's input: `[N, D]` -> `[N, H]`."""
 
     def __init__(self, attention: nn.Module):
         layer = attention.gru_rel_pos_linear
-        self.weight = layer.weight.detach().float().unflatten(0, (2, 4)).sum(dim=1)  # [2, d]
-        self.bias = layer.bias.detach().float().unflatten(0, (2, 4)).sum(dim=1)
-        self.constant = attention.gru_rel_pos_const.detach().float().flatten()  # [H]
-        self.num_heads = len(self.constant)
+        self.weight, self.bias = summed_by_fours(layer.weight.detach().float(), layer.bias.detach().float())
+        self.constant = attention.gru_rel_pos_const.detach().float().flatten()[:, None]  # [H, 1]
 
     def __call__(self, h: Tensor) -> Tensor:
-        update, reset = F.linear(h.unflatten(1, (self.num_heads, -1)), self.weight, self.bias).sigmoid_().unbind(-1)
-        return update * (reset * self.constant - 1.0) + 2.0
+        return position_gate(h.unflatten(1, (len(self.constant), -1)), self.weight, self.bias, self.constant).squeeze(-1)
+
+
+def summed_by_fours(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight `[8, d]` and bias `[8]` of WavLM's `gru_rel_pos_linear` -> `[2, d]` and `[2]`.
+
+    The module projects each head to eight numbers and sums them by fours; summing the weights first gives two.
+    """
+    return weight.unflatten(0, (2, 4)).sum(dim=1), bias.unflatten(0, (2, 4)).sum(dim=1)
+
+
+def position_gate(heads: Tensor, weight: Tensor, bias: Tensor, constant: Tensor) -> Tensor:
+    """WavLM's gate of the position bias (Chen et al. 2022, section III-B): `[..., d]` -> `[..., 1]`.
+
+    Args:
+        heads: the block's input, head by head.
+        weight, bias: of `summed_by_fours`.
+        constant: `gru_rel_pos_const` of each head, in a shape that fits `[..., 1]`.
+    """
+    update, reset = F.linear(heads, weight, bias).sigmoid().split(1, dim=-1)
+    return update * (reset * constant - 1.0) + 2.0
 
 
 class RelativeBias:

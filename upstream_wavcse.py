@@ -18,11 +18,10 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .configuration_wavcse import UPSTREAM_FAMILIES, WavCSEConfig, build_valid
-from .packed_encoder_wavcse import PackedUpstream, unsupported_part
+from .configuration_wavcse import UPSTREAM_FAMILIES, WavCSEConfig, build_valid, count_frames, is_whisper
+from .packed_encoder_wavcse import PackedUpstream, unsupported_part, weights_fingerprint
 from .pooling_wavcse import num_moments, pooled_frames
-from .whisper_wavcse import build_encoder, is_whisper, pool_layers
-from .whisper_wavcse import count_frames as count_whisper_frames
+from .whisper_wavcse import build_encoder, pool_layers
 
 IN_WAVCSE = r"^(?:wavcse\.)?upstream\."  # where a saved wavCSE model has its upstream, without and with heads
 IN_WHISPER = r"^(?:model\.)?encoder\."
@@ -102,11 +101,12 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
         ValueError: there are no safetensors weights; pickled ones are not read.
     """
     family = type(build_on_meta(config))
+    left_out = [*(family._keys_to_ignore_on_load_unexpected or []), *LEFT_OUT]
+    own = {"_keys_to_ignore_on_load_unexpected": left_out, "__module__": family.__module__}
     names = {IN_WAVCSE: "", **({IN_WHISPER: ""} if is_whisper(config) else {})}
-    previous = family._keys_to_ignore_on_load_unexpected
-    family._keys_to_ignore_on_load_unexpected = [*(previous or []), *LEFT_OUT]
     try:
-        model = family.from_pretrained(
+        # A subclass, because transformers reads from the class what a checkpoint may hold besides.
+        model = type(family.__name__, (family,), own).from_pretrained(
             name_or_path, config=config, dtype=torch.float32, key_mapping=names, use_safetensors=True, **hub_kwargs
         )
     except OSError as error:
@@ -114,8 +114,7 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
         if any(cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs) for file in files):
             raise
         raise ValueError(NO_SAFETENSORS.format(name=str(name_or_path))) from error
-    finally:
-        family._keys_to_ignore_on_load_unexpected = previous
+    model.__class__ = family
     vars(model).pop("_weight_conversions", None)  # else saving it would give its weights the checkpoint's names again
     return align_weights(model)
 
@@ -138,18 +137,6 @@ def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
         return build_upstream(config)
 
 
-def count_frames(num_samples: Tensor, config: PretrainedConfig) -> Tensor:
-    """Frames that the convolutional stem makes of `num_samples`: 400 samples give 1, every further 320 one more.
-
-    For Whisper, the frames that hold audio.
-    """
-    if is_whisper(config):
-        return count_whisper_frames(num_samples)
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
-        num_samples = torch.div(num_samples - kernel, stride, rounding_mode="floor") + 1
-    return num_samples
-
-
 class UpstreamRunner:
     """Runs an encoder in the cheapest way that gives what is asked for.
 
@@ -160,11 +147,12 @@ class UpstreamRunner:
 
     def __init__(self):
         self.packed: PackedUpstream | None = None
+        self.unsupported: tuple | None = None  # fingerprint of weights that cannot run packed
 
     def __call__(
         self,
         upstream: PreTrainedModel,
-        input_values: Tensor,
+        input_values: Tensor | Sequence[Tensor],
         attention_mask: Tensor | None,
         layers: Sequence[int],
         output_hidden_states: bool = False,
@@ -182,45 +170,47 @@ class UpstreamRunner:
         if is_whisper(upstream.config):
             if wants_frames or precision != "float32":
                 raise ValueError("A Whisper upstream gives pooled layers at precision='float32' only.")
-            waveforms = _waveforms(upstream, input_values, attention_mask)
+            waveforms = unpadded(upstream.config, input_values, attention_mask)
             return UpstreamOutput(pool_layers(upstream, waveforms, layers, temporal_pooling))
         needs_gradient = torch.is_grad_enabled() and (
-            input_values.requires_grad or any(parameter.requires_grad for parameter in upstream.parameters())
+            any(waveform.requires_grad for waveform in input_values)
+            or any(parameter.requires_grad for parameter in upstream.parameters())
         )
         if needs_gradient or upstream.training:
-            self.packed = None  # a fused optimiser, or one that writes to `.data`, leaves no trace on the weights
-        if wants_frames or needs_gradient or upstream.training or unsupported_part(upstream) or torch.compiler.is_compiling():
-            if precision != "float32":
-                raise ValueError(
-                    f"precision={precision!r} is for inference on pooled layers: use `model.eval()` and `torch.no_grad()`, "
-                    "without hidden states or attentions, on a float32 upstream."
-                )
-            return run_upstream(
-                upstream,
-                input_values,
-                attention_mask,
-                layers,
-                output_hidden_states,
-                output_attentions,
-                temporal_pooling,
+            self.packed = self.unsupported = None  # fused optimisers, and writing to `.data`, leave no trace on the weights
+        is_ordinary = wants_frames or needs_gradient or upstream.training or torch.compiler.is_compiling()
+        packed = None if is_ordinary else self._packed_for(upstream, precision)
+        if packed is not None:
+            waveforms = [waveform.float() for waveform in unpadded(upstream.config, input_values, attention_mask)]
+            return UpstreamOutput(packed(waveforms, layers, window_frames, temporal_pooling))
+        if precision != "float32":
+            raise ValueError(
+                f"precision={precision!r} is for inference on pooled layers: use `model.eval()` and `torch.no_grad()`, "
+                "without hidden states or attentions, on a float32 upstream."
             )
-        waveforms = _waveforms(upstream, input_values, attention_mask)
-        return UpstreamOutput(self.packed_for(upstream, precision)(waveforms, layers, window_frames, temporal_pooling))
+        states = (output_hidden_states, output_attentions)
+        return run_upstream(upstream, input_values, attention_mask, layers, *states, temporal_pooling)
 
     def __reduce__(self) -> tuple:
         return UpstreamRunner, ()  # a copy of the encoder has its weights elsewhere, so it arranges its own
 
-    def packed_for(self, upstream: PreTrainedModel, precision: str) -> PackedUpstream:
-        """The packed form of the encoder's present weights."""
-        if self.packed is None or not self.packed.is_current(upstream, precision):
+    def _packed_for(self, upstream: PreTrainedModel, precision: str) -> PackedUpstream | None:
+        """The packed form of the encoder's present weights, or `None` if it has none; found out once for the same weights."""
+        fingerprint = weights_fingerprint(upstream)
+        if fingerprint == self.unsupported:
+            return None
+        if self.packed is None or (self.packed.precision, self.packed.fingerprint) != (precision, fingerprint):
             self.packed = None  # not two of them in memory at a time
+            if unsupported_part(upstream):
+                self.unsupported = fingerprint
+                return None
             self.packed = PackedUpstream(upstream, precision)
         return self.packed
 
 
 def run_upstream(
     upstream: PreTrainedModel,
-    input_values: Tensor,
+    input_values: Tensor | Sequence[Tensor],
     attention_mask: Tensor | None,
     layers: Sequence[int],
     output_hidden_states: bool = False,
@@ -233,7 +223,7 @@ def run_upstream(
     batch: group-norm stems would average over the padding, and on a CPU padding costs more time than batching saves.
 
     Args:
-        input_values: waveforms `[B, samples]`.
+        input_values: waveforms `[B, samples]`, or a list of waveforms `[samples]`, which has no padding.
         attention_mask: `[B, samples]`, 1 for audio, 0 for padding on the right; `None` = no padding.
         layers: the K layers to pool.
         temporal_pooling: "mean" or "mean_std" (`pooling_wavcse`).
@@ -241,16 +231,16 @@ def run_upstream(
     Raises:
         ValueError: a clip is too short for one frame, the mask is not right-padding, or the pooling is unknown.
     """
-    num_samples = checked_lengths(upstream, input_values, attention_mask)
-    num_frames = count_frames(num_samples, upstream.config)
-    groups = [(clips, input_values[clips, :length]) for length, clips in _groups_of_equal_length(num_samples)]
-    shape = (len(input_values), len(layers), num_moments(temporal_pooling) * upstream.config.hidden_size)
-    pooled = input_values.new_zeros(shape, dtype=torch.float32)
-    frames = _PaddedStates(len(input_values), int(num_frames.max())) if output_hidden_states else None
-    maps = _PaddedStates(len(input_values), int(num_frames.max())) if output_attentions else None
+    waveforms = unpadded(upstream.config, input_values, attention_mask)
+    shape = (len(waveforms), len(layers), num_moments(temporal_pooling) * upstream.config.hidden_size)
+    pooled = waveforms[0].new_zeros(shape, dtype=torch.float32)
+    num_frames = count_frames(max(map(len, waveforms)), upstream.config)
+    frames = _PaddedStates(len(waveforms), num_frames) if output_hidden_states else None
+    maps = _PaddedStates(len(waveforms), num_frames) if output_attentions else None
     position = {layer: k for k, layer in enumerate(layers)}
-    for clips, waveforms in groups:
-        collected = {}
+    for length in sorted(set(map(len, waveforms))):
+        rows = [clip for clip, waveform in enumerate(waveforms) if len(waveform) == length]
+        clips, collected = torch.tensor(rows, device=pooled.device), {}
 
         def visit(layer: int, hidden: Tensor, collected: dict = collected, clips: Tensor = clips) -> None:
             if layer in position:
@@ -259,7 +249,8 @@ def run_upstream(
                 frames.put(layer, clips, hidden)
 
         with visiting_layers(upstream, visit):
-            output = upstream(waveforms.to(upstream.dtype), output_attentions=output_attentions)
+            batch = torch.stack([waveforms[clip] for clip in rows])
+            output = upstream(batch.to(upstream.dtype), output_attentions=output_attentions)
         pooled = pooled.index_copy(0, clips, torch.stack([collected[layer] for layer in layers], dim=1))
         for block, attention in enumerate(output.attentions or ()) if maps is not None else ():
             maps.put(block, clips, attention)
@@ -320,24 +311,26 @@ class _PaddedStates:
         return tuple(self.states[key] for key in sorted(self.states))
 
 
-def _waveforms(upstream: PreTrainedModel, input_values: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
-    lengths = checked_lengths(upstream, input_values, attention_mask).tolist()
-    return [clip[:length].float() for clip, length in zip(input_values, lengths)]
+def unpadded(
+    config: PretrainedConfig, input_values: Tensor | Sequence[Tensor], attention_mask: Tensor | None
+) -> Sequence[Tensor]:
+    """The waveforms `[samples]` in a right-padded batch `[B, samples]`; a list is taken to have no padding.
 
-
-def checked_lengths(upstream: PreTrainedModel, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Samples of every clip of a right-padded batch, `[B]`; ValueError as `run_upstream`."""
-    num_samples = _lengths(input_values, attention_mask)
-    too_short = (count_frames(num_samples, upstream.config) < 1).nonzero()
-    if len(too_short):
-        clip = int(too_short[0])
-        raise ValueError(f"clip {clip}: has {int(num_samples[clip])} samples, too few for one frame; see `min_samples`.")
-    return num_samples
-
-
-def _lengths(input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
+    Raises:
+        ValueError: a clip is too short for one frame, or the mask is not right-padding.
+    """
     if attention_mask is None:
-        return torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
+        waveforms = list(input_values)
+    else:
+        lengths = _lengths(input_values, attention_mask).tolist()
+        waveforms = [clip[:length] for clip, length in zip(input_values, lengths)]
+    for clip, waveform in enumerate(waveforms):
+        if count_frames(len(waveform), config) < 1:
+            raise ValueError(f"clip {clip}: has {len(waveform)} samples, too few for one frame; see `min_samples`.")
+    return waveforms
+
+
+def _lengths(input_values: Tensor, attention_mask: Tensor) -> Tensor:
     if attention_mask.shape != input_values.shape:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but input_values {tuple(input_values.shape)}."
@@ -347,8 +340,3 @@ def _lengths(input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
     if not torch.equal(attention_mask.bool(), positions[None, :] < lengths[:, None]):
         raise ValueError("attention_mask must be 1 for the samples of each clip and 0 for the padding to its right.")
     return lengths
-
-
-def _groups_of_equal_length(lengths: Tensor) -> Iterator[tuple[int, Tensor]]:
-    for length in torch.unique(lengths).tolist():
-        yield length, (lengths == length).nonzero()[:, 0]

@@ -17,26 +17,16 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from .configuration_wavcse import WHISPER_SAMPLES_PER_FRAME, count_frames
 from .pooling_wavcse import pooled_pieces, time_moments
 
 SAMPLING_RATE_HZ = 16_000
-SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the second convolution
 WINDOWS_PER_BATCH = 4
-
-
-def is_whisper(config: PretrainedConfig) -> bool:
-    """Whether the upstream is a Whisper encoder."""
-    return config.model_type == "whisper"
 
 
 def build_encoder(config: PretrainedConfig) -> WhisperEncoder:
     """The encoder of `config`, random weights."""
     return WhisperEncoder(config)
-
-
-def count_frames(num_samples: Tensor) -> Tensor:
-    """Frames that hold audio: one for every started 20 ms."""
-    return torch.div(num_samples + SAMPLES_PER_FRAME - 1, SAMPLES_PER_FRAME, rounding_mode="floor")
 
 
 def pool_layers(
@@ -48,9 +38,9 @@ def pool_layers(
         waveforms: one tensor `[samples]` per clip at 16 kHz, not normalised, without padding.
         layers: 0 = input of the first block (with positions), i = output of block i; never the final LayerNorm.
     """
-    window = encoder.config.max_source_positions * SAMPLES_PER_FRAME
+    window = encoder.config.max_source_positions * WHISPER_SAMPLES_PER_FRAME
     pieces = [(clip, piece) for clip, waveform in enumerate(waveforms) for piece in waveform.split(window)]
-    frames = count_frames(torch.tensor([len(piece) for _, piece in pieces])).tolist()
+    frames = [count_frames(len(piece), encoder.config) for _, piece in pieces]
     moments: list[Tensor] = []
     for start in range(0, len(pieces), WINDOWS_PER_BATCH):
         batch = slice(start, start + WINDOWS_PER_BATCH)
@@ -89,7 +79,7 @@ def _window_moments(
 
 def log_mel(config: PretrainedConfig, pieces: Sequence[Tensor]) -> Tensor:
     """transformers' own Whisper features of pieces of at most one window: `[B, mel bins, 2 T]`."""
-    seconds = config.max_source_positions * SAMPLES_PER_FRAME // SAMPLING_RATE_HZ
+    seconds = config.max_source_positions * WHISPER_SAMPLES_PER_FRAME // SAMPLING_RATE_HZ
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
     arrays = [piece.detach().float().cpu().numpy() for piece in pieces]
     return extractor(arrays, sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt")["input_features"]

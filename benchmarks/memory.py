@@ -19,7 +19,7 @@ from transformers.configuration_utils import PretrainedConfig
 from wavcse.benchmarks.measure import PeakMemory, timed
 from wavcse.benchmarks.rivals import ORDINARY, all_variants, make_bench
 from wavcse.benchmarks.workloads import MEMORY_WORKLOADS, SAMPLING_RATE, Workload, waveforms
-from wavcse.upstream_wavcse import count_frames
+from wavcse.configuration_wavcse import count_frames
 
 MEMORY_VARIANTS = (ORDINARY, "hooks", "float32", "bfloat16", "int8")
 QUICK_VARIANTS = (ORDINARY, "float32")

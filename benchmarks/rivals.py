@@ -16,9 +16,9 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.benchmarks.measure import GEMM_ROWS, QUICK_GEMM_ROWS, Errors
-from wavcse.configuration_wavcse import PAPER_LAYERS, WAVLM_LARGE
+from wavcse.configuration_wavcse import PAPER_LAYERS, WAVLM_LARGE, count_frames
 from wavcse.packed_encoder_wavcse import PackedUpstream
-from wavcse.upstream_wavcse import count_frames, visiting_layers
+from wavcse.upstream_wavcse import visiting_layers
 
 ORDINARY = "ordinary"
 ORDINARY_BATCH = 16

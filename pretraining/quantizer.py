@@ -16,8 +16,8 @@ from transformers import WavLMConfig
 from transformers.audio_utils import mel_filter_bank
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.configuration_wavcse import count_frames
 from wavcse.steps.encoder import FRAME_HOP, WINDOW, receptive_field
-from wavcse.upstream_wavcse import count_frames
 
 HOP = 160  # samples: a mel frame of `WINDOW` samples every 10 ms
 STACK = FRAME_HOP // HOP  # mel frames in a target
@@ -94,7 +94,7 @@ class RandomProjectionQuantizer(nn.Module):
             ValueError: the clips are too short for one mel frame or one frame of the encoder.
         """
         num_samples = waveforms.shape[1]
-        num_frames = int(count_frames(torch.tensor(num_samples), self.config))
+        num_frames = count_frames(num_samples, self.config)
         if num_frames < 1 or num_samples < self.offset + WINDOW:
             raise ValueError(f"{num_samples} samples are too short for a frame; {self.offset + WINDOW} are needed at least.")
         windows = waveforms[:, self.offset :].unfold(1, WINDOW, HOP)  # [B, mel frames, 400], a view

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.configuration_wavcse import WavCSEConfig, is_whisper
 from wavcse.modeling_wavcse import WavCSEModel
 from wavcse.training.arguments import RunArguments
 from wavcse.upstream_wavcse import build_on_meta
-from wavcse.whisper_wavcse import is_whisper
 
 CLIP_S = 8.0
 REPEATS = 3

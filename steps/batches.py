@@ -17,14 +17,13 @@ from torch import Tensor
 from transformers import WavLMConfig, WavLMModel
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.configuration_wavcse import count_frames
 from wavcse.data.manifest import Clip
+from wavcse.feature_extraction_wavcse import normalized
 from wavcse.steps.arguments import StepArguments
 from wavcse.steps.audio_store import AudioStore
 from wavcse.steps.crops import Crop, CropPlanner
 from wavcse.steps.encoder import receptive_field
-from wavcse.upstream_wavcse import count_frames
-
-NORMALISATION_EPSILON = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class CropReader:
     def num_frames(self, num_samples: int) -> int:
         """Frames that the encoder makes of so many samples."""
         if num_samples not in self._frames:
-            self._frames[num_samples] = int(count_frames(torch.tensor(num_samples), self.config))
+            self._frames[num_samples] = count_frames(num_samples, self.config)
         return self._frames[num_samples]
 
     def whole(self, clip: int) -> Crop:
@@ -111,7 +110,7 @@ class CropReader:
             self.store.read(self.clips[crop.clip].path, self.first[crop.clip] + crop.start, crop.num_samples) for crop in crops
         ]
         masks = np.stack([crop.mask for crop in crops])
-        return Group(normalised(torch.from_numpy(np.stack(parts))), torch.from_numpy(masks))
+        return Group(normalized(torch.from_numpy(np.stack(parts))), torch.from_numpy(masks))
 
 
 class BatchLoader:
@@ -161,9 +160,3 @@ class BatchLoader:
         labels = torch.from_numpy(self.targets[[crop.clip for crop in crops]])
         seconds = sum(crop.num_samples for crop in crops) / SAMPLING_RATE_HZ
         return Batch(self.reader.groups(mine), labels, sum(int(crop.mask.sum()) for crop in crops), seconds)
-
-
-def normalised(waveforms: Tensor) -> Tensor:
-    """Zero mean and unit variance of each row, as the feature extractor of these encoders does it, `[b, samples]`."""
-    centred = waveforms - waveforms.mean(dim=1, keepdim=True)
-    return centred / (centred.square().mean(dim=1, keepdim=True) + NORMALISATION_EPSILON).sqrt()

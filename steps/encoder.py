@@ -22,6 +22,8 @@ from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMLayerNormConvLayer
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.configuration_wavcse import frame_geometry
+from wavcse.packed_layers_wavcse import position_gate, summed_by_fours
 from wavcse.training.products import linear, use_linear
 from wavcse.upstream_wavcse import load_upstream, read_config
 
@@ -100,13 +102,11 @@ def receptive_field(config: WavLMConfig) -> int:
     Raises:
         ValueError: its frames are not 320 samples apart.
     """
-    hop, field = math.prod(config.conv_stride), 1
+    field, hop = frame_geometry(config)
     if hop != FRAME_HOP:
         raise ValueError(
             f"conv_stride {list(config.conv_stride)} gives a frame every {hop} samples; their product must be {FRAME_HOP}."
         )
-    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride))):
-        field = (field - 1) * stride + kernel
     return field
 
 
@@ -173,11 +173,9 @@ class FusedAttention(WavLMAttention):
         return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def _gate(self, x: Tensor) -> Tensor:
-        """`[B, H, T, d]` -> `[B, H, T, 1]` (Chen et al. 2022, section III-B)."""
+        """`[B, H, T, d]` -> `[B, H, T, 1]`."""
         layer = self.gru_rel_pos_linear
-        weight, bias = layer.weight.unflatten(0, (2, 4)).sum(dim=1), layer.bias.unflatten(0, (2, 4)).sum(dim=1)
-        update, reset = F.linear(x, weight, bias).sigmoid().split(1, dim=-1)
-        return update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
+        return position_gate(x, *summed_by_fours(layer.weight, layer.bias), self.gru_rel_pos_const)
 
 
 class RowConvLayer(WavLMLayerNormConvLayer):

@@ -246,6 +246,20 @@ def test_a_device_gets_what_a_cpu_gets(sent, waves, kind, do_normalize):
     )
 
 
+@pytest.mark.parametrize("where", ["cpu", "like a GPU"])
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_prepared_clips_are_those_of_a_batch_without_its_padding(waves, monkeypatch, where, do_normalize):
+    if where != "cpu":
+        monkeypatch.setattr(feature_extraction_wavcse, "_is_cpu", lambda device: False)
+    clips, extractor = waves(8_000, 3_000, 400), WavCSEFeatureExtractor(do_normalize=do_normalize)
+    clips[1] *= np.float32(1e-5)
+    batch = extractor(clips, sampling_rate=RATE, return_tensors="pt", device="cpu", scale_quiet=True)["input_values"]
+    prepared = extractor.prepare(clips, "cpu", scale_quiet=True)
+    assert [len(waveform) for waveform in prepared] == [8_000, 3_000, 400]
+    assert all(torch.equal(waveform, row[: len(waveform)]) for waveform, row in zip(prepared, batch))
+    assert torch.equal(extractor.prepare(clips[:1], "cpu")[0], batch[0])
+
+
 def test_samples_travel_in_16_bits_only_where_that_is_exact(waves):
     pcm = np.array([-32_768, -1, 0, 1, 32_767], dtype=np.int16)
     as_floats = (pcm / 32_768).astype(np.float32)

@@ -23,13 +23,14 @@ from wavcse.data.inspection import Inspector
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.report import main as report_main
 from wavcse.eval.task import load_task
+from wavcse.feature_extraction_wavcse import normalized
 from wavcse.finetuning import training
 from wavcse.finetuning.__main__ import main
 from wavcse.finetuning.arguments import FinetuneArguments, parse_arguments
 from wavcse.finetuning.audio import load_audio, whole_clips
 from wavcse.finetuning.groups import class_groups, group_data
 from wavcse.finetuning.program import finetune
-from wavcse.steps.batches import CropReader, normalised
+from wavcse.steps.batches import CropReader
 from wavcse.steps.crops import span_mask
 from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.steps.loop import update
@@ -229,7 +230,7 @@ def posteriors(spoilt, recipe, corpus) -> list[pd.DataFrame]:
         for name in names:
             samples = torch.from_numpy(soundfile.read(corpus.parent / name, dtype="float32")[0])
             with torch.no_grad():
-                mean = model(normalised(samples[None])).last_hidden_state[0].mean(dim=0)
+                mean = model(normalized(samples[None])).last_hidden_state[0].mean(dim=0)
             rows.append((kept["best.head.weight"] @ mean + kept["best.head.bias"]).double().numpy())
         tables.append(pd.DataFrame(log_softmax(np.array(rows), axis=1), index=names, columns=list(PITCH_HZ)))
     return tables

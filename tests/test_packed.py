@@ -27,6 +27,7 @@ from wavcse import (
     packed_layers_wavcse,
     upstream_wavcse,
 )
+from wavcse.configuration_wavcse import count_frames
 from wavcse.packed_encoder_wavcse import (
     FFT_FROM_KERNEL,
     FFT_SIZE,
@@ -41,7 +42,7 @@ from wavcse.packed_encoder_wavcse import (
 )
 from wavcse.packed_layers_wavcse import FlexAttention
 from wavcse.pipeline_wavcse import WavCSEFeatureExtractionPipeline
-from wavcse.upstream_wavcse import UpstreamRunner, count_frames, run_upstream, visiting_layers
+from wavcse.upstream_wavcse import UpstreamRunner, run_upstream, visiting_layers
 
 RATE = 16_000
 NUM_LAYERS = 4
@@ -678,6 +679,25 @@ def test_unfrozen_upstream_gets_gradients_by_the_ordinary_path(spread_model, pat
     assert paths == ["ordinary", "packed", "packed"]
 
 
+def test_what_runs_is_found_out_once_for_the_same_weights(spread_model, monkeypatch):
+    model, inputs, asked = spread_model(), padded(noise(2_000, 5_000)), []
+    original = upstream_wavcse.unsupported_part
+    monkeypatch.setattr(upstream_wavcse, "unsupported_part", lambda upstream: asked.append(upstream) or original(upstream))
+    with torch.no_grad():
+        for _ in range(3):
+            model(*inputs)
+        assert len(asked) == 1
+        model.upstream.to(torch.bfloat16)
+        for _ in range(3):
+            model(*inputs)  # the ordinary path
+        assert len(asked) == 2
+        assert model.run_upstream.packed is None
+        model.upstream.float()
+        model(*inputs)
+    assert len(asked) == 3
+    assert model.run_upstream.packed is not None
+
+
 def test_frozen_upstream_runs_packed_under_gradients(spread_model, paths):
     model, inputs = spread_model(), padded(noise(2_000, 5_000))
     for mode in (True, False):
@@ -1094,7 +1114,7 @@ def test_memory_grows_with_the_length(encoder, family, norm, precision, kernel):
     runner = PackedUpstream(upstream, precision)
     for seconds in (10, 40):
         (clip,) = noise(seconds * RATE)
-        num_frames = runner.stem.num_frames(len(clip))
+        num_frames = count_frames(len(clip), upstream.config)
         # A block of position bias, [H, rows, T], takes 512 per frame, the moments of the base shape's windows 640.
         assert largest_tensor(lambda clip=clip: runner([clip], LAYERS), clip) <= 700 * num_frames < num_frames**2 * 2
 

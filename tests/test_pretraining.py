@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, WavLMModel
 
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
+from wavcse.feature_extraction_wavcse import normalized
 from wavcse.pretrain_accelerate import main, pretrain
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.network import Figures, PretrainNetwork, total_loss
 from wavcse.steps.arguments import learning_rate_factor
-from wavcse.steps.batches import Batch, Group, normalised
+from wavcse.steps.batches import Batch, Group
 from wavcse.steps.encoder import encoder_config, new_encoder, use_fast_parts
 from wavcse.steps.loop import new_learner, update
 from wavcse.tests.processes import Child, run_in_two_processes, run_python
@@ -144,7 +145,7 @@ def test_only_masked_frames_count(recipe):
     args = PretrainArguments(**{**recipe, "encoder": {**ENCODER, **NO_DROPOUT}})
     torch.manual_seed(0)
     network = PretrainNetwork(args, new_encoder(encoder_config(args.encoder, None)))
-    waveforms, mask = normalised(torch.randn(2, 16_000)), torch.zeros(2, 48, dtype=torch.bool)
+    waveforms, mask = normalized(torch.randn(2, 16_000)), torch.zeros(2, 48, dtype=torch.bool)
     mask[0, 5:25], mask[1, 30:] = True, True
     batch = Batch([Group(waveforms, mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
     output = network(batch, 0)
@@ -266,7 +267,7 @@ def test_the_result_is_an_upstream(undisturbed):
                 )
                 for block in blocks
             ]
-            plain(normalised(torch.from_numpy(wave)[None]))
+            plain(normalized(torch.from_numpy(wave)[None]))
             for hook in hooks:
                 hook.remove()
             expected = torch.stack([state[0].mean(dim=0) for state in states])

@@ -14,10 +14,11 @@ import torch
 from wavcse.audio_wavcse import SUPPORTED
 from wavcse.data.composite import IGNORED_LABEL
 from wavcse.data.manifest import Clip
+from wavcse.feature_extraction_wavcse import normalized
 from wavcse.pretraining.arguments import ClipSource, PretrainArguments, parse_arguments
 from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
 from wavcse.steps.audio_store import build_store
-from wavcse.steps.batches import CropReader, normalised
+from wavcse.steps.batches import CropReader
 from wavcse.steps.crops import CropPlanner
 from wavcse.steps.encoder import encoder_config, receptive_field
 
@@ -230,7 +231,7 @@ def test_waveforms_are_normalised_as_the_preprocessor_does_it():
 
     waves = np.random.default_rng(0).standard_normal((3, 5000)).astype(np.float32) * 0.01 + 0.5
     expected = Wav2Vec2FeatureExtractor(do_normalize=True)(list(waves), sampling_rate=16_000, return_tensors="pt").input_values
-    torch.testing.assert_close(normalised(torch.from_numpy(waves)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normalized(torch.from_numpy(waves)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

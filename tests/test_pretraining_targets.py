@@ -9,8 +9,8 @@ import torch
 from scipy.fft import dct
 from transformers import WavLMConfig, WavLMModel
 
+from wavcse.feature_extraction_wavcse import normalized
 from wavcse.pretraining.quantizer import RandomProjectionQuantizer
-from wavcse.steps.batches import normalised
 from wavcse.steps.crops import span_mask
 
 PRETRAIN = Path(__file__).parents[2] / "shared" / "pretrain"
@@ -112,7 +112,7 @@ def test_loudness_and_silence_do_not_matter():
     quantizer = RandomProjectionQuantizer(config_of("two"))
     waveforms = torch.randn(1, 16_000)
     mask = torch.ones(1, 48, dtype=torch.bool)
-    codes = [quantizer(normalised(scale * waveforms), mask) for scale in (0.01, 1.0)]
+    codes = [quantizer(normalized(scale * waveforms), mask) for scale in (0.01, 1.0)]
     assert (codes[0] == codes[1]).float().mean() > 0.95  # the normaliser's epsilon is not quite nothing at 0.01
     assert torch.isfinite(quantizer.features(torch.zeros(1, 16_000))).all()
 
@@ -135,7 +135,7 @@ def test_too_short_a_clip_is_refused():
 def test_codes_do_not_collapse_on_speech(name, num_cepstra, least, most_frequent):
     samples, rate = soundfile.read(PRETRAIN / "audio" / name, frames=16_000 * 120, dtype="float32")
     assert rate == 16_000
-    crops = normalised(torch.from_numpy(samples[: 16_000 * 120].reshape(40, -1)))
+    crops = normalized(torch.from_numpy(samples[: 16_000 * 120].reshape(40, -1)))
     quantizer = RandomProjectionQuantizer(config_of("two"), num_cepstra=num_cepstra)
     mask = torch.ones(40, (48_000 - 720) // 320 + 1, dtype=torch.bool)
     counts = torch.bincount(quantizer(crops, mask), minlength=8192).double()

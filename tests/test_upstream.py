@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEModel
-from wavcse.upstream_wavcse import count_frames, run_upstream
+from wavcse.configuration_wavcse import count_frames
+from wavcse.upstream_wavcse import run_upstream
 
 RATE = 16_000
 NUM_LAYERS = 4  # what wavCSE is asked for; the transformers model has one block more, so that index 4 is a plain output
@@ -32,6 +33,20 @@ def shape(request, tiny_upstream, tmp_path_factory):
     folder = tmp_path_factory.mktemp("-".join(request.param))
     upstream.save_pretrained(folder)
     return folder, upstream
+
+
+@every_shape
+def test_loading_changes_no_class_of_transformers(shape):
+    folder, upstream = shape
+    family, before = type(upstream), dict(vars(type(upstream)))
+    model = WavCSEModel.from_upstream(str(folder), selected_layers=[1], **FIELDS)
+    assert type(model.upstream) is family
+    assert dict(vars(family)) == before
+    with torch.no_grad():
+        clips = [torch.zeros(length) for length in (5_000, 400)]
+        padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        mask = torch.arange(5_000) < torch.tensor([[5_000], [400]])
+        assert torch.equal(model.pool_layers(clips), model.pool_layers(padded, mask))  # a list needs no mask
 
 
 @pytest.fixture
