@@ -1,6 +1,7 @@
 """The weights that the repository ships: they load from the root as a stranger loads them, and do what the code promises."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,3 +124,17 @@ def test_the_quickstart_asks_for_layers_that_it_holds():
 
 def test_the_readme_is_what_the_files_give(capsys):
     assert readme.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170
+
+
+def test_links_of_the_pages_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "conf" / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages += (ROOT / "results").rglob("*.md")
+    assert len(pages) > 20
+    for page in pages:
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+        assert not lost, f"{page}: {lost}"
