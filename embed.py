@@ -60,6 +60,7 @@ from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
 from wavcse.settings.command import SOME_SKIPPED, command_line
+from wavcse.settings.fields import usable_device
 
 PART_INTERVAL_S = 30.0  # what a kill can lose at most, besides the batch that is being computed
 PART_ROWS = 8192
@@ -177,7 +178,7 @@ def embed_corpus(
     state = process_state(cpu=device == "cpu")
     with locked(out, holds=state.is_main_process, is_file=True):
         with state.main_process_first():
-            embedder = Embedder(model, settings, as_device(device, state), batch_seconds)
+            embedder = Embedder(model, settings, torch.device(usable_device(device, str(state.device))), batch_seconds)
         if out.exists():
             return _complete(out, embedder, clips, left_out)
         with state.main_process_first():
@@ -321,16 +322,6 @@ def pending_batches(
     """Batches of the clips that are not finished."""
     batches = batches_by_length(readable, batch_seconds, [embedder.cost_s(item) for item in readable])
     return unfinished(batches, lambda item: (item.clip.clip_id, item.digest) in finished)
-
-
-def as_device(name: str, state: PartialState) -> torch.device:
-    """The torch device; "auto" is this process's accelerator. ValueError if there is no such device."""
-    if name == "auto":
-        return state.device
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}, which is not available here ({str(error).splitlines()[0]}).") from error
 
 
 def skipped_path(out: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from wavcse.eval.arguments import EvalArguments, parse_arguments
 from wavcse.settings.command import SOME_SKIPPED, command_line
+from wavcse.settings.fields import usable_device
 
 
 @command_line("wavcse eval", continues=True)
@@ -47,19 +48,6 @@ def run(arguments: EvalArguments) -> int:
         where = f"{arguments.output_dir}/skipped.csv"
         print(f"{len(evaluation.skipped)} clips were skipped, see {where}; the first: {evaluation.skipped[0].reason}")
     return SOME_SKIPPED if evaluation.skipped else 0
-
-
-def usable_device(asked: str) -> str:
-    """The torch device that is meant; "auto" is the GPU if there is one. ValueError if it cannot be used here."""
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=asked)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
-        raise ValueError(f"device is {asked!r}, which cannot be used here: {str(error).splitlines()[0]}") from error
-    return asked
 
 
 if __name__ == "__main__":

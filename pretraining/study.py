@@ -24,7 +24,6 @@ import torch
 
 from wavcse.data.files import json_text, locked, write_atomically
 from wavcse.data.inspection import Inspector
-from wavcse.eval.__main__ import usable_device
 from wavcse.eval.baselines import LAYER_BASELINES, build_encoders
 from wavcse.eval.evaluation import EvalSettings, EvaluationSummary, corpus_inspector, evaluate
 from wavcse.eval.task import load_task
@@ -36,6 +35,7 @@ from wavcse.pretraining.study_facts import READOUT, study_facts
 from wavcse.pretraining.study_report import write_study_report
 from wavcse.pretraining.study_speed import kept_speed
 from wavcse.settings.command import DONE, SOME_SKIPPED, command_line
+from wavcse.settings.fields import usable_device
 from wavcse.settings.processes import WorkerPool, end_with_parent
 from wavcse.steps.encoder import save_upstream
 from wavcse.training.run import RunFolder

@@ -190,6 +190,24 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def usable_device(asked: str, auto: str | None = None) -> str:
+    """The torch device that is meant. ValueError if it cannot be used here.
+
+    Args:
+        asked: the name of a device, or "auto".
+        auto: what "auto" means; the GPU if there is one, if not given.
+    """
+    import torch  # only here, because commands check their other settings before they load it
+
+    if asked == "auto":
+        return auto or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without the device
+        raise ValueError(f"device is {asked!r}, which is not available here: {str(error).splitlines()[0]}") from error
+    return asked
+
+
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether `value` is of the type `kind`; a whole number is a number, true and false are none."""
     if isinstance(kind, UnionType):
