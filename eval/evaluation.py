@@ -21,8 +21,9 @@ from wavcse.eval.probe import probe_outcomes
 from wavcse.eval.report import write_report
 from wavcse.eval.results import (
     EvalSettings,
+    Result,
     describe,
-    finished_records,
+    finished_results,
     predictions_path,
     result_key,
     write_predictions,
@@ -36,14 +37,14 @@ STORE_FOLDER = "embeddings"
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """What `evaluate` found: a record per (row of the table, encoder), the clips that were left out, and the Markdown table.
+    """What `evaluate` found: a result per (row of the table, encoder), the clips that were left out, and the Markdown table.
 
     `quiet` names the clips that were embedded now and are so quiet that their embeddings drift to that of silence.
 
     The table shows every result file in the folder, also those of earlier runs.
     """
 
-    results: list[dict]
+    results: list[Result]
     skipped: list[SkippedClip]
     table: str
     quiet: list[str] = field(default_factory=list)
@@ -100,12 +101,12 @@ def _evaluate(
     show_progress: bool,
     inspector: Inspector | None,
 ) -> EvaluationSummary:
-    pending = [encoder for encoder in encoders if any(cell.encoder is encoder and not cell.records for cell in cells)]
+    pending = [encoder for encoder in encoders if any(cell.encoder is encoder and not cell.results for cell in cells)]
     for folder in ("results", "predictions"):
         remove_partials(output_dir / folder)
     if not pending:
         skipped = read_skipped(output_dir / "skipped.csv")
-        return EvaluationSummary([record for cell in cells for record in cell.records], skipped, write_report(output_dir))
+        return EvaluationSummary([result for cell in cells for result in cell.results], skipped, write_report(output_dir))
     if overwrite:
         shutil.rmtree(output_dir / STORE_FOLDER, ignore_errors=True)
     for encoder in pending:
@@ -115,7 +116,7 @@ def _evaluate(
     embedded = embed_clips(pending, list(clips.values()), batch_seconds, show_progress, output_dir / STORE_FOLDER, inspector)
     write_skipped(output_dir / "skipped.csv", embedded.skipped)
     failures = _fill(cells, embedded, {identity: row for row, identity in enumerate(clips)}, output_dir, device)
-    results = [record for cell in cells for record in cell.records]
+    results = [result for cell in cells for result in cell.results]
     table = write_report(output_dir) if results else ""
     if failures:
         raise ValueError(" ".join(failures))
@@ -124,14 +125,14 @@ def _evaluate(
 
 @dataclass
 class _Cell:
-    """One encoder on one task: what it is filled with, and its records once they are there."""
+    """One encoder on one task: what it is filled with, and its results once they are there."""
 
     encoder: Encoder
     data: TaskData
     settings: EvalSettings
     with_map: bool
     key: str
-    records: list[dict]
+    results: list[Result]
 
 
 def _cells(
@@ -143,7 +144,7 @@ def _cells(
             with_map = encoder is encoders[0]
             key = result_key(encoder, data, settings, with_map)
             rows = [data.task.row_name(target) for target in data.task.targets]
-            found = [] if overwrite else finished_records(output_dir, rows, encoder.name, key)
+            found = [] if overwrite else finished_results(output_dir, rows, encoder.name, key)
             cells.append(_Cell(encoder, data, settings, with_map, key, found))
     return cells
 
@@ -162,11 +163,11 @@ def _fill(
     output_dir: Path,
     device: str | torch.device,
 ) -> list[str]:
-    """Evaluate the cells that have no records yet and write them; returns what went wrong, one sentence per task."""
+    """Evaluate the cells that have no results yet and write them; returns what went wrong, one sentence per task."""
     failures: dict[str, str] = {}
     for cell in cells:
         name = cell.data.task.name
-        if cell.records or name in failures:
+        if cell.results or name in failures:
             continue
         rows = np.array([row_of[clip.place] for clip in cell.data.table.clips])
         is_embedded = embedded.embedded[rows]
@@ -184,7 +185,7 @@ def _fill(
             "probe": round(time.perf_counter() - start, 3),
         }
         known = {"skipped_clips": int((~is_embedded).sum()), "seconds": seconds, "key": cell.key}
-        cell.records = [write_outcome(outcome, cell.encoder, usable, cell.settings, known, output_dir) for outcome in outcomes]
+        cell.results = [write_outcome(outcome, cell.encoder, usable, cell.settings, known, output_dir) for outcome in outcomes]
     return list(failures.values())
 
 
@@ -197,16 +198,16 @@ def _outcomes(cell: _Cell, vectors: np.ndarray, usable: TaskData, device: str | 
 
 def write_outcome(
     outcome: Outcome, encoder: Encoder, data: TaskData, settings: EvalSettings, known: dict, output_dir: Path
-) -> dict:
-    """Write predictions and record of one row of the table and encoder; returns the record.
+) -> Result:
+    """Write predictions and result of one row of the table and encoder; returns the latter.
 
-    Predictions come first: a record that is there has its predictions.
+    Predictions come first: a result that is there has its predictions.
 
     Args:
         known: what is known of the run only (`skipped_clips`, `seconds`, `key`).
     """
-    record = describe(outcome, encoder, data, settings) | known
-    path = predictions_path(output_dir, record["task"]["name"], encoder.name)
+    result = describe(outcome, encoder, data, settings, **known)
+    path = predictions_path(output_dir, result.task.name, encoder.name)
     write_predictions(path, outcome.predictions(data.classes))
-    write_result(output_dir, record)
-    return record
+    write_result(output_dir, result)
+    return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,57 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 
 from wavcse.eval.metrics import CONFIDENCE, METRICS, NUM_RESAMPLES, bootstrap_interval
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure of an encoder.
+
+    Args:
+        value: mean of the runs; None (NaN in files of earlier versions) where it is undefined, as a correlation of constants.
+        interval: low and high end of 95 %; None where there is none.
+        unit: "percent" (a share of 1), "years" or "plain".
+    """
+
+    value: float | None
+    interval: Sequence[float] | None
+    greater_is_better: bool
+    unit: str
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How the intervals of an outcome were made: `unit` is what was drawn ("speaker" or "clip"), `units` how many of them."""
+
+    method: str
+    confidence: float
+    resamples: int
+    seed: int
+    unit: str
+    units: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What was fitted on an encoder's embeddings, and what validation chose.
+
+    Args:
+        kind: "linear", "PLDA", "fine-tuned", or the constant answer of an encoder without dimensions.
+        settings: of the probe, or of the fine-tuning.
+        lda_size, validation_eer, validation_eers: of PLDA: the size chosen, its equal error rate, that of every size tried.
+        candidate: which of the encoder's vectors was chosen, where it offers several.
+        short_train_clips: training clips of a fine-tuning that are too short for a crop.
+        runs: one per seed: what was chosen, and its own figures.
+    """
+
+    kind: str
+    settings: Mapping[str, Any] | None = None
+    lda_size: int | None = None
+    validation_eer: float | None = None
+    validation_eers: Mapping[str, float] | None = None
+    candidate: int | None = None
+    short_train_clips: int | None = None
+    runs: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,8 +80,8 @@ class Outcome:
         names: columns that say which clip or trial each entry is, `[N]` each.
         groups: column name -> what a bootstrap draws, `[N]`: one column, or two for the speakers of a trial.
         unit: what the groups are: "speaker" or "clip".
-        probe: what was fitted and chosen, see `wavcse.eval.probe` and `wavcse.eval.verification`.
-        figures: data of pictures, see `wavcse.eval.outcome`.
+        probe: what was fitted and chosen.
+        figures: data of pictures, see below.
         others: further figures under names of their own: name -> (metric, runs).
     """
 
@@ -39,23 +91,19 @@ class Outcome:
     names: Mapping[str, np.ndarray]
     groups: Mapping[str, np.ndarray]
     unit: str
-    probe: dict
+    probe: Fit
     figures: dict = field(default_factory=dict)
     others: Mapping[str, tuple[str, Sequence[np.ndarray]]] = field(default_factory=dict)
 
-    def measured(self, metrics: Sequence[str], seed: int) -> dict[str, dict]:
-        """Name -> value (mean of the runs), 95 % interval, direction and unit, of the metrics and of `others`."""
-        wanted = {name: (name, self.runs) for name in metrics} | dict(self.others)
-        return {name: self._measured(metric, runs, seed) for name, (metric, runs) in wanted.items()}
-
-    def _measured(self, name: str, runs: Sequence[np.ndarray], seed: int) -> dict:
-        metric = METRICS[name]
-        return {
-            "value": float(np.mean([metric.compute(self.labels, run) for run in runs])),
-            "interval": bootstrap_interval(metric, self.labels, runs, self._units, seed),
-            "greater_is_better": metric.greater_is_better,
-            "unit": metric.unit,
-        }
+    def measured(self, metrics: Sequence[str], seed: int) -> dict[str, Measured]:
+        """The metrics, and `others`, by name."""
+        found = {}
+        for name, (metric_name, runs) in ({name: (name, self.runs) for name in metrics} | dict(self.others)).items():
+            metric = METRICS[metric_name]
+            value = float(np.mean([metric.compute(self.labels, run) for run in runs]))
+            interval = bootstrap_interval(metric, self.labels, runs, self._units, seed)
+            found[name] = Measured(value, interval, metric.greater_is_better, metric.unit)
+        return found
 
     @cached_property
     def _units(self) -> np.ndarray:
@@ -64,16 +112,9 @@ class Outcome:
         units = pd.factorize(np.concatenate(columns), sort=True)[0].reshape(len(columns), -1).T
         return units if len(columns) > 1 else units[:, 0]
 
-    def interval_record(self, seed: int) -> dict:
+    def intervals(self, seed: int) -> Intervals:
         """How the intervals were made, and from how many units."""
-        return {
-            "method": "percentile bootstrap",
-            "confidence": CONFIDENCE,
-            "resamples": NUM_RESAMPLES,
-            "seed": seed,
-            "unit": self.unit,
-            "units": len(np.unique(self._units)),
-        }
+        return Intervals("percentile bootstrap", CONFIDENCE, NUM_RESAMPLES, seed, self.unit, len(np.unique(self._units)))
 
     def predictions(self, classes: Sequence[str]) -> pd.DataFrame:
         """The table that is kept: names and groups, label, `prediction_0` ..; classes by name."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wavcse.eval.metrics import METRICS
-from wavcse.eval.outcome import Outcome, confusion, embedding_map, scatter
+from wavcse.eval.outcome import Fit, Outcome, confusion, embedding_map, scatter
 from wavcse.eval.task import TaskData
 
 CONSTANTS = {"accuracy": "most frequent label", "ccc": "training mean", "mae": "training median"}
@@ -145,9 +145,9 @@ def _probe_record(
     data: TaskData,
     objective: Objective,
     seeds: Sequence[int],
-) -> dict:
+) -> Fit:
     if not probed.embeddings.shape[1]:
-        return {"kind": CONSTANTS[objective.criterion]}
+        return Fit(kind=CONSTANTS[objective.criterion])
     chosen = [
         {
             "seed": seed,
@@ -158,8 +158,7 @@ def _probe_record(
         }
         for seed, run, predictions in zip(seeds, probed.runs, runs)
     ]
-    candidate = {} if probed.candidate is None else {"candidate": probed.candidate}
-    return {"kind": "linear", "settings": asdict(ProbeSettings()), **candidate, "runs": chosen}
+    return Fit(kind="linear", settings=asdict(ProbeSettings()), candidate=probed.candidate, runs=chosen)
 
 
 # ---- one probe ----

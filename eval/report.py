@@ -18,6 +18,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,9 @@ import numpy as np
 from scipy.stats import norm
 
 from wavcse.data.files import write_atomically
-from wavcse.eval.results import read_results
+from wavcse.data.manifest import SPLITS
+from wavcse.eval.outcome import Measured
+from wavcse.eval.results import Result, read_results
 from wavcse.eval.table import (
     FEW_SPEAKERS,
     Comparison,
@@ -54,7 +57,6 @@ if TYPE_CHECKING:
 
 TITLE = "Evaluation of speech embeddings"
 MOST_CLASSES = 20  # up to which the clips of each class are listed
-SPLITS = ("train", "validation", "test")
 
 
 def write_report(output_dir: str | Path) -> str:
@@ -70,8 +72,9 @@ def write_report(output_dir: str | Path) -> str:
     rows = rows_of(records)
     comparisons = compare(rows, folder)
     table = _write_table(folder, records, comparisons)
-    draw_pictures(rows_of(without_formulas(records)), encoders_of(records), folder / "pictures")
-    text = _text(rows_of(page.inert(records)), table, comparisons)
+    plain = rows_of([record.with_texts(without_formulas) for record in records])
+    draw_pictures(plain, encoders_of(records), folder / "pictures")
+    text = _text(rows_of([record.with_texts(page.inert) for record in records]), table, comparisons)
     page.write_page(folder / "report.md", TITLE, text)
     return table
 
@@ -83,7 +86,7 @@ def write_table(output_dir: str | Path) -> str:
     return _write_table(folder, records, compare(rows_of(records), folder))
 
 
-def _write_table(folder: Path, records: Sequence[dict], comparisons: Sequence[Comparison]) -> str:
+def _write_table(folder: Path, records: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
     text = markdown_table(records, comparisons)
     write_atomically(folder / "results.md", text)
     return text
@@ -109,8 +112,8 @@ def _answer(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]
     models = [name for name in encoders if is_model(name)]
     if len(models) == 1:
         answer.append(_model_words(models[0], rows, comparisons))
-    intervals = [row.first["interval"] for row in rows]
-    few = sum(own["unit"] == "speaker" and own["units"] < FEW_SPEAKERS for own in intervals)
+    intervals = [row.first.interval for row in rows]
+    few = sum(own.unit == "speaker" and own.units < FEW_SPEAKERS for own in intervals)
     if few:
         answer.append(
             f"In {_count(few, 'row')} fewer than {FEW_SPEAKERS} speakers were tested: those intervals are too narrow."
@@ -142,7 +145,7 @@ def _picture(title: str, name: str) -> str:
 
 def _evaluated(rows: Sequence[Row]) -> list[str]:
     encoders = [[f"`{name}`", origin] for name, origin in origins(rows).items()]
-    data = [[row.title, row.task["kind"], row.data, ", ".join(row.task["protocols"]), size_words(row)] for row in rows]
+    data = [[row.title, row.task.kind, row.data, ", ".join(row.task.protocols), size_words(row)] for row in rows]
     tasks = page.markdown_table(["task", "kind", "data", "protocol", "test split"], data)
     return [page.markdown_table(["encoder", "what it is"], encoders), tasks]
 
@@ -155,10 +158,10 @@ def _task_section(row: Row, comparisons: Sequence[Comparison]) -> list[str]:
 
 def _corpus(row: Row) -> str:
     """The data, and what the paper's data is where this stands in for it."""
-    benchmark = row.task["benchmark"]
-    lines = [f"Row `{row.name}`. Data: {row.data}, protocol {', '.join(row.task['protocols']) or 'unnamed'}."]
+    benchmark = row.task.benchmark
+    lines = [f"Row `{row.name}`. Data: {row.data}, protocol {', '.join(row.task.protocols) or 'unnamed'}."]
     if benchmark:
-        is_same = row.task["corpus"] == benchmark["corpus"]
+        is_same = row.task.corpus == benchmark["corpus"]
         head = "" if is_same else "The paper's corpus, which this is not: "
         split = f"; split: {benchmark['split']} ({benchmark['split_source']})"
         lines.append(
@@ -174,30 +177,31 @@ def _corpus(row: Row) -> str:
 
 
 def _counts(row: Row) -> str:
-    counts = row.first["counts"]
-    classes = counts.get("classes", {})
-    names = row.task["classes"] if classes and len(row.task["classes"]) <= MOST_CLASSES else []
-    sizes = [kind for kind in ("clips", "trials", "speakers") if kind in counts]
+    counts = row.first.counts
+    classes = counts.classes or {}
+    names = row.task.classes if classes and len(row.task.classes) <= MOST_CLASSES else []
+    sizes = {"clips": counts.clips, "trials": counts.trials, "speakers": counts.speakers}
+    sizes = {kind: own for kind, own in sizes.items() if own is not None}
     lines = []
     for split in SPLITS:
-        cells = [f"{counts[kind][split]:,}" if split in counts[kind] else "" for kind in sizes]
+        cells = [f"{own[split]:,}" if split in own else "" for own in sizes.values()]
         lines.append([split, *cells, *(str(classes[split].get(name, 0)) for name in names)])
     return page.markdown_table(["split", *sizes, *(f"`{name}`" for name in names)], lines)
 
 
 def _metrics(row: Row, comparisons: Sequence[Comparison]) -> str:
     found = {own.other: own for own in comparisons}
-    metrics = {name: figure for record in row.records.values() for name, figure in record["metrics"].items()}
+    metrics = {name: figure for record in row.records.values() for name, figure in record.metrics.items()}
     lines = []
     for encoder, record in row.records.items():
-        cells = [_figure(record["metrics"][name]) if name in record["metrics"] else "" for name in metrics]
+        cells = [_figure(record.metrics[name]) if name in record.metrics else "" for name in metrics]
         lines.append([f"**{encoder}**" if encoder in row.best else encoder, *cells, _difference(row, found.get(encoder))])
     names = [metric_words(name, figure) for name, figure in metrics.items()]
     return page.markdown_table(["encoder", *names, f"{row.best[0]} minus it [95 %, paired]"], lines)
 
 
-def _figure(figure: Mapping) -> str:
-    return shown(figure["value"], figure["unit"]) + shown_interval(figure)
+def _figure(figure: Measured) -> str:
+    return shown(figure.value, figure.unit) + shown_interval(figure.interval, figure.unit)
 
 
 def _difference(row: Row, comparison: Comparison | None) -> str:
@@ -205,7 +209,7 @@ def _difference(row: Row, comparison: Comparison | None) -> str:
         return ""
     if comparison.interval is None:
         return comparison.obstacle or "too few units"
-    value = row.figure(comparison.best)["value"] - row.figure(comparison.other)["value"]
+    value = row.figure(comparison.best).value - row.figure(comparison.other).value
     ends = ", ".join(shown(end, row.unit) for end in comparison.interval)
     return f"{shown(value, row.unit)} [{ends}] {mark_of(comparison)}".strip()
 
@@ -214,9 +218,9 @@ def _choices(row: Row) -> list[str]:
     """What was fitted for each encoder and what validation chose: the plain fields of every run that are no test figure."""
     lines, fields = [], {}
     for encoder, record in row.records.items():
-        for run in record["probe"].get("runs", [{}]):
-            every = {**record["probe"], **run}
-            chosen = {k: v for k, v in every.items() if k not in record["metrics"] and isinstance(v, int | float | str)}
+        for run in record.probe.runs or [{}]:
+            every = {**asdict(record.probe), **run}
+            chosen = {k: v for k, v in every.items() if k not in record.metrics and isinstance(v, int | float | str)}
             fields |= dict.fromkeys(chosen)
             lines.append((encoder, chosen))
     table = [[encoder, *(_plain(chosen.get(field, "")) for field in fields)] for encoder, chosen in lines]
@@ -229,16 +233,15 @@ def _plain(value: object) -> str:
 
 
 def _configuration(rows: Sequence[Row]) -> list[str]:
-    interval = rows[0].first["interval"]
+    interval = rows[0].first.interval
     settings: dict[str, list[str]] = {}
     for row in rows:
         for record in row.records.values():
-            if "settings" in record["probe"]:
-                own = json.dumps({"kind": record["probe"]["kind"], **record["probe"]["settings"]}, indent=2)
+            if record.probe.settings is not None:
+                own = json.dumps({"kind": record.probe.kind, **record.probe.settings}, indent=2)
                 settings.setdefault(own, []).append(row.title)
     words = (
-        f"Intervals: {interval['method']}, {100 * interval['confidence']:g} %, {interval['resamples']} resamples, seed "
-        f"{interval['seed']}."
+        f"Intervals: {interval.method}, {100 * interval.confidence:g} %, {interval.resamples} resamples, seed {interval.seed}."
     )
     blocks = [f"{', '.join(dict.fromkeys(titles))}:\n\n{page.fenced(own, 'json')}" for own, titles in settings.items()]
     return [words, *blocks, _manifests(rows)]
@@ -247,7 +250,7 @@ def _configuration(rows: Sequence[Row]) -> list[str]:
 def _manifests(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
-        for manifest in row.first["manifests"]:
+        for manifest in row.first.manifests:
             lines.append([row.title, f"`{manifest['path']}`", manifest["split_column"], f"`{manifest['sha256'][:12]}`"])
     return page.markdown_table(["task", "manifest", "split column", "sha256"], lines)
 
@@ -257,7 +260,7 @@ def _versions(rows: Sequence[Row]) -> str:
     sets: dict[str, Mapping] = {}
     for row in rows:
         for record in row.records.values():
-            sets.setdefault(json.dumps(record["versions"], sort_keys=True), record["versions"])
+            sets.setdefault(json.dumps(record.versions, sort_keys=True), record.versions)
     names = dict.fromkeys(name for own in sets.values() for name in own)
     lines = [[name, *(own.get(name, "") for own in sets.values())] for name in names]
     return page.markdown_table(
@@ -266,10 +269,10 @@ def _versions(rows: Sequence[Row]) -> str:
 
 
 def _times(rows: Sequence[Row]) -> list[str]:
-    dates = sorted(record["date"] for row in rows for record in row.records.values())
-    kinds = dict.fromkeys(kind for row in rows for record in row.records.values() for kind in record["seconds"])
+    dates = sorted(record.date for row in rows for record in row.records.values())
+    kinds = dict.fromkeys(kind for row in rows for record in row.records.values() for kind in record.seconds)
     lines = [
-        [row.title, encoder, *(f"{record['seconds'].get(kind, 0):.1f}" for kind in kinds)]
+        [row.title, encoder, *(f"{record.seconds.get(kind, 0):.1f}" for kind in kinds)]
         for row in rows
         for encoder, record in row.records.items()
     ]
@@ -328,7 +331,7 @@ def drawings_of(row: Row) -> dict[str, tuple[str, Callable[[Colors], Figure]]]:
 
 def _having(row: Row, kind: str) -> dict[str, Mapping]:
     """Encoder -> its data for a kind of picture."""
-    return {name: record["figures"][kind] for name, record in row.records.items() if record["figures"].get(kind)}
+    return {name: record.figures[kind] for name, record in row.records.items() if record.figures.get(kind)}
 
 
 def _looked_at(row: Row, kind: str) -> dict[str, Mapping]:
@@ -354,12 +357,12 @@ def _bars(axes: Axes, row: Row, colors: Colors) -> None:
     names = list(row.records)
     unit = row.unit
     scale = 100 if unit == "percent" else 1
-    values = scale * np.array([row.figure(name)["value"] for name in names])
-    intervals = [row.figure(name)["interval"] for name in names]
+    values = scale * np.array([row.figure(name).value for name in names])
+    intervals = [row.figure(name).interval for name in names]
     ends = scale * np.array([interval or (np.nan, np.nan) for interval in intervals]).T
     errors = np.maximum(np.stack([values - ends[0], ends[1] - values]), 0)
     axes.barh(range(len(names)), values, xerr=errors, color=[colors[name] for name in names], capsize=2, ecolor="black")
-    axes.set_yticks(range(len(names)), [f"{name}  {shown(row.figure(name)['value'], unit)}" for name in names], fontsize=8)
+    axes.set_yticks(range(len(names)), [f"{name}  {shown(row.figure(name).value, unit)}" for name in names], fontsize=8)
     for label, name in zip(axes.get_yticklabels(), names):
         label.set_fontweight("bold" if name in row.best else "normal")
     if row.published:
@@ -393,7 +396,7 @@ def _confusion(row: Row, colors: Colors) -> Figure:
 def _det(row: Row, colors: Colors) -> Figure:
     figure, (axes,) = new_axes(6, 5.6)
     for name, curve in _having(row, "det").items():
-        errors = row.records[name]["metrics"]["eer"]["value"]
+        errors = row.records[name].metrics["eer"].value
         x, y = (_probit(np.array(curve[key])) for key in ("false_acceptance", "false_rejection"))
         axes.plot(x, y, color=colors[name], linewidth=1.4, label=f"{name}, EER {shown(errors, 'percent')} %")
         axes.plot(*[_probit(np.array([errors]))] * 2, "o", color=colors[name], markersize=6, markeredgecolor="black")
@@ -431,12 +434,11 @@ def _scatter(row: Row, colors: Colors) -> Figure:
 
 def _figure_words(row: Row, encoder: str) -> str:
     """`CCC 0.412, MAE 5.21`: an encoder's figures over the whole test split."""
-    figures = row.records[encoder]["metrics"]
-    own = {name: figures[name] for name in row.task["metrics"] if name in figures}
+    figures = row.records[encoder].metrics
+    own = {name: figures[name] for name in row.task.metrics if name in figures}
     chosen = {name: own[name] for name in ("ccc", "mae") if name in own} or dict([next(iter(own.items()))])
     return ", ".join(
-        f"{metric_title(name)} {shown(figure['value'], figure['unit'])}{UNIT_WORDS[figure['unit']]}"
-        for name, figure in chosen.items()
+        f"{metric_title(name)} {shown(figure.value, figure.unit)}{UNIT_WORDS[figure.unit]}" for name, figure in chosen.items()
     )
 
 

@@ -8,7 +8,6 @@ the difference.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -19,26 +18,27 @@ import pandas as pd
 from wavcse.data.corpora.corpus import PARTIAL
 from wavcse.eval.baselines import BASELINES
 from wavcse.eval.metrics import METRICS, paired_interval
-from wavcse.eval.results import predictions_path
+from wavcse.eval.outcome import Measured
+from wavcse.eval.results import Result, TaskRecord, predictions_path
 from wavcse.eval.tasks import TASKS
 from wavcse.reports import page
 
 PAPERS_COLUMN = "paper: wavCSE; its best baseline"
 
 
-def markdown_table(records: Sequence[dict], comparisons: Sequence[Comparison] = ()) -> str:
+def markdown_table(records: Sequence[Result], comparisons: Sequence[Comparison] = ()) -> str:
     """Tasks x encoders: primary metric, 95 % interval and n; the best of a row in bold, what is not told from it marked.
 
     Args:
         comparisons: of `compare`; an encoder that is in none of them is shown without a mark.
     """
-    records = page.inert(list(records))
+    records = [record.with_texts(page.inert) for record in records]
     rows, encoders = rows_of(records), encoders_of(records)
     marks = {(own.row, own.other): mark_of(own) for own in comparisons}
     has_paper = any(row.published for row in rows)
     lines = []
     for row in rows:
-        cells = [row.task["title"], metric_words(row.primary, row.figure(row.best[0])), size_words(row)]
+        cells = [row.task.title, metric_words(row.primary, row.figure(row.best[0])), size_words(row)]
         cells += [_cell(row, encoder, marks.get((row.name, encoder), "")) for encoder in encoders]
         lines.append([*cells, *([_papers_cell(row)] if has_paper else [])])
     columns = ["task", "metric", "test split", *encoders, *([PAPERS_COLUMN] if has_paper else [])]
@@ -57,8 +57,8 @@ def _cell(row: Row, encoder: str, mark: str) -> str:
     if encoder not in row.records:
         return "–"
     figure = row.figure(encoder)
-    value = shown(figure["value"], row.unit)
-    return (f"**{value}**" if encoder in row.best else f"{value}{mark}") + shown_interval(figure)
+    value = shown(figure.value, row.unit)
+    return (f"**{value}**" if encoder in row.best else f"{value}{mark}") + shown_interval(figure.interval, figure.unit)
 
 
 def _papers_cell(row: Row) -> str:
@@ -75,26 +75,6 @@ def _papers_cell(row: Row) -> str:
 # ---- rows, and their figures in words ----
 
 
-NEEDED = {
-    "task": (
-        "name",
-        "task",
-        "title",
-        "kind",
-        "target",
-        "classes",
-        "metrics",
-        "corpus",
-        "protocols",
-        "benchmark",
-        "disjoint_by",
-        "note",
-    ),
-    "encoder": ("name", "embedding_size"),
-    "interval": ("unit", "units", "seed", "resamples", "confidence"),
-    "counts": ("clips", "speakers"),
-}
-OTHERS = ("metrics", "probe", "manifests", "seconds", "skipped_clips", "note", "versions", "date", "figures")
 DECIMALS = {"percent": 1, "years": 2, "plain": 3}
 ARROWS = {True: "↑", False: "↓"}
 
@@ -104,42 +84,42 @@ class Row:
     """What was found on one target: a record per encoder, in the order of the table's columns."""
 
     name: str
-    records: dict[str, dict]
+    records: dict[str, Result]
 
     @property
-    def task(self) -> Mapping:
+    def task(self) -> TaskRecord:
         """The description of the task, from its first record."""
-        return self.first["task"]
+        return self.first.task
 
     @property
-    def first(self) -> dict:
+    def first(self) -> Result:
         """The record of the first encoder."""
         return next(iter(self.records.values()))
 
     @property
     def primary(self) -> str:
         """The metric that decides which encoder is best."""
-        return self.task["metrics"][0]
+        return self.first.primary
 
-    def figure(self, encoder: str) -> Mapping:
+    def figure(self, encoder: str) -> Measured:
         """Value, interval, direction and unit of an encoder's primary metric."""
-        return self.records[encoder]["metrics"][self.primary]
+        return self.records[encoder].metrics[self.primary]
 
     @property
     def title(self) -> str:
         """Of the row."""
-        return self.task["title"]
+        return self.task.title
 
     @property
     def data(self) -> str:
         """Name of the tested corpus, or, where the manifests do not say it, the folders that they lie in."""
-        folders = dict.fromkeys(PurePath(manifest["path"]).parent.name for manifest in self.first["manifests"])
-        return self.task["corpus"] or ", ".join(folders)
+        folders = dict.fromkeys(PurePath(manifest["path"]).parent.name for manifest in self.first.manifests)
+        return self.task.corpus or ", ".join(folders)
 
     @property
     def unit(self) -> str:
         """Of the primary metric: "percent", "years" or "plain"."""
-        return self.first["metrics"][self.primary]["unit"]
+        return self.first.metrics[self.primary].unit
 
     @property
     def is_greater_better(self) -> bool:
@@ -149,7 +129,7 @@ class Row:
     @property
     def best(self) -> list[str]:
         """The encoders with the best figure: one, or several that are equal."""
-        values = {encoder: self.figure(encoder)["value"] for encoder in self.records}
+        values = {encoder: self.figure(encoder).value for encoder in self.records}
         best = (max if self.is_greater_better else min)(values.values())
         return [encoder for encoder, value in values.items() if value == best]
 
@@ -157,7 +137,7 @@ class Row:
     def is_mixed(self) -> bool:
         """Whether the encoders were tested on different data, so that their figures cannot be compared."""
         tested = [
-            (record["counts"], sorted(m["sha256"] for m in record["manifests"]), record.get("trials_sha256"))
+            (record.counts, sorted(m["sha256"] for m in record.manifests), record.trials_sha256)
             for record in self.records.values()
         ]
         return any(other != tested[0] for other in tested)
@@ -165,42 +145,40 @@ class Row:
     @property
     def published(self) -> Mapping:
         """The paper's corpus and figures, if the data is all of that corpus and not a stand-in of its shape; else empty."""
-        benchmark = self.task["benchmark"] or {}
-        is_same = self.task["corpus"] == benchmark.get("corpus") and self.primary == benchmark.get("metric")
-        is_whole = not any(protocol.endswith(PARTIAL) for protocol in self.task["protocols"])
+        benchmark = self.task.benchmark or {}
+        is_same = self.task.corpus == benchmark.get("corpus") and self.primary == benchmark.get("metric")
+        is_whole = not any(protocol.endswith(PARTIAL) for protocol in self.task.protocols)
         return benchmark if is_same and is_whole else {}
 
     @property
     def is_split_as_published(self) -> bool:
         """Whether the protocol is the one that the task compares with the paper; a corpus has several."""
-        named = (self.task["benchmark"] or {}).get("split", "").partition(":")[0]
-        return self.task["protocols"] == [named]
+        named = (self.task.benchmark or {}).get("split", "").partition(":")[0]
+        return self.task.protocols == [named]
 
 
-def rows_of(records: Sequence[dict]) -> list[Row]:
+def rows_of(records: Sequence[Result]) -> list[Row]:
     """Group records into rows: tasks in the order of `TASKS`, their targets in theirs, encoders before baselines.
 
     Raises:
-        ValueError: a record lacks a field or a figure, or two of a row have different primary metrics.
+        ValueError: two records of a row have different primary metrics.
     """
-    for record in records:
-        _check(record)
     encoders = encoders_of(records)
-    cells = {(record["task"]["name"], record["encoder"]["name"]): record for record in records}
-    tasks = {record["task"]["name"]: record["task"] for record in records}
+    cells = {(record.task.name, record.encoder["name"]): record for record in records}
+    tasks = {record.task.name: record.task for record in records}
     rows = [
         Row(name, {encoder: cells[name, encoder] for encoder in encoders if (name, encoder) in cells})
         for name in sorted(tasks, key=lambda name: _place(tasks[name]))
     ]
     for row in rows:
-        if len({(r["task"]["kind"], r["task"]["metrics"][0]) for r in row.records.values()}) > 1:
+        if len({(r.task.kind, r.primary) for r in row.records.values()}) > 1:
             raise ValueError(f"results of {row.name}: the encoders differ in kind or primary metric; evaluate them anew.")
     return rows
 
 
-def encoders_of(records: Sequence[dict]) -> list[str]:
+def encoders_of(records: Sequence[Result]) -> list[str]:
     """Names of the encoders: models, layers of other checkpoints (`hubert_last_layer`), then the baselines in their order."""
-    return sorted({record["encoder"]["name"] for record in records}, key=_column)
+    return sorted({record.encoder["name"] for record in records}, key=_column)
 
 
 def is_model(name: str) -> bool:
@@ -217,34 +195,12 @@ def _column(name: str) -> tuple:
     return 0, name, 0
 
 
-def _place(task: Mapping) -> tuple:
+def _place(task: TaskRecord) -> tuple:
     order = list(TASKS)
-    known = task["task"] in TASKS
-    targets = TASKS[task["task"]].targets if known else ()
-    target = targets.index(task["target"]) if task["target"] in targets else len(targets)
-    return order.index(task["task"]) if known else len(order), target, task["name"]
-
-
-def _check(record: Mapping) -> None:
-    name = f"results/{record['task']['name']}__{record['encoder']['name']}.json"
-    missing = [f"{part}.{field}" for part, fields in NEEDED.items() for field in fields if field not in record.get(part, {})]
-    missing += [field for field in OTHERS if field not in record]
-    for what in ("task", "encoder"):  # they name pictures too
-        if not re.fullmatch(r"[\w.-]+", str(record[what].get("name"))):
-            raise ValueError(f"{name}: the {what}'s name must be of letters, digits and . _ -; evaluate anew or remove it.")
-    if missing or not record["task"]["metrics"]:
-        raise ValueError(f"{name}: lacks {', '.join(missing) or 'names of metrics'}; evaluate anew or remove it.")
-    for metric in record["task"]["metrics"]:
-        figure = record["metrics"].get(metric) or {}
-        is_number = isinstance(figure.get("value", ""), int | float | None)  # null: undefined, as a correlation of constants
-        if metric not in METRICS or not is_number:
-            raise ValueError(f"{name}: has no figure for the metric {metric!r}; evaluate anew or remove it.")
-        if not {"interval", "greater_is_better"} <= set(figure) or figure.get("unit") not in DECIMALS:
-            raise ValueError(f"{name}: {metric!r} lacks its interval, direction or unit; evaluate anew or remove it.")
-    primary = record["task"]["metrics"][0]
-    value = record["metrics"][primary]["value"]
-    if value is None or not math.isfinite(value):
-        raise ValueError(f"{name}: {primary!r} is no finite number; evaluate anew or remove it.")
+    known = task.task in TASKS
+    targets = TASKS[task.task].targets if known else ()
+    target = targets.index(task.target) if task.target in targets else len(targets)
+    return order.index(task.task) if known else len(order), target, task.name
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -255,17 +211,15 @@ def shown(value: float | None, unit: str) -> str:
     return f"{scaled + 0.0:.{DECIMALS[unit]}f}"  # + 0.0: no minus before a zero
 
 
-def shown_interval(figure: Mapping) -> str:
+def shown_interval(interval: Sequence[float] | None, unit: str) -> str:
     """` [low, high]`, or nothing where there is no interval."""
-    if not figure["interval"]:
-        return ""
-    return " [{}, {}]".format(*(shown(end, figure["unit"]) for end in figure["interval"]))
+    return " [{}, {}]".format(*(shown(end, unit) for end in interval)) if interval else ""
 
 
-def metric_words(name: str, figure: Mapping) -> str:
+def metric_words(name: str, figure: Measured) -> str:
     """`accuracy, % ↑`: the metric of a figure, its unit and its direction."""
-    words = {"percent": ", %", "years": ", years", "plain": ""}[figure["unit"]]
-    return f"{metric_title(name)}{words} {ARROWS[figure['greater_is_better']]}"
+    words = {"percent": ", %", "years": ", years", "plain": ""}[figure.unit]
+    return f"{metric_title(name)}{words} {ARROWS[figure.greater_is_better]}"
 
 
 def metric_title(name: str) -> str:
@@ -278,10 +232,10 @@ def metric_title(name: str) -> str:
 
 def size_words(row: Row) -> str:
     """What the figures of a row are of: "400 clips, 8 speakers", "1,000 trials, 20 speakers"."""
-    counts = row.first["counts"]
-    kind = "trials" if row.task["kind"] == "verification" else "clips"
-    speakers = counts["speakers"]["test"]
-    return f"{counts[kind]['test']:,} {kind}" + (f", {speakers:,} speakers" if speakers else "")
+    counts = row.first.counts
+    kind, sizes = ("trials", counts.trials) if row.task.kind == "verification" else ("clips", counts.clips)
+    speakers = counts.speakers["test"]
+    return f"{sizes['test']:,} {kind}" + (f", {speakers:,} speakers" if speakers else "")
 
 
 # ---- which encoders can be told apart ----
@@ -348,11 +302,11 @@ def _read(row: Row, path: Path) -> pd.DataFrame | None:
 
 
 def _clips(row: Row) -> list[str]:
-    return ["enrolment", "test"] if row.task["kind"] == "verification" else ["clip_id"]
+    return ["enrolment", "test"] if row.task.kind == "verification" else ["clip_id"]
 
 
 def _groups(row: Row) -> list[str]:
-    return ["group_a", "group_b"] if row.task["kind"] == "verification" else ["group"]
+    return ["group_a", "group_b"] if row.task.kind == "verification" else ["group"]
 
 
 def _keys(row: Row) -> list[str]:
@@ -374,7 +328,7 @@ def _interval(row: Row, ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[float
         _runs(row, ours),
         _runs(row, theirs),
         groups if groups.shape[1] == 2 else groups[:, 0],
-        row.first["interval"]["seed"],
+        row.first.interval.seed,
     )
 
 
@@ -389,7 +343,7 @@ def _numbers(row: Row, values: pd.Series) -> np.ndarray:
     """Class names as their place among the classes; everything else as it is."""
     if pd.api.types.is_numeric_dtype(values):
         return values.to_numpy()
-    places = {name: place for place, name in enumerate(row.task["classes"])}
+    places = {name: place for place, name in enumerate(row.task.classes)}
     numbers = values.map(places)
     if numbers.isna().any():
         raise ValueError(f"predictions of {row.name}: {values[numbers.isna()].iloc[0]!r} is none of the task's classes.")
@@ -419,16 +373,16 @@ def notes_of(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str
     notes += _layer_notes(rows) + _lda_notes(rows)
     notes += [f"`{name}`: {origin}." for name, origin in origins(rows).items()]
     for row in rows:
-        skipped = max(record["skipped_clips"] for record in row.records.values())
+        skipped = max(record.skipped_clips for record in row.records.values())
         notes += [f"{row.title}: {skipped} clips were left out, see skipped.csv."] if skipped else []
         notes += [f"{row.title}: the encoders were tested on different clips; do not compare them."] if row.is_mixed else []
-    said = dict.fromkeys(record["note"] for row in rows for record in row.records.values() if record["note"])
+    said = dict.fromkeys(record.note for row in rows for record in row.records.values() if record.note)
     return [*notes, *(f"Note: {note}" for note in said)]
 
 
 def _reading(rows: Sequence[Row]) -> str:
     """How to read the table, and whether encoders stayed as they were or were trained on the task."""
-    kinds = [(name, record["probe"]["kind"]) for row in rows for name, record in row.records.items()]
+    kinds = [(name, record.probe.kind) for row in rows for name, record in row.records.items()]
     tuned = ", ".join(dict.fromkeys(f"`{name}`" for name, kind in kinds if kind == FINETUNED))
     words = (
         f"{tuned}: the whole encoder was fine-tuned on the training split, under the mean over its frames and one linear "
@@ -440,7 +394,7 @@ def _reading(rows: Sequence[Row]) -> str:
 
 def origins(rows: Sequence[Row]) -> dict[str, str]:
     """Encoder -> where it comes from: model, revision, hash of its weights, size."""
-    return {name: _origin(record["encoder"]) for row in rows for name, record in row.records.items()}
+    return {name: _origin(record.encoder) for row in rows for name, record in row.records.items()}
 
 
 def _origin(encoder: Mapping) -> str:
@@ -485,7 +439,7 @@ def _papers_notes(rows: Sequence[Row]) -> list[str]:
         return []
     notes = ["The paper's figures stand only where the test data is the paper's corpus."]
     for row in published:
-        protocols = ", ".join(row.task["protocols"]) or "unnamed"
+        protocols = ", ".join(row.task.protocols) or "unnamed"
         split = f"; split: {row.published['split_source']}" if row.is_split_as_published else ""
         data = f"{row.published['title']}, protocol {protocols}{split}"
         notes.append(f"{row.title}: {data}; figures: {row.published['origin']}.")
@@ -493,28 +447,28 @@ def _papers_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _interval_notes(rows: Sequence[Row]) -> list[str]:
-    units = _titles_by(rows, lambda row: row.first["interval"]["unit"])
+    units = _titles_by(rows, lambda row: row.first.interval.unit)
     notes = [f"Intervals resample {unit}s: {', '.join(titles)}." for unit, titles in units.items()]
     for row in rows:
-        interval = row.first["interval"]
-        if interval["units"] < 2:
-            notes.append(f"{row.title}: one test {interval['unit']} only, so there is no interval.")
-        elif interval["unit"] != "clip" and interval["units"] < FEW_SPEAKERS:
-            notes.append(f"{row.title}: only {interval['units']} test speakers, so the interval is too narrow.")
+        interval = row.first.interval
+        if interval.units < 2:
+            notes.append(f"{row.title}: one test {interval.unit} only, so there is no interval.")
+        elif interval.unit != "clip" and interval.units < FEW_SPEAKERS:
+            notes.append(f"{row.title}: only {interval.units} test speakers, so the interval is too narrow.")
     return notes
 
 
 def _seed_notes(rows: Sequence[Row]) -> list[str]:
-    numbers = [len(r["probe"]["runs"]) for row in rows for r in row.records.values() if "runs" in r["probe"]]
-    is_probed = any(r["probe"]["kind"] != FINETUNED for row in rows for r in row.records.values())
+    numbers = [len(r.probe.runs) for row in rows for r in row.records.values() if r.probe.runs is not None]
+    is_probed = any(r.probe.kind != FINETUNED for row in rows for r in row.records.values())
     words = "probe seeds" if is_probed else "seeds"
     return [f"Figures are means over {max(numbers)} {words}."] if numbers and max(numbers) > 1 else []
 
 
 def _rule_words(row: Row) -> str:
     """Whether speakers of the test split may be in the training split, and why; empty where they may not."""
-    words = "" if row.task["disjoint_by"] else "test speakers are not held out of training"
-    return ": ".join(part for part in (words, row.task["note"]) if part)
+    words = "" if row.task.disjoint_by else "test speakers are not held out of training"
+    return ": ".join(part for part in (words, row.task.note) if part)
 
 
 def _layer_notes(rows: Sequence[Row]) -> list[str]:
@@ -522,15 +476,15 @@ def _layer_notes(rows: Sequence[Row]) -> list[str]:
     chosen: dict[str, list[str]] = {}
     for row in rows:
         for name, record in row.records.items():
-            if "candidate" in record["probe"]:
-                chosen.setdefault(name, []).append(f"{row.title} {record['probe']['candidate']}")
+            if record.probe.candidate is not None:
+                chosen.setdefault(name, []).append(f"{row.title} {record.probe.candidate}")
     return [f"`{name}`, layers that validation chose: {', '.join(words)}." for name, words in chosen.items()]
 
 
 def _lda_notes(rows: Sequence[Row]) -> list[str]:
     notes = []
     for row in rows:
-        sizes = {name: record["probe"]["lda_size"] for name, record in row.records.items() if "lda_size" in record["probe"]}
+        sizes = {name: record.probe.lda_size for name, record in row.records.items() if record.probe.lda_size}
         words = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
         notes += [f"{row.title}: PLDA, after an LDA to the size that validation chose: {words}."] if sizes else []
     return notes

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from wavcse.eval.metrics.verification import eer, error_rates
-from wavcse.eval.outcome import Outcome
+from wavcse.eval.outcome import Fit, Outcome
 from wavcse.eval.plda import PLDA, largest_lda_size
 from wavcse.eval.task import TaskData, Trials
 
@@ -34,20 +34,20 @@ def verification_outcome(embeddings: np.ndarray, data: TaskData, num_candidates:
     """
     if not embeddings.shape[1]:
         scores = np.zeros(len(data.trials.labels))
-        return _outcome(data, scores, scores, {"kind": "constant score"})
+        return _outcome(data, scores, scores, Fit(kind="constant score"))
     candidates = np.split(embeddings, num_candidates, axis=1)
     backends = [_chosen(candidate, data, seed) for candidate in candidates]
     best = min(range(num_candidates), key=lambda number: backends[number].validation_eer)
     backend, chosen = backends[best], candidates[best]
     cosine = CosineBackend(chosen[data.table.rows("train")])
-    record = {
-        "kind": "PLDA",
-        "lda_size": backend.lda_size,
-        "validation_eer": backend.validation_eer,
-        "validation_eers": {str(size): error for size, error in backend.validation_eers.items()},
-        **({"candidate": best} if num_candidates > 1 else {}),
-    }
-    return _outcome(data, score_trials(backend, data.trials, chosen), score_trials(cosine, data.trials, chosen), record)
+    fit = Fit(
+        kind="PLDA",
+        lda_size=backend.lda_size,
+        validation_eer=backend.validation_eer,
+        validation_eers={str(size): error for size, error in backend.validation_eers.items()},
+        candidate=best if num_candidates > 1 else None,
+    )
+    return _outcome(data, score_trials(backend, data.trials, chosen), score_trials(cosine, data.trials, chosen), fit)
 
 
 def _chosen(embeddings: np.ndarray, data: TaskData, seed: int) -> PLDABackend:
@@ -59,7 +59,7 @@ def _chosen(embeddings: np.ndarray, data: TaskData, seed: int) -> PLDABackend:
         raise ValueError(f"task {data.task.name!r}: {error}") from error
 
 
-def _outcome(data: TaskData, scores: np.ndarray, cosines: np.ndarray, probe: dict) -> Outcome:
+def _outcome(data: TaskData, scores: np.ndarray, cosines: np.ndarray, fit: Fit) -> Outcome:
     trials, clips = data.trials, data.table.clips
     enrolment_names = np.array(trials.enrolment_names, dtype=object)
     test_names = np.array([clips[row].clip_id for row in trials.tests], dtype=object)
@@ -71,7 +71,7 @@ def _outcome(data: TaskData, scores: np.ndarray, cosines: np.ndarray, probe: dic
         names={"enrolment": enrolment_names[trials.pairs[:, 0]], "test": test_names[trials.pairs[:, 1]]},
         groups={"group_a": enrolled, "group_b": tested},
         unit="speaker",
-        probe=probe,
+        probe=fit,
         figures={"det": det_curve(trials.labels, scores)},
         others={"eer_cosine": ("eer", [cosines])},
     )

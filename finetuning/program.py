@@ -16,10 +16,10 @@ from wavcse.data.inspection import Inspector
 from wavcse.eval.encoder import SavedModel
 from wavcse.eval.evaluation import EvaluationSummary, write_outcome
 from wavcse.eval.metrics import METRICS
-from wavcse.eval.outcome import Outcome, confusion
+from wavcse.eval.outcome import Fit, Outcome, confusion
 from wavcse.eval.probe import clip_ids, resampling_unit
 from wavcse.eval.report import write_report
-from wavcse.eval.results import EvalSettings, finished_records, result_key
+from wavcse.eval.results import EvalSettings, Result, finished_results, result_key
 from wavcse.eval.table import FINETUNED
 from wavcse.eval.task import TaskData, load_task
 from wavcse.finetuning.arguments import FinetuneArguments
@@ -91,14 +91,14 @@ def _refuse_new_weights(fields: Collection[str], config: WavLMConfig, own: WavLM
 
 def _records(
     args: FinetuneArguments, upstream: Upstream, audio: TaskAudio, rows: Sequence[TaskData], show_progress: bool
-) -> list[dict]:
+) -> list[Result]:
     """The records of an upstream, of all rows; found, or trained for."""
     settings = EvalSettings(tuple(range(args.seed, args.seed + args.seeds)), args.note)
     runs = [args.of_run(upstream.name, seed) for seed in settings.seeds]
     keys = [result_key(upstream, row, settings, with_map=False) for row in rows]
     key = digest_of([keys, [run.identity() for run in runs]])
     names = [row.task.name for row in rows]
-    found = [] if args.overwrite_output_dir else finished_records(args.output_dir, names, upstream.name, key)
+    found = [] if args.overwrite_output_dir else finished_results(args.output_dir, names, upstream.name, key)
     if found:
         return found
     trained = [finetune_upstream(run, upstream, audio, show_progress) for run in runs]
@@ -139,7 +139,7 @@ def _training_record(
     runs: Sequence[FinetuneArguments],
     trained: Sequence[Finetuned],
     scores: Sequence[np.ndarray],
-) -> dict:
+) -> Fit:
     """How each run was trained, what validation chose, and its own figures."""
     apart = ("upstreams", "task", "groups", "seed", "seeds")  # said elsewhere in the record
     chosen = [
@@ -156,4 +156,4 @@ def _training_record(
         for run, found, own in zip(runs, trained, scores)
     ]
     settings = {name: value for name, value in runs[0].identity().items() if name not in apart}
-    return {"kind": FINETUNED, "settings": settings, "short_train_clips": trained[0].num_too_short, "runs": chosen}
+    return Fit(kind=FINETUNED, settings=settings, short_train_clips=trained[0].num_too_short, runs=chosen)

@@ -52,7 +52,7 @@ def metadata_of(source: PushSource, model_id: str, **given: Any) -> dict[str, An
 
         corpora = {corpus for record in source.own for corpus in corpora_of(record)}
         found["datasets"] = sorted(filter(DATASET_ID.fullmatch, corpora))
-        found["metrics"] = list(dict.fromkeys(record["task"]["metrics"][0] for record in source.own))
+        found["metrics"] = list(dict.fromkeys(record.primary for record in source.own))
         found["model_name"] = model_id.rpartition("/")[2]
         found["eval_results"] = model_index(figures_of(source.own))
     return {name: value for name, value in {**found, **_said(given)}.items() if value}
@@ -100,11 +100,11 @@ def evaluation_section(source: PushSource) -> str:
 def limits_of(source: PushSource) -> list[str]:
     """What results say against relying on them: remarks and warnings of the runs, terms of the corpora."""
     training = source.training or {}
-    remarks = [record.get("note") for record in source.own] + [training.get("note")]
+    remarks = [record.note for record in source.own] + [training.get("note")]
     limits = [f"Remark of the run: {remark}" for remark in dict.fromkeys(remarks) if remark]
     limits += [f"Warning of the training: {words}" for words in training.get("warnings", ())]
-    tasks = [record["task"] for record in source.own]
-    benchmarks = [task["benchmark"] for task in tasks if task["benchmark"] and task["benchmark"]["corpus"] == task["corpus"]]
+    tasks = [record.task for record in source.own]
+    benchmarks = [task.benchmark for task in tasks if task.benchmark and task.benchmark["corpus"] == task.corpus]
     licences = {benchmark["title"]: benchmark["licence"] for benchmark in benchmarks}
     if licences:
         limits.append(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from wavcse.data.files import write_atomically
 from wavcse.eval.metrics import METRICS
+from wavcse.eval.results import Result
 
 # How the Hub calls a kind of task; the last two are no task types of its own.
 TASK_TYPES = {
@@ -46,20 +46,20 @@ class Figure:
     protocols: str = ""
 
 
-def figures_of(records: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def figures_of(records: Sequence[Result]) -> list[Figure]:
     """All metrics of the records that have a value, the primary metric of each record first."""
     return [
         _figure(record, name)
         for record in records
-        for name in record["task"]["metrics"]
-        if record["metrics"][name]["value"] is not None  # undefined, as a correlation of constants
+        for name in record.task.metrics
+        if record.metrics[name].value is not None  # undefined, as a correlation of constants
     ]
 
 
-def corpora_of(record: Mapping[str, Any]) -> list[str]:
+def corpora_of(record: Result) -> list[str]:
     """Names of the corpora that a record was measured on; folders of the manifests where these name none."""
-    named = {name for name in record["task"]["corpus"].split(", ") if name}
-    return sorted(named or {Path(manifest["path"]).parent.name for manifest in record["manifests"]} - {""})
+    named = {name for name in record.task.corpus.split(", ") if name}
+    return sorted(named or {Path(manifest["path"]).parent.name for manifest in record.manifests} - {""})
 
 
 def model_index(figures: Sequence[Figure]) -> list[EvalResult]:
@@ -93,21 +93,21 @@ def write_eval_results(folder: Path, figures: Sequence[Figure]) -> None:
         write_atomically(folder / ".eval_results" / f"{task}.yaml", text)
 
 
-def _figure(record: Mapping[str, Any], metric: str) -> Figure:
-    task, measured = record["task"], record["metrics"][metric]
-    unit = "trials" if task["kind"] == "verification" else "clips"
+def _figure(record: Result, metric: str) -> Figure:
+    task, measured = record.task, record.metrics[metric]
+    unit, counts = ("trials", record.counts.trials) if task.kind == "verification" else ("clips", record.counts.clips)
     return Figure(
-        task=task["name"],
-        title=task["title"],
-        kind=task["kind"],
-        corpus="-".join(corpora_of(record)) or task["name"],
+        task=task.name,
+        title=task.title,
+        kind=task.kind,
+        corpus="-".join(corpora_of(record)) or task.name,
         metric=metric,
         metric_title=METRICS[metric].title,
-        value=measured["value"],
-        interval=measured["interval"],
-        size=f"{record['counts'][unit]['test']} test {unit}",
-        date=record["date"],
-        protocols=_protocols(task["protocols"]),
+        value=measured.value,
+        interval=measured.interval,
+        size=f"{counts['test']} test {unit}",
+        date=record.date,
+        protocols=_protocols(task.protocols),
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.eval.encoder import SavedModel
+
+if TYPE_CHECKING:
+    from wavcse.eval.results import Result
 
 RESULT_FILES = "*__*.json"
 TRAINING_RESULT = "phase1.json"
@@ -36,8 +39,8 @@ class PushSource:
     config: WavCSEConfig
     sha256: str
     results: Path
-    records: list[dict[str, Any]]
-    own: list[dict[str, Any]]
+    records: list[Result]
+    own: list[Result]
     training: dict[str, Any] | None
 
 
@@ -110,7 +113,7 @@ def read_training(path: Path) -> dict[str, Any] | None:
     return training
 
 
-def _read_records(place: Path, required: bool) -> list[dict]:
+def _read_records(place: Path, required: bool) -> list[Result]:
     if not required and not any((place / "results").glob(RESULT_FILES)):
         return []
     # Imported late: a model without results is published without the evaluation's libraries.
@@ -118,11 +121,11 @@ def _read_records(place: Path, required: bool) -> list[dict]:
     from wavcse.eval.table import rows_of
 
     records = read_results(place)
-    rows_of(records)  # refuses those that lack what the card shows
+    rows_of(records)  # refuses rows of different metrics
     return records
 
 
-def _own_records(records: list[dict], sha256: str, place: Path) -> list[dict]:
+def _own_records(records: list[Result], sha256: str, place: Path) -> list[Result]:
     if not records:
         return []
     from wavcse.eval.baselines import BASELINES
@@ -130,7 +133,7 @@ def _own_records(records: list[dict], sha256: str, place: Path) -> list[dict]:
     own = [
         record
         for record in records
-        if record["encoder"].get("weights_sha256") == sha256 and record["encoder"]["name"] not in BASELINES
+        if record.encoder.get("weights_sha256") == sha256 and record.encoder["name"] not in BASELINES
     ]
     if not own:
         raise ValueError(

@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.data.files import shown_path
 from wavcse.eval.encoder import SavedModel
-from wavcse.eval.results import read_results
+from wavcse.eval.results import Result, read_results
 from wavcse.eval.table import Row, rows_of
 from wavcse.pretraining.study_config import MEASURED, Study, Variant
 from wavcse.training.run import RunFolder, versions
@@ -54,8 +54,8 @@ def study_facts(
         highest mean validation accuracy; the settings; versions.
     """
     encoders = {**{variant.name: encoder_name(variant.name) for variant in variants}, **{name: name for name in baselines}}
-    records = [own for own in read_results(study.evaluation.output_dir) if own["task"]["name"] in study.rows]
-    rows = rows_of([own for own in records if own["encoder"]["name"] in encoders.values()])
+    records = [own for own in read_results(study.evaluation.output_dir) if own.task.name in study.rows]
+    rows = rows_of([own for own in records if own.encoder["name"] in encoders.values()])
     judged = {name: _judged(rows, encoder) for name, encoder in encoders.items()}
     drawn = {plot.x for plot in study.plots} - set(MEASURED)
     facts = {variant.name: _facts(variant, drawn) | judged[variant.name] for variant in variants}
@@ -78,7 +78,7 @@ def study_facts(
 
 
 def _row_facts(row: Row) -> dict[str, str]:
-    return {"title": row.title, "kind": row.task["kind"], "metric": row.primary, "unit": row.unit}
+    return {"title": row.title, "kind": row.task.kind, "metric": row.primary, "unit": row.unit}
 
 
 def _facts(variant: Variant, drawn: Iterable[str]) -> dict:
@@ -115,19 +115,19 @@ def _judged(rows: Sequence[Row], encoder: str) -> dict:
     """
     here = [row for row in rows if encoder in row.records]
     validation = {row.name: found for row in here if (found := _validation(row.records[encoder])) is not None}
-    classifications = [row.name for row in rows if row.task["kind"] == "classification"]
+    classifications = [row.name for row in rows if row.task.kind == "classification"]
     accuracies = [validation[name]["accuracy"] for name in classifications if name in validation]
     is_whole = bool(accuracies) and len(accuracies) == len(classifications)
     return {
         "validation": validation,
         "mean_validation": statistics.fmean(accuracies) if is_whole else None,
-        "test": {row.name: {"metric": row.primary, **row.figure(encoder)} for row in here},
+        "test": {row.name: {"metric": row.primary, **asdict(row.figure(encoder))} for row in here},
     }
 
 
-def _validation(record: Mapping) -> dict | None:
+def _validation(result: Result) -> dict | None:
     """Validation accuracy, the mean over the probes' seeds, and the layer that it chose."""
-    accuracies = [run["validation_accuracy"] for run in record["probe"].get("runs", ()) if "validation_accuracy" in run]
+    accuracies = [run["validation_accuracy"] for run in result.probe.runs or () if "validation_accuracy" in run]
     if not accuracies:
         return None
-    return {"accuracy": statistics.fmean(accuracies), "layer": record["probe"].get("candidate")}
+    return {"accuracy": statistics.fmean(accuracies), "layer": result.probe.candidate}

@@ -159,7 +159,7 @@ def _test_cell(figure: Mapping | None, is_best: bool) -> str:
     if figure is None:
         return NONE
     value = shown(figure["value"], figure["unit"])
-    return (f"**{value}**" if is_best else value) + shown_interval(figure)
+    return (f"**{value}**" if is_best else value) + shown_interval(figure["interval"], figure["unit"])
 
 
 def _training_table(facts: Mapping) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wavcse.eval.outcome import Outcome, confusion, embedding_map, scatter
-from wavcse.eval.results import predictions_path, write_predictions, write_result
+from wavcse.eval.outcome import Fit, Outcome, confusion, embedding_map, scatter
+from wavcse.eval.results import Counts, Result, TaskRecord, predictions_path, write_predictions, write_result
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.verification import det_curve
 
@@ -74,36 +74,37 @@ def add_result(
     """Write the record and the predictions of one encoder on one target, from a table as `planted` makes it."""
     outcome, task = _outcome(name, target, encoder, table), TASKS[name]
     classes = CLASSES.get(name, [])
-    record = {
-        "task": {
-            "name": task.row_name(target),
-            "task": name,
-            "title": task.row_title(target),
-            "kind": task.kind,
-            "target": target,
-            "classes": classes,
-            "metrics": list(task.metrics),
-            "corpus": corpus,
-            "protocols": [task.benchmark.protocol if corpus == task.benchmark.corpus else "planted"],
-            "disjoint_by": task.disjoint_by,
-            "note": task.note,
-            "benchmark": task.benchmark.record(target),
-        },
-        "encoder": _encoder(encoder),
-        "metrics": outcome.measured(task.metrics, seed=0),
-        "interval": outcome.interval_record(seed=0),
-        "counts": _counts(table, classes),
-        "probe": outcome.probe,
-        "figures": outcome.figures,
-        "manifests": [{"path": "x/metadata.csv", "sha256": "ab" * 32, "split_column": "split", "protocol": "planted"}],
-        "seconds": {"embedding": 1.25, "probe": 0.5},
-        "skipped_clips": skipped_clips,
-        "note": "planted.",
-        "versions": {"python": "3.11.7", "torch": "2.13.0", "wavcse": "0.1.0"},
-        "date": "2026-11-21T12:00:00+00:00",
-    }
-    write_result(folder, record)
-    write_predictions(predictions_path(folder, record["task"]["name"], encoder), outcome.predictions(classes))
+    described = TaskRecord(
+        name=task.row_name(target),
+        task=name,
+        title=task.row_title(target),
+        kind=task.kind,
+        target=target,
+        classes=classes,
+        metrics=list(task.metrics),
+        corpus=corpus,
+        protocols=[task.benchmark.protocol if corpus == task.benchmark.corpus else "planted"],
+        disjoint_by=task.disjoint_by,
+        note=task.note,
+        benchmark=task.benchmark.record(target),
+    )
+    result = Result(
+        task=described,
+        encoder=_encoder(encoder),
+        metrics=outcome.measured(task.metrics, seed=0),
+        interval=outcome.intervals(seed=0),
+        counts=_counts(table, classes),
+        probe=outcome.probe,
+        figures=outcome.figures,
+        manifests=[{"path": "x/metadata.csv", "sha256": "ab" * 32, "split_column": "split", "protocol": "planted"}],
+        seconds={"embedding": 1.25, "probe": 0.5},
+        skipped_clips=skipped_clips,
+        note="planted.",
+        versions={"python": "3.11.7", "torch": "2.13.0", "wavcse": "0.1.0"},
+        date="2026-11-21T12:00:00+00:00",
+    )
+    write_result(folder, result)
+    write_predictions(predictions_path(folder, described.name, encoder), outcome.predictions(classes))
 
 
 def _outcome(name: str, target: str, encoder: str, table: pd.DataFrame) -> Outcome:
@@ -142,23 +143,18 @@ def _encoder(name: str) -> dict:
     return own | ({"layers": "0-6"} if name == "best_layer" else {})
 
 
-def _probe(kind: str, encoder: str, num_runs: int) -> dict:
+def _probe(kind: str, encoder: str, num_runs: int) -> Fit:
     if encoder == "majority":
-        return {"kind": "constant score" if kind == "verification" else "most frequent label"}
-    candidate = {"candidate": 5} if encoder == "best_layer" else {}
+        return Fit(kind="constant score" if kind == "verification" else "most frequent label")
+    candidate = 5 if encoder == "best_layer" else None
     if kind == "verification":
-        return {
-            "kind": "PLDA",
-            "lda_size": 50,
-            "validation_eer": 0.125,
-            "validation_eers": {"25": 0.2, "50": 0.125},
-            **candidate,
-        }
+        eers = {"25": 0.2, "50": 0.125}
+        return Fit(kind="PLDA", lda_size=50, validation_eer=0.125, validation_eers=eers, candidate=candidate)
     runs = [{"seed": seed, "learning_rate": 0.0025, "epoch": 12, "validation_accuracy": 0.75} for seed in range(num_runs)]
-    return {"kind": "linear", "settings": {"batch_size": 64, "l1": 1e-7, "l2": 1e-5}, **candidate, "runs": runs}
+    return Fit(kind="linear", settings={"batch_size": 64, "l1": 1e-7, "l2": 1e-5}, candidate=candidate, runs=runs)
 
 
-def _counts(table: pd.DataFrame, classes: list[str]) -> dict:
+def _counts(table: pd.DataFrame, classes: list[str]) -> Counts:
     """Of the test split as it is; training has twice, validation as much."""
     groups = [column for column in table if column.startswith("group")]
     clips = len(set(table["enrolment"]) | set(table["test"])) if "enrolment" in table else len(table)
@@ -167,4 +163,4 @@ def _counts(table: pd.DataFrame, classes: list[str]) -> dict:
     if "enrolment" in table:
         counts["trials"] = {"test": len(table)}
     own = {name: int((table["label"] == place).sum()) for place, name in enumerate(classes)}
-    return counts | ({"classes": dict.fromkeys(counts["clips"], own)} if classes else {})
+    return Counts(**counts, classes=dict.fromkeys(counts["clips"], own) if classes else None)

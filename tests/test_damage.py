@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,10 @@ from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Manifest
 from wavcse.embed import embed_corpus
 from wavcse.eval.embeddings import EmbeddingStore
-from wavcse.eval.results import finished_records, read_result
+from wavcse.eval.results import finished_results, read_result, write_result
 from wavcse.search.store import FitStore
 from wavcse.steps.audio_store import build_store
+from wavcse.tests.evaluation_folder import add_result, planted
 from wavcse.training import checkpoint as checkpoint_module
 from wavcse.training.arguments import RunArguments
 from wavcse.training.checkpoint import Checkpoint, finished_state, read_tensors
@@ -394,18 +396,17 @@ def test_damaged_embeddings_of_an_evaluation_are_set_aside_and_their_clips_are_m
 
 
 def test_a_damaged_record_of_an_evaluation_is_evaluated_anew_and_never_shown(tmp_path, capsys):
-    record = {"task": {"name": "t"}, "encoder": {"name": "e"}, "metrics": {"accuracy": {"value": 0.9312}}, "key": "k"}
-    path = tmp_path / "results" / "t__e.json"
-    path.parent.mkdir()
-    write_json(path, record)
-    (tmp_path / "predictions").mkdir()
-    (tmp_path / "predictions" / "t__e.parquet").touch()
-    assert finished_records(tmp_path, ["t"], "e", "k") == [record]
+    add_result(tmp_path, "gender", "gender", "e", planted(np.random.default_rng(0), "gender", 0.1), "x")
+    path = tmp_path / "results" / "gender__e.json"
+    result = replace(read_result(path), key="k", note="0.9312")
+    write_result(tmp_path, result)
+    assert finished_results(tmp_path, ["gender"], "e", "k") == [read_result(path)] == [result]
+    assert finished_results(tmp_path, ["gender"], "e", "another key") == []
     path.write_text(path.read_text().replace("0.9312", "0.9712"))
-    with pytest.raises(DamagedFile, match="t__e.json: is damaged"):
+    with pytest.raises(DamagedFile, match="gender__e.json: is damaged"):
         read_result(path)
-    assert finished_records(tmp_path, ["t"], "e", "k") == []
-    assert "set aside as t__e.json.damaged" in capsys.readouterr().err
+    assert finished_results(tmp_path, ["gender"], "e", "k") == []
+    assert "set aside as gender__e.json.damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["audio.int16", "index.json"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from wavcse.data.files import json_text, read_json, write_json
 from wavcse.eval.probe import AbsoluteErrorObjective, ClassObjective, LabelledEmbeddings, ProbeSettings, fit_probe
 from wavcse.eval.report import write_report
-from wavcse.eval.results import read_results, write_result
+from wavcse.eval.results import Result, read_results, write_result
 from wavcse.hub.figures import figures_of
 from wavcse.tests.evaluation_folder import make_folder
 from wavcse.tests.processes import run_in_two_processes
@@ -177,17 +177,17 @@ def test_a_regression_whose_probe_diverges_is_refused():
 def test_every_file_of_results_is_json_as_the_standard_has_it(tmp_path):
     """Correlations of constants are undefined: null in the file, a dash in the report, and no figure of the card."""
     make_folder(tmp_path, noise={"wavcse": 0.15})
-    record = next(own for own in read_results(tmp_path) if len(own["task"]["metrics"]) > 1)
-    primary, second = record["task"]["metrics"][:2]
-    record["metrics"][second] |= {"value": math.nan, "interval": None}
-    path = write_result(tmp_path, record)
+    result = next(own for own in read_results(tmp_path) if len(own.task.metrics) > 1)
+    primary, second = result.task.metrics[:2]
+    metrics = {**result.metrics, second: replace(result.metrics[second], value=math.nan, interval=None)}
+    path = write_result(tmp_path, replace(result, metrics=metrics))
     assert strict(path.read_text())["metrics"][second]["value"] is None
-    assert second not in [figure.metric for figure in figures_of([strict(path.read_text())])]
+    assert second not in [figure.metric for figure in figures_of([Result.from_json(strict(path.read_text()))])]
     write_report(tmp_path)
     assert not re.search(r"\bnan\b", (tmp_path / "report.md").read_text())
     assert "| – |" in (tmp_path / "report.md").read_text()
-    record["metrics"][primary]["value"] = math.inf
-    name = write_result(tmp_path, record).name
+    metrics[primary] = replace(metrics[primary], value=math.inf)
+    name = write_result(tmp_path, replace(result, metrics=metrics)).name
     with pytest.raises(ValueError, match=f"{name}: '{primary}' is no finite number"):
         write_report(tmp_path)
 

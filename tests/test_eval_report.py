@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -112,17 +113,17 @@ def test_the_page_needs_nothing_but_itself(folder, table):
 def test_tables_of_the_page_are_those_of_the_records(folder, table):
     rows = Page((folder / "report.html").read_text(encoding="utf-8")).rows
     for record in read_results(folder):
-        own = record["metrics"]["macro_f1"] if "macro_f1" in record["metrics"] else None
+        own = record.metrics.get("macro_f1")
         if own:
-            shown = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in (own["value"], *own["interval"])))
-            assert any(row[0] == record["encoder"]["name"] and shown in row for row in rows)
+            shown = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in (own.value, *own.interval)))
+            assert any(row[0] == record.encoder["name"] and shown in row for row in rows)
     assert ["python", "3.11.7"] in rows
     assert ["train", "240", "24"] in [row[:3] for row in rows]
 
 
 def test_licence_and_split_of_the_corpus_are_said(folder, rows, table):
     text = (folder / "report.md").read_text(encoding="utf-8")
-    gender, keyword = rows["gender"].task["benchmark"], rows["keyword"].task["benchmark"]
+    gender, keyword = rows["gender"].task.benchmark, rows["keyword"].task.benchmark
     assert f"split: {gender['split']} ({gender['split_source']})" in text
     assert f"licence: {gender['licence']}" in text
     assert f"The paper's corpus, which this is not: {keyword['title']}" in text
@@ -167,7 +168,7 @@ def test_the_circle_of_a_det_curve_is_its_equal_error_rate(rows):
     curves = {line.get_label(): line for line in axes.lines if "EER" in str(line.get_label())}
     assert len(circles) == len(curves) == len(row.records)
     for circle, (name, record) in zip(circles, row.records.items()):
-        errors = record["metrics"]["eer"]["value"]
+        errors = record.metrics["eer"].value
         assert circle.get_xdata() == pytest.approx(norm.ppf([errors]))
         assert circle.get_ydata() == pytest.approx(norm.ppf([errors]))
         curve = curves[f"{name}, EER {100 * errors:.1f} %"]
@@ -184,10 +185,10 @@ def test_bars_are_the_figures_and_their_intervals(rows):
     for row, axes in zip(rows.values(), figure.axes):
         scale = 100 if row.unit == "percent" else 1
         widths = [bar.get_width() for bar in axes.patches]
-        assert widths == pytest.approx([scale * row.figure(name)["value"] for name in row.records])
+        assert widths == pytest.approx([scale * row.figure(name).value for name in row.records])
         lines = axes.containers[-1].errorbar.lines[2][0].get_segments()
         ends = [[point[0] for point in segment] for segment in lines]
-        assert ends == pytest.approx(scale * np.array([row.figure(name)["interval"] for name in row.records]))
+        assert ends == pytest.approx(scale * np.array([row.figure(name).interval for name in row.records]))
         bold = [label.get_text().split()[0] for label in axes.get_yticklabels() if label.get_fontweight() == "bold"]
         assert bold == row.best
         has_line = any(line.get_label() == "paper" for line in axes.lines)
@@ -198,7 +199,7 @@ def test_confusion_matrices_are_of_the_first_and_the_best(rows):
     row = rows["keyword"]
     first, *others = [axes for axes in figure_of(row, "confusion").axes if axes.images]
     assert others == []  # the first is the best
-    counts = np.array(row.records["wavcse"]["figures"]["confusion"]["counts"])
+    counts = np.array(row.records["wavcse"].figures["confusion"]["counts"])
     np.testing.assert_allclose(first.images[0].get_array(), counts / counts.sum(axis=1, keepdims=True))
     assert [int(text.get_text()) for text in first.texts] == counts.ravel().tolist()
     assert "wavcse" in first.get_title()
@@ -210,16 +211,16 @@ def test_confusion_matrices_are_of_the_first_and_the_best(rows):
 def test_scatter_shows_the_clips_and_the_figures_of_all_of_them(rows):
     row = rows["age"]
     axes = figure_of(row, "scatter").axes[0]
-    data = row.records["wavcse"]["figures"]["scatter"]
+    data = row.records["wavcse"].figures["scatter"]
     np.testing.assert_allclose(axes.collections[0].get_offsets(), np.array([data["true"], data["predicted"]]).T)
-    assert f"MAE {row.figure('wavcse')['value']:.2f} years" in axes.get_title()
+    assert f"MAE {row.figure('wavcse').value:.2f} years" in axes.get_title()
     assert axes.get_xlabel() == "true, years"
 
 
 def test_map_has_a_colour_per_label(rows):
     row = rows["keyword"]
     (axes,) = figure_of(row, "map").axes
-    labels = row.records["wavcse"]["figures"]["map"]["label"]
+    labels = row.records["wavcse"].figures["map"]["label"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == sorted(set(labels))
     assert [len(own.get_offsets()) for own in axes.collections] == [labels.count(label) for label in sorted(set(labels))]
     assert len({tuple(own.get_facecolor()[0]) for own in axes.collections}) == len(set(labels))
@@ -228,15 +229,14 @@ def test_map_has_a_colour_per_label(rows):
 def test_many_classes_stay_legible(rows):
     """No numbers in the cells and no legend, but the matrix and the map."""
     row = rows["keyword"]
-    record = dict(row.records["wavcse"])
     names = [f"speaker{i:02d}" for i in range(50)]
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 100))
-    record["figures"] = {
+    figures = {
         "confusion": {"labels": names, "counts": (10 * np.eye(50, dtype=int)).tolist()},
         "map": {"x": x.tolist(), "y": y.tolist(), "label": names * 2},
     }
-    many = Row(row.name, {"wavcse": record})
+    many = Row(row.name, {"wavcse": replace(row.records["wavcse"], figures=figures)})
     matrix = figure_of(many, "confusion").axes[0]
     assert (len(matrix.texts), len(matrix.get_xticklabels())) == (0, 50)
     assert figure_of(many, "map").axes[0].get_legend() is None

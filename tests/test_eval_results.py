@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.metrics import accuracy_score, mean_absolute_error, roc_curve
 
 from wavcse.data.files import read_json
 from wavcse.eval.report import main, write_table
-from wavcse.eval.results import read_results
+from wavcse.eval.results import Result, read_results
 from wavcse.eval.table import PAPERS_COLUMN, compare, markdown_table, rows_of
 from wavcse.tests.evaluation_folder import NOISE, add_result, make_folder, planted
 
@@ -96,20 +97,20 @@ def test_metric_words_and_sizes(table):
 
 def test_columns_are_models_then_baselines_in_their_order(table, folder):
     assert list(cells(table)["Keyword spotting"])[3:7] == ["wavcse", "best_layer", "mfcc", "majority"]
-    records = read_results(folder)
-    for record in records:
-        renamed = {"mfcc": "hubert_last_layer", "best_layer": "zeta"}.get(record["encoder"]["name"])
-        record["encoder"]["name"] = renamed or record["encoder"]["name"]
+    records, renamed = [], {"mfcc": "hubert_last_layer", "best_layer": "zeta"}
+    for record in read_results(folder):
+        name = record.encoder["name"]
+        records.append(replace(record, encoder={**record.encoder, "name": renamed.get(name, name)}))
     columns = list(cells(markdown_table(records))["Keyword spotting"])
     assert columns[3:7] == ["wavcse", "zeta", "hubert_last_layer", "majority"]
 
 
 def test_intervals_are_those_of_the_records(folder, table):
     for record in read_results(folder):
-        primary = record["metrics"][record["task"]["metrics"][0]]
-        scale, decimals = {"percent": (100, 1), "years": (1, 2), "plain": (1, 3)}[primary["unit"]]
-        low, high = (shown_number(scale * end, decimals) for end in primary["interval"])
-        assert cells(table)[record["task"]["title"]][record["encoder"]["name"]].endswith(f" [{low}, {high}]")
+        primary = record.metrics[record.primary]
+        scale, decimals = {"percent": (100, 1), "years": (1, 2), "plain": (1, 3)}[primary.unit]
+        low, high = (shown_number(scale * end, decimals) for end in primary.interval)
+        assert cells(table)[record.task.title][record.encoder["name"]].endswith(f" [{low}, {high}]")
 
 
 # -- significance
@@ -148,8 +149,8 @@ def test_pairing_tells_apart_what_intervals_do_not(tmp_path):
     for name, right in (("wavcse", hits | (np.arange(240) % 20 == 19)), ("mfcc", hits)):
         table = pd.DataFrame({"clip_id": np.arange(240).astype(str), "group": speakers, "label": truth})
         add_result(tmp_path, "gender", "gender", name, table.assign(prediction_0=np.where(right, truth, 1 - truth)), "x")
-    ours, theirs = (record["metrics"]["accuracy"] for record in reversed(read_results(tmp_path)))
-    assert ours["interval"][0] < theirs["value"] < ours["value"] < theirs["interval"][1]
+    ours, theirs = (record.metrics["accuracy"] for record in reversed(read_results(tmp_path)))
+    assert ours.interval[0] < theirs.value < ours.value < theirs.interval[1]
     (found,) = compare(rows_of(read_results(tmp_path)), tmp_path)
     assert found.interval == pytest.approx((0.05, 0.05))
     assert found.is_distinguishable
@@ -341,3 +342,14 @@ def make_small(folder: Path) -> None:
 def test_an_empty_folder_is_refused(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "holds no results" in capsys.readouterr().err
+
+
+COMMITTED = sorted(Path(__file__).parents[1].glob("results/**/results/*__*.json"))
+
+
+def test_a_result_is_read_and_written_as_it_was():
+    """Every committed result file, those of earlier versions too: the same fields in the same order."""
+    assert len(COMMITTED) > 100
+    for path in COMMITTED:
+        record = read_json(path)
+        assert json.dumps(Result.from_json(record).to_json()) == json.dumps(record), path

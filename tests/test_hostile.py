@@ -15,8 +15,7 @@ import yaml
 
 from wavcse.data.files import read_json, write_json
 from wavcse.eval.report import write_report
-from wavcse.eval.results import read_results
-from wavcse.eval.table import rows_of
+from wavcse.eval.results import Result, read_results
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub_repository_wavcse import inert, model_card
 from wavcse.pretraining.study_report import _text as study_text
@@ -212,10 +211,10 @@ def test_an_evaluation_of_hostile_names_is_reported(tmp_path):
 @pytest.mark.parametrize("name", ["../../escaped", "a/b", "<b>", "a b"])
 def test_a_record_that_names_files_elsewhere_is_refused(name, tmp_path):
     make_folder(tmp_path, noise={"wavcse": 0.15})
-    records = read_results(tmp_path)
+    record = read_results(tmp_path)[0].to_json()
     for what in ("task", "encoder"):
         with pytest.raises(ValueError, match=f"the {what}'s name must be of letters"):
-            rows_of([{**records[0], what: {**records[0][what], "name": name}}])
+            Result.from_json({**record, what: {**record[what], "name": name}})
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ def header(source: TinySource) -> str:
 def short_table(source: TinySource) -> str:
     """The model beside `BASELINES`: of each of `TASKS` the row with the most test clips, and where the others are."""
     rows = rows_of(inert(source.push.records))
-    own = source.push.own[0]["encoder"]["name"]
+    own = source.push.own[0].encoder["name"]
     columns = [own, *(name for name in BASELINES if any(name in row.records for row in rows))]
-    named = [[row for row in rows if row.task["task"] == task] for task in TASKS]
-    chosen = [max(group, key=lambda row: row.first["counts"]["clips"]["test"]) for group in named if group]
+    named = [[row for row in rows if row.task.task == task] for task in TASKS]
+    chosen = [max(group, key=lambda row: row.first.counts.clips["test"]) for group in named if group]
     lines = [[row.title, _metric(row), size_words(row), *(_cell(row, name) for name in columns)] for row in chosen]
     table = markdown_table(["task", "metric", "test split", *(f"`{name}`" for name in columns)], lines)
     words = (
@@ -76,13 +76,14 @@ def short_table(source: TinySource) -> str:
 
 
 def _metric(row: Row) -> str:
-    return metric_words(row.primary, row.first["metrics"][row.primary])
+    return metric_words(row.primary, row.first.metrics[row.primary])
 
 
 def _cell(row: Row, encoder: str) -> str:
     if encoder not in row.records:
         return "–"
-    return shown(row.figure(encoder)["value"], row.unit) + shown_interval(row.figure(encoder))
+    figure = row.figure(encoder)
+    return shown(figure.value, row.unit) + shown_interval(figure.interval, row.unit)
 
 
 def card(source: TinySource) -> str:

@@ -71,16 +71,16 @@ def read_tiny(root: Path) -> TinySource:
 
 def refuse_stale(push: PushSource) -> None:
     """ValueError if a record is of the model, by its name or place, and yet of other weights, or if a task lacks it."""
-    names, places = ({record["encoder"].get(field) for record in push.own} for field in ("name", "model"))
+    names, places = ({record.encoder.get(field) for record in push.own} for field in ("name", "model"))
     for record in push.records:
-        encoder, task = record["encoder"], record["task"]["name"]
+        encoder, task = record.encoder, record.task.name
         is_own = encoder["name"] in names or encoder.get("model") in places - {None}
         if is_own and encoder.get("weights_sha256") != push.sha256:
             raise ValueError(
                 f"{push.results}: {task} by {encoder['name']} was measured with other weights than those of {push.model} "
                 f"(sha256 {push.sha256[:12]}); evaluate this model again."
             )
-    lacking = sorted({r["task"]["name"] for r in push.records} - {r["task"]["name"] for r in push.own})
+    lacking = sorted({r.task.name for r in push.records} - {r.task.name for r in push.own})
     if lacking:
         raise ValueError(f"{push.results}: {', '.join(lacking)} was not measured with the model itself; evaluate it there.")
 
