@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from wavcse.configuration_wavcse import WavCSEConfig
@@ -33,13 +34,13 @@ from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskSource
 from wavcse.data.manifest import SPLITS, Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
-from wavcse.modeling_wavcse import WavCSEForMultiTask
+from wavcse.modeling_wavcse import WavCSEForMultiTask, combine_losses, cross_entropy_per_task
 from wavcse.settings.command import DONE, command_line
 from wavcse.training.arguments import RunArguments, parse_arguments
-from wavcse.training.features import SplitFeatures, cached_digests, data_fingerprint, open_table
+from wavcse.training.features import Batch, SplitFeatures, cached_digests, data_fingerprint, open_table
 from wavcse.training.loop import Evaluation, evaluate, new_learner, train_epoch
 from wavcse.training.network import load_network, model_config
-from wavcse.training.run import OTHER_SETTINGS, Run, new_accelerator
+from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
 
 
 @dataclass
@@ -70,12 +71,32 @@ def train(args: RunArguments) -> dict:
         learner = run.learner
         with run.bar(args.num_epochs, "train") as bar:
             for epoch in range(run.num_done + 1, args.num_epochs + 1):
-                (entry,) = train_epoch(accelerator, [data.splits], [learner], epoch)
+                entry = train_epoch(accelerator, learner, data.splits, epoch, train_step)
                 if learner.divergence:
                     raise FloatingPointError(f"{args.output_dir}: {learner.divergence}{OTHER_SETTINGS}")
                 log_epoch(run, entry, bar)
                 run.save_when_due(must=epoch == args.num_epochs)
         return finish(run, data)
+
+
+def train_step(accelerator: Accelerator, learner: Learner, batch: Batch) -> dict[str, Tensor]:
+    """One update: forward, loss, backward, step. Returns this process's part of each task's loss.
+
+    The loss is the mean over tasks of `w_t` times the cross-entropy of the batch's clips that have a label for task t, plus
+    `l1 sum |w| + l2 sum w^2` over all parameters (the paper, section 3, and its authors' code). The gradient of the latter two
+    is known in closed form and added to that of the first.
+    """
+    args = learner.args
+    with accelerator.autocast():
+        logits = learner.model(batch.features, batch.rows)
+        losses = cross_entropy_per_task(logits, batch.labels, batch.num_labelled)
+    loss = combine_losses(losses, args.loss_weights())
+    # Data-parallel training averages gradients over the processes: each one's part counts `num_processes` times.
+    accelerator.backward(accelerator.num_processes * loss)
+    learner.network.add_penalty_gradient(args.l1, args.l2)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    return {task: own.detach() for task, own in losses.items()}
 
 
 def set_up(args: RunArguments, accelerator: Accelerator) -> tuple[Run, Data]:

@@ -38,9 +38,11 @@ from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.files import json_text
 from wavcse.modeling_wavcse import combine_losses, cross_entropy_per_task
 from wavcse.search.table import SearchTable, shared
+from wavcse.search.together import train_step_together
+from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import epoch_order
-from wavcse.training.loop import EVALUATION_BATCH, evaluate, new_learner, train_step
+from wavcse.training.loop import EVALUATION_BATCH, evaluate, new_learner
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = {"keyword": 12, "speaker": 1251, "emotion": 4}
@@ -228,7 +230,10 @@ class OurTrainer:
         orders = [epoch_order(len(train), seed, 1, self.args.batch_size, True) for seed in range(self.num_models)]
         streams = [train.batches(self.args.batch_size, order) for order in orders]
         for batches in itertools.islice(zip(*streams), STEPS):
-            train_step(self.accelerator, self.learners, batches)
+            if self.num_models == 1:
+                train_step(self.accelerator, self.learners[0], batches[0])
+            else:
+                train_step_together(self.accelerator, self.learners, batches)
 
     def evaluate(self) -> None:
         """Every model on the held-out clips."""

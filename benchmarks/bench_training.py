@@ -24,9 +24,11 @@ from wavcse import WavCSEConfig
 from wavcse.benchmarks.measure import gemm_rate, timed
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.files import json_text
+from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import Batch, MemoryTable, SplitFeatures, epoch_order
-from wavcse.training.loop import Learner, new_learner, train_step
+from wavcse.training.loop import new_learner
+from wavcse.training.run import Learner
 
 CLASSES = {"keyword": 12, "speaker": 1251, "emotion": 4}  # the paper's tasks
 
@@ -75,7 +77,7 @@ def our_epoch(bench: Bench, epoch: int) -> None:
     args = bench.learner.args
     order = epoch_order(len(bench.split), 0, epoch, args.batch_size, drop_last=True)
     for batch in bench.split.batches(args.batch_size, order):
-        train_step(bench.accelerator, [bench.learner], [batch])
+        train_step(bench.accelerator, bench.learner, batch)
 
 
 def dataloader_epoch(bench: Bench, loader: DataLoader) -> None:
@@ -86,7 +88,7 @@ def dataloader_epoch(bench: Bench, loader: DataLoader) -> None:
         labels = {task: values[rows[task]].to(device) for task, values in zip(CLASSES, of_tasks)}
         layers = MemoryTable(features.to(device)).take(torch.arange(len(features), device=device))
         batch = Batch(layers, {task: r.to(device) for task, r in rows.items()}, labels, {t: len(r) for t, r in rows.items()})
-        train_step(bench.accelerator, [bench.learner], [batch])
+        train_step(bench.accelerator, bench.learner, batch)
 
 
 def main() -> None:

@@ -20,8 +20,11 @@ from accelerate import Accelerator
 
 from wavcse.configuration_wavcse import LAYER_POOLINGS
 from wavcse.search.table import SearchTable
+from wavcse.search.together import train_epoch_together
+from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import FREE_ON_RESUME, RunArguments
-from wavcse.training.loop import Evaluation, Learner, evaluate, new_learner, train_epoch
+from wavcse.training.loop import Evaluation, evaluate, new_learner, train_epoch
+from wavcse.training.run import Learner
 
 # Recipe fields that do not reach a fit: where data come from (the table's fingerprint stands for them), where a run writes.
 NOT_OF_A_FIT = {"tasks", "cache_dir", "upstream", "revision", *FREE_ON_RESUME} - {"num_epochs"}
@@ -78,7 +81,10 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: 
     splits = [table.splits(args) for args in many]
     curves: list[list[float]] = [[] for _ in many]
     for epoch in range(1, many[0].num_epochs + 1):
-        entries = train_epoch(accelerator, splits, learners, epoch)
+        if len(many) == 1:
+            entries = [train_epoch(accelerator, learners[0], splits[0], epoch, train_step)]
+        else:
+            entries = train_epoch_together(accelerator, learners, splits, epoch)
         for learner, curve, entry in zip(learners, curves, entries):
             if not learner.divergence:
                 curve.append(entry["validation"]["mean_accuracy"])

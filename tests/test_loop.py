@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wavcse import packed_layers_wavcse
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.modeling_wavcse import WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
+from wavcse.search.together import train_epoch_together
+from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, PooledLayers, SplitFeatures
 from wavcse.training.loop import evaluate, new_learner, train_epoch
@@ -179,9 +181,9 @@ def test_networks_that_train_together_train_as_each_alone(features, composite, p
     together = [learner_of(args) for args in many]
     splits = [splits_of(features, composite, args) for args in many]
     for epoch in (1, 2, 3):
-        entries = train_epoch(accelerator, splits, together, epoch)
+        entries = train_epoch_together(accelerator, together, splits, epoch)
         for learner, own_splits, entry in zip(alone, splits, entries):
-            (own,) = train_epoch(accelerator, [own_splits], [learner], epoch)
+            own = train_epoch(accelerator, learner, own_splits, epoch, train_step)
             assert entry["train_loss"] == pytest.approx(own["train_loss"], rel=1e-4)
             assert entry["validation"]["loss"] == pytest.approx(own["validation"]["loss"], rel=1e-4)
             assert entry["learning_rate"] == own["learning_rate"]

@@ -128,8 +128,8 @@ def test_killed_in_the_middle_and_continued_is_not_stopped(recipe, undisturbed, 
     folder = tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output_dir": str(folder)}))
     slow = (
-        "import sys, time; from wavcse import train_accelerate as t; from wavcse.training import loop\n"
-        "step = loop.train_step; loop.train_step = lambda *a: (time.sleep(0.1), step(*a))[1]\nt.main(sys.argv[1:])"
+        "import sys, time; from wavcse import train_accelerate as t\n"
+        "step = t.train_step; t.train_step = lambda *a: (time.sleep(0.1), step(*a))[1]\nt.main(sys.argv[1:])"
     )
     log = folder / "log.jsonl"
     Child("-c", slow, tmp_path / "recipe.yaml").kill_when(lambda: log.exists() and len(log.read_text().splitlines()) >= 2)
@@ -381,8 +381,8 @@ def test_command_line_overrides_the_recipe_and_explains_mistakes(recipe, tmp_pat
 def test_killed_ten_times_under_accelerate_launch_is_not_stopped(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "num_epochs": 40}))
     slow = (
-        "import sys, time; from wavcse import train_accelerate as t; from wavcse.training import loop\n"
-        "step = loop.train_step; loop.train_step = lambda *a: (time.sleep(0.05), step(*a))[1]\nsys.exit(t.main(sys.argv[1:]))"
+        "import sys, time; from wavcse import train_accelerate as t\n"
+        "step = t.train_step; t.train_step = lambda *a: (time.sleep(0.05), step(*a))[1]\nsys.exit(t.main(sys.argv[1:]))"
     )
     (tmp_path / "train.py").write_text(slow)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]

@@ -1,14 +1,13 @@
-"""The training loop, the same for one model (`train_accelerate.py`), for many in turn and for many together (`search/`).
+"""An epoch of training on cached features: order, dropout, the step of `train_accelerate.py`, validation, schedule.
 
-A `Learner` is a model in training. `train_epoch` takes learners of one shape, which go through the epoch in step, each over
-its own order of the clips; one learner alone is the ordinary case.
+Training runs and searches share it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +24,9 @@ from wavcse.training.features import Batch, SplitFeatures, epoch_order
 from wavcse.training.network import MultiTaskNetwork
 from wavcse.training.products import linear
 from wavcse.training.run import Learner, first_reason
-from wavcse.training.together import losses_together
 
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
+TrainStep = Callable[[Accelerator, Learner, Batch], dict[str, Tensor]]  # returns this process's part of the task losses
 
 
 @dataclass
@@ -69,43 +68,62 @@ def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) 
 
 
 def train_epoch(
-    accelerator: Accelerator, splits: Sequence[dict[str, SplitFeatures]], learners: Sequence[Learner], epoch: int
-) -> list[dict]:
-    """One pass over the training clips, then validation; returns each learner's log entry.
-
-    A learner whose loss or weights are not finite any more gets a `divergence`, the same on all processes, and no epoch of it
-    counts or becomes the best from then on. The caller decides what follows; the other learners are not touched by it.
+    accelerator: Accelerator, learner: Learner, splits: Mapping[str, SplitFeatures], epoch: int, train_step: TrainStep
+) -> dict:
+    """One pass over the training clips, then validation; returns the log's entry.
 
     Args:
-        splits: each learner's splits, of one set of clips.
-        learners: networks of one shape with one batch size; several of them in one process only.
         epoch: its number, from 1.
+        train_step: of `train_accelerate.py`, one update on a batch.
     """
     started = time.perf_counter()
-    totals, steps = [{} for _ in learners], 0
-    for learner in learners:
-        learner.model.train()
-    torch.manual_seed(_dropout_seed(learners[0].args.seed, epoch, accelerator.process_index))
-    for batches in _batches(accelerator, splits, learners, epoch):
-        losses = train_step(accelerator, learners, batches)
-        totals = [{task: total.get(task, 0.0) + own[task] for task in own} for total, own in zip(totals, losses)]
+    begin_epoch(accelerator, learner, epoch)
+    total, steps = {}, 0
+    for batch in epoch_batches(accelerator, learner.args, splits["train"], epoch):
+        losses = train_step(accelerator, learner, batch)
+        total = {task: total.get(task, 0.0) + losses[task] for task in losses}
         steps += 1
-    train_losses = [{task: float(accelerator.reduce(t, "sum")) / steps for task, t in own.items()} for own in totals]
-    seconds = time.perf_counter() - started
-    entries = []
-    for learner, own_splits, train_loss in zip(learners, splits, train_losses):
-        validation = evaluate(accelerator, learner, own_splits["validation"])
-        learner.divergence = learner.divergence or first_reason(
-            accelerator, _divergence(learner.args, epoch, train_loss, validation)
-        )
-        if not learner.divergence:
-            learner.scheduler.step(validation.loss)
-            update_progress(learner, epoch, validation.mean_accuracy, seconds)
-        entry = {"epoch": epoch, "train_loss": train_loss, "validation": validation.figures()}
-        num_clips = steps * learner.args.batch_size
-        entry |= {"learning_rate": learner.optimizer.param_groups[0]["lr"], "seconds": round(seconds, 4)}
-        entries.append({**entry, "clips_per_s": round(min(num_clips, len(own_splits["train"])) / seconds, 1)})
-    return entries
+    train_loss = {task: float(accelerator.reduce(own, "sum")) / steps for task, own in total.items()}
+    return end_epoch(accelerator, learner, splits, epoch, train_loss, steps, time.perf_counter() - started)
+
+
+def begin_epoch(accelerator: Accelerator, learner: Learner, epoch: int) -> None:
+    """Dropout is on, and draws from (seed, epoch, process), so that a continued run repeats it."""
+    learner.model.train()
+    seed = np.random.SeedSequence([learner.args.seed, epoch, accelerator.process_index])
+    torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+
+def epoch_batches(accelerator: Accelerator, args: RunArguments, train: SplitFeatures, epoch: int) -> Iterator[Batch]:
+    """This process's part of every batch, in the order of (seed, epoch)."""
+    order = epoch_order(len(train), args.seed, epoch, args.batch_size, args.drop_last)
+    return train.batches(args.batch_size, order, accelerator.process_index, accelerator.num_processes)
+
+
+def end_epoch(
+    accelerator: Accelerator,
+    learner: Learner,
+    splits: Mapping[str, SplitFeatures],
+    epoch: int,
+    train_loss: dict[str, float],
+    steps: int,
+    seconds: float,
+) -> dict:
+    """Validate, drive the schedule, keep the best weights; returns the log's entry.
+
+    A learner whose loss or weights are not finite any more gets a `divergence`, the same on all processes, and no epoch of it
+    counts or becomes the best from then on. The caller decides what follows.
+    """
+    validation = evaluate(accelerator, learner, splits["validation"])
+    reason = first_reason(accelerator, _divergence(learner.args, epoch, train_loss, validation))
+    learner.divergence = learner.divergence or reason
+    if not learner.divergence:
+        learner.scheduler.step(validation.loss)
+        update_progress(learner, epoch, validation.mean_accuracy, seconds)
+    entry = {"epoch": epoch, "train_loss": train_loss, "validation": validation.figures()}
+    entry |= {"learning_rate": learner.optimizer.param_groups[0]["lr"], "seconds": round(seconds, 4)}
+    num_clips = min(steps * learner.args.batch_size, len(splits["train"]))
+    return {**entry, "clips_per_s": round(num_clips / seconds, 1)}
 
 
 def _divergence(args: RunArguments, epoch: int, train_loss: dict[str, float], validation: Evaluation) -> str:
@@ -126,43 +144,6 @@ def _divergence(args: RunArguments, epoch: int, train_loss: dict[str, float], va
         f"the training diverged in epoch {epoch}: {', '.join(wrong)}. Try a smaller learning_rate ({args.learning_rate:g} "
         f"here), l1 ({args.l1:g}) or l2 ({args.l2:g}){precision}."
     )
-
-
-def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
-    """Dropout draws from here on; a continued run repeats it."""
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _batches(accelerator: Accelerator, splits: Sequence[dict[str, SplitFeatures]], learners: Sequence[Learner], epoch: int):
-    streams = []
-    for learner, own_splits in zip(learners, splits):
-        args, train = learner.args, own_splits["train"]
-        order = epoch_order(len(train), args.seed, epoch, args.batch_size, args.drop_last)
-        streams.append(train.batches(args.batch_size, order, accelerator.process_index, accelerator.num_processes))
-    return zip(*streams, strict=True)
-
-
-def train_step(accelerator: Accelerator, learners: Sequence[Learner], batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-    """One update of every learner on its own batch; returns this process's part of each one's task losses."""
-    with accelerator.autocast():
-        losses = _losses(learners, batches)
-    # Data-parallel training averages gradients over the processes: each one's part counts `num_processes` times.
-    loss = accelerator.num_processes * sum(
-        combine_losses(own, learner.args.loss_weights()) for own, learner in zip(losses, learners)
-    )
-    accelerator.backward(loss)
-    for learner in learners:
-        learner.network.add_penalty_gradient(learner.args.l1, learner.args.l2)
-        learner.optimizer.step()
-        learner.optimizer.zero_grad()
-    return [{task: loss.detach() for task, loss in own.items()} for own in losses]
-
-
-def _losses(learners: Sequence[Learner], batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-    if len(learners) > 1:
-        return losses_together([learner.network for learner in learners], batches)
-    (learner,), (batch,) = learners, batches
-    return [cross_entropy_per_task(learner.model(batch.features, batch.rows), batch.labels, batch.num_labelled)]
 
 
 @torch.no_grad()

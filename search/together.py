@@ -6,15 +6,59 @@ idle; on a CPU one network after another is faster (docs/search.md).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from wavcse.modeling_wavcse import IGNORED_LABEL, cross_entropy_per_task
-from wavcse.training.features import Batch
+from wavcse.modeling_wavcse import IGNORED_LABEL, combine_losses, cross_entropy_per_task
+from wavcse.training.features import Batch, SplitFeatures
+from wavcse.training.loop import begin_epoch, end_epoch, epoch_batches
 from wavcse.training.network import MultiTaskNetwork
+from wavcse.training.run import Learner
+
+
+def train_epoch_together(
+    accelerator: Accelerator, learners: Sequence[Learner], splits: Sequence[Mapping[str, SplitFeatures]], epoch: int
+) -> list[dict]:
+    """`train_epoch` of several learners in step, each over its own order of the clips; returns their entries.
+
+    Args:
+        learners: of one shape and one batch size, in one process.
+        splits: each learner's, of one set of clips.
+    """
+    started = time.perf_counter()
+    for learner in reversed(learners):
+        begin_epoch(accelerator, learner, epoch)  # they draw from one stream: that of the first
+    totals, steps = [{} for _ in learners], 0
+    streams = [epoch_batches(accelerator, learner.args, own["train"], epoch) for learner, own in zip(learners, splits)]
+    for batches in zip(*streams, strict=True):
+        losses = train_step_together(accelerator, learners, batches)
+        totals = [{task: total.get(task, 0.0) + own[task] for task in own} for total, own in zip(totals, losses)]
+        steps += 1
+    train_losses = [{task: float(own) / steps for task, own in total.items()} for total in totals]
+    seconds = time.perf_counter() - started
+    return [
+        end_epoch(accelerator, learner, own, epoch, train_loss, steps, seconds)
+        for learner, own, train_loss in zip(learners, splits, train_losses)
+    ]
+
+
+def train_step_together(
+    accelerator: Accelerator, learners: Sequence[Learner], batches: Sequence[Batch]
+) -> list[dict[str, Tensor]]:
+    """`train_step` of every learner on its own batch."""
+    with accelerator.autocast():
+        losses = losses_together([learner.network for learner in learners], batches)
+    accelerator.backward(sum(combine_losses(own, learner.args.loss_weights()) for own, learner in zip(losses, learners)))
+    for learner in learners:
+        learner.network.add_penalty_gradient(learner.args.l1, learner.args.l2)
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
+    return [{task: loss.detach() for task, loss in own.items()} for own in losses]
 
 
 def losses_together(networks: Sequence[MultiTaskNetwork], batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
