@@ -372,6 +372,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
             output_attentions: with wav2vec2 and HuBERT the model must be loaded with `attn_implementation="eager"`.
             pooled_layers: `[B, K, D]`, what `pool_layers` gave for the selected layers, in place of the waveforms.
         """
+        if (input_values is None) == (pooled_layers is None):
+            raise ValueError("the model needs input_values or pooled_layers, one of the two.")
         if pooled_layers is not None:
             upstream = UpstreamOutput(pooled_layers)
         else:

@@ -28,7 +28,9 @@ def build_repository(source: PushSource, folder: Path, repo_id: str, **given: An
         ValueError: the model folder holds a file that must not be published.
     """
     for name, path in repository_files(source.model).items():
-        if name not in MADE_ANEW and not name.startswith(".eval_results/") and not _is_private(source, path):
+        if not (
+            name in MADE_ANEW or name.startswith(".eval_results/") or _is_former(source, name) or _is_private(source, path)
+        ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
     complete_repository(folder, source.config)
@@ -37,6 +39,12 @@ def build_repository(source: PushSource, folder: Path, repo_id: str, **given: An
 
         write_eval_results(folder, figures_of(source.own))
     return write_card(folder, source.config, repo_id, metadata_of(source, repo_id, **given), sections_of(source))
+
+
+def _is_former(source: PushSource, name: str) -> bool:
+    """Whether it is a code file of an older version, which nothing loads any more; one that `auto_map` names is a subclass."""
+    named = {reference.partition(".")[0] for reference in (getattr(source.config, "auto_map", None) or {}).values()}
+    return "/" not in name and name.endswith("_wavcse.py") and name.removesuffix(".py") not in named
 
 
 def _is_private(source: PushSource, path: Path) -> bool:

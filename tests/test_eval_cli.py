@@ -348,7 +348,7 @@ WRONG = {
     "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --name a/b": "name is 'a/b'",
     "--tasks keyword --output_dir {corpus}/o --manifest {corpus} --baselines mfcc --name mfcc --model {hub}": "its own name",
     "--tasks verification --output_dir o --manifest {corpus} --baselines mfcc": "needs a list of trials",
-    "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --device gpu": "device is 'gpu', which cannot be",
+    "--tasks keyword --output_dir o --manifest {corpus} --baselines mfcc --device gpu": "'gpu', which is not available",
     "absent.yaml": "cannot be read as YAML",
 }
 

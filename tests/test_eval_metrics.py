@@ -330,6 +330,7 @@ def test_paired_interval_of_equal_systems_is_zero():
     assert paired_interval(METRICS["eer"], labels, [scores], [scores], np.zeros(len(labels))) is None
 
 
+@pytest.mark.slow
 def test_modules_for_evaluate(tmp_path):
     pytest.importorskip("evaluate")
     folder = Path(metrics_package.__file__).parent

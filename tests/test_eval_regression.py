@@ -151,11 +151,11 @@ def test_one_layer_serves_all_targets_and_gives_a_row_for_each():
     for place, outcome in enumerate(outcomes):
         figure = outcome.measured(("ccc",), seed=0)["ccc"]
         expected = [audmetric.concordance_cc(parts[2].labels[:, place], run) for run in outcome.runs]
-        assert figure["value"] == pytest.approx(np.mean(expected), abs=1e-5)
-        assert figure["interval"][0] < figure["value"] < figure["interval"][1]
-        assert (outcome.unit, outcome.interval_record(0)["units"]) == ("speaker", 8)
+        assert figure.value == pytest.approx(np.mean(expected), abs=1e-5)
+        assert figure.interval[0] < figure.value < figure.interval[1]
+        assert (outcome.unit, outcome.intervals(0).units) == ("speaker", 8)
         assert len(outcome.figures["scatter"]["true"]) == 200
-    assert outcomes[0].probe["runs"][0]["validation_ccc"] == outcomes[2].probe["runs"][0]["validation_ccc"]
+    assert outcomes[0].probe.runs[0]["validation_ccc"] == outcomes[2].probe.runs[0]["validation_ccc"]
 
 
 @pytest.mark.usefixtures("quick_probes")
@@ -169,8 +169,8 @@ def test_validation_chooses_among_candidates_and_the_test_split_has_no_say():
     candidates = np.concatenate([useless, useful, ideal_for_test], axis=1)
     chosen = probe_outcomes(candidates, data, seeds=(0,), num_candidates=3)
     alone = probe_outcomes(useful, data, seeds=(0,))
-    assert chosen[0].probe["candidate"] == 1
-    assert "candidate" not in alone[0].probe
+    assert chosen[0].probe.candidate == 1
+    assert alone[0].probe.candidate is None
     np.testing.assert_array_equal(chosen[1].runs[0], alone[1].runs[0])
 
 

@@ -21,7 +21,7 @@ from wavcse.hub.build import build_repository
 from wavcse.hub.header import check_header
 from wavcse.hub.source import read_source
 from wavcse.hub.verify import _without_secrets, verify_repository
-from wavcse.hub_repository_wavcse import REPLACED, left_out_files, repository_files
+from wavcse.hub_repository_wavcse import CODE_FILES, REPLACED, left_out_files, repository_files
 from wavcse.tests.hub_server import EMPTY_TREE, TOKEN, HubServer, Repository
 from wavcse.tests.killed import launched, run_killed
 from wavcse.tests.published_run import REPO_ID, make_run
@@ -352,6 +352,18 @@ def test_private_and_branch(dry, client, hub):
     assert repository.commits[repository.branches["main"]] == EMPTY_TREE
 
 
+def test_code_of_an_older_version_stays_here(run, tmp_path):
+    folder = shutil.copytree(run / "hub", tmp_path / "model")
+    (folder / "packing_wavcse.py").write_text("# a file that this version has no more")
+    (folder / "notes.py").write_text("# somebody's own")
+    (tmp_path / "built").mkdir()
+    build_repository(read_source(folder), tmp_path / "built", REPO_ID)
+    built = bytes_of(tmp_path / "built")
+    assert "packing_wavcse.py" not in built
+    assert built["notes.py"] == b"# somebody's own"
+    assert set(CODE_FILES) < set(built)
+
+
 def test_leftovers_of_an_earlier_model_go_and_other_files_stay(dry, client, hub):
     repository = hub.repositories["org/older"] = Repository(private=False)
     leftovers = {pattern.lstrip("/").replace("*", "earlier"): b"old" for pattern in REPLACED}
@@ -498,6 +510,7 @@ def test_an_existing_out_folder_is_refused(run, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_weights_are_found_out(changed, run):
     with pytest.raises(ValueError, match="does not give the embeddings"):
         verify_repository(changed, run / "hub")

@@ -55,6 +55,13 @@ def test_layers_of_any_set_are_pooled_in_one_pass(tiny_model, inputs):
     assert torch.equal(again.pooled_layers, output.pooled_layers)
 
 
+def test_neither_or_both_of_waveforms_and_pooled_layers_are_refused(tiny_model):
+    model = tiny_model()
+    for given in ({}, {"input_values": torch.zeros(1, 4000), "pooled_layers": torch.zeros(1, 3, 32)}):
+        with pytest.raises(ValueError, match="input_values or pooled_layers, one of the two"):
+            model(**given)
+
+
 @pytest.mark.parametrize("way", ["argument", "config"])
 def test_tuple_with_the_embedding_first(tiny_model, inputs, way):
     model = tiny_model()

@@ -1125,6 +1125,7 @@ def test_the_ordinary_path_would_show(encoder):
     assert largest_tensor(lambda: run_upstream(upstream, clip[None], None, [4]), clip) >= 499**2
 
 
+@pytest.mark.slow
 def test_memory_of_an_hour_is_that_of_a_window():
     """The waveform itself aside, nothing is longer than a window or a pack."""
     fields = {"model_type": "wavlm", "do_stable_layer_norm": True, "feat_extract_norm": "layer", "num_conv_pos_embeddings": 8}

@@ -82,6 +82,7 @@ def planted(carriers: dict[str, list[int]], shuffled: bool = False, strength: fl
     return SearchTable(features, CompositeSet([], CLASSES, targets), UPSTREAM, "planted")
 
 
+@pytest.mark.slow
 def test_planted_layers_are_kept_until_last_with_every_seed(tmp_path):
     table = planted({"keyword": [2], "speaker": [5]})
     report = search_layers(table, arguments(), tmp_path, seeds=2, rivals=["top_single", "random"], sizes=[1, 2, 9])
@@ -278,6 +279,7 @@ def figures_of(folder: Path) -> dict:
     return json.loads(text, object_hook=lambda fields: {name: v for name, v in fields.items() if name != "seconds"})
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_fits_nothing_twice(search_config, tmp_path, capsys):
     options = ["--seeds", "2", "--rivals", "top_single", "--workers", "1"]
     assert main([str(search_config), "--output_dir", str(tmp_path / "whole"), *options]) == 0

@@ -197,6 +197,7 @@ hparams.main(arguments)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_loses_no_trial(search_config, tmp_path, capsys):
     options = ["--seeds", "2", "--trials", "7", "--workers", "1", *GRID]
     assert main([str(search_config), "--output_dir", str(tmp_path / "whole"), *options]) == 0

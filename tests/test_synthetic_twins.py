@@ -293,6 +293,7 @@ def test_cli_plans_all_twins_or_those_that_are_named(monkeypatch, tmp_path, caps
     ]
 
 
+@pytest.mark.slow
 def test_two_workers_and_a_kill_give_the_same_bytes(spoken, tmp_path):
     command = ("-m", "wavcse.data.synthetic", "--out", tmp_path, "--workers", "2", "--clips", "240", "--twins", "football")
     Child(*command).kill_when(lambda: len(list(tmp_path.glob("football/audio/*.flac"))) >= 20, interval_s=0.02)
