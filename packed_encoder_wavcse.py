@@ -218,11 +218,14 @@ def time_means(x: Tensor, spans: Sequence[Span]) -> Tensor:
 
 
 def weights_fingerprint(upstream: PreTrainedModel) -> tuple:
-    """Changes whenever a parameter is written to, replaced or moved; costs microseconds, reads no weight."""
-    return tuple(
-        (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version, parameter.dtype)
-        for parameter in upstream.parameters()
-    )
+    """Changes whenever a parameter is written to, replaced or moved, or a module is replaced or wrapped; reads no weight."""
+    found: list = []
+    for module in upstream.modules():
+        found.append(id(module))
+        for weight in module._parameters.values():
+            if weight is not None:
+                found.append((weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype))
+    return tuple(found)
 
 
 def is_norm_before(upstream: PreTrainedModel) -> bool:

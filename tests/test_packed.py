@@ -679,6 +679,31 @@ def test_unfrozen_upstream_gets_gradients_by_the_ordinary_path(spread_model, pat
     assert paths == ["ordinary", "packed", "packed"]
 
 
+class Halved(torch.nn.Module):
+    """A linear layer with half of its output: it adds no weight."""
+
+    def __init__(self, layer: torch.nn.Linear):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * self.layer(x)
+
+
+@torch.no_grad()
+def test_a_layer_that_is_wrapped_afterwards_is_noticed(spread_model, paths):
+    model, inputs = spread_model(), padded(noise(2_000, 5_000))
+    before = model(*inputs).pooled_layers
+    feed_forward = model.upstream.encoder.layers[0].feed_forward
+    feed_forward.output_dense = Halved(feed_forward.output_dense)
+    after = model(*inputs).pooled_layers
+    states = model(*inputs, output_hidden_states=True).hidden_states
+    assert paths == ["packed", "ordinary", "ordinary"]
+    means = torch.stack([states[layer][1].float().mean(dim=0) for layer in model.config.selected_layers])
+    assert error(after[1], means) <= EXACT
+    assert error(before[1], means) > EXACT
+
+
 def test_what_runs_is_found_out_once_for_the_same_weights(spread_model, monkeypatch):
     model, inputs, asked = spread_model(), padded(noise(2_000, 5_000)), []
     original = upstream_wavcse.unsupported_part
