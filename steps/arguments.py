@@ -45,10 +45,10 @@ class StepArguments:
 
     max_steps: int = option(10_000, "Updates.", above=0)
     learning_rate: float = option(6e-4, "Peak of AdamW's learning rate.", above=0)
-    warmup_steps: int = option(500, "Steps of linear warm-up.")
+    warmup_steps: int = option(500, "Steps of linear warm-up.", at_least=0)
     decay: str = option("inverse_sqrt", "Of the learning rate after the warm-up.", choices=DECAYS)
     adam_betas: list[float] = option(lambda: [0.9, 0.98], "AdamW's beta1 and beta2.")
-    weight_decay: float = option(0.01, "On matrices only.")
+    weight_decay: float = option(0.01, "On matrices only.", at_least=0)
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", above=0)
     max_skipped_steps: int = option(10, "Stop after this many steps in a row that were not finite.", above=0)
 
