@@ -480,9 +480,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
         with logging.tqdm(total=len(clips), desc="encode", unit="clip", disable=not show_progress_bar) as bar:
             for waveforms in batches_in_order(clips, feature_extractor, batch_seconds):
                 prepared = feature_extractor.prepare(waveforms, self.device, scale_quiet)
-                with torch.autocast(
-                    self.device.type, enabled=False
-                ):  # the precision is `precision`, whatever surrounds the call
+                with torch.autocast(self.device.type, enabled=False):  # `precision` counts, whatever surrounds the call
                     output = self(prepared, precision=precision, return_dict=True)
                 embeddings.append(output.embeddings[:, :size].float().cpu())
                 num_quiet += sum(0.0 < rms(waveform) < QUIET_RMS for waveform in waveforms)

@@ -9,7 +9,7 @@ same weights to the bit.
 
 from __future__ import annotations
 
-from wavcse.pretraining.arguments import parse_arguments
+from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.settings.command import answer_help
 
 if __name__ == "__main__":
@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 
 from wavcse.data.files import locked
 from wavcse.data.inspection import Inspector
-from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
 from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
 from wavcse.pretraining.network import Figures, PretrainNetwork, label_weight_at, total_loss
 from wavcse.settings.command import DONE, command_line

@@ -10,7 +10,7 @@ command is given again, and ends with the same numbers to the bit.
 from __future__ import annotations
 
 from wavcse.settings.command import answer_help
-from wavcse.training.arguments import parse_arguments
+from wavcse.training.arguments import RunArguments, parse_arguments
 
 if __name__ == "__main__":
     answer_help(parse_arguments)  # before the imports below, which take seconds
@@ -36,7 +36,6 @@ from wavcse.data.manifest import SPLITS, Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import WavCSEForMultiTask, combine_losses, cross_entropy_per_task
 from wavcse.settings.command import DONE, command_line
-from wavcse.training.arguments import RunArguments, parse_arguments
 from wavcse.training.features import Batch, SplitFeatures, cached_digests, data_fingerprint, open_table
 from wavcse.training.loop import Evaluation, evaluate, new_learner, train_epoch
 from wavcse.training.network import load_network, model_config

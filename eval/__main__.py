@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from wavcse.eval.arguments import EvalArguments, parse_arguments
-from wavcse.settings.command import SOME_SKIPPED, command_line
+from wavcse.settings.command import command_line
 from wavcse.settings.fields import usable_device
 
 
@@ -19,7 +19,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: EvalArguments) -> int:
     """Evaluate and print the table; returns the exit code. Raises ValueError as `evaluate` and `load_task` do."""
     # Imported late: a wrong option is answered before the libraries are loaded.
-    from wavcse.data.corpus_pass import quiet_in_words
     from wavcse.eval.baselines import build_encoders
     from wavcse.eval.evaluation import EvalSettings, corpus_inspector, evaluate
     from wavcse.eval.task import load_task
@@ -41,13 +40,7 @@ def run(arguments: EvalArguments) -> int:
         overwrite=arguments.overwrite,
         inspector=inspector,
     )
-    print(evaluation.table, end="")
-    if evaluation.quiet:
-        print(quiet_in_words(len(evaluation.quiet), evaluation.quiet[0]))
-    if evaluation.skipped:
-        where = f"{arguments.output_dir}/skipped.csv"
-        print(f"{len(evaluation.skipped)} clips were skipped, see {where}; the first: {evaluation.skipped[0].reason}")
-    return SOME_SKIPPED if evaluation.skipped else 0
+    return evaluation.announce(arguments.output_dir)
 
 
 if __name__ == "__main__":

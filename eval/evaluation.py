@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wavcse.data.corpus_pass import SkippedClip, read_skipped, write_skipped
+from wavcse.data.corpus_pass import SkippedClip, quiet_in_words, read_skipped, write_skipped
 from wavcse.data.files import locked, make_folder, remove_partials
 from wavcse.data.inspection import Inspector
 from wavcse.eval.embeddings import EmbeddedClips, embed_clips
@@ -31,6 +31,7 @@ from wavcse.eval.results import (
 )
 from wavcse.eval.task import TaskData
 from wavcse.eval.verification import verification_outcome
+from wavcse.settings.command import DONE, SOME_SKIPPED
 
 STORE_FOLDER = "embeddings"
 
@@ -48,6 +49,17 @@ class EvaluationSummary:
     skipped: list[SkippedClip]
     table: str
     quiet: list[str] = field(default_factory=list)
+
+    def announce(self, output_dir: str | Path) -> int:
+        """Print the table and what was left out; returns the exit code of a program that ends with this."""
+        print(self.table, end="")
+        if self.quiet:
+            print(quiet_in_words(len(self.quiet), self.quiet[0]))
+        if not self.skipped:
+            return DONE
+        where = f"{output_dir}/skipped.csv"
+        print(f"{len(self.skipped)} clips were skipped, see {where}; the first: {self.skipped[0].reason}")
+        return SOME_SKIPPED
 
 
 def corpus_inspector(output_dir: str | Path) -> Inspector:

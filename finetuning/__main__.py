@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from wavcse.finetuning.arguments import parse_arguments
-from wavcse.settings.command import SOME_SKIPPED, command_line
+from wavcse.settings.command import command_line
 
 
 @command_line("wavcse finetune", continues=True)
@@ -15,12 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     from wavcse.finetuning.program import finetune  # after parsing: PyTorch takes seconds to load
 
-    evaluation = finetune(args)
-    print(evaluation.table, end="")
-    if evaluation.skipped:
-        where = f"{args.output_dir}/skipped.csv"
-        print(f"{len(evaluation.skipped)} clips were skipped, see {where}; the first: {evaluation.skipped[0].reason}")
-    return SOME_SKIPPED if evaluation.skipped else 0
+    return finetune(args).announce(args.output_dir)
 
 
 if __name__ == "__main__":

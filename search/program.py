@@ -1,4 +1,4 @@
-"""What the command lines of the searches share: options, handling of mistakes, recipes and files."""
+"""What the searches share: their `main`, the recipes and files that they write. Their options: search/arguments.py."""
 
 from __future__ import annotations
 

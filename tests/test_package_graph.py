@@ -18,7 +18,7 @@ ALLOWED = {
     "pretraining": "root settings data training steps",
     "finetuning": "root settings data training steps eval",
     "hub": "root settings data reports eval",
-    "train_accelerate": "root settings data training steps",
+    "train_accelerate": "root settings data training",
     "search": "root settings data training reports train_accelerate",
     "pretrain_accelerate": "root settings data training steps pretraining",
     "embed": "root settings data eval",

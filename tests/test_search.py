@@ -150,8 +150,10 @@ def same_figures(a: dict, b: dict) -> bool:
     return {name: a[name] for name in a if name != "seconds"} == {name: b[name] for name in b if name != "seconds"}
 
 
-def test_workers_change_nothing_and_an_error_names_its_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "get_context", lambda method: FORKSERVER)
+@pytest.mark.parametrize("way", ["forked", pytest.param("as users have it", marks=pytest.mark.slow)])
+def test_workers_change_nothing_and_an_error_names_its_fit(tmp_path, monkeypatch, way):
+    if way == "forked":  # to start two afresh takes twenty seconds
+        monkeypatch.setattr(runner, "get_context", lambda method: FORKSERVER)
     table, args = planted({"keyword": [2], "speaker": [5]}), arguments(num_epochs=2, layer_dropout=0.3, selected_layers=[2, 5])
     fits = [Fit(replace(args, seed=seed), f"seed {seed}") for seed in range(3)]
     one = fit_all(fits, table, FitStore(tmp_path / "one"), show_progress=False)

@@ -144,7 +144,7 @@ class Learner:
 
 
 class Run:
-    """One run of a training program: `prepare`, `resume`, then `log` and `save_when_due` in its loop, `finish`.
+    """One run of a training program: `prepare`, `resume`, then `log` and `save_when_due` in its loop, `write_result`, `end`.
 
     Args:
         args: settings with `output_dir`, `overwrite_output_dir`, `checkpoint_every_s`, `note` and `identity()`.
@@ -154,6 +154,7 @@ class Run:
     def __init__(self, args: Any, accelerator: Accelerator, learner: Learner, unit: str):
         self.args, self.accelerator, self.learner, self.unit = args, accelerator, learner, unit
         self.is_main = accelerator.is_main_process
+        self.is_tracked = bool(accelerator.log_with)
         self.folder = RunFolder(args.output_dir)
 
     @property
@@ -166,7 +167,7 @@ class Run:
         if self.is_main:
             self.folder.prepare(self.args, fingerprint, data)
         self.accelerator.wait_for_everyone()
-        if getattr(self.args, "report_to", None):
+        if self.is_tracked:
             self.accelerator.init_trackers(project, {name: str(value) for name, value in self.args.identity().items()})
 
     def resume(self) -> None:
@@ -203,7 +204,7 @@ class Run:
         """Add a line to the log, and to the tracker what it can draw."""
         if self.is_main:
             self.folder.append_log(entry)
-        if getattr(self.args, "report_to", None):
+        if self.is_tracked:
             self.accelerator.log(dict(scalars or {}), step=self.num_done)
 
     def save_when_due(self, must: bool) -> None:
