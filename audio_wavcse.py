@@ -20,7 +20,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -45,6 +45,7 @@ AUDIO_SUFFIXES = (  # of the formats that libsndfile finds by their content: wha
     *(".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".sf", ".ircam"),
     *(".avr", ".htk", ".iff", ".svx", ".8svx", ".paf", ".fap", ".pvf", ".sds", ".wve"),
 )
+ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)  # types of audio that is to be decoded
 PCM_FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 MAX_AMPLITUDE = 2.0**31  # 32-bit PCM read as floats without scaling; squares and sums of more overflow float32
 NUM_OUTLIERS = 16  # 1 ms at 16 kHz: no sound beyond full scale has most of its energy in so few samples
@@ -61,6 +62,7 @@ SIZE_CORRECTED = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", 
 STREAMED_BYTES = 0x7FFF0000  # a size that says "until the end"
 UNKNOWN_LENGTH = 2**63 - 1  # as libsndfile says it
 EMPTY_FILE_BYTES = 1024  # more is not only a header
+NO_LIBRARIES = "Reading and resampling audio needs soundfile and soxr: pip install soundfile soxr"
 SUPPORTED = "Supported are wav, flac, ogg, opus and mp3 files."
 CONNECT_TIMEOUT_S = 60  # without any answer
 DOWNLOAD_TIMEOUT_S = 600  # for the whole file
@@ -89,22 +91,20 @@ def load_waveform(
         ValueError: the source cannot be read, is not mono after decoding, is empty, or holds samples that are no audio (see
             `as_waveform`).
     """
+    if isinstance(source, ENCODED):
+        waveform, rate = decode(source, name=name, max_duration_s=max_duration_s)
+        return resample(waveform, rate, sampling_rate)
     if isinstance(source, Mapping):
         return _from_mapping(source, sampling_rate, name or "clip", max_duration_s)
     if is_decoder(source):
         return _from_decoder(source, sampling_rate, name or "clip")
     if is_open_file(source) and not hasattr(source, "__array__"):
-        source, name = _content(source, name), name or _file_name(source)
-    if isinstance(source, memoryview):
-        source = source.tobytes()
-    if isinstance(source, str | os.PathLike | bytes | bytearray):
-        waveform, rate = decode(source, name=name, max_duration_s=max_duration_s)
-        return resample(waveform, rate, sampling_rate)
+        return load_waveform(_content(source, name), sampling_rate, name or _file_name(source), max_duration_s)
     return as_waveform(source, name or "clip")
 
 
 def decode(
-    source: str | os.PathLike | bytes,
+    source: str | os.PathLike | bytes | memoryview,
     start_s: float = 0.0,
     end_s: float | None = None,
     name: str | None = None,
@@ -142,7 +142,7 @@ def _from_mapping(source: Mapping, sampling_rate: int, name: str, max_duration_s
                 f"{name}: a mapping needs 'array' (or 'raw') with 'sampling_rate', 'bytes' or 'path'; this one has "
                 f"{', '.join(map(repr, source)) or 'nothing'}."
             )
-        if not (isinstance(encoded, str | os.PathLike | bytes | bytearray | memoryview) or is_open_file(encoded)):
+        if not (isinstance(encoded, ENCODED) or is_open_file(encoded)):
             raise ValueError(f"{name}: 'bytes' or 'path' holds {type(encoded).__name__}; give an array as 'array'.")
         return load_waveform(encoded, sampling_rate, None if name == "clip" else name, max_duration_s)
     if source.get("sampling_rate") is None:
@@ -221,7 +221,7 @@ def as_clips(inputs: Any) -> tuple[Sequence[Any], bool]:
         )
     if hasattr(inputs, "__array__"):
         return _clips_of_array(as_array(inputs, "The input"))
-    if isinstance(inputs, str | os.PathLike | bytes | bytearray | memoryview | Mapping):
+    if isinstance(inputs, (*ENCODED, Mapping)):
         return [inputs], True
     if is_open_file(inputs) or is_decoder(inputs):
         return [inputs], True
@@ -318,18 +318,18 @@ def as_waveform(array: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name}: has dtype {waveform.dtype}; give floats in [-1, 1], or PCM as int16 or int32.")
     with np.errstate(over="ignore"):  # beyond float32 is infinity, refused below
         waveform = np.ascontiguousarray(waveform, dtype=np.float32)
-    _refuse_bad_samples(waveform, name)
+    low, high = waveform.min(), waveform.max()
+    if not (low >= -1.0 and high <= 1.0):  # NaN compares false
+        _refuse_bad_samples(waveform, max(-low, high), name)
     return waveform
 
 
-def _refuse_bad_samples(waveform: np.ndarray, name: str) -> None:
-    low, high = waveform.min(), waveform.max()
-    if low >= -1.0 and high <= 1.0:  # false for NaN too
-        return
+def _refuse_bad_samples(waveform: np.ndarray, peak: float, name: str) -> None:
+    """ValueError for samples of a clip beyond full scale that no recording has."""
     if not np.isfinite(waveform).all():
         bad = int(np.flatnonzero(~np.isfinite(waveform))[0])
         raise ValueError(f"{name}: holds NaN or infinity (first at sample {bad}). Repair or drop the clip.")
-    if max(-low, high) > MAX_AMPLITUDE:
+    if peak > MAX_AMPLITUDE:
         bad = int(np.flatnonzero(np.abs(waveform) > MAX_AMPLITUDE)[0])
         raise ValueError(
             f"{name}: sample {bad} is {waveform[bad]:.3g}, beyond any audio format (full scale is 1, or 2^31 for PCM that was "
@@ -377,7 +377,7 @@ def check_duration(duration_s: float, max_duration_s: float, name: str) -> None:
 # ---- audio files ----
 
 
-class AudioFile:
+class AudioFile(AbstractContextManager):
     """An audio file, open for reading, with all the streams that are in it.
 
     Args:
@@ -393,23 +393,21 @@ class AudioFile:
         ValueError: it cannot be read as audio.
     """
 
-    def __init__(self, source: str | os.PathLike | bytes, name: str, max_duration_s: float | None = None):
-        _require_audio_libraries()
+    def __init__(self, source: str | os.PathLike | bytes | memoryview, name: str, max_duration_s: float | None = None):
+        if soundfile is None:
+            raise ImportError(NO_LIBRARIES)
         self.name, self._max_duration_s = printable(name), max_duration_s
         with self._named_errors():
             if isinstance(source, str) and is_url(source):
                 source = download(source)
-            self._is_path = not isinstance(source, bytes | bytearray)
-            self._source = regular_file(source) if self._is_path else source
+            self._is_path = not isinstance(source, bytes | bytearray | memoryview)
+            self._source = _regular_file(source) if self._is_path else bytes(source)
             self._file = soundfile.SoundFile(self._source if self._is_path else self._open())
             try:
                 self._look_for_streams()
             except BaseException:
                 self._file.close()
                 raise
-
-    def __enter__(self) -> AudioFile:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
@@ -478,7 +476,8 @@ class AudioFile:
         """Mono blocks from sample `start` to `end`; to the end of the file if that is `None`."""
         is_seekable = self.num_samples is not None and self._file.seekable()
         position = self._file.seek(start) if is_seekable else 0
-        for block in self._blocks(position, end):
+        blocks = self._of_streams() if self._streams else self._mono_blocks(self._file, position, end, self._sure)
+        for block in blocks:
             kept = block[max(0, start - position) : None if end is None else max(0, end - position)]
             position += len(block)
             if len(kept):
@@ -486,10 +485,8 @@ class AudioFile:
             if end is not None and position >= end:
                 return
 
-    def _blocks(self, position: int, end: int | None) -> Iterator[np.ndarray]:
-        """All mono blocks from `position` on, which is where the file must be; to `end` or further."""
-        if not self._streams:
-            yield from self._mono_blocks(self._file, position, end, self._sure)
+    def _of_streams(self) -> Iterator[np.ndarray]:
+        """The mono blocks of all streams, at the rate of the first."""
         for stream in self._streams:
             with self._opened(stream) as file:
                 blocks = self._mono_blocks(file, 0, None, self._sure_samples(file, stream))
@@ -565,7 +562,7 @@ class AudioFile:
             raise ValueError(f"{self.name}: cannot be read as audio ({reason.rstrip('.')}). {SUPPORTED}") from error
 
 
-def regular_file(path: str | os.PathLike) -> bytes:
+def _regular_file(path: str | os.PathLike) -> bytes:
     """The path as the system wants it; ValueError or OSError unless a file is there that can be read without waiting."""
     encoded = os.fsencode(path)
     if b"\0" in encoded:
@@ -624,13 +621,9 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
         return waveform
     if from_rate <= 0:
         raise ValueError(f"The sampling rate is {from_rate} Hz; it must be positive.")
-    _require_audio_libraries()
+    if soundfile is None:  # the two come together
+        raise ImportError(NO_LIBRARIES)
     return soxr.resample(waveform, from_rate, to_rate, quality="HQ")
-
-
-def _require_audio_libraries() -> None:
-    if soundfile is None:
-        raise ImportError("Reading and resampling audio needs soundfile and soxr: pip install soundfile soxr")
 
 
 # ---- a file from a URL: whole, of bounded size, in bounded time ----

@@ -50,6 +50,10 @@ UPLOAD_KWARGS = (  # of `save_pretrained(push_to_hub=True)`, for `push_to_hub`
 )
 AUDIO_SETTINGS = ("sampling_rate", "do_normalize", "window_s", "max_duration_s")
 MAY_BE_MISSING = r"^heads\.|(^|\.)masked_spec_embed$"  # in weights that are loaded: new heads; a vector for training alone
+MANY_QUIET = (
+    f"{{num_quiet}} of {{num_clips}} clips are quieter than {20 * math.log10(QUIET_RMS):.0f} dB of full scale: their "
+    "embeddings drift to that of silence. `encode(..., scale_quiet=True)` brings them to the level of usual speech."
+)
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
 
 
@@ -377,9 +381,9 @@ class WavCSEModel(WavCSEPreTrainedModel):
         if pooled_layers is not None:
             upstream = UpstreamOutput(pooled_layers)
         else:
-            wants_states = _default(output_hidden_states, self.config.output_hidden_states)
-            wants_maps = _default(output_attentions, self.config.output_attentions)
             layers = self.config.selected_layers
+            wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            wants_maps = self.config.output_attentions if output_attentions is None else output_attentions
             upstream = self._run_upstream(input_values, attention_mask, layers, precision, wants_states, wants_maps)
         output = WavCSEModelOutput(
             embeddings=self.downstream(upstream.pooled_layers.to(self.downstream.layer_projection.weight.dtype)),
@@ -390,7 +394,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
         )
         if self.training and not self.gradient_watch.done and torch.is_grad_enabled():
             self.gradient_watch(self, output.embeddings)
-        return output if _default(return_dict, self.config.return_dict) else output.to_tuple()
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def pool_layers(
         self,
@@ -471,11 +475,11 @@ class WavCSEModel(WavCSEPreTrainedModel):
             raise ValueError(
                 f"truncate_dim is {truncate_dim}; it must lie in 1..{self.config.embedding_size}, the size of the embedding."
             )
-        clips, is_single = as_clips(inputs)
         if show_progress_bar is None:
             show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
         self.eval()
         feature_extractor = WavCSEFeatureExtractor.from_config(self.config)
+        clips, is_single = as_clips(inputs)
         embeddings, num_quiet = [torch.empty(0, size)], 0
         with logging.tqdm(total=len(clips), desc="encode", unit="clip", disable=not show_progress_bar) as bar:
             for waveforms in batches_in_order(clips, feature_extractor, batch_seconds):
@@ -486,14 +490,10 @@ class WavCSEModel(WavCSEPreTrainedModel):
                 num_quiet += sum(0.0 < rms(waveform) < QUIET_RMS for waveform in waveforms)
                 bar.update(len(waveforms))
         if num_quiet and not scale_quiet:
-            logger.warning(
-                f"{num_quiet} of {len(clips)} clips are quieter than {20 * math.log10(QUIET_RMS):.0f} dB of full scale: "
-                "their embeddings drift to that of silence. `encode(..., scale_quiet=True)` brings them to the level of usual "
-                "speech."
-            )
+            logger.warning(MANY_QUIET.format(num_quiet=num_quiet, num_clips=len(clips)))
         result = torch.cat(embeddings)
         if normalize_embeddings:
-            result = torch.nn.functional.normalize(result, dim=1)
+            result = nn.functional.normalize(result, dim=1)
         result = result[0] if is_single else result
         return result.numpy() if convert_to_numpy else result
 
@@ -532,7 +532,7 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
+        return result if (self.config.return_dict if return_dict is None else return_dict) else result.to_tuple()
 
 
 def batches_in_order(
@@ -597,7 +597,3 @@ def _with_config_of(model_class: type[PreTrainedModel], kwargs: Mapping[str, Any
     own = model_class.config_class.from_dict(config.to_dict(), name_or_path=config.name_or_path)
     own._attn_implementation = config._attn_implementation
     return {**kwargs, "config": own}
-
-
-def _default(value: bool | None, default: bool | None) -> bool:
-    return bool(default if value is None else value)
