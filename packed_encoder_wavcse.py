@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_wavcse import PRECISIONS, count_frames, frame_geometry
+from .configuration_wavcse import PRECISIONS, count_frames, frame_geometry, is_whisper
 from .packed_layers_wavcse import (
     HAS_FLEX,
     Attention,
@@ -37,6 +38,7 @@ from .packed_layers_wavcse import (
     normed,
 )
 from .pooling_wavcse import num_moments, pooled_pieces, time_moments
+from .whisper_wavcse import log_mel_of_clip
 
 MOMENT_WINDOWS = 2**17  # input windows of the first convolution at a time
 FFT_SIZE = 512
@@ -47,7 +49,8 @@ class PackedUpstream:
     """An encoder's weights arranged for inference; to be made anew when their `fingerprint` changes (`weights_fingerprint`).
 
     Args:
-        upstream: WavLM, wav2vec2 or HuBERT of the base (group norm, norm after) or large (layer norm, norm before) shape.
+        upstream: WavLM, wav2vec2 or HuBERT of the base (group norm, norm after) or large (layer norm, norm before) shape, or
+            Whisper's encoder.
         precision: "float32" (exact), "bfloat16" or "int8" for the matrix products. Residuals, norms, softmax, gates and means
             are float32 in every case.
 
@@ -64,14 +67,11 @@ class PackedUpstream:
         self.precision, self.fingerprint = precision, weights_fingerprint(upstream)
         self.config, self.device = upstream.config, upstream.device
         self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
-        self.stem = Stem(upstream, precision, self.budget.stem_frames)
-        self.position = PositionalConvolution(upstream.encoder.pos_conv_embed.conv, precision)
+        entrance = WhisperEntrance if is_whisper(upstream.config) else WaveformEntrance
+        self.entrance = entrance(upstream, precision, self.budget)
         norm_before = is_norm_before(upstream)
-        self.first_norm = None if norm_before else upstream.encoder.layer_norm
         bias = RelativeBias(upstream) if has_relative_bias(upstream) else None
-        self.blocks = [
-            Block(block, norm_before, bias, precision, self.budget.product_rows) for block in upstream.encoder.layers
-        ]
+        self.blocks = [Block(block, norm_before, bias, precision, self.budget.product_rows) for block in blocks_of(upstream)]
 
     @torch.no_grad()
     def __call__(
@@ -80,6 +80,7 @@ class PackedUpstream:
         layers: Sequence[int],
         window_frames: int | None = None,
         temporal_pooling: str = "mean",
+        context: str | None = None,
     ) -> Tensor:
         """The wanted layers, pooled over time.
 
@@ -89,6 +90,7 @@ class PackedUpstream:
             window_frames: a longer clip goes through in windows of this many frames (`windows_of`), and is pooled over all
                 its frames; `None` = every clip in one piece.
             temporal_pooling: "mean" or "mean_std".
+            context: of Whisper, "clip" or "window"; `None` for all others.
 
         Returns:
             `[B, K, D]`, float32; with "mean_std" `[B, K, 2 D]`, means first.
@@ -98,23 +100,26 @@ class PackedUpstream:
             FloatingPointError: a value is not finite.
         """
         with torch.autocast(self.device.type, enabled=False):  # the precision is this object's, whatever surrounds the call
-            pooled = self._pooled(waveforms, layers, window_frames, temporal_pooling)
+            pooled = self._pooled(waveforms, layers, window_frames, temporal_pooling, context)
         self._check_finite(pooled, waveforms)
         return pooled
 
     def _pooled(
-        self, waveforms: Sequence[Tensor], layers: Sequence[int], window_frames: int | None, temporal_pooling: str
+        self,
+        waveforms: Sequence[Tensor],
+        layers: Sequence[int],
+        window_frames: int | None,
+        temporal_pooling: str,
+        context: str | None,
     ) -> Tensor:
-        num_frames = [count_frames(len(waveform), self.config) for waveform in waveforms]
-        windows = [
-            Window(clip, *window) for clip, frames in enumerate(num_frames) for window in windows_of(frames, window_frames)
-        ]
-        first = [self.stem.first_convolution(waveform) for waveform in waveforms]
+        windows = clip_windows(waveforms, self.config, window_frames, context)
+        clips = [self.entrance.prepared(waveform, context) for waveform in waveforms]
         shape = (len(layers), num_moments(temporal_pooling), self.config.hidden_size)
         moments = [torch.zeros(0, *shape, device=self.device)]  # of the windows, pack by pack
         for pack in packs(windows, self.budget.pack_frames):
-            cut = [(self.stem.samples(waveforms[w.clip], w.start, w.end), first[w.clip]) for w in pack]
-            moments.append(self._moments(cut, pack, layers, temporal_pooling))
+            spans = spans_of(pack)
+            x = self.entrance([(clips[window.clip], window.start, window.end) for window in pack], spans)
+            moments.append(self._moments(x, spans, layers, temporal_pooling))
         kept_frames = [window.keep_end - window.keep_start for window in windows]
         return pooled_pieces([window.clip for window in windows], kept_frames, torch.cat(moments), len(waveforms))
 
@@ -129,18 +134,8 @@ class PackedUpstream:
             "Check its weights and the clip, or use precision='float32'."
         )
 
-    def _moments(
-        self,
-        waveforms: list[tuple[Tensor, RowConvolution]],
-        pack: Sequence[Window],
-        layers: Sequence[int],
-        temporal_pooling: str,
-    ) -> Tensor:
-        """Moments of the windows of the pack, `[windows, K, S, D]`."""
-        spans = spans_of(pack)
-        x = self.position(self.stem(waveforms, spans), spans)
-        if self.first_norm is not None:
-            x = normed(x, self.first_norm)
+    def _moments(self, x: Tensor, spans: Sequence[Span], layers: Sequence[int], temporal_pooling: str) -> Tensor:
+        """From the input of the first block `[N, D]`, the moments of the windows of a pack, `[windows, K, S, D]`."""
         moments = {0: span_moments(x, spans, temporal_pooling)} if 0 in layers else {}
         for layer, block in enumerate(self.blocks[: max(layers)], start=1):
             if layer == max(layers) and temporal_pooling == "mean":
@@ -162,13 +157,13 @@ class Block:
 
     def __init__(self, block: nn.Module, norm_before: bool, bias: RelativeBias | None, precision: str, product_rows: int):
         self.norm_before, self.product_rows = norm_before, product_rows
-        self.attention_norm, self.output_norm = block.layer_norm, block.final_layer_norm
-        attention = FlexAttention if HAS_FLEX and block.layer_norm.weight.is_cuda else Attention
-        self.attention = attention(block.attention.num_heads, bias)
+        own, self.attention_norm, self.output_norm = attention_of(block), attention_norm_of(block), block.final_layer_norm
+        attention = FlexAttention if HAS_FLEX and self.output_norm.weight.is_cuda else Attention
+        self.attention = attention(own.num_heads, bias)
         query, key, value, output, inner, outer = _linear_layers(block)
         self.projections = Projections([query, key, value], precision)
         self.output, self.inner, self.outer = (build_linear([layer], precision) for layer in (output, inner, outer))
-        self.gate = Gate(block.attention) if bias is not None else None
+        self.gate = Gate(own) if bias is not None else None
 
     def __call__(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """`[N, D]` -> `[N, D]`; `x` itself is used for the result."""
@@ -228,20 +223,35 @@ def weights_fingerprint(upstream: PreTrainedModel) -> tuple:
     return tuple(found)
 
 
+def blocks_of(upstream: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks of an upstream; Whisper's encoder is an upstream by itself."""
+    return upstream.layers if is_whisper(upstream.config) else upstream.encoder.layers
+
+
+def attention_of(block: nn.Module) -> nn.Module:
+    """The attention of a block, under either family's name."""
+    return block.self_attn if hasattr(block, "self_attn") else block.attention
+
+
+def attention_norm_of(block: nn.Module) -> nn.LayerNorm:
+    """The norm beside a block's attention, under either family's name."""
+    return block.self_attn_layer_norm if hasattr(block, "self_attn_layer_norm") else block.layer_norm
+
+
 def is_norm_before(upstream: PreTrainedModel) -> bool:
-    """Whether blocks normalise their input (large shape) rather than their output (base shape)."""
-    return bool(upstream.config.do_stable_layer_norm)
+    """Whether blocks normalise their input (large shape, Whisper) rather than their output (base shape)."""
+    return is_whisper(upstream.config) or bool(upstream.config.do_stable_layer_norm)
 
 
 def has_relative_bias(upstream: PreTrainedModel) -> bool:
     """Whether attention has WavLM's gated position bias."""
-    return len(upstream.encoder.layers) > 0 and hasattr(upstream.encoder.layers[0].attention, "gru_rel_pos_const")
+    return any(hasattr(attention_of(block), "gru_rel_pos_const") for block in blocks_of(upstream))
 
 
 def unsupported_part(upstream: PreTrainedModel) -> str | None:
     """What keeps an upstream from running packed, or `None`; such a one runs as the ordinary transformers module."""
-    config = upstream.config
-    for name in ("feat_extract_activation", "hidden_act"):
+    config, of_whisper = upstream.config, is_whisper(upstream.config)
+    for name in ("activation_function",) if of_whisper else ("feat_extract_activation", "hidden_act"):
         if getattr(config, name) != "gelu":
             return f"{name} is {getattr(config, name)!r}, not 'gelu'"
     if getattr(config, "adapter_attn_dim", None) is not None:
@@ -250,10 +260,10 @@ def unsupported_part(upstream: PreTrainedModel) -> str | None:
         return "its positional convolution has a batch norm"
     if any(parameter.dtype != torch.float32 for parameter in upstream.parameters()):
         return "its weights are not float32"
-    projection = upstream.feature_projection
-    layers = [getattr(projection, "projection", projection)]
-    for block in upstream.encoder.layers:
-        layers += [*_linear_layers(block), getattr(block.attention, "gru_rel_pos_linear", layers[0])]
+    layers = [] if of_whisper else [getattr(upstream.feature_projection, "projection", upstream.feature_projection)]
+    for block in blocks_of(upstream):
+        layers += [*_linear_layers(block)]
+        layers += [attention_of(block).gru_rel_pos_linear] if hasattr(attention_of(block), "gru_rel_pos_linear") else []
     for layer in layers:
         if not isinstance(layer, nn.Linear):  # LoRA and the like: there is more to it than a weight and a bias
             return f"one of its linear layers is a {type(layer).__name__}"
@@ -261,12 +271,56 @@ def unsupported_part(upstream: PreTrainedModel) -> str | None:
 
 
 def _linear_layers(block: nn.Module) -> list[nn.Module]:
-    attention, feed_forward = block.attention, block.feed_forward
+    attention = attention_of(block)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj]
-    return [*projections, feed_forward.intermediate_dense, feed_forward.output_dense]
+    if hasattr(block, "fc1"):
+        return [*projections, block.fc1, block.fc2]
+    return [*projections, block.feed_forward.intermediate_dense, block.feed_forward.output_dense]
 
 
 # ---- waveforms to the frames that the first block sees ----
+
+
+class WaveformEntrance:
+    """What the first block of WavLM, wav2vec2 and HuBERT sees: stem, positional convolution and, in the base shape, a norm."""
+
+    def __init__(self, upstream: PreTrainedModel, precision: str, budget: Budget):
+        self.stem = Stem(upstream, precision, budget.stem_frames)
+        self.position = PositionalConvolution(upstream.encoder.pos_conv_embed.conv, precision)
+        self.norm = None if is_norm_before(upstream) else upstream.encoder.layer_norm
+
+    def prepared(self, waveform: Tensor, context: None = None) -> tuple[Tensor, RowConvolution]:
+        """What is found out about a whole clip `[samples]` before it is cut into windows."""
+        return waveform, self.stem.first_convolution(waveform)
+
+    def __call__(self, windows: Sequence[tuple[tuple, int, int]], spans: Sequence[Span]) -> Tensor:
+        """Frames `start` to `end` of each `(prepared clip, start, end)`, `[N, D]`."""
+        cut = [(self.stem.samples(waveform, start, end), first) for (waveform, first), start, end in windows]
+        x = self.position(self.stem(cut, spans), spans)
+        return x if self.norm is None else normed(x, self.norm)
+
+
+class WhisperEntrance:
+    """What the first block of Whisper sees: the log-mel spectrogram through two convolutions, plus positions."""
+
+    def __init__(self, upstream: PreTrainedModel, precision: str, budget: Budget):
+        self.config = upstream.config
+        self.convolutions = [RowConvolution(conv, precision) for conv in (upstream.conv1, upstream.conv2)]
+        self.positions = upstream.embed_positions.weight.detach()
+
+    def prepared(self, waveform: Tensor, context: str) -> Tensor:
+        """The log-mel spectrogram `[2 T, mel bins]` of a whole clip `[samples]`."""
+        return log_mel_of_clip(waveform, self.config, context)
+
+    def __call__(self, windows: Sequence[tuple[Tensor, int, int]], spans: Sequence[Span]) -> Tensor:
+        """Frames `start` to `end` of each `(spectrogram, start, end)`, `[N, D]`."""
+        x = self.positions.new_empty(spans[-1].end, self.positions.shape[1])
+        for (spectrogram, start, end), span in zip(windows, spans):
+            rows = spectrogram[2 * start : 2 * end]
+            for convolution in self.convolutions:
+                rows = convolution(F.pad(rows, (0, 0, 1, 1)), gelu=True)
+            torch.add(rows, self.positions[: end - start], out=x[span.start : span.end])
+        return x
 
 
 class Stem:
@@ -452,6 +506,26 @@ def windows_of(num_frames: int, window_frames: int | None) -> list[tuple[int, in
         (start, start + window_frames, keep_start, keep_end)
         for start, keep_start, keep_end in zip(starts, [0, *borders], [*borders, num_frames])
     ]
+
+
+def clip_windows(
+    waveforms: Sequence[Tensor], config: PretrainedConfig, window_frames: int | None, context: str | None
+) -> list[Window]:
+    """The windows of every clip, in order.
+
+    Whisper has positions for so many frames only. In its context "window" every window has all of them: what the clip does not
+    fill is silence, and windows do not overlap, as that model was trained and as transformers runs it.
+    """
+    most = config.max_source_positions if is_whisper(config) else None
+    windows = []
+    for clip, waveform in enumerate(waveforms):
+        frames = count_frames(len(waveform), config)
+        if context == "window":
+            cut = [(start, start + most, start, min(start + most, frames)) for start in range(0, frames, most)]
+        else:
+            cut = windows_of(frames, min(filter(None, (most, window_frames)), default=None))
+        windows += [Window(clip, *window) for window in cut]
+    return windows
 
 
 def packs(windows: Sequence[Window], pack_frames: int) -> Iterator[list[Window]]:

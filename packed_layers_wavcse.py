@@ -154,11 +154,16 @@ def _int8_scale(rows: Tensor, steps: int = 127) -> Tensor:
 
 def build_linear(layers: Sequence[nn.Linear], precision: str) -> FloatLinear | Int8Linear:
     """One layer, or several of the same input side by side, at the wanted precision."""
-    if len(layers) == 1:
+    if len(layers) == 1 and precision != "int8":
         weight, bias = layers[0].weight, layers[0].bias
     else:
-        weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
+        weight, bias = torch.cat([layer.weight.detach() for layer in layers]), torch.cat([_bias(layer) for layer in layers])
     return Int8Linear(weight, bias) if precision == "int8" else FloatLinear(weight, bias, precision)
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    """`[out]`; zeros where the layer has none, as Whisper's keys."""
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
 
 
 class Projections:

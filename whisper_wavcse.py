@@ -1,18 +1,27 @@
-"""Whisper's encoder as an upstream: log-mel windows of 30 s through its transformers module, pooled over the real frames only.
+"""Whisper's encoder as an upstream: its log-mel spectrogram, and its transformers modules run on as many frames as a clip has.
 
-Whisper always sees 30 s; what a clip does not fill is silence that the encoder attends to, by its design. A longer clip goes
-through window by window, and its layers are pooled over all its frames.
+transformers' own `WhisperEncoder.forward` takes 30 s and nothing else, so every clip is filled up with silence, which the
+encoder attends to. The modules themselves need no such length: their positions are a table whose first rows serve a shorter
+input. `context` of the configuration says which of the two a model does:
 
-Shapes: `B` clips, `K` layers, `T` = 1500 frames of a window (20 ms each), `D` encoder width, `S` moments.
+- "clip": the clip is filled up with zeros to whole frames of 20 ms (fewer than 320 samples), and its spectrogram is what
+  transformers makes of it without further padding. A clip of more frames than there are positions goes in overlapping windows
+  of the one spectrogram.
+- "window": every 30 s of the clip are a spectrogram of their own, filled up with silence, as `WhisperFeatureExtractor` does by
+  default; pooled are the frames that hold audio.
+
+Shapes: `T` frames (20 ms each), `M` = 2 T mel frames (10 ms each), `D` encoder width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import WhisperFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -21,7 +30,12 @@ from .configuration_wavcse import WHISPER_SAMPLES_PER_FRAME, count_frames
 from .pooling_wavcse import pooled_pieces, time_moments
 
 SAMPLING_RATE_HZ = 16_000
+FFT_SAMPLES = 400  # 25 ms
 WINDOWS_PER_BATCH = 4
+HOP_SAMPLES = WHISPER_SAMPLES_PER_FRAME // 2  # of mel frames; the second convolution halves them
+MEL_FRAMES_PER_BLOCK = 2**13  # whose spectra are in memory at a time, 13 MB
+LEAST_POWER = 1e-10
+DYNAMIC_RANGE = 8.0  # powers of ten below the loudest value of a spectrogram; what is quieter is raised to that
 
 
 def build_encoder(config: PretrainedConfig) -> WhisperEncoder:
@@ -56,7 +70,8 @@ def _window_moments(
     temporal_pooling: str,
 ) -> list[Tensor]:
     """Of every piece of at most one window, the moments `[K, S, D]` of its frames that hold audio."""
-    features = log_mel(encoder.config, pieces).to(encoder.device, encoder.dtype)
+    spectra = [log_mel_of_clip(piece, encoder.config, "window").T for piece in pieces]
+    features = torch.stack(spectra).to(encoder.device, encoder.dtype)
     hidden: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable:
@@ -77,13 +92,52 @@ def _window_moments(
     ]
 
 
-def log_mel(config: PretrainedConfig, pieces: Sequence[Tensor]) -> Tensor:
-    """transformers' own Whisper features of pieces of at most one window: `[B, mel bins, 2 T]`."""
-    seconds = config.max_source_positions * WHISPER_SAMPLES_PER_FRAME // SAMPLING_RATE_HZ
-    extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
-    arrays = [piece.detach().float().cpu().numpy() for piece in pieces]
-    return extractor(arrays, sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt")["input_features"]
-
-
 def _first(output: Tensor | tuple) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
+
+
+# ---- the log-mel spectrogram ----
+
+
+def log_mel_of_clip(waveform: Tensor, config: PretrainedConfig, context: str) -> Tensor:
+    """The spectrogram of a whole clip `[samples]`, `[M, mel bins]`, one of the module's two contexts."""
+    bins, most = config.num_mel_bins, 2 * config.max_source_positions
+    if context == "window":
+        pieces = waveform.split(most * HOP_SAMPLES)
+        return torch.cat([log_mel(piece, bins, most) for piece in pieces])
+    return log_mel(waveform, bins, 2 * count_frames(len(waveform), config))
+
+
+def log_mel(waveform: Tensor, num_mel_bins: int, num_frames: int) -> Tensor:
+    """transformers' spectrogram (`WhisperFeatureExtractor`) of `[samples]`, filled up with zeros to `num_frames` mel frames.
+
+    Frames that see zeros only are not computed. Differences to transformers are those of rounding, up to 1e-6.
+
+    Returns:
+        `[num_frames, mel bins]`, float32; time goes down the rows, so that a convolution is a product of rows.
+    """
+    heard = min(num_frames, (len(waveform) + FFT_SAMPLES // 2) // HOP_SAMPLES + 1)  # from there on, a frame is all zeros
+    padded = F.pad(waveform.float(), (0, heard * HOP_SAMPLES - len(waveform)))
+    padded = F.pad(padded[None], (FFT_SAMPLES // 2, FFT_SAMPLES // 2), mode="reflect")[0]
+    window, filters = _window_and_filters(num_mel_bins, waveform.device)
+    levels = []
+    for frames in padded.unfold(0, FFT_SAMPLES, HOP_SAMPLES)[:heard].split(MEL_FRAMES_PER_BLOCK):
+        spectra = torch.view_as_real(torch.fft.rfft(frames * window))  # [frames, frequencies, 2]
+        levels.append((spectra.square().sum(dim=-1) @ filters).clamp_(min=LEAST_POWER).log10_())
+    level = F.pad(torch.cat(levels), (0, 0, 0, num_frames - heard), value=-10.0)  # log10 of the least power
+    return torch.maximum(level, level.max() - DYNAMIC_RANGE).add_(4.0).div_(4.0)
+
+
+@lru_cache(maxsize=8)
+def _window_and_filters(num_mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The Hann window `[400]` and the mel filters `[201, mel bins]` of every published Whisper."""
+    filters = mel_filter_bank(
+        num_frequency_bins=1 + FFT_SAMPLES // 2,
+        num_mel_filters=num_mel_bins,
+        min_frequency=0.0,
+        max_frequency=SAMPLING_RATE_HZ / 2,
+        sampling_rate=SAMPLING_RATE_HZ,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.hann_window(FFT_SAMPLES, device=device), torch.from_numpy(filters).to(device, torch.float32)

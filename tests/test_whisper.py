@@ -6,6 +6,8 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEModel
+from wavcse.packed_encoder_wavcse import PackedUpstream
+from wavcse.whisper_wavcse import log_mel_of_clip
 
 WINDOW_S = 2
 SHAPE = {
@@ -124,3 +126,46 @@ def test_what_whisper_cannot_give_is_refused(checkpoint, waves):
         pooled(model, waves(399))
     with pytest.raises(ValueError, match="has layers 0 to 3"):
         WavCSEConfig(upstream_config=WhisperConfig(**SHAPE), selected_layers=[4])
+
+
+def test_packed_blocks_are_those_of_the_module_at_the_clips_own_length(checkpoint, waves):
+    """The reference runs the module's layers one after another on the clip's own frames."""
+    encoder = checkpoint[1].model.encoder
+    clips = [torch.from_numpy(wave) for wave in waves(400, 9_000, 16_001, 32_000)]
+    packed = {precision: PackedUpstream(encoder, precision) for precision in ("float32", "bfloat16", "int8")}
+    expected = []
+    for clip in clips:
+        with torch.no_grad():
+            hidden = log_mel_of_clip(clip, encoder.config, "clip").T[None]
+            for convolution in (encoder.conv1, encoder.conv2):
+                hidden = torch.nn.functional.gelu(convolution(hidden))
+            layers = [hidden.transpose(1, 2) + encoder.embed_positions.weight[: hidden.shape[2]]]
+            for block in encoder.layers:
+                output = block(layers[-1], None)
+                layers.append(output[0] if isinstance(output, tuple) else output)
+        expected.append(torch.stack([layer[0].mean(dim=0) for layer in layers]))
+    for precision, tolerance in (("float32", 1e-5), ("bfloat16", 2e-2), ("int8", 4e-2)):
+        actual = packed[precision](clips, range(4), context="clip")
+        for clip, own, wanted in zip(clips, actual, expected):
+            assert (own - wanted).abs().max() <= tolerance * wanted.abs().max(), (precision, len(clip))
+            alone = packed[precision]([clip], range(4), context="clip")[0]
+            assert (alone - own).abs().max() <= (1e-6 if precision == "float32" else tolerance) * wanted.abs().max()
+
+
+@pytest.mark.parametrize("bins", [80, 128])
+@pytest.mark.parametrize("length", [400, 639, 640, 16_001, 63_800, 64_000, 70_001])
+def test_the_spectrogram_is_that_of_transformers(bins, length):
+    config = WhisperConfig(**{**SHAPE, "num_mel_bins": bins, "max_source_positions": 200})
+    extractor = WhisperFeatureExtractor(feature_size=bins, chunk_length=4)
+    seconds = np.arange(length) / 16_000
+    tone = np.sin(2 * np.pi * 300 * seconds) * (seconds % 0.5 < 0.3)  # with silence: values far below the loudest
+    noise = np.random.default_rng(0).standard_normal(length)
+    for wave in (tone, 0.1 * noise, tone + 1e-4 * noise, 0 * noise):
+        wave = wave.astype(np.float32)
+        own_length = {"padding": "longest", "pad_to_multiple_of": 320, "truncation": False}
+        expected = extractor(wave, sampling_rate=16_000, return_tensors="pt", **own_length)["input_features"][0].T
+        actual = log_mel_of_clip(torch.from_numpy(wave), config, "clip")
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+        pieces = [wave[start : start + 64_000] for start in range(0, length, 64_000)]
+        expected = extractor(pieces, sampling_rate=16_000, return_tensors="pt")["input_features"].transpose(1, 2).flatten(0, 1)
+        torch.testing.assert_close(log_mel_of_clip(torch.from_numpy(wave), config, "window"), expected, atol=1e-5, rtol=0)
