@@ -28,6 +28,7 @@ from wavcse.reports import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TESTS = Path(__file__).parent
 SAMPLING_RATE = 16_000
 NO_PIXELS = b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
@@ -49,24 +50,24 @@ TASKS = {
 }
 
 
-# Files of tests that take longest, the longest first (CONTRIBUTING.md).
+# Files of tests that take longest, in this folder, the longest first (CONTRIBUTING.md).
 LONGEST = (
-    "test_packed.py",
-    "test_phase1.py",
-    "test_pretraining_study.py",
-    "test_pretraining.py",
-    "test_finetuning.py",
-    "test_search.py",
-    "test_search_hparams.py",
-    "test_benchmarks.py",
-    "test_hub_push.py",
-    "test_remote_code.py",
-    "test_training.py",
-    "test_loop.py",
-    "test_search_poolings.py",
-    "test_synthetic_twins.py",
-    "test_synthetic.py",
-    "test_cache.py",
+    "root/test_packed.py",
+    "search/test_phase1.py",
+    "pretraining/test_study.py",
+    "pretraining/test_pretrain.py",
+    "finetuning/test_finetune.py",
+    "search/test_search.py",
+    "search/test_hparams.py",
+    "benchmarks/test_benchmarks.py",
+    "hub/test_push.py",
+    "root/test_remote_code.py",
+    "training/test_train.py",
+    "training/test_loop.py",
+    "search/test_poolings.py",
+    "data/test_synthetic_twins.py",
+    "data/test_synthetic.py",
+    "data/test_cache.py",
     "test_embed.py",
 )
 # Marks inside transformers' common suites (tests/transformers_common), which a strict run must know.
@@ -87,7 +88,7 @@ class RootIsNoTestPackage:
 
     @pytest.hookimpl
     def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-        return pytest.Dir.from_parent(parent, path=path) if path == Path(__file__).parents[1] else None
+        return pytest.Dir.from_parent(parent, path=path) if path == TESTS.parent else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,8 +102,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that the processes of a run end at about the same time."""
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -26,7 +26,7 @@ from wavcse.eval.embeddings import EmbeddingStore
 from wavcse.eval.results import finished_results, read_result, write_result
 from wavcse.search.store import FitStore
 from wavcse.steps.audio_store import build_store
-from wavcse.tests.evaluation_folder import add_result, planted
+from wavcse.tests.helpers.evaluation_folder import add_result, planted
 from wavcse.training import checkpoint as checkpoint_module
 from wavcse.training.arguments import RunArguments
 from wavcse.training.checkpoint import Checkpoint, finished_state, read_tensors

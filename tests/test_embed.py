@@ -19,8 +19,8 @@ from wavcse.data.corpus_pass import CorpusClip, CorpusPass, batches_by_length, s
 from wavcse.data.embedding_table import EmbeddingParts, read_metadata
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.embed import Embedder, EmbedSettings, embed_corpus, main, window_bounds
-from wavcse.tests.killed import run_killed, started
-from wavcse.tests.processes import Child, run_in_two_processes
+from wavcse.tests.helpers.killed import run_killed, started
+from wavcse.tests.helpers.processes import Child, run_in_two_processes
 
 RATE = 16_000
 

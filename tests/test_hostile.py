@@ -24,8 +24,8 @@ from wavcse.reports.page import fenced, html_page, markdown_table
 from wavcse.search.hparams_report import hparams_markdown
 from wavcse.search.pooling_report import poolings_markdown
 from wavcse.search.report import layers_markdown
-from wavcse.tests.evaluation_folder import make_folder
-from wavcse.tests.published_run import training_result
+from wavcse.tests.helpers.evaluation_folder import make_folder
+from wavcse.tests.helpers.published_run import training_result
 from wavcse.tools.tiny_sections import tiny_sections
 
 RESULTS = Path(__file__).parents[1] / "results"

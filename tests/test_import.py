@@ -19,7 +19,7 @@ def test_it_loads_no_large_library():
 
 
 def test_the_first_name_that_is_used_registers_the_model():
-    """Where transformers is loaded before, `import wavcse` does: test_code_of_folders.py."""
+    """Where transformers is loaded before, `import wavcse` does: root/test_code_of_folders.py."""
     run(
         "import wavcse\n"
         "assert set(wavcse.__all__) < set(dir(wavcse))\n"

@@ -1,0 +1,220 @@
+"""The benchmarks' own arithmetic, and both scripts end to end on a tiny model: reports are complete, errors are small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import WavLMConfig
+
+from wavcse.benchmarks import bench_corpus, bench_upstream, memory
+from wavcse.benchmarks.measure import Errors, PairedRatio
+from wavcse.benchmarks.memory import rival_memory_mb
+from wavcse.benchmarks.report import markdown_of, table
+from wavcse.benchmarks.rerun import newest_rates, over_rerun, rates_of
+from wavcse.benchmarks.rivals import all_variants, make_bench
+from wavcse.benchmarks.search_report import markdown_of as search_markdown
+from wavcse.benchmarks.workloads import WORKLOADS, Workload, count_flop, waveforms
+from wavcse.configuration_wavcse import WAVLM_LARGE
+from wavcse.tests.helpers.processes import run_python
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LARGE = WavLMConfig(**{name: value for name, value in WAVLM_LARGE.items() if name != "model_type"})
+
+
+def run_script(name: str, *arguments: str | Path) -> str:
+    """Standard output of a benchmark; fails with its error output."""
+    done = subprocess.run([sys.executable, BENCHMARKS / name, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("seconds", "blocks", "packed", "gflop_per_audio_s"),
+    [(1, 24, False, 36.2), (1, 17, False, 27.4), (1, 17, True, 26.1), (8, 17, True, 27.3), (30, 24, False, 43.4)],
+)
+def test_arithmetic_of_wavlm_large(seconds, blocks, packed, gflop_per_audio_s):
+    flop = count_flop(LARGE, 16_000 * seconds, blocks, packed)
+    assert sum(flop.values()) / seconds / 1e9 == pytest.approx(gflop_per_audio_s, rel=0.03)
+
+
+def test_paired_ratio_is_the_median_over_rounds():
+    ratio = PairedRatio.of([2.0, 4.0, 9.0], [1.0, 1.0, 3.0])
+    assert ratio == PairedRatio(3.0, pytest.approx(2 / 3))
+    assert PairedRatio.of([2.0], [1.0]).spread is None
+
+
+def test_errors_are_found_in_the_worst_layer():
+    reference = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    errors = Errors.of(reference + torch.tensor([[[0.0, 0.5], [0.0, 0.0]]]), reference)
+    assert errors.max_abs == pytest.approx(0.5)
+    assert errors.relative == pytest.approx(0.1)
+    assert errors.min_cosine == errors.min_cosine_per_layer[0] < errors.min_cosine_per_layer[1] == 1.0
+
+
+def test_peak_memory_sees_a_tensor_that_is_gone_again():
+    # In a process of its own: what other tests have freed stays with the allocator, and would be used again.
+    code = """
+import torch
+from wavcse.benchmarks.measure import PeakMemory
+with PeakMemory(torch.device("cpu")) as before:
+    pass
+with PeakMemory(torch.device("cpu")) as memory:
+    for _ in range(20):
+        torch.ones(25_000_000)
+print(memory.peak_mb - before.peak_mb)
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert 50 < float(done.stdout) < 200
+
+
+def test_the_rivals_memory_grows_with_the_square_of_the_length():
+    def estimate(seconds: float) -> float:
+        return rival_memory_mb(LARGE, Workload("", "", (seconds,)), keeps_states=True, batch_size=1)
+
+    assert estimate(60) == pytest.approx(3_300, rel=0.1)  # measured with transformers 5.23
+    assert estimate(600) > 80 * estimate(60)
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+def test_all_variants_compute_the_same_and_take_clips_in_any_order():
+    bench = make_bench(True, torch.device("cpu"))
+    clips = waveforms(WORKLOADS[0].scaled(0.05))
+    reference, *others = [variant.run(clips, variant.batch_sizes[0]) for variant in all_variants(bench)]
+    for variant, output in zip(all_variants(bench)[1:], others):
+        assert variant.accepts(Errors.of(output, reference)), variant.name
+        assert not variant.accepts(Errors.of(output.flip(0), reference)), variant.name
+
+
+def test_a_variant_outside_its_tolerance_gets_no_speed():
+    row = {"name": "int8", "title": "ours", "within_tolerance": False, "max_abs": 1.0, "relative": 1.0, "min_cosine": 0.1}
+    workload = {"title": "clips", "name": "c", "clip_seconds": [1.0], "audio_s": 1.0, "padded_s": 1.0, "rounds": 2}
+    run = {"threads": 1, "allocator": "default", "gflop_per_s": {"float32": 100.0}, "memory": []}
+    run["workloads"] = [workload | {"gflop_per_s": {"float32": 100.0}, "variants": [row]}]
+    report = {"date": "2026-01-31", "device": "cpu", "machine": {"processor": "p"}, "runs": [run]}
+    assert "outside its tolerance" in markdown_of(report)
+
+
+def workload_row(name: str, rate: float, is_rival: bool) -> dict:
+    return {"name": name, "title": f"title of {name}", "is_rival": is_rival, "audio_s_per_s": rate}
+
+
+def test_rates_of_fewer_blocks_are_scaled_to_the_whole_upstream():
+    rows = [workload_row("ordinary", 0.5, True), workload_row("sorted", 2.0, True), workload_row("hooks", 2.5, True)]
+    rows += [workload_row("float32", 4.0, False), {"name": "int8", "is_rival": False, "within_tolerance": False}]
+    rates = rates_of({"name": "mixed", "clip_seconds": [8.0], "variants": rows}, "file")
+    assert (rates.ordinary, rates.best, rates.best_title) == (0.5, 2.0, "title of sorted")  # 2.5 on 17 blocks is less
+    share = rates.ours["float32"] / 4.0  # stem and projection, about an eighth of 24 blocks' work, do not shrink
+    assert 17 / 24 < share < 20 / 24
+    assert list(rates.ours) == ["float32"]
+    passes, audio_s = 250, 1000.0
+    again = over_rerun(rates, audio_s, "float32", passes, epoch_core_s=1.0)
+    ours = audio_s / rates.ours["float32"] + passes
+    assert again == {"best": pytest.approx(passes * 500 / ours), "ordinary": pytest.approx(passes * 2000 / ours)}
+
+
+def test_rates_come_from_the_newest_result_of_the_device(tmp_path):
+    for day, threads, rate in (("2026-01-31", 1, 1.0), ("2026-02-01", 1, 2.0), ("2026-03-01-corpus", 1, 3.0)):
+        workload = {"name": "mixed", "clip_seconds": [8.0], "variants": [workload_row("ordinary", rate, True)]}
+        two = {"threads": 2, "allocator": "default", "workloads": [workload | {"clip_seconds": None}]}
+        run = {"threads": threads, "allocator": "default", "workloads": [workload]}
+        (tmp_path / f"{day}-cpu.json").write_text(json.dumps({"runs": [two, run]}))
+    (tmp_path / "search-cpu.json").write_text("{}")
+    rates = newest_rates(tmp_path, "cpu")
+    assert (rates.ordinary, rates.source) == (2.0, "2026-02-01-cpu.json")
+    assert newest_rates(tmp_path, "cuda") is None
+
+
+def test_the_search_page_says_which_goal_is_met():
+    def row(name: str, precision: str, over_plain: float, shares: list[float], best: float) -> dict:
+        speed = {"clips_per_s": 1.0, "share_of_bandwidth_bound": 0.1}
+        by_layers = [{"layers": i, **speed, "share_of_bound": share} for i, share in enumerate(shares)]
+        again = {epochs: {"best": best, "ordinary": 3 * best} for epochs in ("10", "100")}
+        facts = {"name": name, "title": name, "precision": precision, "is_plain": name == "a", "processes": 1}
+        speeds = {"by_layers": by_layers, "recursion_hours": 0.1, "over_plain": {"ratio": over_plain, "spread": None}}
+        return facts | speeds | {"over_rerun": again}
+
+    rows = [row("a", "float32", 99.0, [1.0], 999.0), row("c float32", "float32", 9.0, [0.9, 0.4], 500.0)]
+    rows += [row("d float32", "float32", 8.0, [0.6, 0.7], 400.0), row("c bfloat16", "bfloat16", 20.0, [0.6], 600.0)]
+    report = {"device": "cpu", "machine": {}, "settings": {"batch_size": 8, "rounds": 1}, "shape": [1, 2], "rows": rows}
+    report["rates"] = dict.fromkeys(("float32", "bfloat16", "bytes"), 1e9)
+    report["paper"] = {"train_clips": 1, "rounds": 1, "epochs": 1, "audio_s": 3600.0}
+    report["upstream"] = {"source": "f", "ordinary": 1.0, "best": 2.0, "best_title": "HF", "ours": {"float32": 3.0}}
+
+    def goals(report: dict) -> dict[str, list[str]]:
+        lines = [line for line in search_markdown(report).partition("## Goals")[2].splitlines() if line.startswith("|")]
+        cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if "---" not in line]
+        return {own[0]: own[2:] for own in cells}
+
+    assert goals(report) == {
+        "goal": ["float32", "bfloat16"],
+        "x (a)": ["9.0, c: missed", "20.0, c: met"],
+        "share of the bound, at every number of layers": ["60%, d: met", "60%, c: met"],
+        "x best HF": ["500.0, c: met", "600.0, c: met"],
+        "x ordinary": ["1,500.0, c: missed", "1,800.0, c: met"],
+    }
+    for own in rows:
+        own["over_rerun"] = {}
+    on_gpu = goals(report | {"machine": {"gpu": "g"}, "upstream": None})
+    assert on_gpu["minutes for the recursion"] == ["6.0, c: missed", "6.0, c: missed"]
+    assert goals(report | {"upstream": None})["x best HF"] == ["not measured", "not measured"]
+
+
+def test_table_is_markdown():
+    assert table(["a", "b", "c"], [["x", "y", 1.5]]) == "| a | b |   c |\n| - | - | --: |\n| x | y | 1.5 |"
+
+
+@pytest.mark.slow
+def test_upstream_benchmark_writes_report_and_pictures(tmp_path, capsys, monkeypatch):
+    """Memory is measured in this process, which is quicker, as its figures are no matter here."""
+
+    def in_this_process(*settings) -> Iterator[memory.MemoryRow]:
+        for name in memory.QUICK_VARIANTS:
+            yield from memory._measure_variant(name, *settings)
+
+    monkeypatch.setattr(bench_upstream, "measure_memory", in_this_process)
+    path = tmp_path / "report.json"
+    bench_upstream.main(["--quick", "--memory", "--workloads", "mixed", "8s", "--out", str(path)])
+    assert "wavCSE float32" in capsys.readouterr().out
+    (run,) = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    assert run["allocator"] == "default"
+    assert {row["variant"] for row in run["memory"]} == {"ordinary", "float32"}
+    assert [workload["name"] for workload in run["workloads"]] == ["mixed", "8s"]
+    for workload in run["workloads"]:
+        for row in workload["variants"]:
+            assert row["within_tolerance"], row["name"]
+            assert len(row["seconds"]) == workload["rounds"] == 2
+    for suffix in (".md", ".png", ".svg"):
+        assert path.with_suffix(suffix).stat().st_size > 0
+    path.with_suffix(".png").unlink()
+    bench_upstream.main(["--plot", str(path)])
+    assert path.with_suffix(".png").exists()
+
+
+@pytest.mark.slow
+def test_upstream_benchmark_adds_memory_and_another_allocator(tmp_path):
+    path = tmp_path / "report.json"
+    run_script("bench_upstream.py", "--quick", "--memory", "--workloads", "8s", "--out", path)
+    run_script("bench_upstream.py", "--quick", "--allocator", "warm", "--workloads", "8s", "--out", path)
+    default, warm = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    assert (default["allocator"], warm["allocator"]) == ("default", "warm")
+    assert all(row["within_tolerance"] for run in (default, warm) for row in run["workloads"][0]["variants"])
+    assert {row["variant"] for row in default["memory"]} == {"ordinary", "float32"}
+
+
+@pytest.mark.slow
+def test_corpus_benchmark_writes_a_report(tmp_path, capsys):
+    path = tmp_path / "corpus.json"
+    bench_corpus.main(["--quick", "--out", str(path)])
+    shown = capsys.readouterr().out
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["processes"] for row in report["rows"]] == [1, 1, 1, 2]
+    assert 0 <= report["summary"]["waiting_percent_one_process"] <= 100
+    assert report["summary"]["gain"]["ratio"] > 0
+    assert path.with_suffix(".md").read_text(encoding="utf-8") in shown
