@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ from wavcse.data.corpus_pass import (
     batches_by_length,
     check_batch_seconds,
     gathered,
+    num_workers,
     process_state,
     quiet_in_words,
     read_quiet,
@@ -152,6 +153,7 @@ def embed_corpus(
     batch_seconds: float = 60.0,
     device: str = "auto",
     show_progress: bool = False,
+    workers: int | Literal["auto"] | None = None,
 ) -> EmbedReport:
     """Embed every clip of a manifest or folder into the Parquet file `out`. Killed at any moment, the next run continues.
 
@@ -161,6 +163,8 @@ def embed_corpus(
         settings: windows, precision, truncation; see `EmbedSettings`.
         batch_seconds: audio per batch in seconds; a longer clip makes a batch of its own.
         device: "auto", or a torch device.
+        workers: forked processes of one thread each that share the work on a CPU, "auto" for one per usable core; 1 = this
+            process, with one thread; `None` = this process, with PyTorch's threads as they are.
 
     Returns:
         The report, in every process; `out` holds `id`, `path`, `seconds`, (`start_s`, `end_s`,) `embedding` `[E]`, in input
@@ -185,10 +189,13 @@ def embed_corpus(
             parts = EmbeddingParts(out, embedder.key, repair=state.is_main_process)
             facts = Inspector(parts.folder).inspect(clips, state.is_main_process, show_progress and state.is_main_process)
         readable, unreadable = readable_clips(clips, facts)
-        batches = pending_batches(readable, parts.finished(), embedder, batch_seconds)
+        batches = batches_by_length(readable, batch_seconds, [embedder.cost_s(item) for item in readable])
+        workers = num_workers(workers, len(batches), embedder.encoder.model.device, state.num_processes)
+        finished = parts.finished()
+        batches = unfinished(batches, lambda item: (item.clip.clip_id, item.digest) in finished)
         state.wait_for_everyone()  # all have seen the same parts before anyone adds to them
         share = share_of_process(batches, state.process_index, state.num_processes)
-        speed = gathered(_embed(share, embedder, parts, show_progress and state.is_local_main_process))
+        speed = gathered(_embed(share, embedder, parts, show_progress and state.is_local_main_process, workers))
         skipped = skipped_clips(clips, unreadable | speed.skipped)
         usable = [item for item in readable if item.row not in speed.skipped]
         if state.is_main_process:
@@ -316,14 +323,6 @@ def window_bounds(num_samples: int, window: int | None, hop: int | None) -> list
     return [(start, start + window) for start in starts]
 
 
-def pending_batches(
-    readable: Sequence[CorpusClip], finished: set[tuple[str, str]], embedder: Embedder, batch_seconds: float
-) -> list[list[CorpusClip]]:
-    """Batches of the clips that are not finished."""
-    batches = batches_by_length(readable, batch_seconds, [embedder.cost_s(item) for item in readable])
-    return unfinished(batches, lambda item: (item.clip.clip_id, item.digest) in finished)
-
-
 def skipped_path(out: Path) -> Path:
     """Where the skipped clips are listed: OUT.skipped.csv beside OUT.parquet."""
     return out.with_suffix(".skipped.csv")
@@ -350,18 +349,22 @@ def clips_sha256(clips: Sequence[Clip], facts: Sequence[ClipFacts]) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def _embed(share: Sequence[list[CorpusClip]], embedder: Embedder, parts: EmbeddingParts, show_progress: bool) -> PassReport:
-    corpus_pass = CorpusPass(share, embedder.load, embedder.compute, show_progress)
+def _embed(
+    share: Sequence[list[CorpusClip]], embedder: Embedder, parts: EmbeddingParts, show_progress: bool, workers: int
+) -> PassReport:
+    corpus_pass = CorpusPass(share, embedder.load, embedder.compute, show_progress, workers=workers)
     buffer: list[EmbeddedClip] = []
     saved_at = time.monotonic()
-    for batch, computed in corpus_pass:
-        buffer += [EmbeddedClip(item.clip.clip_id, item.digest, *one) for item, one in zip(batch, computed)]
-        num_rows = sum(len(clip.embeddings) for clip in buffer)
-        if num_rows >= PART_ROWS or time.monotonic() - saved_at >= PART_INTERVAL_S:
+    try:
+        for batch, computed in corpus_pass:
+            buffer += [EmbeddedClip(item.clip.clip_id, item.digest, *one) for item, one in zip(batch, computed)]
+            num_rows = sum(len(clip.embeddings) for clip in buffer)
+            if num_rows >= PART_ROWS or time.monotonic() - saved_at >= PART_INTERVAL_S:
+                parts.write(buffer)
+                buffer, saved_at = [], time.monotonic()
+    finally:  # also where a worker died or the run is stopped
+        if buffer:
             parts.write(buffer)
-            buffer, saved_at = [], time.monotonic()
-    if buffer:
-        parts.write(buffer)
     return corpus_pass.report
 
 
@@ -390,7 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
     args = parse_embed(argv)
     settings = EmbedSettings(args.precision, args.truncate_dim, args.normalize, args.window_s, args.hop_s, args.scale_quiet)
-    report = embed_corpus(args.corpus, args.model, args.out, settings, args.batch_seconds, args.device, show_progress=True)
+    how = {"batch_seconds": args.batch_seconds, "device": args.device, "workers": args.workers}
+    report = embed_corpus(args.corpus, args.model, args.out, settings, show_progress=True, **how)
     state = PartialState()
     if state.is_main_process:
         print(summary(Path(args.out), report, settings))

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 # As in configuration_wavcse.py, which loads PyTorch; a test holds them equal.
 TEMPORAL_POOLINGS = ("mean", "mean_std")
 PRECISIONS = ("float32", "bfloat16", "int8")
+WORKERS = (
+    'processes of one thread each on a CPU (default "auto": one per core that may be used); the result does not depend on it'
+)
 CACHE = """\
 Build the feature cache: every layer of a frozen upstream, pooled over time, once per clip.
 
@@ -30,9 +33,16 @@ paths): id, path, seconds, embedding. Read it with
 A killed run goes on where it was: give the same command again. Clips that cannot be used are listed in recordings.skipped.csv,
 and very quiet ones, whose embeddings drift to that of silence, in recordings.quiet.csv; --scale_quiet helps those.
 With --window_s 2 --hop_s 1 a clip has a row for every two seconds of it, one second apart, with start_s and end_s.
-On several GPUs: accelerate launch -m wavcse.embed ... (on CPUs: torchrun --standalone --nproc_per_node 2 -m wavcse.embed ...);
-all processes must see the same disk. Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
+On a CPU a worker of one thread runs on every core. On several GPUs or machines: accelerate launch -m wavcse.embed ...; all
+processes must see the same disk. Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
 """
+
+
+def worker_count(text: str) -> int | str:
+    """A number of workers as written on a command line, or "auto"."""
+    if text != "auto" and not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f'{text!r} is no number of workers: a whole number from 1 on, or "auto"')
+    return text if text == "auto" else int(text)
 
 
 def parse_cache(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -53,6 +63,7 @@ def parse_cache(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--shard_mb", type=float, default=64.0, help="megabytes per file (default 64), or five minutes of work"
     )
     parser.add_argument("--revision", help="commit of the upstream on the Hub")
+    parser.add_argument("--workers", type=worker_count, default="auto", metavar="N", help=WORKERS)
     return parser.parse_args(argv)
 
 
@@ -74,4 +85,5 @@ def parse_embed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_seconds", type=float, default=60.0, metavar="S", help="audio per batch (default 60)")
     parser.add_argument("--device", default="auto", help='torch device (default "auto": an accelerator if there is one)')
+    parser.add_argument("--workers", type=worker_count, default="auto", metavar="N", help=WORKERS)
     return parser.parse_args(argv)

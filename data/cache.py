@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from wavcse.data.corpus_pass import (
     batches_by_length,
     check_batch_seconds,
     gathered,
+    num_workers,
     process_state,
     quiet_in_words,
     readable_clips,
@@ -75,6 +77,7 @@ def build_cache(
     revision: str | None = None,
     shard_mb: float = 64.0,
     temporal_pooling: str = "mean",
+    workers: int | Literal["auto"] | None = None,
 ) -> tuple[FeatureCache, Report]:
     """Add every clip of the manifests that is not cached yet. Killed at any moment, the next run continues.
 
@@ -86,6 +89,7 @@ def build_cache(
         dtype: "float32", or "float16" for half the space (relative error up to 4.9e-4 per value).
         shard_mb: size of a shard in megabytes. A shard is also ended after `SHARD_INTERVAL_S`: what a kill can lose at most.
         temporal_pooling: "mean", or "mean_std" for mean and standard deviation, which takes twice the space.
+        workers: as of `embed_corpus`.
 
     Returns:
         The cache and the report; under `accelerate launch` the clips are dealt to the processes by their length.
@@ -104,12 +108,14 @@ def build_cache(
             cache = FeatureCache.create(Path(out), key, repair=state.is_main_process)
             facts = Inspector(out).inspect(clips, save=state.is_main_process, show_progress=state.is_main_process)
         readable, unreadable = readable_clips(clips, facts)
-        batches = _pending_batches(readable, cache, batch_seconds)
+        batches = batches_by_length(_first_of_each_content(readable), batch_seconds)
+        workers = num_workers(workers, len(batches), state.device, state.num_processes)
+        batches = unfinished(batches, lambda item: item.digest in cache)
         present = sum(item.digest in cache for item in readable)
         state.wait_for_everyone()  # all have seen the same cache before anyone adds to it
         batches = share_of_process(batches, state.process_index, state.num_processes)
         shard_size = clips_per_shard(len(config.selected_layers), config.pooled_size, dtype, shard_mb)
-        done = gathered(_extract(batches, model, config, cache, shard_size, show_progress=state.is_local_main_process))
+        done = gathered(_extract(batches, model, config, cache, shard_size, state.is_local_main_process, workers))
         skipped = skipped_clips(clips, unreadable | done.skipped)
         if state.is_main_process:
             write_skipped(cache.folder / "skipped.csv", skipped)
@@ -152,12 +158,11 @@ def weights_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _pending_batches(readable: Sequence[CorpusClip], cache: FeatureCache, batch_seconds: float) -> list[list[CorpusClip]]:
-    """Batches of one clip for each content that is not cached."""
+def _first_of_each_content(readable: Sequence[CorpusClip]) -> list[CorpusClip]:
     first: dict[str, CorpusClip] = {}
     for item in readable:
         first.setdefault(item.digest, item)
-    return unfinished(batches_by_length(list(first.values()), batch_seconds), lambda item: item.digest in cache)
+    return list(first.values())
 
 
 def _extract(
@@ -167,6 +172,7 @@ def _extract(
     cache: FeatureCache,
     shard_size: int,
     show_progress: bool,
+    workers: int,
 ) -> PassReport:
     feature_extractor, run = WavCSEFeatureExtractor.from_config(config), UpstreamRunner()
 
@@ -179,14 +185,19 @@ def _extract(
         inputs = feature_extractor(waveforms, sampling_rate=config.sampling_rate, return_tensors="pt", device=model.device)
         return _pooled_layers(run, model, config, inputs)
 
+    if workers > 1:  # what the packed path derives from the weights is made here once, for all workers
+        pool([np.zeros(feature_extractor.min_samples, np.float32)])
     buffer: list[tuple[str, np.ndarray]] = []
-    corpus_pass, flushed_at = CorpusPass(batches, load, pool, show_progress, lambda waveform: waveform), time.monotonic()
-    for clips, pooled_layers in corpus_pass:
-        buffer += zip([item.digest for item in clips], pooled_layers)
-        if len(buffer) >= shard_size or time.monotonic() - flushed_at >= SHARD_INTERVAL_S:
-            _flush(cache, buffer)
-            flushed_at = time.monotonic()
-    _flush(cache, buffer)
+    corpus_pass = CorpusPass(batches, load, pool, show_progress, lambda waveform: waveform, workers)
+    flushed_at = time.monotonic()
+    try:
+        for clips, pooled_layers in corpus_pass:
+            buffer += zip([item.digest for item in clips], pooled_layers)
+            if len(buffer) >= shard_size or time.monotonic() - flushed_at >= SHARD_INTERVAL_S:
+                _flush(cache, buffer)
+                flushed_at = time.monotonic()
+    finally:  # also where a worker died or the run is stopped
+        _flush(cache, buffer)
     return corpus_pass.report
 
 

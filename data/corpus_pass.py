@@ -1,7 +1,12 @@
-"""One pass over a corpus: clips in batches of similar length, decoded ahead of the computation, bad ones set aside.
+"""One pass over a corpus: clips in batches of similar length, computed on every core, bad ones set aside.
 
 The feature cache, the evaluation and `wavcse embed` differ in what they load of a clip, what they compute of a batch and what
 they keep; the rest of a pass over many clips is here.
+
+On a CPU a batch is the work of one *worker*: a forked process of one thread, which shares the weights of the process that
+started it, decodes the clips of a batch and computes them. Threads within a batch wait for each other at every product,
+workers for nobody. What is found goes back to the first process, the only one that writes. A batch holds the same clips
+whatever the number of workers, so a clip gets the same bits. On a GPU this process computes, and threads decode ahead of it.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +36,15 @@ from wavcse.audio_wavcse import QUIET_RMS, is_quiet, printable
 from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
-from wavcse.settings.processes import thread_pool
+from wavcse.settings.command import CommandError
+from wavcse.settings.processes import (
+    CAN_FORK,
+    end_with_parent,
+    forked_workers,
+    one_thread,
+    thread_pool,
+    usable_cores,
+)
 
 LOOK_AHEAD_S = 600.0  # decoded audio that waits for the computation: 38 MB at 16 kHz
 MAX_DECODE_THREADS = 8
@@ -67,7 +82,8 @@ class PassReport:
         clips: clips that were computed.
         audio_s: their length together in seconds.
         elapsed_s: how long the pass took; of several processes the longest.
-        waiting_s: how much of that the computation stood still because the next batch was not decoded yet.
+        waiting_s: how much of that the computation stood still because the next batch was not decoded yet; of several workers
+            the mean.
         skipped: row -> reason, for clips that could not be decoded or computed.
         quiet: rows of clips that were computed, but are very quiet.
     """
@@ -83,6 +99,14 @@ class PassReport:
     def waiting_share(self) -> float:
         """Share of the time in which the computation waited for audio, 0 to 1."""
         return self.waiting_s / max(self.elapsed_s, 1e-9)
+
+    def include(self, part: PassReport) -> None:
+        """Add what was found in a part of the pass; `elapsed_s` is for the whole to say."""
+        self.clips += part.clips
+        self.audio_s += part.audio_s
+        self.waiting_s += part.waiting_s
+        self.skipped |= part.skipped
+        self.quiet |= part.quiet
 
     def speed(self) -> str:
         """Seconds of audio and clips per second, and the share of time spent waiting for audio, in words."""
@@ -168,8 +192,41 @@ def seconds_of(batch: Sequence[CorpusClip]) -> float:
     return sum(clip.duration_s for clip in batch)
 
 
+def num_workers(asked: int | Literal["auto"] | None, num_batches: int, device: torch.device, num_processes: int = 1) -> int:
+    """How many workers go over a corpus; 0 = this process alone, with PyTorch's threads as they are.
+
+    Args:
+        asked: a number; "auto" = as many as there are usable cores; `None` = no workers.
+        num_batches: batches of the whole corpus, finished or not: what a continued run computes, it computes with as many
+            threads as the run before. A corpus that would keep half of the cores idle (a few long recordings, or next to
+            nothing) is left to PyTorch's threads.
+        num_processes: of this run; where `accelerate launch` started several, each of them is a worker already.
+
+    Raises:
+        ValueError: more than one worker is asked for where there can be none.
+    """
+    if device.type != "cpu":
+        reason = f"workers are for CPUs, and this run computes on {device}"
+    elif num_processes > 1:
+        reason = "every process that a launcher started is a worker already"
+    else:
+        reason = "" if CAN_FORK else "this system cannot fork processes"
+    if asked is None:
+        return 0
+    if asked == "auto":
+        cores = usable_cores()
+        return cores if not reason and 2 * num_batches > cores else 0
+    if asked < 1 or (asked > 1 and reason):
+        raise ValueError(f"workers is {asked}; {reason or 'it must be at least 1'}.")
+    return 0 if reason else asked
+
+
+class WorkerDied(CommandError):
+    """A worker process was ended by the system; the message says which."""
+
+
 class CorpusPass:
-    """Iterate over `(clips, computed)`: each batch is loaded in threads ahead of time and computed here.
+    """Iterate over `(clips, computed)` of batches, in the order in which they are done.
 
     A clip whose `load` or `compute` raises ValueError (or FloatingPointError) is set aside in `report.skipped`; its neighbours
     in the batch are then computed one by one, so it costs nobody else.
@@ -177,12 +234,17 @@ class CorpusPass:
     Args:
         batches: from `batches_by_length` and `share_of_process`.
         load: decodes and checks one clip; runs in threads (soundfile and soxr release the GIL).
-        compute: takes what `load` gave for the clips of a batch, in order; what it returns is passed on.
+        compute: takes what `load` gave for the clips of a batch, in order; what it returns is passed on, from a worker to this
+            process. What else it changes stays in the worker.
         waveform_of: finds in what `load` gave the waveform whose level is looked at; `None` = at none.
         show_progress: show a progress bar with audio-s/s and the share of time spent waiting for audio.
+        workers: from `num_workers`. With 1 this process is the worker.
 
     Attributes:
         report: `PassReport`, complete when the iteration has ended.
+
+    Raises:
+        WorkerDied: the system ended a worker (want of memory, `kill -9`). What was passed on before is the caller's to keep.
     """
 
     def __init__(
@@ -192,40 +254,88 @@ class CorpusPass:
         compute: Callable[[list], Any],
         show_progress: bool = False,
         waveform_of: Callable[[Any], np.ndarray] | None = None,
+        workers: int = 0,
     ):
         self.batches, self.load, self.compute, self.show_progress = batches, load, compute, show_progress
-        self.waveform_of, self.report = waveform_of, PassReport()
+        self.waveform_of, self.workers, self.report = waveform_of, workers, PassReport()
 
     def __iter__(self) -> Iterator[tuple[list[CorpusClip], Any]]:
         started, report = time.perf_counter(), self.report
+        is_shared = self.workers > 1 and len(self.batches) > 1
         with tqdm(total=sum(map(len, self.batches)), desc="embed", unit="clip", disable=not self.show_progress) as bar:
-            for batch, futures in decoded_ahead(self.batches, self._load):
-                asked = time.perf_counter()
-                loaded = self._loaded(batch, futures)
-                report.waiting_s += time.perf_counter() - asked
-                yield from self._computed(loaded)
+            for batch, found, part in self._in_workers() if is_shared else self._here():
+                report.include(part)
+                yield from found
                 report.elapsed_s = time.perf_counter() - started
                 bar.update(len(batch))
                 speed = report.audio_s / report.elapsed_s
                 bar.set_postfix_str(f"{speed:.1f} audio-s/s, waiting {report.waiting_share:.1%}", refresh=False)
 
+    def _here(self) -> Iterator[tuple[list[CorpusClip], list, PassReport]]:
+        """Batch, what was computed of it, and its part of the report; the batches in order."""
+        with one_thread() if self.workers else nullcontext():
+            for batch, futures in decoded_ahead(self.batches, self._load):
+                yield batch, *self._done(batch, futures)
+
+    def _in_workers(self) -> Iterator[tuple[list[CorpusClip], list, PassReport]]:
+        """The same from worker processes, each batch when it is done."""
+        workers = min(self.workers, len(self.batches))
+        running: dict[Future, int] = {}
+        with forked_workers(workers, _start_worker, self) as pool:
+            try:
+                for number in range(len(self.batches)):
+                    running[pool.submit(_work, number)] = number
+                    if len(running) == 2 * workers:  # one in work and one at hand for each
+                        yield from self._collected(running, workers)
+                while running:
+                    yield from self._collected(running, workers)
+            except BrokenProcessPool as error:
+                oldest = ", ".join(self.batches[number][0].clip.clip_id for number in sorted(running.values())[:workers])
+                raise WorkerDied(f"{pool.death()}, in one of the batches that begin with {oldest}.") from error
+
+    def _collected(self, running: dict[Future, int], workers: int) -> Iterator[tuple[list[CorpusClip], list, PassReport]]:
+        """Wait for the next batches that are done; when a worker has died, those that were done before come first."""
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in sorted(done, key=lambda future: isinstance(future.exception(), BrokenProcessPool)):
+            places, part = future.result()
+            batch = self.batches[running.pop(future)]
+            part.waiting_s /= workers
+            yield batch, [([batch[place] for place in own], computed) for own, computed in places], part
+
+    def work(self, number: int) -> tuple[list[tuple[list[int], Any]], PassReport]:
+        """Load and compute a batch, in a worker process; clips are named by their places in the batch."""
+        batch = self.batches[number]
+        with thread_pool(decode_threads(self.workers)) as pool:
+            found, part = self._done(batch, [pool.submit(self._load, item.clip) for item in batch])
+        place_of = {item.row: place for place, item in enumerate(batch)}
+        return [([place_of[item.row] for item in clips], computed) for clips, computed in found], part
+
+    def _done(self, batch: Sequence[CorpusClip], futures: Sequence[Future]) -> tuple[list, PassReport]:
+        """Clips and what was computed of them: once for the whole batch, or clip by clip where one of them is bad."""
+        asked, part = time.perf_counter(), PassReport()
+        loaded = self._loaded(batch, futures, part)
+        part.waiting_s = time.perf_counter() - asked
+        return list(self._computed(loaded, part)), part
+
     def _load(self, clip: Clip) -> tuple[Any, bool]:
         loaded = self.load(clip)
         return loaded, self.waveform_of is not None and is_quiet(self.waveform_of(loaded))
 
-    def _loaded(self, batch: Sequence[CorpusClip], futures: Sequence[Future]) -> list[tuple[CorpusClip, Any]]:
+    def _loaded(
+        self, batch: Sequence[CorpusClip], futures: Sequence[Future], part: PassReport
+    ) -> list[tuple[CorpusClip, Any]]:
         loaded = []
         for item, future in zip(batch, futures):
             try:
                 content, is_quiet_one = future.result()
                 loaded.append((item, content))
                 if is_quiet_one:
-                    self.report.quiet.add(item.row)
+                    part.quiet.add(item.row)
             except ValueError as error:
-                self.report.skipped[item.row] = reason_for(item.clip, str(error))
+                part.skipped[item.row] = reason_for(item.clip, str(error))
         return loaded
 
-    def _computed(self, loaded: Sequence[tuple[CorpusClip, Any]]) -> Iterator[tuple[list[CorpusClip], Any]]:
+    def _computed(self, loaded: Sequence[tuple[CorpusClip, Any]], part: PassReport) -> Iterator[tuple[list[CorpusClip], Any]]:
         if not loaded:
             return
         clips = [item for item, _ in loaded]
@@ -233,15 +343,26 @@ class CorpusPass:
             computed = self.compute([content for _, content in loaded])
         except (ValueError, FloatingPointError) as error:
             if len(loaded) == 1:
-                self.report.skipped[clips[0].row] = reason_for(clips[0].clip, str(error))
-                self.report.quiet.discard(clips[0].row)
+                part.skipped[clips[0].row] = reason_for(clips[0].clip, str(error))
+                part.quiet.discard(clips[0].row)
                 return
             for one in loaded:
-                yield from self._computed([one])
+                yield from self._computed([one], part)
         else:
-            self.report.clips += len(clips)
-            self.report.audio_s += seconds_of(clips)
+            part.clips += len(clips)
+            part.audio_s += seconds_of(clips)
             yield clips, computed
+
+
+def _start_worker(corpus_pass: CorpusPass) -> None:
+    global _pass
+    end_with_parent()
+    torch.set_num_threads(1)
+    _pass = corpus_pass
+
+
+def _work(number: int) -> tuple[list[tuple[list[int], Any]], PassReport]:
+    return _pass.work(number)
 
 
 def decoded_ahead(
@@ -264,10 +385,10 @@ def decoded_ahead(
             yield ahead.popleft()
 
 
-def decode_threads() -> int:
+def decode_threads(workers: int = 1) -> int:
     """Threads that decode: the cores are shared with the other processes on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_DECODE_THREADS, max(2, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    processes = max(workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return min(MAX_DECODE_THREADS, max(2, usable_cores() // processes))
 
 
 def reason_for(clip: Clip, reason: str) -> str:

@@ -39,6 +39,7 @@ def run(arguments: EvalArguments) -> int:
         device=device,
         overwrite=arguments.overwrite,
         inspector=inspector,
+        workers=arguments.workers,
     )
     return evaluation.announce(arguments.output_dir)
 

@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from wavcse.data.arguments import TEMPORAL_POOLINGS
+from wavcse.data.arguments import TEMPORAL_POOLINGS, WORKERS, worker_count
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import Task
 from wavcse.settings.recipes import read_recipe
@@ -69,6 +69,7 @@ class EvalArguments:
     seeds: int = 1
     device: str = "auto"
     batch_seconds: float = 60.0
+    workers: int | Literal["auto"] = "auto"
     note: str = ""
     overwrite: bool = False
 
@@ -169,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, metavar="K", help="number of probes per task; figures are their mean (default 1)")
     add("--device", help="auto (default: the GPU if there is one), cpu, cuda, cuda:1, ...")
     add("--batch_seconds", type=float, help="seconds of audio per batch; less needs less memory (default 60)")
+    add("--workers", type=worker_count, metavar="N", help=WORKERS)
     add("--overwrite", action="store_true", help="compute anew what an earlier run with the same settings has left there")
     add("--note", metavar="TEXT", help='shown under every table, e.g. "upstream with random weights"')
     return parser
@@ -219,6 +221,8 @@ def _validate(arguments: EvalArguments) -> None:
         raise ValueError(f"temporal_pooling is {arguments.temporal_pooling!r}; allowed: {', '.join(TEMPORAL_POOLINGS)}.")
     if not isinstance(arguments.overwrite, bool):
         raise ValueError(f"overwrite is {arguments.overwrite!r}; it must be true or false.")
+    if arguments.workers != "auto" and not (type(arguments.workers) is int and arguments.workers >= 1):
+        raise ValueError(f'workers is {arguments.workers!r}; it must be a whole number from 1 on, or "auto".')
     for name, kind, minimum in (("seed", int, 0), ("seeds", int, 1), ("batch_seconds", (int, float), 0.1)):
         value = getattr(arguments, name)
         if not isinstance(value, kind) or isinstance(value, bool) or not minimum <= value < math.inf:

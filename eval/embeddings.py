@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -29,6 +31,7 @@ from wavcse.data.corpus_pass import (
     PassReport,
     SkippedClip,
     batches_by_length,
+    num_workers,
     readable_clips,
     skipped_clips,
     unfinished,
@@ -51,8 +54,8 @@ class EmbeddedClips:
             a table rests on the same clips.
         skipped: the skipped clips, in order.
         quiet: names of the clips that were embedded now and are so quiet that their embeddings drift to that of silence.
-        seconds: encoder name -> time spent in `embed` now; what is read from a store costs nothing, and a baseline that
-            shares a model's forward pass almost nothing.
+        seconds: encoder name -> time spent in `embed` now, of all workers together; what is read from a store costs nothing,
+            and a baseline that shares a model's forward pass almost nothing.
     """
 
     tables: dict[str, np.ndarray]
@@ -69,6 +72,8 @@ def embed_clips(
     show_progress: bool = True,
     store_dir: Path | None = None,
     inspector: Inspector | None = None,
+    workers: int | Literal["auto"] | None = None,
+    device: torch.device | None = None,
 ) -> EmbeddedClips:
     """Embed every clip with every encoder, in batches of similar lengths.
 
@@ -77,13 +82,17 @@ def embed_clips(
         show_progress: show a progress bar with clips/s and audio-s/s.
         store_dir: folder that keeps embeddings; what is there is not computed again. `None` = nothing is kept.
         inspector: one that remembers files spares reading them again.
+        workers: as of `embed_corpus`; "auto" is for encoders that stand a fork, as those of this package do.
+        device: where the encoders compute (default: on the CPU).
     """
     readable, unreadable = readable_clips(clips, (inspector or Inspector()).inspect(clips, show_progress=show_progress))
     tables = {e.name: np.full((len(clips), candidates_of(e) * e.embedding_size), np.nan, np.float32) for e in encoders}
     result = EmbeddedClips(tables, np.zeros(len(clips), dtype=bool))
     speaking = [encoder for encoder in encoders if encoder.embedding_size] or list(encoders)
     stores = {e.name: EmbeddingStore(store_dir, e) for e in speaking} if store_dir is not None else {}
-    report = _compute_missing(speaking, stores, readable, batch_seconds, result, show_progress)
+    batches = batches_by_length(readable, batch_seconds)
+    workers = num_workers(workers, len(batches), device or torch.device("cpu"))
+    report = _compute_missing(speaking, stores, batches, workers, result, show_progress)
     usable = [item for item in readable if item.row not in report.skipped]
     result.embedded[[item.row for item in usable]] = True
     for name, store in stores.items():
@@ -99,22 +108,18 @@ def embed_clips(
 def _compute_missing(
     encoders: Sequence[Encoder],
     stores: dict[str, EmbeddingStore],
-    readable: Sequence[CorpusClip],
-    batch_seconds: float,
+    batches: Sequence[list[CorpusClip]],
+    workers: int,
     result: EmbeddedClips,
     show_progress: bool,
 ) -> PassReport:
     """Put into `result.tables`, and into the stores, what the stores lack."""
-
-    def lacks(encoder: Encoder, digest: str) -> bool:
-        return encoder.name not in stores or digest not in stores[encoder.name]
-
-    pending = [encoder for encoder in encoders if any(lacks(encoder, item.digest) for item in readable)]
-    batches = unfinished(
-        batches_by_length(readable, batch_seconds), lambda item: not any(lacks(encoder, item.digest) for encoder in pending)
-    )
+    digest_of = {item.clip: item.digest for batch in batches for item in batch}
+    wanted = set(digest_of.values())  # workers do not see what is stored meanwhile
+    missing = {e.name: {digest for digest in wanted if digest not in stores.get(e.name, ())} for e in encoders}
+    pending = [encoder for encoder in encoders if missing[encoder.name]]
+    batches = unfinished(batches, lambda item: not any(item.digest in missing[encoder.name] for encoder in pending))
     rates = sorted({encoder.sampling_rate for encoder in pending})
-    digest_of = {item.clip: item.digest for item in readable}
     extractors = [getattr(encoder, "feature_extractor", None) for encoder in pending]
     limits_s = [limit_s for extractor in extractors if (limit_s := getattr(extractor, "max_duration_s", None)) is not None]
     longest_s = min(limits_s, default=None)  # a clip that one encoder refuses is skipped for all
@@ -122,28 +127,32 @@ def _compute_missing(
     def load(clip: Clip) -> tuple[str, dict[int, np.ndarray]]:
         return digest_of[clip], {rate: clip.load(rate, longest_s) for rate in rates}
 
-    def compute(loaded: Sequence[tuple[str, dict[int, np.ndarray]]]) -> dict[str, tuple[list[int], np.ndarray]]:
+    def compute(loaded: Sequence[tuple[str, dict[int, np.ndarray]]]) -> dict[str, tuple[list[int], np.ndarray, float]]:
         found, lists = {}, {}
         for encoder in pending:
-            places = [place for place, (digest, _) in enumerate(loaded) if lacks(encoder, digest)]
+            places = [place for place, (digest, _) in enumerate(loaded) if digest in missing[encoder.name]]
             # Encoders that need the same clips get the same list, so that baselines share a model's forward pass.
             key = (encoder.sampling_rate, *places)
             waveforms = lists.setdefault(key, [loaded[place][1][encoder.sampling_rate] for place in places])
             if places:
-                found[encoder.name] = (places, _timed(encoder, waveforms, result.seconds))
+                start = time.perf_counter()
+                found[encoder.name] = (places, checked_embeddings(encoder, waveforms), time.perf_counter() - start)
         return found
 
     def waveform_of(loaded: tuple[str, dict[int, np.ndarray]]) -> np.ndarray:
         return next(iter(loaded[1].values()))
 
-    corpus_pass = CorpusPass(batches, load, compute, show_progress, waveform_of)
+    corpus_pass = CorpusPass(batches, load, compute, show_progress, waveform_of, workers)
     writer = _StoreWriter(stores)
-    for batch, found in corpus_pass:
-        for name, (places, embeddings) in found.items():
-            result.tables[name][[batch[place].row for place in places]] = embeddings
-            writer.add(name, [batch[place].digest for place in places], embeddings)
-        writer.flush_if_due()
-    writer.flush()
+    try:
+        for batch, found in corpus_pass:
+            for name, (places, embeddings, seconds) in found.items():
+                result.tables[name][[batch[place].row for place in places]] = embeddings
+                result.seconds[name] += seconds
+                writer.add(name, [batch[place].digest for place in places], embeddings)
+            writer.flush_if_due()
+    finally:  # also where a worker died or the run is stopped
+        writer.flush()
     return corpus_pass.report
 
 
@@ -169,13 +178,6 @@ class _StoreWriter:
             self.stores[name].write(digests, np.concatenate([embeddings for _, embeddings in parts]))
         self.waiting.clear()
         self.saved_at = time.monotonic()
-
-
-def _timed(encoder: Encoder, waveforms: Sequence[np.ndarray], seconds: dict[str, float]) -> np.ndarray:
-    start = time.perf_counter()
-    vectors = checked_embeddings(encoder, waveforms)
-    seconds[encoder.name] += time.perf_counter() - start
-    return vectors
 
 
 # ---- the store ----

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -77,6 +78,7 @@ def evaluate(
     overwrite: bool = False,
     show_progress: bool = True,
     inspector: Inspector | None = None,
+    workers: int | Literal["auto"] | None = None,
 ) -> EvaluationSummary:
     """Evaluate every encoder on every task (Phase 2 of the paper, section 3).
 
@@ -86,9 +88,10 @@ def evaluate(
     kept, and so are embeddings.
 
     Args:
-        device: where the probes run.
+        device: where the encoders and the probes compute.
         overwrite: compute everything anew.
         inspector: the one that the tasks were loaded with spares reading their files again, see `corpus_inspector`.
+        workers: as of `embed_clips`.
 
     Raises:
         ValueError: `output_dir` cannot be made, or another run is at work in it; two encoders or two rows of the table share a
@@ -99,7 +102,8 @@ def evaluate(
     output_dir = make_folder(output_dir)
     with locked(output_dir):
         cells = _cells(encoders, tasks, settings or EvalSettings(), output_dir, overwrite)
-        return _evaluate(cells, encoders, tasks, output_dir, batch_seconds, device, overwrite, show_progress, inspector)
+        how = {"batch_seconds": batch_seconds, "show_progress": show_progress, "workers": workers}
+        return _evaluate(cells, encoders, tasks, output_dir, device, overwrite, inspector, how)
 
 
 def _evaluate(
@@ -107,11 +111,10 @@ def _evaluate(
     encoders: Sequence[Encoder],
     tasks: Sequence[TaskData],
     output_dir: Path,
-    batch_seconds: float,
     device: str | torch.device,
     overwrite: bool,
-    show_progress: bool,
     inspector: Inspector | None,
+    how: dict[str, Any],
 ) -> EvaluationSummary:
     pending = [encoder for encoder in encoders if any(cell.encoder is encoder and not cell.results for cell in cells)]
     for folder in ("results", "predictions"):
@@ -124,8 +127,8 @@ def _evaluate(
     for encoder in pending:
         check_encoder(encoder)
     clips = {clip.place: clip for task in tasks for clip in task.table.clips}
-    inspector = inspector or corpus_inspector(output_dir)
-    embedded = embed_clips(pending, list(clips.values()), batch_seconds, show_progress, output_dir / STORE_FOLDER, inspector)
+    files = {"store_dir": output_dir / STORE_FOLDER, "inspector": inspector or corpus_inspector(output_dir)}
+    embedded = embed_clips(pending, list(clips.values()), device=torch.device(device), **files, **how)
     write_skipped(output_dir / "skipped.csv", embedded.skipped)
     failures = _fill(cells, embedded, {identity: row for row, identity in enumerate(clips)}, output_dir, device)
     results = [result for cell in cells for result in cell.results]

@@ -14,7 +14,7 @@ it found. Plans advance side by side: fits of different plans fill the workers, 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,7 +178,7 @@ def _do(table: SearchTable, store: FitStore, fits: Mapping[str, Fit]) -> dict[st
     return results
 
 
-def _in_workers(pool: ProcessPoolExecutor, workers: int) -> DoSome:
+def _in_workers(pool: WorkerPool, workers: int) -> DoSome:
     running: dict[str, tuple[Future, str]] = {}
 
     def do_some(queue: Mapping[str, Fit]) -> dict[str, dict]:
@@ -190,7 +190,7 @@ def _in_workers(pool: ProcessPoolExecutor, workers: int) -> DoSome:
             results = {key: future.result() for key, (future, _) in running.items() if future in done}
         except BrokenProcessPool as error:
             labels = ", ".join(label for _, label in running.values())
-            raise FitError(f"A worker process died, perhaps for want of memory, at one of: {labels}.") from error
+            raise FitError(f"{pool.death()}, at one of: {labels}.") from error
         for key in results:
             del running[key]
         return results
@@ -199,7 +199,7 @@ def _in_workers(pool: ProcessPoolExecutor, workers: int) -> DoSome:
 
 
 @contextmanager
-def worker_pool(table: SearchTable, store: FitStore, workers: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(table: SearchTable, store: FitStore, workers: int) -> Iterator[WorkerPool]:
     """Processes of one thread each that have table and store (`at_hand`) and end when this process does."""
     with shared(table, store.folder) as reopen:
         pool = WorkerPool(workers, get_context("spawn"), _start_worker, (reopen, store))

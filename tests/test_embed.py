@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import time
 from types import SimpleNamespace
 
@@ -142,6 +144,47 @@ def test_killed_three_times_and_resumed_is_the_undisturbed_file(embedded, toy_co
     assert report.added + report.present == 96
     pd.testing.assert_frame_equal(pd.read_parquet(out), pd.read_parquet(embedded))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.parquet", "toy.skipped.csv"]
+
+
+def test_two_workers_write_what_one_writes(toy_corpus, hub, tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(toy_corpus.parent, corpus)
+    (corpus / "010.flac").write_text("no audio")
+    soundfile.write(corpus / "020.flac", np.zeros(200), RATE)
+    for workers in "12":
+        options = ["--model", str(hub), "--batch_seconds", "2", "--workers", workers, "--device", "cpu"]
+        assert main([str(corpus / "metadata.csv"), *options, "--out", str(tmp_path / f"{workers}.parquet")]) == 3
+        assert "94 clips embedded" in capsys.readouterr().out
+    one, two = (pd.read_parquet(tmp_path / f"{workers}.parquet") for workers in "12")
+    assert list(one["id"]) == list(two["id"]) == [f"{i:03d}.flac" for i in range(96) if i not in (10, 20)]
+    np.testing.assert_array_equal(numbers(one), numbers(two))
+    skipped = (tmp_path / "1.skipped.csv").read_text()
+    assert skipped == (tmp_path / "2.skipped.csv").read_text()
+    assert [line.split(",")[0] for line in skipped.splitlines()] == ["clip", "010.flac", "020.flac"]
+
+
+def test_a_worker_that_is_killed_is_one_line_and_the_same_command_continues(
+    embedded, toy_corpus, hub, tmp_path, monkeypatch, capsys
+):
+    def compute_or_die(self, loaded, compute=Embedder.compute):
+        if min(clip.num_samples for clip in loaded) == 0.2 * RATE and not (tmp_path / "died").exists():  # of the last batches
+            (tmp_path / "died").touch()
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute(self, loaded)
+
+    monkeypatch.setattr(Embedder, "compute", compute_or_die)
+    out = tmp_path / "out.parquet"
+    command = [str(toy_corpus), "--model", str(hub), "--out", str(out), "--batch_seconds", "2", "--workers", "2"]
+    monkeypatch.setattr(Embedder, "_check", lambda self: None)
+    assert main([*command, "--device", "cpu"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("wavcse embed: ")]
+    assert "died (SIGKILL), perhaps for want of memory, in one of the batches that begin with " in line
+    assert not out.exists()
+    assert main([*command, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert 40 < int(said.partition(" were there already")[0].rpartition(" ")[2]) < 96
+    pd.testing.assert_frame_equal(pd.read_parquet(out), pd.read_parquet(embedded), check_exact=True)
 
 
 def test_a_finished_run_is_not_computed_again(embedded, toy_corpus, hub, tmp_path, monkeypatch):

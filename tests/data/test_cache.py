@@ -57,6 +57,22 @@ def test_reading_takes_only_the_rows_and_layers_asked_for(built):
     assert all(isinstance(shard, np.memmap) and not shard.flags.writeable for shard in built.shards)
 
 
+def test_two_workers_cache_what_one_does(toy_corpus, upstream_folder, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(toy_corpus.parent, corpus)
+    (corpus / "010.flac").write_text("no audio")
+    manifest, found, skipped = corpus / "metadata.csv", [], []
+    for workers in (1, 2):
+        cache, report = build_cache(
+            [manifest], str(upstream_folder), tmp_path / str(workers), batch_seconds=2, workers=workers
+        )
+        assert (report.added, [clip.clip_id for clip in report.skipped]) == (95, ["010.flac"])
+        found.append(cache.read(sorted(cache.location), LAYERS))
+        skipped.append((cache.folder / "skipped.csv").read_text())
+    np.testing.assert_array_equal(*found)
+    assert skipped[0] == skipped[1]
+
+
 def test_batches_do_not_change_a_vector(built, toy_corpus, upstream_folder, tmp_path):
     one_by_one, _ = build_cache([toy_corpus], str(upstream_folder), tmp_path, batch_seconds=0.01)
     expected, other = features_by_clip(built, toy_corpus), features_by_clip(one_by_one, toy_corpus)

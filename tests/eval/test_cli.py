@@ -187,7 +187,7 @@ def again(run, monkeypatch, out: Path, *options: str) -> int:
     def refuse(*_):
         raise AssertionError("a clip was embedded")
 
-    monkeypatch.setattr("wavcse.eval.embeddings._timed", refuse)
+    monkeypatch.setattr("wavcse.eval.embeddings.checked_embeddings", refuse)
     arguments = [
         "--model",
         "hub",

@@ -63,6 +63,25 @@ def test_a_killed_pass_goes_on_with_what_is_missing(clips, tmp_path, monkeypatch
     np.testing.assert_array_equal(again.tables["counting"], whole.tables["counting"])
 
 
+def test_two_workers_find_and_store_what_one_does(clips, tmp_path):
+    clips[3].path.write_text("no audio")
+    soundfile.write(clips[7].path, np.full(1600, np.nan), RATE, subtype="FLOAT")
+    found = []
+    for workers in (1, 2):
+        encoders, store = [Counting(), Counting("other")], tmp_path / str(workers)
+        how = {"batch_seconds": 1.5, "show_progress": False, "store_dir": store}
+        found.append(embed_clips(encoders, clips, workers=workers, **how))
+        again = embed_clips([Counting(batches=0), Counting("other", batches=0)], clips[:3], **how)  # from the store alone
+        np.testing.assert_array_equal(again.tables["other"], found[-1].tables["other"][:3])
+    one, two = found
+    assert [clip.clip_id for clip in two.skipped] == ["3.wav", "7.wav"]
+    assert one.skipped == two.skipped
+    np.testing.assert_array_equal(one.embedded, two.embedded)
+    for name in ("counting", "other"):
+        np.testing.assert_array_equal(one.tables[name], two.tables[name])
+        assert two.seconds[name] > 0
+
+
 def test_further_clips_and_encoders_cost_only_themselves(clips, tmp_path):
     embed([Counting()], clips[:6], tmp_path)
     known, other = Counting(), Counting("other")
