@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import pandas as pd
 
-from wavcse.data.corpora.corpus import PARTIAL
+from wavcse.data.corpus_facts import PARTIAL
 from wavcse.eval.baselines import BASELINES
 from wavcse.eval.metrics import METRICS, paired_interval
 from wavcse.eval.outcome import Measured

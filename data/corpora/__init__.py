@@ -14,4 +14,4 @@ from wavcse.data.corpora.voxforge import VOXFORGE
 
 PHASE_1 = (V1, V2, VOXCELEB1, IEMOCAP)
 PHASE_2 = (FOOTBALL, VOXFORGE, KATHBATH, CNCELEB1, TIMIT, AESDD, FLUENT_SPEECH_COMMANDS)
-CORPORA: dict[str, Corpus] = {corpus.name: corpus for corpus in (*PHASE_1, *PHASE_2)}
+CORPORA: dict[str, Corpus] = {corpus.facts.name: corpus for corpus in (*PHASE_1, *PHASE_2)}

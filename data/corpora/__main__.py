@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = write_manifest(corpus, args.root, args.out, args.protocol, args.allow_partial)
     found = ", ".join(f"{name} {count:,}" for name, count in written.found.items())
     files = f"{args.out} and {written.trials}" if written.trials else args.out
-    print(f"{files}: {written.clips:,} clips of {corpus.title} ({found}); licence: {corpus.licence}")
+    print(f"{files}: {written.clips:,} clips of {corpus.facts.title} ({found}); licence: {corpus.facts.licence}")
     if written.problems:
         print(f"wavcse corpora: this is a part of the corpus: {'; '.join(written.problems)}", file=sys.stderr)
         return SOME_SKIPPED
@@ -68,9 +68,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _described() -> str:
     lines = ["corpora, the layout below --root, and protocols:"]
-    for corpus in CORPORA.values():
-        lines += [f"  {corpus.name}: {corpus.layout}", f"    from {corpus.source}; licence: {corpus.licence}"]
-        lines += [f"    {name}: {protocol.text}" for name, protocol in corpus.protocols.items()]
+    for name, corpus in CORPORA.items():
+        facts = corpus.facts
+        lines += [f"  {name}: {corpus.layout}", f"    from {facts.source}; licence: {facts.licence}"]
+        lines += [f"    {protocol}: {text}" for protocol, text in facts.protocols.items()]
     return "\n".join(lines)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from wavcse.data.corpora.corpus import (
     Corpus,
-    Protocol,
     Rows,
     hash_fraction,
     read_lines,
@@ -23,6 +22,7 @@ from wavcse.data.corpora.corpus import (
     tally,
     text_table,
 )
+from wavcse.data.corpus_facts import FACTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,22 +88,10 @@ def _listed_name(path: Path, line: str) -> str:
 
 
 AESDD = Corpus(
-    name="aesdd",
-    title="AESDD",
-    source="https://m3c.web.auth.gr/research/aesdd-speech-emotion-recognition/",
-    licence="none stated by its authors",
+    facts=FACTS["aesdd"],
     layout=f"{', '.join(EMOTIONS)}, each with x01 (2).wav, and for paper-guess fold_1/aesdd_{{train,test}}_fold_1.jsonl of "
     "https://github.com/emo-box/EmoBox (data/aesdd)",
-    protocols={
-        "speaker-disjoint": Protocol(
-            "of six actors two are tested, one validates, three train, by hash; the corpus grows, so clips are not counted",
-            {"emotions": len(EMOTIONS)},
-        ),
-        "paper-guess": Protocol(
-            "EmoBox's fold 1, 10 % of its training clips validate by hash; the actors are in all splits",
-            {"test": 149, "emotions": len(EMOTIONS)},
-        ),
-    },
+    counts={"speaker-disjoint": {"emotions": len(EMOTIONS)}, "paper-guess": {"test": 149, "emotions": len(EMOTIONS)}},
     parts=_parts,
     rows=_rows,
 )

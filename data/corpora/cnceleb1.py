@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from wavcse.data.corpora.corpus import (
     Corpus,
-    Protocol,
     Rows,
     read_lines,
     refuse_shared_speakers,
@@ -21,6 +20,7 @@ from wavcse.data.corpora.corpus import (
     tally,
     text_table,
 )
+from wavcse.data.corpus_facts import FACTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,18 +121,9 @@ def _trials(path: Path, models: dict[str, str], clips: dict[str, str]) -> tuple[
 
 
 CNCELEB1 = Corpus(
-    name="cnceleb1",
-    title="CN-Celeb1",
-    source="https://www.openslr.org/82/",
-    licence="CC BY-SA 4.0, see that page; the recordings belong to the owners of the videos",
+    facts=FACTS["cnceleb1"],
     layout=f"{DEV_LIST}, data/idXXXXX/*.flac, eval/{{enroll,test}}/*.flac, {ENROLMENTS} and {TRIALS} (flac or wav)",
-    protocols={
-        "official": Protocol(
-            "dev trains, 10 % of its speakers validate by hash; the trials of eval, in M_trials.csv; the number of training "
-            "clips is not checked",
-            {"enrolment": 196, "test clips": 17_777, "trials": 3_484_292},
-        )
-    },
+    counts={"official": {"enrolment": 196, "test clips": 17_777, "trials": 3_484_292}},
     parts=_parts,
     rows=_rows,
 )

@@ -11,21 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wavcse.data.corpus_facts import PARTIAL, CorpusFacts
 from wavcse.data.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 3  # how many names a message lists
-PARTIAL = "-partial"  # behind the protocol's name in the manifest of an incomplete corpus
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a corpus is labelled and split: `text` says it in a line, `counts` is what `Rows.found` is for the whole corpus."""
-
-    text: str
-    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Rows:
     Args:
         table: one row per clip; `file_name` relative to the root with `/`, the other columns as in a manifest (text, empty =
             none).
-        found: numbers of clips (speakers, folders) under the names of `Protocol.counts`.
+        found: numbers of clips (speakers, folders) under the names of `Corpus.counts`.
         problems: one sentence for each part that the lists name and the disk lacks, or that has no place in the layout.
         trials: columns `label` (1 = same speaker, 0 = different), `enrolment` and `test`: a `file_name` of the table, or for
             `enrolment` a value of its column `enrolment_id`. None where the corpus has no verification trials.
@@ -61,33 +53,28 @@ class Corpus:
     """One corpus in its official layout.
 
     Args:
-        name: on the command line.
-        title: in messages.
-        source: official page.
-        licence: in a few words.
+        facts: its name, title, source and licence, and what its protocols mean.
         layout: what lies below the root, in one line.
-        protocols: name -> protocol; the first is the default.
+        counts: protocol -> what `Rows.found` is for the whole corpus.
         parts: (root, protocol) -> files and folders that must be there.
         rows: (root, protocol) -> the clips; ValueError for a list that cannot be read as the corpus's own.
         from_hub: (row of a Hub copy, its split, protocol) -> its place; ValueError if the row does not say it. None where
             no copy with audio is known on the Hub.
     """
 
-    name: str
-    title: str
-    source: str
-    licence: str
+    facts: CorpusFacts
     layout: str
-    protocols: Mapping[str, Protocol]
+    counts: Mapping[str, Mapping[str, int]]
     parts: Callable[[Path, str], Sequence[Path]]
     rows: Callable[[Path, str], Rows]
     from_hub: Callable[[Mapping[str, Any], str, str], HubClip] | None = None
 
     def protocol(self, name: str | None) -> str:
         """The protocol of that name, or the first one; ValueError if there is no such protocol."""
-        if name and name not in self.protocols:
-            raise ValueError(f"{self.name}: there is no protocol {name!r}; there are {', '.join(self.protocols)}.")
-        return name or next(iter(self.protocols))
+        protocols = self.facts.protocols
+        if name and name not in protocols:
+            raise ValueError(f"{self.facts.name}: there is no protocol {name!r}; there are {', '.join(protocols)}.")
+        return name or next(iter(protocols))
 
 
 @dataclass(frozen=True)
@@ -108,7 +95,7 @@ def write_manifest(
     Verification trials are written beside it, `M.csv` -> `M_trials.csv`, with paths that are relative like the manifest's.
 
     Args:
-        protocol: one of `corpus.protocols`; `None` = the first.
+        protocol: one of the corpus's protocols; `None` = the first.
         allow_partial: write what is there of an incomplete corpus; its protocol is then called `P-partial`, so that no result
             on it passes for one on the whole corpus.
 
@@ -118,7 +105,7 @@ def write_manifest(
         OSError: the manifest cannot be written.
     """
     root, out, protocol = Path(root), Path(out), corpus.protocol(protocol)
-    expected = corpus.protocols[protocol].counts
+    expected, name = corpus.counts[protocol], corpus.facts.name
     if out.suffix.lower() != ".csv":
         raise ValueError(f"{out}: the manifest is written as CSV; give a name that ends in .csv.")
     parts = corpus.parts(root, protocol)
@@ -130,10 +117,10 @@ def write_manifest(
     rows = corpus.rows(root, protocol)
     problems = [*absent, *rows.problems, *_differences(rows.found, expected)]
     if problems and not allow_partial:
-        raise ValueError(f"{corpus.name}, protocol {protocol}: {_incomplete(problems)}")
+        raise ValueError(f"{name}, protocol {protocol}: {_incomplete(problems)}")
     if rows.table.empty:
-        raise ValueError(f"{corpus.name}, protocol {protocol}: no clip was found below {root}.")
-    constants = {"corpus": corpus.name, "protocol": f"{protocol}{PARTIAL if problems else ''}"}
+        raise ValueError(f"{name}, protocol {protocol}: no clip was found below {root}.")
+    constants = {"corpus": name, "protocol": f"{protocol}{PARTIAL if problems else ''}"}
     trials = _write(rows, constants, root, out)
     return Written(len(rows.table), {**dict.fromkeys(expected, 0), **rows.found}, problems, trials)
 
@@ -213,8 +200,8 @@ def _incomplete(problems: Sequence[str]) -> str:
 def _where_from(corpus: Corpus, root: Path) -> str:
     hub = ", or write a Hub copy there with --hub_id" if corpus.from_hub else ""
     return (
-        f"{corpus.title} is expected below {root} as {corpus.layout}. It comes from {corpus.source} (licence: "
-        f"{corpus.licence}). Unpack it there{hub}."
+        f"{corpus.facts.title} is expected below {root} as {corpus.layout}. It comes from {corpus.facts.source} (licence: "
+        f"{corpus.facts.licence}). Unpack it there{hub}."
     )
 
 

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavcse.data.corpora.corpus import Corpus, Protocol, Rows, refuse_shared_speakers, some, tally
+from wavcse.data.corpora.corpus import Corpus, Rows, refuse_shared_speakers, some, tally
+from wavcse.data.corpus_facts import FACTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,17 +65,9 @@ def _list(path: Path, split: str) -> pd.DataFrame:
 
 
 FLUENT_SPEECH_COMMANDS = Corpus(
-    name="fluent_speech_commands",
-    title="Fluent Speech Commands",
-    source="https://fluent.ai/fluent-speech-commands-a-dataset-for-spoken-language-understanding-research/",
-    licence="Fluent Speech Commands Public License, in the archive; for academic research",
+    facts=FACTS["fluent_speech_commands"],
     layout=f"data/{{{', '.join(LISTS.values())}}} and wavs/speakers/SPEAKER/CLIP.wav",
-    protocols={
-        "official": Protocol(
-            "the corpus's lists, speakers disjoint; 31 intents ACTION_OBJECT_LOCATION without 'none'",
-            {"train": 23_132, "validation": 3_118, "test": 3_793, "speakers": 97, "intents": 31},
-        )
-    },
+    counts={"official": {"train": 23_132, "validation": 3_118, "test": 3_793, "speakers": 97, "intents": 31}},
     parts=_parts,
     rows=_rows,
 )

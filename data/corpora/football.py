@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wavcse.data.corpora.corpus import Corpus, Protocol, Rows, some, split_by_hash, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, Rows, some, split_by_hash, tally, text_table
+from wavcse.data.corpus_facts import FACTS
 
 AUDIO = {".wav", ".ogg", ".oga", ".opus", ".flac", ".mp3"}
 OTHERS = {"unknown", "silence"}  # test folders that are no keyword: 18 classes in the paper
@@ -48,18 +49,9 @@ def _split(path: Path, part: str) -> str:
 
 
 FOOTBALL = Corpus(
-    name="football",
-    title="Football Keywords",
-    source="the link in https://github.com/AmirmohammadRostami/KeywordsSpotting-EfficientNet-A0",
-    licence="none stated by its authors",
+    facts=FACTS["football"],
     layout="Train/KEYWORD/* and Test/KEYWORD/* (ogg or wav; 18 keywords)",
-    protocols={
-        "official": Protocol(
-            "the corpus's Train and Test, 10 % of Train validates by hash; Unknown and Silence are left out; speakers are not "
-            "known and may be shared; the number of training clips is not checked",
-            {"test": 5_400, "keywords": 18},
-        )
-    },
+    counts={"official": {"test": 5_400, "keywords": 18}},
     parts=_parts,
     rows=_rows,
 )

@@ -48,7 +48,8 @@ def write_hub_copy(
             which clip it is.
     """
     if corpus.from_hub is None:
-        raise ValueError(f"{corpus.name}: no copy with its audio is known on the Hub; get it from {corpus.source}.")
+        facts = corpus.facts
+        raise ValueError(f"{facts.name}: no copy with its audio is known on the Hub; get it from {facts.source}.")
     root, protocol = Path(root), corpus.protocol(protocol)
     lists: dict[str, set[str]] = {}
     clips = 0

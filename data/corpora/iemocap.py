@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, read_lines, some, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, read_lines, some, tally, text_table
+from wavcse.data.corpus_facts import FACTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,24 +143,13 @@ def _from_hub(row: Mapping[str, Any], split: str, protocol: str) -> HubClip:
 
 
 IEMOCAP = Corpus(
-    name="iemocap",
-    title="IEMOCAP",
-    source="https://sail.usc.edu/iemocap/",
-    licence="USC's release form, on request; for academic, non-commercial research",
+    facts=FACTS["iemocap"],
     layout="Session1 to Session5, each with sentences/wav/DIALOG/TURN.wav and dialog/EmoEvaluation/DIALOG.txt",
-    protocols={
-        "wavcse-paper": Protocol(
-            "every tenth turn is tested (9::10) or validates (4::10); the speakers are in all splits", COUNTS
-        ),
-        "superb": Protocol("five folds, split_er_fold1 to split_er_fold5, each testing one session", COUNTS),
-        "session-5": Protocol(
-            "split_vad (all turns) and split_er: session 5 is tested, session 4 validates; no speaker is in two splits",
-            {**COUNTS, "turns": TURNS},
-        ),
-        "paper-guess": Protocol(
-            "wavcse-paper's split_er, and split_vad (all turns) in the same way; a guess, the paper does not state it",
-            {**COUNTS, "turns": TURNS},
-        ),
+    counts={
+        "wavcse-paper": COUNTS,
+        "superb": COUNTS,
+        "session-5": {**COUNTS, "turns": TURNS},
+        "paper-guess": {**COUNTS, "turns": TURNS},
     },
     parts=_parts,
     rows=_rows,

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, some, split_by_hash, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, some, split_by_hash, tally, text_table
+from wavcse.data.corpus_facts import FACTS
 
 LANGUAGES = {
     **{"bengali": "bn", "gujarati": "gu", "hindi": "hi", "kannada": "kn", "malayalam": "ml", "marathi": "mr"},
@@ -80,22 +81,9 @@ def _from_hub(row: Mapping[str, Any], split: str, protocol: str) -> HubClip:
 
 
 KATHBATH = Corpus(
-    name="kathbath",
-    title="Kathbath",
-    source="https://github.com/AI4Bharat/IndicSUPERB (clean: train, valid and test known)",
-    licence="CC0 (the copy ai4bharat/Kathbath on the Hub: CC BY 4.0)",
+    facts=FACTS["kathbath"],
     layout="LANGUAGE/{train, valid, test_known}/**/ID-SPEAKER-GENDER.wav, LANGUAGE being bengali, gujarati, ... urdu",
-    protocols={
-        "official": Protocol(
-            "IndicSUPERB's split, train, valid and test_known, speakers of all languages together; the numbers of clips are "
-            "not published, so they are not checked",
-            {"languages": len(LANGUAGES)},
-        ),
-        "train-valid": Protocol(
-            "for the copy on the Hub, which has no test_known: 10 % of train is tested, by hash; valid validates",
-            {"languages": len(LANGUAGES)},
-        ),
-    },
+    counts={name: {"languages": len(LANGUAGES)} for name in ("official", "train-valid")},
     parts=_parts,
     rows=_rows,
     from_hub=_from_hub,

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import soundfile
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, read_lines, some, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, read_lines, some, tally, text_table
+from wavcse.data.corpus_facts import FACTS
 from wavcse.data.synthetic.table import COMMANDS
 
 if TYPE_CHECKING:
@@ -142,20 +143,15 @@ def _from_hub(version: str, row: Mapping[str, Any], split: str, protocol: str) -
     return HubClip(f"{archive}/{word}/{match[2]}", f"{archive}/{list_name}" if list_name else "", f"{word}/{match[2]}")
 
 
-def _corpus(version: str, protocols: dict[str, Protocol]) -> Corpus:
+def _corpus(version: str, counts: Mapping[str, Mapping[str, int]]) -> Corpus:
     archive, test_archive = (folder.name for folder in _folders(Path(), version))
     layout = f"{archive}/{{WORD/CODE_nohash_N.wav, {NOISE}/*.wav, {', '.join(LISTS.values())}}}"
-    source = f"{archive}.tar.gz"
-    if "superb" in protocols:
+    if "superb" in counts:
         layout += f" and, for superb, {test_archive}/{{WORD, {UNKNOWN}, {SILENCE}}}/*.wav"
-        source += f" and, for superb, {test_archive}.tar.gz"
     return Corpus(
-        name=f"speech_commands_{version}",
-        title=f"Speech Commands {version}",
-        source=f"http://download.tensorflow.org/data/ ({source}; paper: arXiv:1804.03209)",
-        licence="CC BY 4.0",
+        facts=FACTS[f"speech_commands_{version}"],
         layout=layout,
-        protocols=protocols,
+        counts=counts,
         parts=partial(_parts, version),
         rows=partial(_rows, version),
         from_hub=partial(_from_hub, version),
@@ -165,26 +161,9 @@ def _corpus(version: str, protocols: dict[str, Protocol]) -> Corpus:
 V1 = _corpus(
     "v0.01",
     {
-        "wavcse-paper": Protocol(
-            f"the corpus's lists; ten commands, every other word {UNKNOWN}; no clip of {SILENCE}",
-            {"train": 51_088, "validation": 6_798, "test": 6_835, "words": 30},
-        ),
-        "superb": Protocol(
-            f"split by the hash of the speaker, test from the test archive; ten commands, {UNKNOWN}, {SILENCE}",
-            {"train": 51_088, "validation": 6_798, "test": 3_081, "words": 30, "noise files": 6},
-        ),
+        "wavcse-paper": {"train": 51_088, "validation": 6_798, "test": 6_835, "words": 30},
+        "superb": {"train": 51_088, "validation": 6_798, "test": 3_081, "words": 30, "noise files": 6},
     },
 )
-V2 = _corpus(
-    "v0.02",
-    {
-        "official-35": Protocol(
-            "the corpus's lists; every word is a class",
-            {"train": 84_843, "validation": 9_981, "test": 11_005, "words": 35},
-        ),
-        "official-12": Protocol(
-            f"the corpus's lists; ten commands, every other word {UNKNOWN}; no clip of {SILENCE}",
-            {"train": 84_843, "validation": 9_981, "test": 11_005, "words": 35},
-        ),
-    },
-)
+V2_COUNTS = {"train": 84_843, "validation": 9_981, "test": 11_005, "words": 35}
+V2 = _corpus("v0.02", {"official-35": V2_COUNTS, "official-12": V2_COUNTS})

@@ -15,7 +15,6 @@ import numpy as np
 
 from wavcse.data.corpora.corpus import (
     Corpus,
-    Protocol,
     Rows,
     hash_fraction,
     read_lines,
@@ -24,6 +23,7 @@ from wavcse.data.corpora.corpus import (
     tally,
     text_table,
 )
+from wavcse.data.corpus_facts import FACTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,21 +127,11 @@ def _every_tenth(table: pd.DataFrame) -> pd.Series:
 
 
 TIMIT = Corpus(
-    name="timit",
-    title="TIMIT",
-    source="https://catalog.ldc.upenn.edu/LDC93S1",
-    licence="LDC User Agreement",
+    facts=FACTS["timit"],
     layout="TRAIN and TEST, each with DR1 to DR8/SPEAKER/SENTENCE.WAV, and DOC/SPKRINFO.TXT (or all in lower case)",
-    protocols={
-        "official": Protocol(
-            "TEST is tested, 10 % of the speakers of TRAIN validate by hash; speakers disjoint; eight dialect regions",
-            {"clips": 6_300, "speakers": 630, "test": 1_680},
-        ),
-        "paper-guess": Protocol(
-            "every tenth clip is tested (9::10) or validates (4::10), one sentence of each speaker, who are in all splits; a "
-            "guess from the paper's figures, which are multiples of 1/630",
-            {"clips": 6_300, "speakers": 630, "test": 630},
-        ),
+    counts={
+        "official": {"clips": 6_300, "speakers": 630, "test": 1_680},
+        "paper-guess": {"clips": 6_300, "speakers": 630, "test": 630},
     },
     parts=_parts,
     rows=_rows,

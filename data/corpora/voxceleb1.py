@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, read_lines, some, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, read_lines, some, tally, text_table
+from wavcse.data.corpus_facts import FACTS
 
 LIST = "iden_split.txt"
 LINE = re.compile(r"([123]) ((id\d{5})/[^/ ]+/\d{5}\.wav)")
@@ -63,15 +64,9 @@ def _from_hub(row: Mapping[str, Any], split: str, protocol: str) -> HubClip:
 
 
 VOXCELEB1 = Corpus(
-    name="voxceleb1",
-    title="VoxCeleb1",
-    source="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html",
-    licence="CC BY 4.0 for the annotations; the recordings belong to the owners of the videos",
+    facts=FACTS["voxceleb1"],
     layout=f"{LIST} and wav/idXXXXX/VIDEO/NNNNN.wav (or dev/wav and test/wav)",
-    protocols={
-        "wavcse-paper": Protocol(f"the identification split, {LIST}", COUNTS),
-        "superb": Protocol(f"the same: {LIST}", COUNTS),
-    },
+    counts={"wavcse-paper": COUNTS, "superb": COUNTS},
     parts=_parts,
     rows=_rows,
     from_hub=_from_hub,

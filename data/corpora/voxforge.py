@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Protocol, Rows, matching_text, some, split_by_hash, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, some, split_by_hash, tally, text_table
+from wavcse.data.corpus_facts import FACTS
 
 LANGUAGES = {"de": "german", "en": "english", "es": "spanish", "fr": "french", "it": "italian", "ru": "russian"}
 ARCHIVE = re.compile(r"(.+?)-\d{8,10}[a-z]?(?:[-_].*)?")
@@ -71,19 +72,10 @@ def _from_hub(row: Mapping[str, Any], split: str, protocol: str) -> HubClip:
 
 
 VOXFORGE = Corpus(
-    name="voxforge",
-    title="VoxForge",
-    source="https://www.voxforge.org/home/downloads (the folders Trunk/Audio of each language)",
-    licence="GPL",
+    facts=FACTS["voxforge"],
     layout="LANGUAGE/USER-YYYYMMDD-CODE/{etc/README, etc/PROMPTS, wav/*.wav or flac/*.flac}, at any depth below LANGUAGE, "
     f"which is {', '.join(LANGUAGES)}",
-    protocols={
-        "speaker-disjoint": Protocol(
-            "users are split 80/10/10 by hash, anonymous ones train; there is no official split, and the corpus grows, so "
-            "clips are not counted",
-            {"languages": len(LANGUAGES)},
-        )
-    },
+    counts={"speaker-disjoint": {"languages": len(LANGUAGES)}},
     parts=_parts,
     rows=_rows,
     from_hub=_from_hub,

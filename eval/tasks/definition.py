@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from wavcse.data.corpora import CORPORA
+from wavcse.data.corpus_facts import FACTS
 
 Kind = Literal["classification", "regression", "verification"]
 WAVCSE_PAPER = "wavCSE paper, Table 4"
@@ -34,7 +34,7 @@ class Benchmark:
     """The corpus on which the paper reports a figure.
 
     Args:
-        corpus: its name in `wavcse.data.corpora`, which knows its source and licence, and in the manifest column `corpus`.
+        corpus: its name in `FACTS`, which knows its source and licence, and in the manifest column `corpus`.
         languages: codes of its languages.
         protocol: the adapter's protocol that is meant.
         split_source: who made that split, and how it compares with the paper's as far as that is known.
@@ -51,13 +51,13 @@ class Benchmark:
         """What a result file keeps of it for one target; empty where nothing is published for the target."""
         if target not in self.published:
             return {}
-        corpus = CORPORA[self.corpus]
+        facts = FACTS[self.corpus]
         return {
             "corpus": self.corpus,
-            "title": f"{corpus.title} ({self.languages})",
-            "source": corpus.source,
-            "licence": corpus.licence,
-            "split": f"{self.protocol}: {corpus.protocols[self.protocol].text}",
+            "title": f"{facts.title} ({self.languages})",
+            "source": facts.source,
+            "licence": facts.licence,
+            "split": f"{self.protocol}: {facts.protocols[self.protocol]}",
             "split_source": self.split_source,
             **asdict(self.published[target]),
         }
