@@ -2,7 +2,7 @@
 
     python -m wavcse.eval.report runs/x/eval
 
-makes them, pictures/ and results.md anew from runs/x/eval/results/*.json and predictions/*.parquet; no figure
+makes them, pictures/ and results.md again from runs/x/eval/results/*.json and predictions/*.parquet; no figure
 is typed by hand.
 """
 
@@ -28,16 +28,15 @@ from scipy.stats import norm
 
 from wavcse.data.files import write_atomically
 from wavcse.data.manifest import SPLITS
-from wavcse.eval.outcome import Measured
-from wavcse.eval.results import Result, read_results
+from wavcse.eval.results import read_results
 from wavcse.eval.table import (
     FEW_SPEAKERS,
+    TIED,
     Comparison,
     Row,
     compare,
     encoders_of,
     is_model,
-    mark_of,
     markdown_table,
     metric_title,
     metric_words,
@@ -59,37 +58,27 @@ TITLE = "Evaluation of speech embeddings"
 MOST_CLASSES = 20  # up to which the clips of each class are listed
 
 
-def write_report(output_dir: str | Path) -> str:
+def write_report(output_dir: str | Path, table_only: bool = False) -> str:
     """Make results.md, report.md, report.html and pictures/ of a folder; returns the comparison table with its notes.
 
     The same files give the same bytes. report.html needs no other file.
+
+    Args:
+        table_only: make results.md alone, which needs no pictures.
 
     Raises:
         ValueError: there are no result files, or one is broken.
     """
     folder = Path(output_dir)
     records = read_results(folder)
-    rows = rows_of(records)
-    comparisons = compare(rows, folder)
-    table = _write_table(folder, records, comparisons)
-    plain = rows_of([record.with_texts(without_formulas) for record in records])
-    draw_pictures(plain, encoders_of(records), folder / "pictures")
-    text = _text(rows_of([record.with_texts(page.inert) for record in records]), table, comparisons)
-    page.write_page(folder / "report.md", TITLE, text)
+    comparisons = compare(rows_of(records), folder)
+    table = markdown_table(records, comparisons)
+    write_atomically(folder / "results.md", table)
+    if not table_only:
+        _draw(rows_of([record.with_texts(without_formulas) for record in records]), folder / "pictures")
+        text = _text(rows_of([record.with_texts(page.inert) for record in records]), table, comparisons)
+        page.write_page(folder / "report.md", TITLE, text)
     return table
-
-
-def write_table(output_dir: str | Path) -> str:
-    """Make results.md of a folder alone, which needs no pictures; returns its text. Raises ValueError as `write_report`."""
-    folder = Path(output_dir)
-    records = read_results(folder)
-    return _write_table(folder, records, compare(rows_of(records), folder))
-
-
-def _write_table(folder: Path, records: Sequence[Result], comparisons: Sequence[Comparison]) -> str:
-    text = markdown_table(records, comparisons)
-    write_atomically(folder / "results.md", text)
-    return text
 
 
 def _text(rows: Sequence[Row], table: str, comparisons: Sequence[Comparison]) -> str:
@@ -98,7 +87,7 @@ def _text(rows: Sequence[Row], table: str, comparisons: Sequence[Comparison]) ->
     parts += ["## Results", table.strip(), "## What was evaluated", *_evaluated(rows), "## Tasks"]
     for row in rows:
         parts += _task_section(row, [own for own in comparisons if own.row == row.name])
-    parts += ["## Configuration", *_configuration(rows), "## Versions", _versions(rows), "## Times", *_times(rows)]
+    parts += ["## Configuration", *_configuration(rows), *_versions_and_times(rows)]
     parts.append(page.made_by("python -m wavcse.eval.report"))
     return "\n\n".join(parts) + "\n"
 
@@ -125,7 +114,7 @@ def _model_words(model: str, rows: Sequence[Row], comparisons: Sequence[Comparis
     """In how many rows a model is best, as good as the best as far as can be told, and behind."""
     won = [row.name for row in rows if model in row.best]
     own = [own for own in comparisons if own.other == model and own.row not in won and not own.obstacle]
-    tied = sum(not comparison.is_distinguishable for comparison in own)
+    tied = sum(comparison.mark == TIED for comparison in own)
     counts = {
         "the best": len(won),
         "not distinguishable from the best": tied,
@@ -139,10 +128,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _picture(title: str, name: str) -> str:
-    return f"![{title}](pictures/{name}.png)"
-
-
 def _evaluated(rows: Sequence[Row]) -> list[str]:
     encoders = [[f"`{name}`", origin] for name, origin in origins(rows).items()]
     data = [[row.title, row.task.kind, row.data, ", ".join(row.task.protocols), size_words(row)] for row in rows]
@@ -151,9 +136,8 @@ def _evaluated(rows: Sequence[Row]) -> list[str]:
 
 
 def _task_section(row: Row, comparisons: Sequence[Comparison]) -> list[str]:
-    pictures = [_picture(title, name) for name, title in pictures_of(row).items()]
-    metrics = _metrics(row, comparisons)
-    return [f"### {row.title}", _corpus(row), _counts(row), metrics, *_choices(row), *pictures]
+    pictures = [f"![{title}](pictures/{name}.png)" for name, (title, _) in drawings_of(row).items()]
+    return [f"### {row.title}", _corpus(row), _counts(row), _metrics(row, comparisons), *_choices(row), *pictures]
 
 
 def _corpus(row: Row) -> str:
@@ -190,18 +174,16 @@ def _counts(row: Row) -> str:
 
 
 def _metrics(row: Row, comparisons: Sequence[Comparison]) -> str:
+    """Every figure of every encoder, and how far the best is from each."""
     found = {own.other: own for own in comparisons}
     metrics = {name: figure for record in row.records.values() for name, figure in record.metrics.items()}
     lines = []
     for encoder, record in row.records.items():
-        cells = [_figure(record.metrics[name]) if name in record.metrics else "" for name in metrics]
+        figures = [record.metrics.get(name) for name in metrics]
+        cells = [shown(own.value, own.unit) + shown_interval(own.interval, own.unit) if own else "" for own in figures]
         lines.append([f"**{encoder}**" if encoder in row.best else encoder, *cells, _difference(row, found.get(encoder))])
     names = [metric_words(name, figure) for name, figure in metrics.items()]
     return page.markdown_table(["encoder", *names, f"{row.best[0]} minus it [95 %, paired]"], lines)
-
-
-def _figure(figure: Measured) -> str:
-    return shown(figure.value, figure.unit) + shown_interval(figure.interval, figure.unit)
 
 
 def _difference(row: Row, comparison: Comparison | None) -> str:
@@ -210,8 +192,7 @@ def _difference(row: Row, comparison: Comparison | None) -> str:
     if comparison.interval is None:
         return comparison.obstacle or "too few units"
     value = row.figure(comparison.best).value - row.figure(comparison.other).value
-    ends = ", ".join(shown(end, row.unit) for end in comparison.interval)
-    return f"{shown(value, row.unit)} [{ends}] {mark_of(comparison)}".strip()
+    return f"{shown(value, row.unit)}{shown_interval(comparison.interval, row.unit)} {comparison.mark}".strip()
 
 
 def _choices(row: Row) -> list[str]:
@@ -223,16 +204,16 @@ def _choices(row: Row) -> list[str]:
             chosen = {k: v for k, v in every.items() if k not in record.metrics and isinstance(v, int | float | str)}
             fields |= dict.fromkeys(chosen)
             lines.append((encoder, chosen))
-    table = [[encoder, *(_plain(chosen.get(field, "")) for field in fields)] for encoder, chosen in lines]
+    table = []
+    for encoder, chosen in lines:
+        values = [chosen.get(field, "") for field in fields]
+        table.append([encoder, *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)])
     words = [field.replace("_", " ") for field in fields]
     return ["What was fitted, and what the validation split chose:", page.markdown_table(["encoder", *words], table)]
 
 
-def _plain(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _configuration(rows: Sequence[Row]) -> list[str]:
+    """How intervals were made, the settings of what was fitted, and the bytes that were read."""
     interval = rows[0].first.interval
     settings: dict[str, list[str]] = {}
     for row in rows:
@@ -244,42 +225,31 @@ def _configuration(rows: Sequence[Row]) -> list[str]:
         f"Intervals: {interval.method}, {100 * interval.confidence:g} %, {interval.resamples} resamples, seed {interval.seed}."
     )
     blocks = [f"{', '.join(dict.fromkeys(titles))}:\n\n{page.fenced(own, 'json')}" for own, titles in settings.items()]
-    return [words, *blocks, _manifests(rows)]
-
-
-def _manifests(rows: Sequence[Row]) -> str:
-    lines = []
-    for row in rows:
-        for manifest in row.first.manifests:
-            lines.append([row.title, f"`{manifest['path']}`", manifest["split_column"], f"`{manifest['sha256'][:12]}`"])
-    return page.markdown_table(["task", "manifest", "split column", "sha256"], lines)
-
-
-def _versions(rows: Sequence[Row]) -> str:
-    """One column per set of versions: rows may have been evaluated at different times."""
-    sets: dict[str, Mapping] = {}
-    for row in rows:
-        for record in row.records.values():
-            sets.setdefault(json.dumps(record.versions, sort_keys=True), record.versions)
-    names = dict.fromkeys(name for own in sets.values() for name in own)
-    lines = [[name, *(own.get(name, "") for own in sets.values())] for name in names]
-    return page.markdown_table(
-        ["library", *(f"version{'' if len(sets) == 1 else f' {i + 1}'}" for i in range(len(sets)))], lines
-    )
-
-
-def _times(rows: Sequence[Row]) -> list[str]:
-    dates = sorted(record.date for row in rows for record in row.records.values())
-    kinds = dict.fromkeys(kind for row in rows for record in row.records.values() for kind in record.seconds)
-    lines = [
-        [row.title, encoder, *(f"{record.seconds.get(kind, 0):.1f}" for kind in kinds)]
+    manifests = [
+        [row.title, f"`{manifest['path']}`", manifest["split_column"], f"`{manifest['sha256'][:12]}`"]
         for row in rows
-        for encoder, record in row.records.items()
+        for manifest in row.first.manifests
     ]
+    return [words, *blocks, page.markdown_table(["task", "manifest", "split column", "sha256"], manifests)]
+
+
+def _versions_and_times(rows: Sequence[Row]) -> list[str]:
+    """When, with which libraries (a column per set of versions: rows may be of different times), and how long it took."""
+    records = [(row, encoder, record) for row in rows for encoder, record in row.records.items()]
+    sets = list({json.dumps(own.versions, sort_keys=True): own.versions for _, _, own in records}.values())
+    names = dict.fromkeys(name for own in sets for name in own)
+    heads = ["version"] if len(sets) == 1 else [f"version {number + 1}" for number in range(len(sets))]
+    versions = [[name, *(own.get(name, "") for own in sets)] for name in names]
+    dates = sorted(record.date for _, _, record in records)
+    kinds = dict.fromkeys(kind for _, _, record in records for kind in record.seconds)
+    times = [[row.title, encoder, *(f"{own.seconds.get(kind, 0):.1f}" for kind in kinds)] for row, encoder, own in records]
     words = f"Evaluated from {dates[0]} to {dates[-1]}."
     if "embedding" in kinds:
         words += " Embedding: of the clips of all tasks, which are embedded together."
-    return [words, page.markdown_table(["task", "encoder", *(f"{kind}, s" for kind in kinds)], lines)]
+    return [
+        *("## Versions", page.markdown_table(["library", *heads], versions)),
+        *("## Times", words, page.markdown_table(["task", "encoder", *(f"{kind}, s" for kind in kinds)], times)),
+    ]
 
 
 # ---- pictures ----
@@ -293,20 +263,16 @@ LOWEST_RATE = RATE_TICKS[0]  # below it one trial more or less is most of what i
 MARKERS = "os^vD"
 UNIT_WORDS = {"percent": " %", "years": " years", "plain": ""}
 
-Colors = Mapping[str, object]
+Colors = Mapping[str, object]  # encoder -> its colour, the same in all pictures
+Panels = Mapping[str, Mapping]  # encoder -> its data of one kind of picture
 
 
-def draw_pictures(rows: Sequence[Row], encoders: Sequence[str], folder: Path) -> list[Path]:
-    """Draw the overview and every row's own pictures; returns the files."""
+def _draw(rows: Sequence[Row], folder: Path) -> None:
+    """Draw the overview and every row's own pictures."""
     drawings = {OVERVIEW: partial(draw_overview, rows)}
     for row in rows:
         drawings |= {name: draw for name, (_, draw) in drawings_of(row).items()}
-    return draw_all(drawings, colors_of(encoders), folder)
-
-
-def pictures_of(row: Row) -> dict[str, str]:
-    """Name -> title of a row's own pictures; which there are depends on what its records hold."""
-    return {name: title for name, (title, _) in drawings_of(row).items()}
+    draw_all(drawings, colors_of(encoders_of([record for row in rows for record in row.records.values()])), folder)
 
 
 def colors_of(encoders: Sequence[str]) -> Colors:
@@ -318,27 +284,19 @@ def colors_of(encoders: Sequence[str]) -> Colors:
 
 
 def drawings_of(row: Row) -> dict[str, tuple[str, Callable[[Colors], Figure]]]:
-    """What a row has to show: name -> title and what draws it, given the colours of `colors_of`."""
-    title = row.title
-    found = {
-        "confusion": (f"{title}: confusion matrix", _confusion),
-        "det": (f"{title}: DET curves", _det),
-        "scatter": (f"{title}: predicted against true", _scatter),
-        "map": (f"{title}: embedding map", _map),
-    }
-    return {f"{row.name}__{kind}": (words, partial(draw, row)) for kind, (words, draw) in found.items() if _having(row, kind)}
+    """What a row has to show: name -> title and what draws it, given the colours of `colors_of`.
 
-
-def _having(row: Row, kind: str) -> dict[str, Mapping]:
-    """Encoder -> its data for a kind of picture."""
-    return {name: record.figures[kind] for name, record in row.records.items() if record.figures.get(kind)}
-
-
-def _looked_at(row: Row, kind: str) -> dict[str, Mapping]:
-    """Of the first encoder and of the best one, where they are two: a matrix per baseline would be too much to look at."""
-    having = _having(row, kind)
-    wanted = [name for name in dict.fromkeys([next(iter(row.records)), row.best[0]]) if name in having]
-    return {name: having[name] for name in wanted or list(having)[:1]}
+    Which pictures there are depends on what its results hold.
+    """
+    found = {}
+    for kind, (words, draw) in PICTURES.items():
+        panels = {name: record.figures[kind] for name, record in row.records.items() if record.figures.get(kind)}
+        if panels and kind in PANEL_PER_ENCODER:  # of all encoders they would be too much to look at
+            wanted = [name for name in dict.fromkeys([next(iter(row.records)), row.best[0]]) if name in panels]
+            panels = {name: panels[name] for name in wanted or list(panels)[:1]}
+        if panels:
+            found[f"{row.name}__{kind}"] = (f"{row.title}: {words}", partial(draw, row, panels))
+    return found
 
 
 def draw_overview(rows: Sequence[Row], colors: Colors) -> Figure:
@@ -375,8 +333,7 @@ def _bars(axes: Axes, row: Row, colors: Colors) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def _confusion(row: Row, colors: Colors) -> Figure:
-    panels = _looked_at(row, "confusion")
+def _confusion(row: Row, panels: Panels, colors: Colors) -> Figure:
     num_classes = len(next(iter(panels.values()))["labels"])
     side = max(3.2, min(9.0, 1.2 + 0.32 * num_classes))
     figure, axes = new_axes((side + 1.2) * len(panels), side, len(panels))
@@ -393,9 +350,9 @@ def _confusion(row: Row, colors: Colors) -> Figure:
     return figure
 
 
-def _det(row: Row, colors: Colors) -> Figure:
+def _det(row: Row, panels: Panels, colors: Colors) -> Figure:
     figure, (axes,) = new_axes(6, 5.6)
-    for name, curve in _having(row, "det").items():
+    for name, curve in panels.items():
         errors = row.records[name].metrics["eer"].value
         x, y = (_probit(np.array(curve[key])) for key in ("false_acceptance", "false_rejection"))
         axes.plot(x, y, color=colors[name], linewidth=1.4, label=f"{name}, EER {shown(errors, 'percent')} %")
@@ -416,8 +373,7 @@ def _probit(rates: np.ndarray) -> np.ndarray:
     return norm.ppf(np.clip(rates, LOWEST_RATE / 10, 1 - LOWEST_RATE / 10))
 
 
-def _scatter(row: Row, colors: Colors) -> Figure:
-    panels = _looked_at(row, "scatter")
+def _scatter(row: Row, panels: Panels, colors: Colors) -> Figure:
     figure, axes = new_axes(4.6 * len(panels), 4.6, len(panels))
     values = [value for data in panels.values() for value in (*data["true"], *data["predicted"])]
     margin = 0.05 * (max(values) - min(values)) or 0.5
@@ -442,13 +398,18 @@ def _figure_words(row: Row, encoder: str) -> str:
     )
 
 
-def _map(row: Row, colors: Colors) -> Figure:
-    name, data = next(iter(_having(row, "map").items()))
+def _map(row: Row, panels: Panels, colors: Colors) -> Figure:
+    import matplotlib
+
+    name, data = next(iter(panels.items()))
     x, y, labels = np.array(data["x"]), np.array(data["y"]), np.array(data["label"])
     kinds = sorted(set(data["label"]))
+    palette = matplotlib.colormaps["tab10"].colors
+    if len(kinds) > len(palette):
+        palette = [matplotlib.colormaps["turbo"](place / (len(kinds) - 1)) for place in range(len(kinds))]
     has_legend = len(kinds) <= MOST_IN_LEGEND
     figure, (axes,) = new_axes(7.4 if has_legend else 5.6, 5.2)
-    for place, (kind, color) in enumerate(zip(kinds, _label_colors(len(kinds)))):
+    for place, (kind, color) in enumerate(zip(kinds, palette)):
         mine = labels == kind
         axes.scatter(x[mine], y[mine], s=18, color=color, marker=MARKERS[place % len(MARKERS)], linewidths=0, label=kind)
     axes.set(xticks=[], yticks=[], title=f"{row.title}\n{name}, {len(x)} test clips, t-SNE")
@@ -460,12 +421,14 @@ def _map(row: Row, colors: Colors) -> Figure:
     return figure
 
 
-def _label_colors(number: int) -> Sequence[object]:
-    import matplotlib
-
-    if number <= 10:
-        return matplotlib.colormaps["tab10"].colors[:number]
-    return [matplotlib.colormaps["turbo"](place / (number - 1)) for place in range(number)]
+# What a result may hold of a row to be drawn (`figures`): kind -> title and what draws it.
+PICTURES: dict[str, tuple[str, Callable[[Row, Panels, Colors], Figure]]] = {
+    "confusion": ("confusion matrix", _confusion),
+    "det": ("DET curves", _det),
+    "scatter": ("predicted against true", _scatter),
+    "map": ("embedding map", _map),
+}
+PANEL_PER_ENCODER = ("confusion", "scatter")  # shown for the first encoder and the best one
 
 
 # ---- command line ----
@@ -475,7 +438,7 @@ def _label_colors(number: int) -> Sequence[object]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Regenerate the report of a folder, or only its table, and print the table."""
     args = parse_report(argv)
-    print((write_table if args.table_only else write_report)(args.output_dir), end="")
+    print(write_report(args.output_dir, args.table_only), end="")
     return DONE
 
 

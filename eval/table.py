@@ -34,28 +34,20 @@ def markdown_table(records: Sequence[Result], comparisons: Sequence[Comparison] 
     """
     records = [record.with_texts(page.inert) for record in records]
     rows, encoders = rows_of(records), encoders_of(records)
-    marks = {(own.row, own.other): mark_of(own) for own in comparisons}
+    marks = {(own.row, own.other): own.mark for own in comparisons}
     has_paper = any(row.published for row in rows)
     lines = []
     for row in rows:
-        cells = [row.task.title, metric_words(row.primary, row.figure(row.best[0])), size_words(row)]
-        cells += [_cell(row, encoder, marks.get((row.name, encoder), "")) for encoder in encoders]
-        lines.append([*cells, *([_papers_cell(row)] if has_paper else [])])
+        line = [row.title, metric_words(row.primary, row.figure(row.best[0])), size_words(row)]
+        for encoder in encoders:
+            line.append(_cell(row, encoder, marks.get((row.name, encoder), "")) if encoder in row.records else "–")
+        lines.append([*line, *([_papers_cell(row)] if has_paper else [])])
     columns = ["task", "metric", "test split", *encoders, *([PAPERS_COLUMN] if has_paper else [])]
     notes = [f"- {note}" for note in notes_of(rows, comparisons)]
     return "\n".join([page.markdown_table(columns, lines), "", *notes]) + "\n"
 
 
-def mark_of(comparison: Comparison) -> str:
-    """The mark behind the figure of an encoder that was compared with the best of its row."""
-    if comparison.obstacle:
-        return UNTESTED
-    return "" if comparison.is_distinguishable else TIED
-
-
 def _cell(row: Row, encoder: str, mark: str) -> str:
-    if encoder not in row.records:
-        return "–"
     figure = row.figure(encoder)
     value = shown(figure.value, row.unit)
     return (f"**{value}**" if encoder in row.best else f"{value}{mark}") + shown_interval(figure.interval, figure.unit)
@@ -79,101 +71,65 @@ DECIMALS = {"percent": 1, "years": 2, "plain": 3}
 ARROWS = {True: "↑", False: "↓"}
 
 
-@dataclass(frozen=True)
 class Row:
-    """What was found on one target: a record per encoder, in the order of the table's columns."""
+    """What was found on one target: a result per encoder, in the order of the table's columns.
 
-    name: str
-    records: dict[str, Result]
+    Attributes:
+        records: encoder -> result.
+        first: the result of the first encoder; `task` is its description of the task, `name` and `title` are the row's.
+        primary: the metric that decides which encoder is best, with its `unit` and its direction (`is_greater_better`).
+        best: the encoders with the best figure: one, or several that are equal.
+        data: name of the tested corpus, or, where the manifests do not say it, the folders that they lie in.
+        is_mixed: whether the encoders were tested on different data, so that their figures cannot be compared.
+        published: the paper's corpus and figures where the data is all of that corpus, and no stand-in; else empty.
+        is_split_as_published: whether the protocol is the one that the task compares with the paper; a corpus has several.
 
-    @property
-    def task(self) -> TaskRecord:
-        """The description of the task, from its first record."""
-        return self.first.task
+    Raises:
+        ValueError: the results are of different kinds or have different primary metrics.
+    """
 
-    @property
-    def first(self) -> Result:
-        """The record of the first encoder."""
-        return next(iter(self.records.values()))
-
-    @property
-    def primary(self) -> str:
-        """The metric that decides which encoder is best."""
-        return self.first.primary
+    def __init__(self, records: Mapping[str, Result]):
+        self.records, self.first = dict(records), next(iter(records.values()))
+        self.task, self.primary = self.first.task, self.first.primary
+        self.name, self.title = self.task.name, self.task.title
+        if len({(own.task.kind, own.primary) for own in records.values()}) > 1:
+            raise ValueError(f"results of {self.name}: the encoders differ in kind or primary metric; evaluate them again.")
+        self.unit, self.is_greater_better = self.figure(next(iter(records))).unit, METRICS[self.primary].greater_is_better
+        values = {encoder: self.figure(encoder).value for encoder in records}
+        best = (max if self.is_greater_better else min)(values.values())
+        self.best = [encoder for encoder, value in values.items() if value == best]
+        folders = dict.fromkeys(PurePath(manifest["path"]).parent.name for manifest in self.first.manifests)
+        self.data = self.task.corpus or ", ".join(folders)
+        tested = [(own.counts, sorted(m["sha256"] for m in own.manifests), own.trials_sha256) for own in records.values()]
+        self.is_mixed = any(other != tested[0] for other in tested)
+        benchmark, protocols = self.task.benchmark or {}, self.task.protocols
+        is_same = self.task.corpus == benchmark.get("corpus") and self.primary == benchmark.get("metric")
+        is_whole = not any(protocol.endswith(PARTIAL) for protocol in protocols)
+        self.published = benchmark if is_same and is_whole else {}
+        self.is_split_as_published = protocols == [benchmark.get("split", "").partition(":")[0]]
 
     def figure(self, encoder: str) -> Measured:
         """Value, interval, direction and unit of an encoder's primary metric."""
         return self.records[encoder].metrics[self.primary]
-
-    @property
-    def title(self) -> str:
-        """Of the row."""
-        return self.task.title
-
-    @property
-    def data(self) -> str:
-        """Name of the tested corpus, or, where the manifests do not say it, the folders that they lie in."""
-        folders = dict.fromkeys(PurePath(manifest["path"]).parent.name for manifest in self.first.manifests)
-        return self.task.corpus or ", ".join(folders)
-
-    @property
-    def unit(self) -> str:
-        """Of the primary metric: "percent", "years" or "plain"."""
-        return self.first.metrics[self.primary].unit
-
-    @property
-    def is_greater_better(self) -> bool:
-        """Direction of the primary metric."""
-        return METRICS[self.primary].greater_is_better
-
-    @property
-    def best(self) -> list[str]:
-        """The encoders with the best figure: one, or several that are equal."""
-        values = {encoder: self.figure(encoder).value for encoder in self.records}
-        best = (max if self.is_greater_better else min)(values.values())
-        return [encoder for encoder, value in values.items() if value == best]
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether the encoders were tested on different data, so that their figures cannot be compared."""
-        tested = [
-            (record.counts, sorted(m["sha256"] for m in record.manifests), record.trials_sha256)
-            for record in self.records.values()
-        ]
-        return any(other != tested[0] for other in tested)
-
-    @property
-    def published(self) -> Mapping:
-        """The paper's corpus and figures, if the data is all of that corpus and not a stand-in of its shape; else empty."""
-        benchmark = self.task.benchmark or {}
-        is_same = self.task.corpus == benchmark.get("corpus") and self.primary == benchmark.get("metric")
-        is_whole = not any(protocol.endswith(PARTIAL) for protocol in self.task.protocols)
-        return benchmark if is_same and is_whole else {}
-
-    @property
-    def is_split_as_published(self) -> bool:
-        """Whether the protocol is the one that the task compares with the paper; a corpus has several."""
-        named = (self.task.benchmark or {}).get("split", "").partition(":")[0]
-        return self.task.protocols == [named]
 
 
 def rows_of(records: Sequence[Result]) -> list[Row]:
     """Group records into rows: tasks in the order of `TASKS`, their targets in theirs, encoders before baselines.
 
     Raises:
-        ValueError: two records of a row have different primary metrics.
+        ValueError: as `Row`.
     """
-    encoders = encoders_of(records)
+    order, encoders = list(TASKS), encoders_of(records)
+
+    def place(task: TaskRecord) -> tuple:
+        targets = TASKS[task.task].targets if task.task in TASKS else ()
+        target = targets.index(task.target) if task.target in targets else len(targets)
+        return order.index(task.task) if task.task in TASKS else len(order), target, task.name
+
     cells = {(record.task.name, record.encoder["name"]): record for record in records}
     tasks = {record.task.name: record.task for record in records}
-    rows = [
-        Row(name, {encoder: cells[name, encoder] for encoder in encoders if (name, encoder) in cells})
-        for name in sorted(tasks, key=lambda name: _place(tasks[name]))
-    ]
-    for row in rows:
-        if len({(r.task.kind, r.primary) for r in row.records.values()}) > 1:
-            raise ValueError(f"results of {row.name}: the encoders differ in kind or primary metric; evaluate them anew.")
-    return rows
+    names = sorted(tasks, key=lambda name: place(tasks[name]))
+    return [Row({encoder: cells[name, encoder] for encoder in encoders if (name, encoder) in cells}) for name in names]
 
 
 def encoders_of(records: Sequence[Result]) -> list[str]:
@@ -193,14 +149,6 @@ def _column(name: str) -> tuple:
         if name.endswith(f"_{baseline}"):
             return 1, name.removesuffix(f"_{baseline}"), place
     return 0, name, 0
-
-
-def _place(task: TaskRecord) -> tuple:
-    order = list(TASKS)
-    known = task.task in TASKS
-    targets = TASKS[task.task].targets if known else ()
-    target = targets.index(task.target) if task.target in targets else len(targets)
-    return order.index(task.task) if known else len(order), target, task.name
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -241,6 +189,10 @@ def size_words(row: Row) -> str:
 # ---- which encoders can be told apart ----
 
 
+TIED = "†"
+UNTESTED = "?"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The best encoder of a row beside another.
@@ -257,9 +209,11 @@ class Comparison:
     obstacle: str = ""
 
     @property
-    def is_distinguishable(self) -> bool:
-        """Whether the interval is there and does not hold zero."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+    def mark(self) -> str:
+        """What stands behind the figure of the other one: `UNTESTED`, `TIED` where it cannot be told from the best, or ""."""
+        if self.obstacle:
+            return UNTESTED
+        return TIED if self.interval is None or self.interval[0] <= 0 <= self.interval[1] else ""
 
 
 def compare(rows: Sequence[Row], output_dir: str | Path) -> list[Comparison]:
@@ -271,91 +225,69 @@ def compare(rows: Sequence[Row], output_dir: str | Path) -> list[Comparison]:
     Raises:
         ValueError: a file of predictions is not one.
     """
-    return [comparison for row in rows for comparison in _compare_row(row, output_dir)]
-
-
-def _compare_row(row: Row, output_dir: str | Path) -> list[Comparison]:
-    best = row.best[0]
-    ours = _read(row, predictions_path(output_dir, row.name, best))
     found = []
-    for other in row.records:
-        if other == best:
-            continue
-        theirs = _read(row, predictions_path(output_dir, row.name, other))
-        obstacle = _obstacle(ours, theirs)
-        interval = None if obstacle else _interval(row, ours, theirs)
-        found.append(Comparison(row.name, best, other, interval, obstacle))
+    for row in rows:
+        best = row.best[0]
+        ours = _read_predictions(row, predictions_path(output_dir, row.name, best))
+        for other in row.records:
+            if other == best:
+                continue
+            theirs = _read_predictions(row, predictions_path(output_dir, row.name, other))
+            interval, obstacle = None, ""
+            if ours is None or theirs is None:
+                obstacle = "no predictions"
+            else:
+                asked = [column for column in ours if not column.startswith("prediction_")]
+                if ours[asked].equals(theirs.reindex(columns=asked)):
+                    interval = _difference(row, ours, theirs)
+                else:
+                    obstacle = "other clips"
+            found.append(Comparison(row.name, best, other, interval, obstacle))
     return found
 
 
-def _read(row: Row, path: Path) -> pd.DataFrame | None:
+def _read_predictions(row: Row, path: Path) -> pd.DataFrame | None:
+    """What one encoder answered, ordered by clips or trials; None where nothing is kept."""
     if not path.exists():
         return None
     try:
         table = pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise ValueError(f"{path}: is no file of predictions ({' '.join(str(error).split())}); evaluate anew.") from error
-    missing = [column for column in (*_keys(row), "label", "prediction_0") if column not in table]
+        raise ValueError(f"{path}: is no file of predictions ({' '.join(str(error).split())}); evaluate again.") from error
+    is_trials = row.task.kind == "verification"
+    names, groups = (["enrolment", "test"], ["group_a", "group_b"]) if is_trials else (["clip_id"], ["group"])
+    missing = [column for column in (*names, *groups, "label", "prediction_0") if column not in table]
     if missing:
-        raise ValueError(f"{path}: lacks the columns {', '.join(missing)}; evaluate anew.")
-    return table.sort_values(_clips(row), kind="stable", ignore_index=True)
+        raise ValueError(f"{path}: lacks the columns {', '.join(missing)}; evaluate again.")
+    return table.sort_values(names, kind="stable", ignore_index=True)
 
 
-def _clips(row: Row) -> list[str]:
-    return ["enrolment", "test"] if row.task.kind == "verification" else ["clip_id"]
-
-
-def _groups(row: Row) -> list[str]:
-    return ["group_a", "group_b"] if row.task.kind == "verification" else ["group"]
-
-
-def _keys(row: Row) -> list[str]:
-    return [*_clips(row), *_groups(row)]
-
-
-def _obstacle(ours: pd.DataFrame | None, theirs: pd.DataFrame | None) -> str:
-    if ours is None or theirs is None:
-        return "no predictions"
-    shared = [column for column in ours.columns if not column.startswith("prediction_")]
-    return "" if ours[shared].equals(theirs.reindex(columns=shared)) else "other clips"
-
-
-def _interval(row: Row, ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[float, float] | None:
-    groups = ours[_groups(row)].to_numpy()
-    return paired_interval(
-        METRICS[row.primary],
-        _numbers(row, ours["label"]),
-        _runs(row, ours),
-        _runs(row, theirs),
-        groups if groups.shape[1] == 2 else groups[:, 0],
-        row.first.interval.seed,
-    )
-
-
-def _runs(row: Row, table: pd.DataFrame) -> list[np.ndarray]:
-    columns = sorted(
-        (c for c in table.columns if c.startswith("prediction_")), key=lambda c: int(c.removeprefix("prediction_"))
-    )
-    return [_numbers(row, table[column]) for column in columns]
-
-
-def _numbers(row: Row, values: pd.Series) -> np.ndarray:
-    """Class names as their place among the classes; everything else as it is."""
-    if pd.api.types.is_numeric_dtype(values):
-        return values.to_numpy()
+def _difference(row: Row, ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[float, float] | None:
+    """Interval of our figure minus theirs, on the same clips or trials."""
     places = {name: place for place, name in enumerate(row.task.classes)}
-    numbers = values.map(places)
-    if numbers.isna().any():
-        raise ValueError(f"predictions of {row.name}: {values[numbers.isna()].iloc[0]!r} is none of the task's classes.")
-    return numbers.to_numpy(dtype=np.int64)
+
+    def numbers(values: pd.Series) -> np.ndarray:  # classes by their place; everything else as it is
+        if pd.api.types.is_numeric_dtype(values):
+            return values.to_numpy()
+        found = values.map(places)
+        if found.isna().any():
+            raise ValueError(f"predictions of {row.name}: {values[found.isna()].iloc[0]!r} is none of the task's classes.")
+        return found.to_numpy(dtype=np.int64)
+
+    def runs(table: pd.DataFrame) -> list[np.ndarray]:
+        columns = [column for column in table if column.startswith("prediction_")]
+        return [numbers(table[column]) for column in sorted(columns, key=lambda c: int(c.removeprefix("prediction_")))]
+
+    groups = ours[[column for column in ours if column.startswith("group")]].to_numpy()
+    groups = groups if groups.shape[1] == 2 else groups[:, 0]
+    seed = row.first.interval.seed
+    return paired_interval(METRICS[row.primary], numbers(ours["label"]), runs(ours), runs(theirs), groups, seed)
 
 
 # ---- notes below the table ----
 
 
 FEW_SPEAKERS = 10  # below this a bootstrap over speakers is known to be too narrow
-TIED = "†"
-UNTESTED = "?"
 READING = (
     "Primary metric of each task [95 % bootstrap interval]; ↑ higher is better, ↓ lower is better; the best of a row in bold."
 )
@@ -368,9 +300,7 @@ FINETUNED = "fine-tuned"  # `probe.kind` of a record whose encoder was trained o
 
 def notes_of(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
     """The notes, one sentence or two each, without bullets."""
-    notes = [_reading(rows), *_mark_notes(comparisons), *_papers_notes(rows), *_interval_notes(rows), *_seed_notes(rows)]
-    notes += [f"{', '.join(titles)}: {words.rstrip('.')}." for words, titles in _titles_by(rows, _rule_words).items()]
-    notes += _layer_notes(rows) + _lda_notes(rows)
+    notes = [*_reading_notes(rows, comparisons), *_papers_notes(rows), *_interval_notes(rows), *_fit_notes(rows)]
     notes += [f"`{name}`: {origin}." for name, origin in origins(rows).items()]
     for row in rows:
         skipped = max(record.skipped_clips for record in row.records.values())
@@ -380,64 +310,32 @@ def notes_of(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str
     return [*notes, *(f"Note: {note}" for note in said)]
 
 
-def _reading(rows: Sequence[Row]) -> str:
-    """How to read the table, and whether encoders stayed as they were or were trained on the task."""
+def _reading_notes(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
+    """How to read the table and its marks, and whether encoders stayed as they were or were trained on the task."""
     kinds = [(name, record.probe.kind) for row in rows for name, record in row.records.items()]
-    tuned = ", ".join(dict.fromkeys(f"`{name}`" for name, kind in kinds if kind == FINETUNED))
-    words = (
-        f"{tuned}: the whole encoder was fine-tuned on the training split, under the mean over its frames and one linear "
-        "layer; the validation split chose the step."
-    )
-    is_frozen = any(kind != FINETUNED for _, kind in kinds)
-    return " ".join([READING, *([FROZEN] if is_frozen else []), *([words] if tuned else [])])
-
-
-def origins(rows: Sequence[Row]) -> dict[str, str]:
-    """Encoder -> where it comes from: model, revision, hash of its weights, size."""
-    return {name: _origin(record.encoder) for row in rows for name, record in row.records.items()}
-
-
-def _origin(encoder: Mapping) -> str:
-    parts = [encoder["model"]] if "model" in encoder else []
-    parts += [f"layer {encoder['layer']}"] if "layer" in encoder else []
-    parts += [f"layers {encoder['layers']}"] if "layers" in encoder else []
-    parts += [f"pooled over time by {encoder['temporal_pooling']}"] if "temporal_pooling" in encoder else []
-    parts += [f"revision {encoder['revision']}"] if "revision" in encoder else []
-    parts += [f"weights sha256 {encoder['weights_sha256'][:12]}"] if "weights_sha256" in encoder else []
-    parts.append(f"{encoder['embedding_size']} dimensions" if encoder["embedding_size"] else "the same answer to every clip")
-    return ", ".join(parts)
-
-
-def _titles_by(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[str]]:
-    """Key -> titles of the rows that have it, in order; rows with an empty one are left out."""
-    groups: dict[str, list[str]] = {}
-    for row in rows:
-        if key(row):
-            groups.setdefault(key(row), []).append(row.title)
-    return groups
-
-
-def _mark_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    tested = [own for own in comparisons if not own.obstacle]
-    notes = []
-    if tested:
+    reading = [READING, *([FROZEN] if any(kind != FINETUNED for _, kind in kinds) else [])]
+    if tuned := ", ".join(dict.fromkeys(f"`{name}`" for name, kind in kinds if kind == FINETUNED)):
+        reading.append(
+            f"{tuned}: the whole encoder was fine-tuned on the training split, under the mean over its frames and one linear "
+            "layer; the validation split chose the step."
+        )
+    notes = [" ".join(reading)]
+    obstacles = [own.obstacle for own in comparisons if own.obstacle]
+    if num_tested := len(comparisons) - len(obstacles):
         notes.append(
             f"{TIED} not distinguishable from the best: the 95 % interval of the difference, by paired bootstrap, holds zero, "
-            f"or there are too few speakers for one. {len(tested)} differences were looked at, without a correction for their "
+            f"or there are too few speakers for one. {num_tested} differences were looked at, without a correction for their "
             "number or for the best having been found on the same clips: of encoders that are as good, one in twenty or more "
             "goes unmarked."
         )
-    if len(tested) < len(comparisons):
-        obstacles = ", ".join(sorted({own.obstacle for own in comparisons if own.obstacle}))
-        notes.append(f"{UNTESTED} not tested against the best ({obstacles}).")
+    if obstacles:
+        notes.append(f"{UNTESTED} not tested against the best ({', '.join(sorted(set(obstacles)))}).")
     return notes
 
 
 def _papers_notes(rows: Sequence[Row]) -> list[str]:
     published = [row for row in rows if row.published]
-    if not published:
-        return []
-    notes = ["The paper's figures stand only where the test data is the paper's corpus."]
+    notes = ["The paper's figures stand only where the test data is the paper's corpus."] if published else []
     for row in published:
         protocols = ", ".join(row.task.protocols) or "unnamed"
         split = f"; split: {row.published['split_source']}" if row.is_split_as_published else ""
@@ -447,6 +345,7 @@ def _papers_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _interval_notes(rows: Sequence[Row]) -> list[str]:
+    """What intervals resample, where there is too little of it, and of how many seeds figures are the mean."""
     units = _titles_by(rows, lambda row: row.first.interval.unit)
     notes = [f"Intervals resample {unit}s: {', '.join(titles)}." for unit, titles in units.items()]
     for row in rows:
@@ -455,36 +354,58 @@ def _interval_notes(rows: Sequence[Row]) -> list[str]:
             notes.append(f"{row.title}: one test {interval.unit} only, so there is no interval.")
         elif interval.unit != "clip" and interval.units < FEW_SPEAKERS:
             notes.append(f"{row.title}: only {interval.units} test speakers, so the interval is too narrow.")
+    probes = [record.probe for row in rows for record in row.records.values()]
+    num_seeds = max((len(probe.runs) for probe in probes if probe.runs is not None), default=1)
+    if num_seeds > 1:
+        words = "probe seeds" if any(probe.kind != FINETUNED for probe in probes) else "seeds"
+        notes.append(f"Figures are means over {num_seeds} {words}.")
     return notes
 
 
-def _seed_notes(rows: Sequence[Row]) -> list[str]:
-    numbers = [len(r.probe.runs) for row in rows for r in row.records.values() if r.probe.runs is not None]
-    is_probed = any(r.probe.kind != FINETUNED for row in rows for r in row.records.values())
-    words = "probe seeds" if is_probed else "seeds"
-    return [f"Figures are means over {max(numbers)} {words}."] if numbers and max(numbers) > 1 else []
+def _fit_notes(rows: Sequence[Row]) -> list[str]:
+    """Whose speakers may be known from training and why, and what validation chose: layers, sizes of an LDA."""
 
+    def rule(row: Row) -> str:
+        words = "" if row.task.disjoint_by else "test speakers are not held out of training"
+        return ": ".join(part for part in (words, row.task.note) if part)
 
-def _rule_words(row: Row) -> str:
-    """Whether speakers of the test split may be in the training split, and why; empty where they may not."""
-    words = "" if row.task.disjoint_by else "test speakers are not held out of training"
-    return ": ".join(part for part in (words, row.task.note) if part)
-
-
-def _layer_notes(rows: Sequence[Row]) -> list[str]:
-    """Which layers an encoder of several candidates was read from."""
-    chosen: dict[str, list[str]] = {}
+    notes = [f"{', '.join(titles)}: {words.rstrip('.')}." for words, titles in _titles_by(rows, rule).items()]
+    layers: dict[str, list[str]] = {}
+    sizes: list[str] = []
     for row in rows:
         for name, record in row.records.items():
             if record.probe.candidate is not None:
-                chosen.setdefault(name, []).append(f"{row.title} {record.probe.candidate}")
-    return [f"`{name}`, layers that validation chose: {', '.join(words)}." for name, words in chosen.items()]
+                layers.setdefault(name, []).append(f"{row.title} {record.probe.candidate}")
+        chosen = [f"`{name}` {own.probe.lda_size}" for name, own in row.records.items() if own.probe.lda_size]
+        if chosen:
+            sizes.append(f"{row.title}: PLDA, after an LDA to the size that validation chose: {', '.join(chosen)}.")
+    notes += [f"`{name}`, layers that validation chose: {', '.join(words)}." for name, words in layers.items()]
+    return notes + sizes
 
 
-def _lda_notes(rows: Sequence[Row]) -> list[str]:
-    notes = []
+def origins(rows: Sequence[Row]) -> dict[str, str]:
+    """Encoder -> where it comes from: model, layers, revision, hash of its weights, size."""
+    found = {}
+    for encoder in {name: own.encoder for row in rows for name, own in row.records.items()}.values():
+        parts = {
+            "model": "{}",
+            "layer": "layer {}",
+            "layers": "layers {}",
+            "temporal_pooling": "pooled over time by {}",
+            "revision": "revision {}",
+            "weights_sha256": "weights sha256 {:.12}",
+        }
+        words = [text.format(encoder[part]) for part, text in parts.items() if part in encoder]
+        size = encoder["embedding_size"]
+        words.append(f"{size} dimensions" if size else "the same answer to every clip")
+        found[encoder["name"]] = ", ".join(words)
+    return found
+
+
+def _titles_by(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[str]]:
+    """Key -> titles of the rows that have it, in order; rows with an empty one are left out."""
+    groups: dict[str, list[str]] = {}
     for row in rows:
-        sizes = {name: record.probe.lda_size for name, record in row.records.items() if record.probe.lda_size}
-        words = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
-        notes += [f"{row.title}: PLDA, after an LDA to the size that validation chose: {words}."] if sizes else []
-    return notes
+        if key(row):
+            groups.setdefault(key(row), []).append(row.title)
+    return groups
