@@ -18,6 +18,7 @@ from wavcse.data.corpora import CORPORA
 from wavcse.data.corpora.__main__ import main
 from wavcse.data.corpora.hub import write_hub_copy
 from wavcse.data.corpora.speech_commands import official_split
+from wavcse.data.corpus_facts import FACTS
 from wavcse.data.labels import TaskSource, load_task_clips
 from wavcse.data.manifest import Manifest
 from wavcse.eval.__main__ import main as evaluate
@@ -597,7 +598,7 @@ def test_a_corpus_without_a_copy_on_the_hub_says_so(name, tmp_path, capsys):
     arguments = [name, "--root", str(tmp_path / "root"), "--out", str(tmp_path / "m.csv"), "--hub_id", "some/copy"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert f"{name}: no copy with its audio is known on the Hub; get it from {CORPORA[name].source}" in error
+    assert f"{name}: no copy with its audio is known on the Hub; get it from {CORPORA[name].facts.source}" in error
     assert main(arguments[:-2]) == 2
     assert "--hub_id" not in capsys.readouterr().err  # where it lies is told without an advice that leads nowhere
 
@@ -638,7 +639,18 @@ def test_a_row_of_a_hub_copy_whose_audio_is_broken_is_named(hub_copy, tmp_path):
 def test_a_corpus_that_is_not_there_is_answered_with_where_it_comes_from(name, tmp_path, capsys):
     assert main([name, "--root", str(tmp_path / "none"), "--out", str(tmp_path / "m.csv")]) == 2
     error, corpus = capsys.readouterr().err, CORPORA[name]
-    assert all(text in error for text in (corpus.source, corpus.licence, corpus.layout, str(tmp_path / "none")))
+    assert all(text in error for text in (corpus.facts.source, corpus.facts.licence, corpus.layout, str(tmp_path / "none")))
+
+
+def test_every_corpus_has_its_facts_and_counts_of_every_protocol():
+    assert {name: corpus.facts for name, corpus in CORPORA.items()} == FACTS
+    assert all(list(corpus.counts) == list(corpus.facts.protocols) for corpus in CORPORA.values())
+
+
+def test_facts_of_corpora_need_no_adapter():
+    code = "import sys, wavcse.eval.tasks; print(*[name for name in sys.modules if name.startswith('wavcse.data')])"
+    done = run_python("-c", code)
+    assert done.stdout.split() == ["wavcse.data", "wavcse.data.corpus_facts"], done.stderr
 
 
 def test_wrong_arguments_are_refused(voxceleb, tmp_path, capsys):
@@ -651,18 +663,18 @@ def test_wrong_arguments_are_refused(voxceleb, tmp_path, capsys):
 
 def test_the_complete_corpora_have_the_published_sizes():
     sums = {
-        (name, protocol): sum(value for key, value in spec.counts.items() if key in ("train", "validation", "test"))
+        (name, protocol): sum(value for key, value in counts.items() if key in ("train", "validation", "test"))
         for name, corpus in CORPORA.items()
-        for protocol, spec in corpus.protocols.items()
+        for protocol, counts in corpus.counts.items()
     }
     assert sums["speech_commands_v0.01", "wavcse-paper"] == 64_721
     assert sums["speech_commands_v0.02", "official-35"] == 105_829
     assert sums["voxceleb1", "superb"] == 153_516
     assert sums["fluent_speech_commands", "official"] == 30_043
-    counts = CORPORA["iemocap"].protocols["wavcse-paper"].counts
+    counts = CORPORA["iemocap"].counts["wavcse-paper"]
     assert sum(counts[emotion] for emotion in ("neutral", "happy", "angry", "sad")) == 5_531
     assert sum(counts[f"session {session}"] for session in range(1, 6)) == 5_531
-    trials = CORPORA["cnceleb1"].protocols["official"].counts
+    trials = CORPORA["cnceleb1"].counts["official"]
     assert trials["trials"] == trials["enrolment"] * trials["test clips"]  # every model against every clip
 
 

@@ -668,7 +668,7 @@ def test_a_faulty_aesdd_is_refused_with_what_is_wrong(aesdd, tmp_path, capsys, p
     ],
 )
 def test_the_default_protocol_keeps_speakers_apart_and_is_repeatable(request, tmp_path, fixture, name, split, counts):
-    root, default = request.getfixturevalue(fixture), next(iter(CORPORA[name].protocols))
+    root, default = request.getfixturevalue(fixture), next(iter(CORPORA[name].facts.protocols))
     first = manifest_of(name, root, tmp_path / "first.csv", default, counts)
     speakers = first[first[split] != ""].groupby(split)["speaker_id"].agg(set)
     assert set(speakers.index) == set(SPLITS)
@@ -700,5 +700,5 @@ def test_help_lists_every_corpus_with_its_protocols(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     for corpus in CORPORA.values():
-        assert f"  {corpus.name}: {corpus.layout}" in text
-        assert all(f"    {name}: {protocol.text}" in text for name, protocol in corpus.protocols.items())
+        assert f"  {corpus.facts.name}: {corpus.layout}" in text
+        assert all(f"    {name}: {words}" in text for name, words in corpus.facts.protocols.items())

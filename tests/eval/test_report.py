@@ -203,7 +203,7 @@ def test_confusion_matrices_are_of_the_first_and_the_best(rows):
     np.testing.assert_allclose(first.images[0].get_array(), counts / counts.sum(axis=1, keepdims=True))
     assert [int(text.get_text()) for text in first.texts] == counts.ravel().tolist()
     assert "wavcse" in first.get_title()
-    worse = Row(row.name, {name: row.records[name] for name in ("majority", "mfcc", "wavcse")})
+    worse = Row({name: row.records[name] for name in ("majority", "mfcc", "wavcse")})
     titles = [axes.get_title() for axes in figure_of(worse, "confusion").axes if axes.images]
     assert [title.split("\n")[0] for title in titles] == ["majority", "wavcse"]
 
@@ -236,7 +236,7 @@ def test_many_classes_stay_legible(rows):
         "confusion": {"labels": names, "counts": (10 * np.eye(50, dtype=int)).tolist()},
         "map": {"x": x.tolist(), "y": y.tolist(), "label": names * 2},
     }
-    many = Row(row.name, {"wavcse": replace(row.records["wavcse"], figures=figures)})
+    many = Row({"wavcse": replace(row.records["wavcse"], figures=figures)})
     matrix = figure_of(many, "confusion").axes[0]
     assert (len(matrix.texts), len(matrix.get_xticklabels())) == (0, 50)
     assert figure_of(many, "map").axes[0].get_legend() is None

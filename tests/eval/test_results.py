@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import accuracy_score, mean_absolute_error, roc_curve
 
 from wavcse.data.files import read_json
-from wavcse.eval.report import main, write_table
+from wavcse.eval.report import main, write_report
 from wavcse.eval.results import Result, read_results
 from wavcse.eval.table import PAPERS_COLUMN, compare, markdown_table, rows_of
 from wavcse.tests.helpers.evaluation_folder import NOISE, add_result, make_folder, planted
@@ -67,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(folder) -> str:
-    return write_table(folder)
+    return write_report(folder, table_only=True)
 
 
 def test_figures_and_the_bold_one_are_those_of_the_predictions(folder, table):
@@ -153,15 +153,15 @@ def test_pairing_tells_apart_what_intervals_do_not(tmp_path):
     assert ours.interval[0] < theirs.value < ours.value < theirs.interval[1]
     (found,) = compare(rows_of(read_results(tmp_path)), tmp_path)
     assert found.interval == pytest.approx((0.05, 0.05))
-    assert found.is_distinguishable
-    assert "†" not in cells(write_table(tmp_path))["Gender recognition"]["mfcc"]
+    assert found.mark == ""
+    assert "†" not in cells(write_report(tmp_path, table_only=True))["Gender recognition"]["mfcc"]
 
 
 def test_equal_encoders_are_both_best(tmp_path):
     for name in ("wavcse", "mfcc"):
         add_result(tmp_path, "age", "age", name, planted(np.random.default_rng(0), "age", 0.2), "x")
     add_result(tmp_path, "age", "age", "majority", planted(np.random.default_rng(0), "age", None), "x")
-    shown = cells(write_table(tmp_path))["Age recognition"]
+    shown = cells(write_report(tmp_path, table_only=True))["Age recognition"]
     assert [shown[name].startswith("**") for name in ("wavcse", "mfcc", "majority")] == [True, True, False]
 
 
@@ -169,7 +169,7 @@ def test_one_speaker_gives_no_interval_and_no_difference(tmp_path):
     for name, noise in (("wavcse", 0.1), ("mfcc", 0.9)):
         table = planted(np.random.default_rng(0), "gender", noise).assign(group="the one")
         add_result(tmp_path, "gender", "gender", name, table, "x")
-    text = write_table(tmp_path)
+    text = write_report(tmp_path, table_only=True)
     assert re.fullmatch(r"\*\*[\d.]+\*\*", cells(text)["Gender recognition"]["wavcse"])
     assert re.fullmatch(r"[\d.]+†", cells(text)["Gender recognition"]["mfcc"])
     assert "Gender recognition: one test speaker only, so there is no interval." in text
@@ -182,7 +182,7 @@ def test_what_cannot_be_compared_is_marked_and_said(tmp_path, way):
     add_result(tmp_path, "gender", "gender", "mfcc", table if way == "missing" else table.iloc[1:], "x")
     if way == "missing":
         (tmp_path / "predictions" / "gender__mfcc.parquet").unlink()
-    text = write_table(tmp_path)
+    text = write_report(tmp_path, table_only=True)
     assert "?" in cells(text)["Gender recognition"]["mfcc"]
     assert "- ? not tested against the best" in text
     assert ("do not compare them" in text) == (way == "other clips")
@@ -205,7 +205,7 @@ def test_the_papers_column_is_only_of_the_real_corpus(table, tmp_path):
     shown = cells(table)
     assert shown["Gender recognition"][PAPERS_COLUMN] == "99.8; LSTM 99.0"
     assert {shown[title][PAPERS_COLUMN] for title in TITLES.values() if title != "Gender recognition"} == {""}
-    synthetic = write_table(make_folder(tmp_path, noise={"wavcse": 0.1, "majority": None}))
+    synthetic = write_report(make_folder(tmp_path, noise={"wavcse": 0.1, "majority": None}), table_only=True)
     assert PAPERS_COLUMN not in synthetic
     assert "paper" not in synthetic.lower()
 
@@ -216,10 +216,10 @@ def test_another_split_or_a_part_of_the_corpus_is_not_called_the_named_one(tmp_p
     (path,) = (tmp_path / "results").iterdir()
     record = read_json(path)
     words = record["task"]["benchmark"]["split_source"]
-    assert words in write_table(tmp_path)
+    assert words in write_report(tmp_path, table_only=True)
     record["task"]["protocols"] = [protocol]
     path.write_text(json.dumps(record))
-    text = write_table(tmp_path)
+    text = write_report(tmp_path, table_only=True)
     assert (PAPERS_COLUMN in text) == has_figure
     assert words not in text
 
@@ -227,16 +227,17 @@ def test_another_split_or_a_part_of_the_corpus_is_not_called_the_named_one(tmp_p
 def test_other_trials_are_not_to_be_compared(tmp_path):
     for name in ("wavcse", "mfcc"):
         add_result(tmp_path, "verification", "speaker_id", name, planted(np.random.default_rng(0), "verification", 0.3), "x")
-    assert "do not compare" not in write_table(tmp_path)
+    assert "do not compare" not in write_report(tmp_path, table_only=True)
     path = tmp_path / "results/verification__mfcc.json"
     path.write_text(json.dumps(read_json(path) | {"trials_sha256": "cd" * 32}))
-    assert "Speaker verification: the encoders were tested on different clips; do not compare them." in write_table(tmp_path)
+    words = "Speaker verification: the encoders were tested on different clips; do not compare them."
+    assert words in write_report(tmp_path, table_only=True)
 
 
 def test_the_papers_best_baseline_has_the_smallest_error(tmp_path):
     """TIMIT age: MLP 6.66 and LSTM 5.97 years, wavCSE 3.79 (Table 4)."""
     add_result(tmp_path, "age", "age", "wavcse", planted(np.random.default_rng(0), "age", 0.1), "timit")
-    assert cells(write_table(tmp_path))["Age recognition"][PAPERS_COLUMN] == "3.79; LSTM 5.97"
+    assert cells(write_report(tmp_path, table_only=True))["Age recognition"][PAPERS_COLUMN] == "3.79; LSTM 5.97"
 
 
 # -- notes
@@ -261,14 +262,14 @@ def test_tasks_with_speakers_on_both_sides_say_why(tmp_path):
         record["task"] |= {"disjoint_by": None, "note": "six speakers are too few to hold one out."}
         path.write_text(json.dumps(record))
     words = "- Gender recognition: test speakers are not held out of training: six speakers are too few to hold one out."
-    assert words in write_table(tmp_path).splitlines()
+    assert words in write_report(tmp_path, table_only=True).splitlines()
 
 
 def test_few_speakers_seeds_and_skipped_clips_are_said(tmp_path):
     table = planted(np.random.default_rng(0), "keyword", 0.3, seeds=3)
     few = table[table["group"] < "s08"]
     add_result(tmp_path, "keyword", "keyword", "wavcse", few, "x", skipped_clips=7)
-    text = write_table(tmp_path)
+    text = write_report(tmp_path, table_only=True)
     assert "Keyword spotting: only 8 test speakers, so the interval is too narrow." in text
     assert "Figures are means over 3 probe seeds." in text
     assert "Keyword spotting: 7 clips were left out, see skipped.csv." in text
@@ -282,7 +283,7 @@ def test_few_speakers_seeds_and_skipped_clips_are_said(tmp_path):
 def test_same_files_give_the_same_bytes(folder, table):
     first = (folder / "results.md").read_bytes()
     assert first.decode() == table
-    assert write_table(folder) == table
+    assert write_report(folder, table_only=True) == table
     assert (folder / "results.md").read_bytes() == first
 
 

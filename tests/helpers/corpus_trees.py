@@ -41,6 +41,5 @@ def table_of(path: Path) -> pd.DataFrame:
 def manifest_of(name: str, root: Path, out: Path, protocol: str, counts: dict[str, int], **arguments) -> pd.DataFrame:
     """The manifest of a miniature, whose counts stand for those of the complete corpus."""
     corpus = CORPORA[name]
-    small = {key: replace(value, counts=counts) for key, value in corpus.protocols.items()}
-    write_manifest(replace(corpus, protocols=small), root, out, protocol, **arguments)
+    write_manifest(replace(corpus, counts=dict.fromkeys(corpus.counts, counts)), root, out, protocol, **arguments)
     return table_of(out)

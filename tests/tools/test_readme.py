@@ -17,7 +17,7 @@ import yaml
 
 import wavcse
 from wavcse.data.files import read_json
-from wavcse.eval.report import write_table
+from wavcse.eval.report import write_report
 from wavcse.hub_repository_wavcse import CODE_FILES
 from wavcse.tests.helpers.card_rules import card_errors
 from wavcse.tests.helpers.killed import run_killed, started
@@ -107,7 +107,7 @@ def counted(data) -> Path:
 @pytest.fixture(scope="module")
 def run(tiny_multi_task_model, tmp_path_factory) -> Path:
     run = make_run(tmp_path_factory.mktemp("run"), tiny_multi_task_model(), mfcc=0.5)
-    write_table(run)
+    write_report(run, table_only=True)
     for stage in (1, 2):
         results = run / f"stage{stage}" / "results"
         results.mkdir(parents=True)
