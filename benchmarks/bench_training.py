@@ -15,22 +15,21 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
 
 from wavcse import WavCSEConfig
 from wavcse.benchmarks.measure import gemm_rate, timed
-from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.benchmarks.workloads import CLASSES, draw_labels
+from wavcse.data.composite import CompositeSet
 from wavcse.data.files import json_text
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import Batch, MemoryTable, SplitFeatures, epoch_order
 from wavcse.training.loop import new_learner
 from wavcse.training.run import Learner
-
-CLASSES = {"keyword": 12, "speaker": 1251, "emotion": 4}  # the paper's tasks
 
 
 @dataclass
@@ -54,13 +53,8 @@ def flops_per_clip(config: WavCSEConfig) -> float:
 
 
 def make_bench(num_clips: int, num_layers: int, batch_size: int, device: str) -> Bench:
-    """A model on random features with one task per clip, as in the paper's composite set."""
-    generator = np.random.default_rng(0)
-    task_of = generator.integers(len(CLASSES), size=num_clips)
-    targets = {
-        name: np.where(task_of == i, generator.integers(count, size=num_clips), IGNORED_LABEL)
-        for i, (name, count) in enumerate(CLASSES.items())
-    }
+    """A model on random features; every clip has a label of one task, as in the paper's composite set."""
+    targets = draw_labels(num_clips, dict.fromkeys(CLASSES, 1))
     labels = {name: list(map(str, range(count))) for name, count in CLASSES.items()}
     tasks = {name: {"manifest": "-", "label_column": name} for name in CLASSES}
     args = RunArguments(tasks=tasks, selected_layers=list(range(num_layers)), batch_size=batch_size, save_hub=False)

@@ -7,7 +7,7 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,19 +78,61 @@ def gemm_rates(device: torch.device, rows: int = GEMM_ROWS) -> dict[str, float]:
     return rates
 
 
+def read_rate(device: torch.device) -> float:
+    """Best rate in bytes per second at which a large tensor is read."""
+    values = torch.randn(2**26, device=device)
+    return 4 * len(values) / min(timed(values.sum, device) for _ in range(5))
+
+
 def interleaved(
-    functions: Mapping[str, Callable[[], object]],
+    functions: Mapping[Hashable, Callable[[], object]],
     rounds: int,
     device: torch.device,
     before_round: Callable[[], object] = lambda: None,
-) -> dict[str, list[float]]:
+) -> dict[Hashable, list[float]]:
     """Seconds of every function in every round; each round calls all of them in turn, so that a busy spell hits all."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[Hashable, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         before_round()
         for name, function in functions.items():
             seconds[name].append(timed(function, device))
     return seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """A call to be timed, and the number of clips that it handles."""
+
+    run: Callable[[], object]
+    clips: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure_work` found, each a list with one figure per round.
+
+    Attributes:
+        rates: products in operations per second by precision, and "bytes" per second of reading.
+        seconds_per_clip: of every work, by its name.
+    """
+
+    rates: dict[str, list[float]]
+    seconds_per_clip: dict[Hashable, list[float]]
+
+
+def measure_work(work: Mapping[Hashable, Work], rounds: int, device: torch.device) -> Measured:
+    """Time every work in interleaved rounds, with the machine's rates at the beginning of each."""
+    for own in work.values():
+        own.run()  # the first call allocates and compiles
+    rates: dict[str, list[float]] = {"float32": [], "bfloat16": [], "bytes": []}
+
+    def note_rates() -> None:
+        for precision in ("float32", "bfloat16"):
+            rates[precision].append(gemm_rate(device, precision))
+        rates["bytes"].append(read_rate(device))
+
+    seconds = interleaved({name: own.run for name, own in work.items()}, rounds, device, note_rates)
+    return Measured(rates, {name: [s / work[name].clips for s in own] for name, own in seconds.items()})
 
 
 @dataclass(frozen=True)

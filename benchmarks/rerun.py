@@ -18,7 +18,6 @@ from wavcse.benchmarks.workloads import SAMPLING_RATE, count_flop
 from wavcse.configuration_wavcse import PAPER_LAYERS, WAVLM_LARGE
 
 WORKLOAD = "mixed"
-CLIP_SECONDS = {"keyword": 1.0, "speaker": 8.2, "emotion": 4.5}  # means of Speech Commands, VoxCeleb1 and IEMOCAP
 
 
 @dataclass(frozen=True)

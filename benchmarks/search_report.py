@@ -1,16 +1,116 @@
-"""The page that `bench_search.py` makes of its result: speeds, the upstream run again, which goal is met."""
+"""What `bench_search.py` makes of its measurements: bounds, the whole recursion, the upstream run again, and their page."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
-from wavcse.benchmarks.measure import SPREAD_LIMIT
+import numpy as np
+
+from wavcse.benchmarks.measure import SPREAD_LIMIT, Measured, PairedRatio
 from wavcse.benchmarks.report import table
+from wavcse.benchmarks.rerun import UpstreamRates, over_rerun
+from wavcse.benchmarks.search_ways import Way
+from wavcse.benchmarks.workloads import CLASSES, PAPER_TRAIN, PAPER_VALIDATION, paper_audio_s
+from wavcse.configuration_wavcse import WavCSEConfig
 
+PAPER_ROUNDS, PAPER_EPOCHS = 25, 100
 GOAL_EPOCHS = 10  # a round, for which the goals against running the upstream again were set
 SHARE_TITLE, MINUTES_TITLE = "share of the bound, at every number of layers", "minutes for the recursion"
 CPU_GOALS = {"x (a)": 10.0, SHARE_TITLE: 0.5, "x best HF": 480.0, "x ordinary": 1600.0}
 GPU_GOALS = {SHARE_TITLE: 0.5, MINUTES_TITLE: 5.0}
+
+
+# -- figures
+
+
+def summarise(
+    ways: Sequence[Way], sizes: Sequence[int], measured: Measured, config: WavCSEConfig, upstream: UpstreamRates | None
+) -> list[dict]:
+    """Per way: speed and share of its bound by number of layers, the extrapolated recursion, and its ratios to others."""
+    totals = {way.name: _recursion_seconds(way, sizes, measured) for way in ways}
+    return [
+        {
+            "name": way.name,
+            "title": way.title,
+            "precision": way.precision,
+            "is_plain": way.is_plain,
+            "processes": way.processes,
+            "by_layers": [{"layers": size, **_speed(way, size, measured, config)} for size in sizes],
+            "recursion_hours": round(statistics.median(totals[way.name]) / 3600, 3),
+            "over_plain": asdict(PairedRatio.of(totals[ways[0].name], totals[way.name])),
+            "over_rerun": {} if upstream is None else _over_rerun(way, upstream, statistics.median(totals[way.name])),
+        }
+        for way in ways
+    ]
+
+
+def flop_per_clip(is_plain: bool, num_layers: int, config: WavCSEConfig) -> float:
+    """Multiply-adds (as 2) of one training clip, forward and backward.
+
+    Plain: FC1 on every layer (no gradient of its input), all heads on all clips. Else: FC1 once (and the gradient of its
+    input, for the layer weights), the head of the clip's own task.
+    """
+    projection = config.upstream_config.hidden_size * config.layer_projection_size
+    total = sum(PAPER_TRAIN.values())
+    outputs = sum(CLASSES.values()) if is_plain else sum(CLASSES[task] * PAPER_TRAIN[task] / total for task in CLASSES)
+    first = 2 * num_layers * projection if is_plain else 3 * projection
+    return 2 * (first + 3 * config.embedding_size * (config.layer_projection_size + outputs))
+
+
+def bytes_per_clip(is_plain: bool, num_layers: int, config: WavCSEConfig) -> float:
+    """Feature bytes of one training clip: read twice (forward, and for the gradients); plain also copies them to a batch."""
+    return (4 if is_plain else 2) * 4 * num_layers * config.upstream_config.hidden_size
+
+
+def bounds(way: Way, size: int, measured: Measured, config: WavCSEConfig, i: int) -> tuple[float, float]:
+    """Least seconds per training clip by the rates of round i: for the products, for reading.
+
+    Both rates are of one process and count once for each, though processes share the memory: no share is flattered.
+    """
+    products = flop_per_clip(way.is_plain, size, config) / measured.rates[way.precision][i]
+    reading = bytes_per_clip(way.is_plain, size, config) / measured.rates["bytes"][i]
+    return products / way.processes, reading / way.processes
+
+
+def whole_recursion(per_clip: Mapping[tuple[str, int], float], sizes: Sequence[int]) -> float:
+    """Seconds of the paper's recursion, extrapolated from seconds per clip by (part, layers), linearly between sizes."""
+    counts = {"train": sum(PAPER_TRAIN.values()), "evaluate": sum(PAPER_VALIDATION.values())}
+    ascending = sorted(sizes)
+    return sum(
+        PAPER_EPOCHS * count * float(np.interp(k, ascending, [per_clip[part, size] for size in ascending]))
+        for k in range(1, PAPER_ROUNDS + 1)
+        for part, count in counts.items()
+    )
+
+
+def _recursion_seconds(way: Way, sizes: Sequence[int], measured: Measured) -> list[float]:
+    """`whole_recursion` by the seconds of every round."""
+    own = {key: measured.seconds_per_clip[way.name, *key] for key in way.work}
+    rounds = zip(*own.values())
+    return [whole_recursion(dict(zip(own, of_round)), sizes) for of_round in rounds]
+
+
+def _speed(way: Way, size: int, measured: Measured, config: WavCSEConfig) -> dict[str, float]:
+    speeds = [1 / seconds for seconds in measured.seconds_per_clip[way.name, "train", size]]
+    both = [bounds(way, size, measured, config, i) for i in range(len(speeds))]
+    return {
+        "clips_per_s": round(statistics.median(speeds), 1),
+        "share_of_bound": round(statistics.median(max(own) * speed for own, speed in zip(both, speeds)), 3),
+        "share_of_bandwidth_bound": round(statistics.median(own[1] * speed for own, speed in zip(both, speeds)), 3),
+    }
+
+
+def _over_rerun(way: Way, upstream: UpstreamRates, recursion_s: float) -> dict[str, dict[str, float]]:
+    epoch_core_s = recursion_s * way.processes / (PAPER_ROUNDS * PAPER_EPOCHS)
+    return {
+        str(epochs): over_rerun(upstream, paper_audio_s(), way.precision, PAPER_ROUNDS * epochs, epoch_core_s)
+        for epochs in (GOAL_EPOCHS, PAPER_EPOCHS)
+    }
+
+
+# -- page
 
 
 def markdown_of(report: Mapping) -> str:

@@ -1,4 +1,4 @@
-"""What the benchmarks embed, and how much arithmetic that takes.
+"""What the benchmarks embed and how much arithmetic that takes; what they train on.
 
 Lengths are fixed, audio is seeded noise: what is in a clip does not change its cost. The audio of a workload is small, so that
 the slowest rival fits into minutes; a workload of mixed lengths keeps the mean and, where time allows, the longest clip of a
@@ -8,16 +8,23 @@ batch of 32 drawn from its corpus, on which the cost of padding depends.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.packed_encoder_wavcse import FFT_FROM_KERNEL, FFT_SIZE
 
 SAMPLING_RATE = 16_000
+# The paper's tasks: classes, clips of its training and validation sets, and their mean length.
+CLASSES = {"keyword": 12, "speaker": 1251, "emotion": 4}
+PAPER_TRAIN = {"keyword": 51_088, "speaker": 138_361, "emotion": 4_425}
+PAPER_VALIDATION = {"keyword": 6_798, "speaker": 6_904, "emotion": 553}
+CLIP_SECONDS = {"keyword": 1.0, "speaker": 8.2, "emotion": 4.5}  # of Speech Commands, VoxCeleb1 and IEMOCAP
 
 
 @dataclass(frozen=True)
@@ -119,3 +126,19 @@ def total_flop(config: PretrainedConfig, clips: Sequence[Tensor], num_blocks: in
     """`count_flop` summed over clips."""
     counts = [count_flop(config, len(clip), num_blocks, packed) for clip in clips]
     return {part: sum(count[part] for count in counts) for part in counts[0]}
+
+
+def paper_audio_s() -> float:
+    """Seconds of audio in an epoch of the paper's corpora, validation included."""
+    return sum(CLIP_SECONDS[task] * (PAPER_TRAIN[task] + PAPER_VALIDATION[task]) for task in CLASSES)
+
+
+def draw_labels(num_clips: int, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Task of `CLASSES` -> seeded class indices `[N]`; every clip has a label of one task, drawn in proportion to `shares`."""
+    generator = np.random.default_rng(0)
+    total = sum(shares.values())
+    task_of = generator.choice(len(CLASSES), num_clips, p=[shares[task] / total for task in CLASSES])
+    return {
+        task: np.where(task_of == i, generator.integers(count, size=num_clips), IGNORED_LABEL)
+        for i, (task, count) in enumerate(CLASSES.items())
+    }

@@ -17,8 +17,10 @@ import torch
 import yaml
 
 from wavcse import WavCSEConfig
-from wavcse.benchmarks import bench_search
+from wavcse.benchmarks import bench_search, measure, search_report
+from wavcse.benchmarks.measure import Measured
 from wavcse.benchmarks.rerun import UpstreamRates
+from wavcse.benchmarks.search_ways import PARTS, Way
 from wavcse.data.composite import IGNORED_LABEL, CompositeSet
 from wavcse.data.files import read_json
 from wavcse.search import runner
@@ -395,19 +397,19 @@ def test_costs_of_wavlm_large(last, parameters, gflop):
 def test_the_benchmark_counts_the_products_of_a_step():
     config = WavCSEConfig(selected_layers=list(range(25)))
     plain = 2 * (25 * 2 * 1024 * 512 + 3 * 2000 * (512 + 12 + 1251 + 4))
-    assert bench_search.flop_per_clip(True, 25, config) == plain
+    assert search_report.flop_per_clip(True, 25, config) == plain
     share = 138_361 / 193_874  # of the clips that have a speaker label and go through the largest head
     ours = 2 * (3 * 1024 * 512 + 6000 * (512 + 1251 * share))
-    assert bench_search.flop_per_clip(False, 25, config) == pytest.approx(ours, rel=0.01)
-    assert bench_search.flop_per_clip(False, 1, config) == bench_search.flop_per_clip(False, 25, config)
+    assert search_report.flop_per_clip(False, 25, config) == pytest.approx(ours, rel=0.01)
+    assert search_report.flop_per_clip(False, 1, config) == search_report.flop_per_clip(False, 25, config)
     per_clip = {("train", 1): 1.0, ("train", 25): 25.0, ("evaluate", 1): 0.0, ("evaluate", 25): 0.0}
-    assert bench_search.whole_recursion(per_clip, [25, 1]) == pytest.approx(100 * 193_874 * 25 * 13)
+    assert search_report.whole_recursion(per_clip, [25, 1]) == pytest.approx(100 * 193_874 * 25 * 13)
 
 
 @pytest.mark.slow
 def test_the_benchmark_runs(capsys, monkeypatch):
     for name in ("gemm_rate", "read_rate"):
-        monkeypatch.setattr(bench_search, name, lambda *_: 1e11)  # they take seconds
+        monkeypatch.setattr(measure, name, lambda *_: 1e11)  # they take seconds
     rates = UpstreamRates("a-file.json", 0.5, 2.0, "HF", {"float32": 3.0, "bfloat16": 9.0})
     monkeypatch.setattr(bench_search, "newest_rates", lambda *_: rates)
     bench_search.main("--tiny --clips 100 --batch_size 32 --layers 4 1 --rounds 1 --workers 0".split())
@@ -568,18 +570,18 @@ def test_the_benchmark_refuses_sizes_that_the_recursion_cannot_be_read_from(caps
 
 def test_the_benchmark_holds_a_way_to_products_and_bandwidth():
     config = WavCSEConfig(selected_layers=list(range(25)))
-    flop, read = bench_search.flop_per_clip(False, 25, config), bench_search.bytes_per_clip(False, 25, config)
+    flop, read = search_report.flop_per_clip(False, 25, config), search_report.bytes_per_clip(False, 25, config)
     assert read == 2 * 4 * 25 * 1024
-    way = bench_search.Way("e", "(e)", "float32", False, 2, {25: (None, 1)}, {25: (None, 1)})
-    rates = {"float32": [flop, 4 * flop], "bytes": [read / 3, read]}
-    assert bench_search._bounds(way, 25, rates, config, 0) == pytest.approx((0.5, 1.5))  # of two processes
-    assert bench_search._bounds(way, 25, rates, config, 1) == pytest.approx((0.125, 0.5))
-    seconds = {("e", part, size): [2.0, 1.0] for part in ("train", "evaluate") for size in (25, 1)}
-    (row,) = bench_search.summarise([way], [25], {"rates": rates, "seconds": seconds}, config, None)
+    way = Way("e", "(e)", "float32", False, 2, dict.fromkeys([(part, 25) for part in PARTS]))
+    seconds = {("e", part, 25): [2.0, 1.0] for part in PARTS}
+    measured = Measured({"float32": [flop, 4 * flop], "bytes": [read / 3, read]}, seconds)
+    assert search_report.bounds(way, 25, measured, config, 0) == pytest.approx((0.5, 1.5))  # of two processes
+    assert search_report.bounds(way, 25, measured, config, 1) == pytest.approx((0.125, 0.5))
+    (row,) = search_report.summarise([way], [25], measured, config, None)
     assert row["by_layers"][0]["share_of_bound"] == pytest.approx((1.5 / 2 + 0.5 / 1) / 2)
     assert row["by_layers"][0]["share_of_bandwidth_bound"] == row["by_layers"][0]["share_of_bound"]
-    slow = {**rates, "float32": [flop / 8, flop / 8]}  # 4 s of products
-    (row,) = bench_search.summarise([way], [25], {"rates": slow, "seconds": seconds}, config, None)
+    slow = Measured({**measured.rates, "float32": [flop / 8, flop / 8]}, seconds)  # 4 s of products
+    (row,) = search_report.summarise([way], [25], slow, config, None)
     assert row["by_layers"][0]["share_of_bound"] == pytest.approx((4 / 2 + 4 / 1) / 2)
     assert row["by_layers"][0]["share_of_bandwidth_bound"] == pytest.approx((1.5 / 2 + 0.5 / 1) / 2)
 
