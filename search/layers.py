@@ -9,8 +9,9 @@ if __name__ == "__main__":
     answer_help(parse_layers)  # before the imports below, which take seconds
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,6 @@ from wavcse.settings.fields import check_range
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run import versions
 
-Trials = dict[int, list[dict]]  # seed -> trials
-
 
 def search_layers(
     table: SearchTable,
@@ -60,7 +59,7 @@ def search_layers(
     measure_speed: bool = False,
     show_progress: bool = True,
 ) -> dict:
-    """Run the recursion and its rivals, and write what the module's docstring names below `output_dir`.
+    """Run the recursion and its rivals; write report, result, pictures and the recipes of two sets below `output_dir`.
 
     The recursion runs once per seed. The seeds' removal orders are joined by their mean ranks into one consensus order, whose
     sets are then trained with every seed; the choice is among these sets, by the mean validation accuracy over seeds.
@@ -84,29 +83,18 @@ def search_layers(
     sizes = _checked_sizes(sizes, len(layers))
     _check(seeds, rivals, args, measure_speed)
     table.config(replace(args, selected_layers=layers))  # every mistake in the recipe shows before the first fit
-    seed_list = [args.seed + i for i in range(seeds)]
-    store = FitStore(output_dir / "fits")
-    plans: dict[tuple[str, int], Plan] = {("recursion", seed): recursion(args, layers, seed) for seed in seed_list}
-    plans |= {(name, seed): RIVALS[name](args, layers, seed, sizes) for name in rivals for seed in seed_list}
-    num_fits = sum(count_fits(name, len(layers), sizes) for name, _ in plans)
-    found = _by_strategy(run_plans(plans, table, store, workers, num_fits, show_progress))
-    lost = _set_apart(found)
-    order = consensus_order([removal_ranks(rounds) for rounds in found["recursion"].values()])
+    search = _Search(table, args, FitStore(output_dir / "fits"), workers, show_progress, [args.seed + i for i in range(seeds)])
+    # Recursion and rivals depend on nothing but the recipe, so all their fits are queued together; some are shared.
+    search.run({"recursion": partial(recursion, args, layers), **search.rivals(rivals, sizes)}, sizes)
+    order = consensus_order([removal_ranks(rounds) for rounds in search.found["recursion"].values()])
     sets = [consensus_set(order, size) for size in range(1, len(layers) + 1)]
-    plans = {("consensus", seed): fixed_sets(args, sets, seed) for seed in seed_list}
-    found |= _by_strategy(run_plans(plans, table, store, workers, len(sets) * seeds, show_progress))
-    lost += _set_apart(found)
+    search.run({"consensus": partial(fixed_sets, args, sets)}, [len(own) for own in sets])
     num_validation = {task: facts["num_validation"] for task, facts in task_facts(table.composite).items()}
-    choice = choose(curve(found["consensus"]), num_validation)
-    best = [choice["best"]]
-    if best[0] not in sizes:  # rivals are compared with the best set at its own size
-        names = [name for name in rivals if name != "all"]
-        plans = {(name, seed): RIVALS[name](args, layers, seed, best) for name in names for seed in seed_list}
-        num_fits = sum(count_fits(name, len(layers), best) for name, _ in plans)
-        for name, trials in _by_strategy(run_plans(plans, table, store, workers, num_fits, show_progress)).items():
-            found[name] = {seed: own + trials[seed] for seed, own in found[name].items()}
-        lost += _set_apart(found)
-    report = _report(table, args, found, order, choice, seed_list, lost)
+    choice = choose(curve(search.found["consensus"]), num_validation)
+    if choice["best"] not in sizes:  # rivals are compared with the best set at its own size
+        size = [choice["best"]]
+        search.run(search.rivals([name for name in rivals if name != "all"], size), size)
+    report = _report(search, order, choice)
     report["costs"] = _costs(table, args, sets, measure_speed)
     _write(output_dir, args, report)
     return report
@@ -128,48 +116,69 @@ def _check(seeds: int, rivals: Sequence[str], args: RunArguments, measure_speed:
         raise ValueError("upstream is not given, so its speed cannot be measured.")
 
 
-def _by_strategy(found: Mapping[tuple[str, int], list[dict]]) -> dict[str, Trials]:
-    strategies: dict[str, Trials] = {}
-    for (name, seed), trials in found.items():
-        strategies.setdefault(name, {})[seed] = trials
-    return strategies
+@dataclass
+class _Search:
+    """The fits of all strategies, and what they found.
 
-
-def _set_apart(found: dict[str, Trials]) -> list[dict]:
-    """Take the trials that diverged out of what was found, and what cannot be compared without them; returns what they were.
-
-    The consensus is joined from whole recursions, and chosen among sets that every seed has trained.
+    Attributes:
+        table, args, store, workers, show_progress: as for `search_layers` and `run_plans`.
+        seeds: every strategy runs once with each.
+        found: strategy -> seed -> trials, without those that diverged.
+        lost: trials that diverged, with their strategy and seed.
     """
-    lost = [
-        {"strategy": name, "seed": seed, **trial}
-        for name, trials in found.items()
-        for seed, own in trials.items()
-        for trial in own
-        if has_diverged(trial)
-    ]
-    for name, trials in found.items():
-        found[name] = {seed: [trial for trial in own if not has_diverged(trial)] for seed, own in trials.items()}
-    broken = {entry["seed"] for entry in lost if entry["strategy"] == "recursion"}
-    found["recursion"] = {seed: own for seed, own in found["recursion"].items() if seed not in broken}
-    uneven = [entry["layers"] for entry in lost if entry["strategy"] == "consensus"]
-    if uneven:
-        found["consensus"] = {
-            seed: [trial for trial in own if trial["layers"] not in uneven] for seed, own in found["consensus"].items()
-        }
-    if not found["recursion"] or not any(found.get("consensus", {0: True}).values()):
-        raise FitError(f"too many fits diverged to choose layers; the first: {first_divergence(lost)}")
-    return lost
+
+    table: SearchTable
+    args: RunArguments
+    store: FitStore
+    workers: int
+    show_progress: bool
+    seeds: list[int]
+    found: dict[str, dict[int, list[dict]]] = field(default_factory=dict)
+    lost: list[dict] = field(default_factory=list)
+
+    def rivals(self, names: Sequence[str], sizes: Sequence[int]) -> dict[str, Callable[[int], Plan]]:
+        """Rivals of these names at these numbers of layers, as `run` wants them."""
+        return {name: partial(RIVALS[name], self.args, self.table.layers, sizes=sizes) for name in names}
+
+    def run(self, strategies: Mapping[str, Callable[[int], Plan]], sizes: Sequence[int]) -> None:
+        """Do the fits of all strategies (name -> plan for a seed) together, and add their trials to what was found."""
+        plans = {(name, seed): plan(seed) for name, plan in strategies.items() for seed in self.seeds}
+        num_fits = sum(count_fits(name, len(self.table.layers), sizes) for name, _ in plans)
+        for (name, seed), trials in run_plans(
+            plans, self.table, self.store, self.workers, num_fits, self.show_progress
+        ).items():
+            self.found.setdefault(name, {}).setdefault(seed, []).extend(trials)
+        self._set_apart()
+
+    def _set_apart(self) -> None:
+        """Move the trials that diverged to `lost`, and leave out what cannot be compared without them.
+
+        The consensus is joined from whole recursions, and chosen among sets that every seed has trained.
+        """
+        lost = [
+            {"strategy": name, "seed": seed, **trial}
+            for name, trials in self.found.items()
+            for seed, own in trials.items()
+            for trial in own
+            if has_diverged(trial)
+        ]
+        self.lost += lost
+        for name, trials in self.found.items():
+            self.found[name] = {seed: [trial for trial in own if not has_diverged(trial)] for seed, own in trials.items()}
+        broken = {entry["seed"] for entry in lost if entry["strategy"] == "recursion"}
+        self.found["recursion"] = {seed: own for seed, own in self.found["recursion"].items() if seed not in broken}
+        uneven = [entry["layers"] for entry in lost if entry["strategy"] == "consensus"]
+        if uneven:
+            self.found["consensus"] = {
+                seed: [trial for trial in own if trial["layers"] not in uneven]
+                for seed, own in self.found["consensus"].items()
+            }
+        if not self.found["recursion"] or not any(self.found.get("consensus", {0: True}).values()):
+            raise FitError(f"too many fits diverged to choose layers; the first: {first_divergence(lost)}")
 
 
-def _report(
-    table: SearchTable,
-    args: RunArguments,
-    found: Mapping[str, Trials],
-    order: Sequence[int],
-    choice: dict,
-    seeds: Sequence[int],
-    lost: Sequence[dict],
-) -> dict:
+def _report(search: _Search, order: Sequence[int], choice: dict) -> dict:
+    table, args, found = search.table, search.args, search.found
     ranks = [removal_ranks(rounds) for rounds in found["recursion"].values()]
     tasks = task_facts(table.composite)
     curves = {name: curve(trials) for name, trials in found.items() if any(trials.values())}
@@ -181,7 +190,7 @@ def _report(
         "data": table.fingerprint,
         "note": args.note,
         "num_layers": len(order),
-        "seeds": list(seeds),
+        "seeds": search.seeds,
         "tasks": tasks,
         "order": list(order),
         "sets": {size: consensus_set(order, size) for size in range(1, len(order) + 1)},
@@ -191,13 +200,13 @@ def _report(
         "over_rivals": _over_rivals(found, choice["best"]),
         "curves": curves,
         "trials": found,
-        **({"diverged": list(lost)} if lost else {}),
+        **({"diverged": search.lost} if search.lost else {}),
         "versions": versions(),
     }
     return as_read(report)
 
 
-def _over_rivals(found: Mapping[str, Trials], size: int) -> dict[str, dict]:
+def _over_rivals(found: Mapping[str, Mapping[int, list[dict]]], size: int) -> dict[str, dict]:
     """Best consensus set minus every rival at the same size (all layers: at theirs), paired by seed.
 
     Of the validation accuracies, and in `test` of the test accuracies, which neither the best set nor a rival was chosen by.

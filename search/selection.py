@@ -44,8 +44,8 @@ def accuracy_of(trial: Mapping, split: str = "validation") -> float:
 def recursion(args: RunArguments, layers: Sequence[int], seed: int) -> Plan:
     """Section 4 of the paper: train, drop the layer with the smallest weight, train again from scratch, down to one layer.
 
-    Returns the trials, from all layers to one, or to one that diverged. Of equal weights the highest layer goes, which costs
-    most.
+    Returns the trials, from all layers to one, or to one that diverged. Ties drop the highest layer, which is the most
+    expensive.
     """
     rounds: list[dict] = []
     remaining = sorted(layers)
@@ -55,6 +55,7 @@ def recursion(args: RunArguments, layers: Sequence[int], seed: int) -> Plan:
         rounds.append(trial_of(result))
         if has_diverged(result):
             break
+        # Negative layers, so that among equal weights the highest layer is the smallest pair.
         smallest = min(zip(rounds[-1]["layer_weights"], (-layer for layer in remaining)))
         remaining = [layer for layer in remaining if layer != -smallest[1]]
     return rounds
@@ -91,7 +92,7 @@ def greedy(args: RunArguments, layers: Sequence[int], seed: int, sizes: Sequence
     """Forward selection: add the layer that raises the validation accuracy most, up to the largest size."""
     chosen: list[int] = []
     trials: list[dict] = []
-    while len(chosen) < max(sizes):
+    while len(chosen) < max(sizes):  # every size on the way is trained anyhow; those that were asked for are returned
         left = [layer for layer in layers if layer not in chosen]
         label = f"greedy, layer {len(chosen) + 1} of {max(sizes)}"
         results = yield [layer_fit(args, [*chosen, layer], seed, label) for layer in left]
@@ -104,7 +105,7 @@ def greedy(args: RunArguments, layers: Sequence[int], seed: int, sizes: Sequence
 
 
 def random_sets(args: RunArguments, layers: Sequence[int], seed: int, sizes: Sequence[int]) -> Plan:
-    """`RANDOM_SETS` sets of every size, drawn anew for every seed; a size's sets do not depend on the other sizes."""
+    """`RANDOM_SETS` sets of every size, other sets for every seed; a size's sets do not depend on the other sizes."""
     generators = {size: np.random.default_rng([seed, len(layers), size]) for size in sizes}
     sets = [own.permutation(list(layers))[:size].tolist() for size, own in generators.items() for _ in range(RANDOM_SETS)]
     results = yield [layer_fit(args, chosen, seed, f"random, {len(chosen)} layers") for chosen in sets]
@@ -135,4 +136,5 @@ def count_fits(name: str, num_layers: int, sizes: Sequence[int]) -> int:
         "top_single": num_layers + len(sizes),
         "greedy": sum(num_layers - i for i in range(max(sizes))),
         "random": RANDOM_SETS * len(sizes),
+        "consensus": len(sizes),
     }[name]
