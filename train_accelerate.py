@@ -27,14 +27,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from wavcse.configuration_wavcse import WavCSEConfig
-from wavcse.data.composite import IGNORED_LABEL, load_composite
+from wavcse.data import SPLITS
+from wavcse.data.composite import load_composite
 from wavcse.data.features import FeatureCache, open_cache
 from wavcse.data.files import locked, named_errors
 from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskSource
-from wavcse.data.manifest import SPLITS, Clip, Manifest
+from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
-from wavcse.modeling_wavcse import WavCSEForMultiTask, combine_losses, cross_entropy_per_task
+from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask, combine_losses, cross_entropy_per_task
 from wavcse.settings.command import DONE, command_line
 from wavcse.training.features import Batch, SplitFeatures, cached_digests, data_fingerprint, open_table
 from wavcse.training.loop import Evaluation, evaluate, new_learner, train_epoch

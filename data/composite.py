@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wavcse.data import SPLITS
 from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskClips, TaskSource, class_counts, read_task
 from wavcse.data.leaks import inspected, refuse_leaks
-from wavcse.data.manifest import SPLITS, Clip
-
-IGNORED_LABEL = -100  # a clip without a label for a task, the convention of torch's cross-entropy
+from wavcse.data.manifest import Clip
+from wavcse.modeling_wavcse import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class CompositeSet:
     Attributes:
         clips: the N different clips.
         classes: task -> its labels, in the order of the class indices.
-        targets: split -> task -> class indices `[N]`, -100 where a clip has no label for the task in that split.
+        targets: split -> task -> class indices `[N]`, `IGNORED_LABEL` where a clip has no label for the task in that split.
         digests: content digest of every clip; empty for a file that cannot be read.
     """
 

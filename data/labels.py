@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from wavcse.data import SPLITS
 from wavcse.data.inspection import Inspector
 from wavcse.data.leaks import ClipUses, inspected, refuse_leaks
-from wavcse.data.manifest import SPLITS, Clip, Manifest
+from wavcse.data.manifest import Clip, Manifest
 
 MOST_SHOWN = 12  # classes that are named before training
 

@@ -17,8 +17,9 @@ from itertools import chain, combinations, permutations
 
 import numpy as np
 
+from wavcse.data import SPLITS
 from wavcse.data.inspection import ClipFacts, Inspector
-from wavcse.data.manifest import SPLITS, Clip, Manifest
+from wavcse.data.manifest import Clip, Manifest
 
 MOST_NAMED = 5  # what a message lists
 

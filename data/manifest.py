@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from wavcse.audio_wavcse import decode, resample
+from wavcse.data import SPLITS
 from wavcse.data.tables import read_text_table
 
-SPLITS = ("train", "validation", "test")
 AS_WRITTEN = ("file_name", "start", "end")  # they name a clip
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
 

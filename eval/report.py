@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import norm
 
+from wavcse.data import SPLITS
 from wavcse.data.files import write_atomically
-from wavcse.data.manifest import SPLITS
 from wavcse.eval.results import read_results
 from wavcse.eval.table import (
     FEW_SPEAKERS,

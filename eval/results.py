@@ -30,8 +30,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from wavcse.data import SPLITS
 from wavcse.data.files import digest_of, kept_json, read_json, replacing, shown_path, write_json
-from wavcse.data.manifest import SPLITS
 from wavcse.eval.encoder import Encoder, encoder_record
 from wavcse.eval.metrics import METRICS, NUM_RESAMPLES
 from wavcse.eval.outcome import Fit, Intervals, Measured, Outcome

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wavcse.data import SPLITS
 from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskClips, TaskSource, class_counts, load_task_clips
 from wavcse.data.leaks import Stretches, file_keys
-from wavcse.data.manifest import SPLITS, Manifest
+from wavcse.data.manifest import Manifest
 from wavcse.data.tables import read_text_table, spelled
 from wavcse.eval.tasks.definition import Task
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wavcse.data.composite import IGNORED_LABEL
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.leaks import ClipUses, Stretches, file_keys, refuse_two_labels
 from wavcse.data.manifest import Clip, Manifest
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.pretraining.arguments import ClipSource
 
 

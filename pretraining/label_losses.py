@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcse.data.composite import IGNORED_LABEL
+from wavcse.modeling_wavcse import IGNORED_LABEL
 
 CLAMP = 1e-6  # arccos has an infinite slope at +-1
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.data.composite import CompositeSet
 from wavcse.data.files import json_text, locked, remove_partials, write_atomically
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.search.table import table_for
 from wavcse.settings.command import DONE, command_line
 from wavcse.training.arguments import RunArguments

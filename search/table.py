@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.data import SPLITS
 from wavcse.data.composite import CompositeSet, load_composite
 from wavcse.data.features import open_cache
 from wavcse.data.files import allocate
 from wavcse.data.inspection import Inspector
-from wavcse.data.manifest import SPLITS
 from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, data_fingerprint, free_memory

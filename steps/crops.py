@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
-from wavcse.data.composite import IGNORED_LABEL
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.steps.arguments import StepArguments
 
 TRIES = 10  # to find a clip that is not in the batch yet

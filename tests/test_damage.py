@@ -84,7 +84,7 @@ def test_a_damaged_shard_is_refused_by_readers_and_made_anew_by_the_builder(
     expected = values_of(built)
     shard = sorted(cache_root.glob("*/*.safetensors"))[1]
     DAMAGES[damage](shard)
-    with pytest.raises(DamagedFile, match=f"{shard}: is damaged.*Give the command that made the cache again"):
+    with pytest.raises(DamagedFile, match=f"{shard}: is damaged.*Run the command that made the cache again"):
         values_of(cache_root)
     command = ["--manifest", str(toy_corpus), "--upstream", str(upstream_folder), "--out", str(cache_root)]
     assert cache_main([*command, "--batch_seconds", "4"]) == 0

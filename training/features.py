@@ -15,8 +15,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.data.composite import CompositeSet
 from wavcse.data.features import FeatureCache
+from wavcse.modeling_wavcse import IGNORED_LABEL
 
 MEMORY_SHARE = 0.5  # of the memory that is free now; the rest is for activations and the system
 

@@ -18,7 +18,7 @@ LANGUAGES = {
     **{"bengali": "bn", "gujarati": "gu", "hindi": "hi", "kannada": "kn", "malayalam": "ml", "marathi": "mr"},
     **{"odia": "or", "punjabi": "pa", "sanskrit": "sa", "tamil": "ta", "telugu": "te", "urdu": "ur"},
 }
-SPLITS = {"train": "train", "valid": "validation", "test_known": "test"}
+SPLIT_OF_FOLDER = {"train": "train", "valid": "validation", "test_known": "test"}
 CLIP = re.compile(r"\d+-(\d+)-([fm])\.(?:wav|flac)")
 HUB_NAME = re.compile(r"(?:^|/)(\d+-\d+-[fm])\.\w+$")
 GENDERS = {"f": "female", "m": "male"}
@@ -26,7 +26,7 @@ TEST_SHARE = 0.1  # of train, where test_known is not available
 
 
 def _folders(protocol: str) -> list[str]:
-    return [folder for folder in SPLITS if protocol == "official" or folder != "test_known"]
+    return [folder for folder in SPLIT_OF_FOLDER if protocol == "official" or folder != "test_known"]
 
 
 def _parts(root: Path, protocol: str) -> list[Path]:
@@ -59,7 +59,7 @@ def _clips(root: Path, folder: Path, protocol: str) -> tuple[list[tuple[str, ...
             if match is None:
                 strange.append(path.relative_to(root).as_posix())
                 continue
-            split = SPLITS[folder.name]
+            split = SPLIT_OF_FOLDER[folder.name]
             if protocol != "official" and split == "train":
                 split = split_by_hash(path.stem, 0.0, TEST_SHARE)
             rows.append((path.relative_to(root).as_posix(), language, f"{language}-{match[1]}", GENDERS[match[2]], split))
@@ -74,9 +74,11 @@ def _from_hub(row: Mapping[str, Any], split: str, protocol: str) -> HubClip:
     name = matching_text(HUB_NAME, row)[1]
     texts = {value.lower() for value in row.values() if isinstance(value, str)}
     language = next((folder for folder, code in LANGUAGES.items() if {folder, code} & texts), None)
-    folder = next((folder for folder, known in SPLITS.items() if split in (folder, known)), None)
+    folder = next((folder for folder, known in SPLIT_OF_FOLDER.items() if split in (folder, known)), None)
     if language is None or folder is None:
-        raise ValueError(f"{name} has no column with its language, or {split!r} is none of the splits {', '.join(SPLITS)}")
+        raise ValueError(
+            f"{name} has no column with its language, or {split!r} is none of the splits {', '.join(SPLIT_OF_FOLDER)}"
+        )
     return HubClip(f"{language}/{folder}/{name}.wav")
 
 

@@ -16,7 +16,7 @@ from wavcse.data.corpus_facts import FACTS
 LIST = "iden_split.txt"
 LINE = re.compile(r"([123]) ((id\d{5})/[^/ ]+/\d{5}\.wav)")
 HUB_NAME = re.compile(r"id\d{5}/[\w-]+/\d{5}\.wav$")
-SPLITS = {"1": "train", "2": "validation", "3": "test"}
+SPLIT_OF_NUMBER = {"1": "train", "2": "validation", "3": "test"}
 WAV_FOLDERS = ("wav", "dev/wav", "test/wav")  # the two archives unpacked together, or each into a folder of its own
 COUNTS = {"train": 138_361, "validation": 6_904, "test": 8_251, "speakers": 1_251}
 
@@ -53,13 +53,13 @@ def _listed_splits(path: Path) -> dict[str, str]:
             raise ValueError(f"{path}: the line {line!r} is not of the form '3 id10003/na8-QEFmj44/00003.wav'.")
         if match[2] in splits:
             raise ValueError(f"{path}: {match[2]} is listed twice.")
-        splits[match[2]] = SPLITS[match[1]]
+        splits[match[2]] = SPLIT_OF_NUMBER[match[1]]
     return splits
 
 
 def _from_hub(row: Mapping[str, Any], split: str, protocol: str) -> HubClip:
     name = matching_text(HUB_NAME, row)[0]
-    number = next((number for number, known in SPLITS.items() if known == split), None)
+    number = next((number for number, known in SPLIT_OF_NUMBER.items() if known == split), None)
     return HubClip(f"wav/{name}", LIST, f"{number} {name}") if number else HubClip(f"wav/{name}")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-SPLITS = ("train", "validation", "test")
-
 EQ_NODES_HZ = (125, 250, 500, 1000, 2000, 4000, 8000)
 
 

@@ -16,7 +16,9 @@ from collections import Counter
 
 import numpy as np
 
-from .plan import SPLITS, Plan, Readme, Speaker, Utterance, check_size
+from wavcse.data import SPLITS
+
+from .plan import Plan, Readme, Speaker, Utterance, check_size
 from .voices import ANGRY, GENDERS, HAPPY, KNOWN_SPLITS, NEUTRAL, SAD, VARIANTS, deal, delivery, next_speaker, plan_speaker
 
 # The ten commands of Speech Commands' usual task; any other word is "unknown" (Warden 2018, arXiv:1804.03209).

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 import soundfile
 
+from wavcse.data import SPLITS
 from wavcse.data.synthetic import plan_corpus, write_corpus
 from wavcse.data.synthetic.__main__ import main
 from wavcse.data.synthetic.espeak import _data_folder, speak
-from wavcse.data.synthetic.plan import SPLITS
 from wavcse.data.synthetic.render import render
 from wavcse.data.synthetic.table import ACCENTS, EMOTIONS, KEYWORDS, KNOWN_SPEAKERS, MIN_CLIPS
 from wavcse.data.synthetic.voices import VARIANTS

@@ -12,12 +12,12 @@ import pytest
 import soundfile
 from scipy.stats import spearmanr
 
+from wavcse.data import SPLITS
 from wavcse.data.labels import TaskSource, load_task_clips
 from wavcse.data.manifest import Manifest
 from wavcse.data.synthetic import TWINS, corpus, plan_twin, write_plan
 from wavcse.data.synthetic import __main__ as cli
 from wavcse.data.synthetic.espeak import speak
-from wavcse.data.synthetic.plan import SPLITS
 from wavcse.data.synthetic.render import render
 from wavcse.data.synthetic.twins.fluent import INTENTS
 from wavcse.tests.helpers.processes import Child, run_python

@@ -12,9 +12,9 @@ import soundfile
 import torch
 
 from wavcse.audio_wavcse import SUPPORTED
-from wavcse.data.composite import IGNORED_LABEL
 from wavcse.data.manifest import Clip
 from wavcse.feature_extraction_wavcse import normalized
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.pretraining.arguments import ClipSource, PretrainArguments, parse_arguments
 from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
 from wavcse.steps.audio_store import build_store

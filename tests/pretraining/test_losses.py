@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wavcse.data.composite import IGNORED_LABEL
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.pretraining.label_losses import (
     LABEL_LOSSES,
     angular_distance,

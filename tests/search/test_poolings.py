@@ -12,7 +12,8 @@ import yaml
 from scipy.stats import bootstrap, kendalltau, spearmanr
 
 from wavcse.configuration_wavcse import LAYER_POOLINGS
-from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.data.composite import CompositeSet
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.search import runner
 from wavcse.search.bootstrap import difference_of, interval, resampled_accuracies, units_of
 from wavcse.search.poolings import LEARNED, main, search_poolings

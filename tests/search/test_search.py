@@ -21,8 +21,9 @@ from wavcse.benchmarks import bench_search, measure, search_report
 from wavcse.benchmarks.measure import Measured
 from wavcse.benchmarks.rerun import UpstreamRates
 from wavcse.benchmarks.search_ways import PARTS, Way
-from wavcse.data.composite import IGNORED_LABEL, CompositeSet
+from wavcse.data.composite import CompositeSet
 from wavcse.data.files import read_json
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.search import runner
 from wavcse.search import store as store_module
 from wavcse.search import table as table_module

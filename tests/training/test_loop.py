@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavcse import packed_layers_wavcse
-from wavcse.data.composite import IGNORED_LABEL, CompositeSet
-from wavcse.modeling_wavcse import WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
+from wavcse.data.composite import CompositeSet
+from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
 from wavcse.search.together import train_epoch_together
 from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import RunArguments

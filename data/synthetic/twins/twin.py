@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..plan import SPLITS, Plan, Readme, Speaker, Utterance, check_size
+from wavcse.data import SPLITS
+
+from ..plan import Plan, Readme, Speaker, Utterance, check_size
 from ..voices import (
     GENDERS,
     KNOWN_SPLITS,
