@@ -22,7 +22,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +200,28 @@ def read_json(path: Path) -> dict[str, Any]:
     if expected is not None and expected != _checksum_of(record):
         raise DamagedFile(f"{path}: is damaged; its content does not match its checksum.")
     return record
+
+
+def read_result(path: Path, fields: Sequence[str], kind: str, remedy: str) -> dict[str, Any]:
+    """The result file of a run: a JSON object that has these fields.
+
+    Args:
+        kind: what messages call the file, such as "the result of a training run".
+        remedy: a sentence that says what to do about a file that is missing or broken.
+
+    Raises:
+        ValueError: the file cannot be read, is not JSON, or lacks a field.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in fields if name not in result]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}). {remedy}") from error
+    except (ValueError, TypeError) as error:  # of decoding, and of a JSON value that has no fields
+        raise ValueError(f"{path}: is not {kind} ({error}). {remedy}") from error
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}. {remedy}")
+    return result
 
 
 def kept_json(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.data.files import read_result
 from wavcse.eval.encoder import SavedModel
 
 if TYPE_CHECKING:
@@ -103,14 +104,8 @@ def read_training(path: Path) -> dict[str, Any] | None:
     """The result of a training run, `None` if there is no such file; ValueError if it is not one."""
     if not path.is_file():
         return None
-    try:
-        training = json.loads(path.read_text(encoding="utf-8"))
-        missing = [field for field in TRAINING_FIELDS if field not in training]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path}: is not the result of a training run ({error}).") from error
-    if missing:
-        raise ValueError(f"{path}: lacks {', '.join(missing)}. Train again with this version, or push the model folder alone.")
-    return training
+    remedy = "Train again with this version, or push the model folder alone."
+    return read_result(path, TRAINING_FIELDS, "the result of a training run", remedy)
 
 
 def _read_records(place: Path, required: bool) -> list[Result]:

@@ -8,12 +8,12 @@ results/tiny/data.json                        what they were trained on (`tools/
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wavcse.data.files import read_result
 from wavcse.hub.source import TRAINING_RESULT, PushSource, read_source, read_training
 from wavcse.tools.training_data import PERMISSIVE
 
@@ -89,7 +89,12 @@ def read_table(path: Path, push: PushSource) -> tuple[str, str]:
     """The evaluation's table as it was written, with its marks, and its notes; its figures are proven to be the records'."""
     from wavcse.eval.table import markdown_table
 
-    table, _, notes = _text(path).strip().partition("\n\n")
+    try:
+        table, _, notes = path.read_text(encoding="utf-8").strip().partition("\n\n")
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); install the model with `wavcse.tools.install`."
+        ) from error
     is_of_these = MARKS.sub("", table) == markdown_table(push.records).partition("\n\n")[0]
     if not is_of_these or push.sha256[:12] not in notes:
         raise ValueError(
@@ -110,37 +115,17 @@ def _read_stages(results: Path) -> list[dict[str, Any]]:
 
 def read_stage(path: Path) -> dict[str, Any]:
     """The result of a pre-training run; ValueError if it is not that."""
-    return _read_json(path, PRETRAINING_FIELDS)
+    return read_result(path, PRETRAINING_FIELDS, "the result of a pre-training", "Pre-train again with this version.")
 
 
 def read_data(path: Path) -> dict[str, Any]:
     """What `tools/training_data.py` wrote; ValueError if it is not that, or names a licence that is not permissive."""
-    data = _read_json(path, ("recipes", "rows"))
+    remedy = "Count the training data again with `wavcse.tools.training_data`."
+    data = read_result(path, ("recipes", "rows"), "a count of training data", remedy)
     for row in data["rows"]:
         missing = [field for field in ROW_FIELDS if field not in row]
         if missing:
-            raise ValueError(f"{path}: a row lacks {', '.join(missing)}; count the training data anew.")
+            raise ValueError(f"{path}: a row lacks {', '.join(missing)}. {remedy}")
         if row["licence"] not in PERMISSIVE:
             raise ValueError(f"{path}: {row['corpus']} is under {row['licence']!r}, which is not permissive.")
     return data
-
-
-def _read_json(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON file with these fields; ValueError if it is missing or not one."""
-    try:
-        content = json.loads(_text(path))
-        missing = [field for field in needed if field not in content]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path}: is not a result file ({error}).") from error
-    if missing:
-        raise ValueError(f"{path}: lacks {', '.join(missing)}.")
-    return content
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror}); install the model with `wavcse.tools.install`."
-        ) from error

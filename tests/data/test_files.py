@@ -258,3 +258,23 @@ def test_where_the_file_system_has_no_locks_runs_go_on_without(tmp_path, monkeyp
     with locked(tmp_path):
         pass
     assert time.monotonic() - started < files.LOCK_PATIENCE_S
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read (No such file or directory). Do it again."),
+        ("{", "is not the result of a run (Expecting property name"),
+        ("7", "is not the result of a run (argument of type 'int'"),
+        ("[]", "lacks steps, hours. Do it again."),
+        ('{"steps": 1}', "lacks hours. Do it again."),
+    ],
+)
+def test_a_result_file_that_is_missing_or_broken_is_named_with_a_remedy(tmp_path, content, message):
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+        files.read_result(path, ("steps", "hours"), "the result of a run", "Do it again.")
+    path.write_text('{"steps": 1, "hours": 2, "more": 3}')
+    assert files.read_result(path, ("steps", "hours"), "the result of a run", "Do it again.")["hours"] == 2
