@@ -40,7 +40,7 @@ quickstart: $(READY)  ## Synthetic speech -> cache -> training -> Hub folder -> 
 	$(BIN)/python examples/embed_a_file.py $(QUICK)/speech/audio/$$(ls $(QUICK)/speech/audio | head -1) --model $(QUICK)/hub
 
 # Every step continues where it was killed, so the same command goes on.
-tiny: $(READY)  ## The model in the root anew: pre-training in two stages -> Phase 1 -> evaluation -> root and README
+tiny: $(READY)  ## Make the model in the root again: pre-training in two stages -> Phase 1 -> evaluation -> root and README
 	$(BIN)/wavcse synthesize --out $(SYNTHETIC)/speech --twins --seed 0
 	$(BIN)/wavcse synthesize --out $(QUICK)/speech --clips $(CLIPS) --seed 0
 	OMP_NUM_THREADS=1 $(LAUNCH) pretrain_accelerate.py conf/pretrain_tiny.yaml

@@ -69,7 +69,7 @@ def measure_memory(quick: bool, device: str, threads: int) -> Iterator[MemoryRow
             try:
                 yield from pool.submit(_measure_variant, name, quick, device, threads).result()
             except BrokenProcessPool:
-                print(f"memory of {name}: its process was killed, most likely for want of memory; no rows")
+                print(f"memory of {name}: its process was killed, most likely for lack of memory; no rows")
 
 
 def return_freed_memory() -> None:

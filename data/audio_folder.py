@@ -27,7 +27,7 @@ class AudioFolder(NamedTuple):
 
 
 def read_audio_folder(folder: str | Path) -> AudioFolder:
-    """List a folder and all below it. What is hidden (its name starts with a dot) is passed over without a word.
+    """List a folder and all below it. Hidden files and folders (with a name that starts with a dot) are ignored.
 
     Links to folders are followed, and every folder is visited once, under its own name where it has one here: a loop of links
     ends, and a link to a folder that is below this one adds nothing.

@@ -48,7 +48,7 @@ def load_composite(sources: Mapping[str, TaskSource], inspector: Inspector | Non
     """Read and join the tasks (the paper's composite set, after Tang et al. 2017).
 
     Args:
-        inspector: that of the feature cache, which remembers the files, so that none is read again.
+        inspector: that of the feature cache, which has seen the files, so that none is read again.
 
     Raises:
         ValueError: as `read_task`; a row of a manifest names no clip; or as `refuse_leaks`, within the tasks and between

@@ -161,10 +161,10 @@ def batches_by_length(
 
 
 def unfinished(batches: Sequence[list[CorpusClip]], is_finished: Callable[[CorpusClip], bool]) -> list[list[CorpusClip]]:
-    """The batches without what is finished, and none that is empty.
+    """The batches without finished clips; batches left empty are dropped.
 
-    Batches are made of all clips and thinned afterwards: a batch that a kill interrupted is made again of the same clips, and
-    every clip gets the same bits.
+    Batches are made of all clips and thinned afterwards, so that a clip has the same neighbours after a kill as before it,
+    and gets the same vector to the bit.
     """
     thinned = [[item for item in batch if not is_finished(item)] for batch in batches]
     return [batch for batch in thinned if batch]
@@ -174,8 +174,8 @@ def share_of_process(batches: Sequence[list[CorpusClip]], process_index: int, nu
     """The batches of one of several processes, in order.
 
     Every batch goes to the process that has the fewest seconds so far, the biggest batches first, so that the processes'
-    seconds differ by less than one batch. Whole batches are dealt, so that a clip's vector is the same to the bit with
-    any number of processes.
+    seconds differ by less than one batch. Batches are never split, so that a clip's vector is the same to the bit with any
+    number of processes.
     """
     seconds = [seconds_of(batch) for batch in batches]
     totals, mine = [0.0] * num_processes, []
@@ -229,7 +229,7 @@ class CorpusPass:
     """Iterate over `(clips, computed)` of batches, in the order in which they are done.
 
     A clip whose `load` or `compute` raises ValueError (or FloatingPointError) is set aside in `report.skipped`; its neighbours
-    in the batch are then computed one by one, so it costs nobody else.
+    in the batch are then computed one by one, so that no other clip is lost.
 
     Args:
         batches: from `batches_by_length` and `share_of_process`.

@@ -5,7 +5,8 @@
     OUT.parquet.parts/part-*.parquet    finished clips: id, content digest, times and embedding; named by their checksums
     OUT.parquet                         all clips in input order; the parts are gone
 
-A part is renamed when whole, and holds all rows of its clips. So whatever the moment of a kill, a clip is done or it is not.
+A part gets its name when it is complete, and holds all rows of its clips. So whenever a run is killed, a clip is either done
+or not.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class EmbeddingParts:
     Args:
         out: the Parquet file that will be made.
         key: everything that changes a vector, as JSON values.
-        repair: set damaged parts aside, so that their clips are embedded anew, and remove what a killed run left half written;
-            of several processes one does. All parts are read once for it.
+        repair: set damaged parts aside, so that their clips are embedded again, and remove what a killed run left half
+            written. It reads all parts once, so only one of several processes does it.
 
     Raises:
         ValueError: the folder holds parts of another key; the message names what differs.
@@ -80,7 +81,7 @@ class EmbeddingParts:
         try:
             if key_path.exists():
                 refuse_other_settings(self.folder, read_json(key_path), self.key)
-        except DamagedFile as error:  # nobody knows what these parts are of
+        except DamagedFile as error:  # without the key, nothing says which settings these parts were made with
             set_aside(self.folder, error)
         if not key_path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The feature cache on disk: shards of time-pooled layers, addressed by audio content, read through memory maps.
 
-    ROOT/digests.json                   hash of path -> size, mtime, content digest, seconds; spares hashing a file twice
+    ROOT/digests.json                   hash of path -> size, mtime, content digest, seconds; so no file is hashed twice
     ROOT/<key>/cache.json               what the vectors depend on, in words; the key is its hash
     ROOT/<key>/<name>.safetensors       `pooled_layers` [n, L, D] and, in its header, the digests of the n clips
 
@@ -34,7 +34,7 @@ from wavcse.settings.processes import thread_pool
 FORMAT_VERSION = 3  # since 3 all of the audio in a file counts: concatenated files, MP3s without a count of their frames
 NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16}
 CHECK_THREADS = 4
-REPAIR = "Give the command that made the cache again: it sets the file aside and makes what was in it anew."
+REPAIR = "Run the command that made the cache again: it sets the file aside and computes its contents again."
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class FeatureCache:
 
         Args:
             repair: set damaged shards aside, so that their clips count as missing, and remove what a killed run left half
-                written; of several processes one does. All shards are read once for it.
+                written. It reads all shards once, so only one of several processes does it.
         """
         folder = Path(root) / key.digest()
         if not repair:
@@ -115,7 +115,7 @@ class FeatureCache:
         return cache
 
     def refresh(self) -> None:
-        """Read the index again: all shards that are whole by now."""
+        """Read the index again: all shards that are complete now."""
         self.paths: list[Path] = []
         self.shards: list[np.ndarray] = []
         self.location: dict[str, tuple[int, int]] = {}

@@ -37,10 +37,10 @@ except ImportError:  # Windows: nothing keeps two runs apart there
 
 CHUNK = 1 << 22  # bytes that are read at a time
 CHECKSUM = "crc32"  # field of a JSON file
-NO_UTF_8 = re.compile("[\ud800-\udfff]")  # what stands in Python for bytes of a file name that are no UTF-8
+NO_UTF_8 = re.compile("[\ud800-\udfff]")  # Python's surrogates for bytes of a file name that are not UTF-8
 CHECKSUM_IN_NAME = re.compile(r"-([0-9a-f]{8})$")
 LOCK_FILE = ".lock"
-LOCK_PATIENCE_S = 1.0  # processes that were just killed take a moment to let go
+LOCK_PATIENCE_S = 1.0  # a process that was just killed takes a moment to release its lock
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without them answer
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors quotes the system
 
@@ -121,7 +121,7 @@ def remove_partials(folder: Path, name: str | None = None) -> None:
 
 
 def allocate(path: Path, num_bytes: int) -> None:
-    """Make a file of so many bytes. Written through a memory map, a full disk would kill the process.
+    """Make a file of this size at once: written through a memory map, a full disk would kill the process.
 
     Raises:
         OSError: the disk is full; it carries `path`, and no file is left.
@@ -164,7 +164,7 @@ def check_piece(path: Path) -> None:
 
 
 def json_text(value: Any, **layout: Any) -> str:
-    """JSON as the standard has it, `json.dumps` with null for NaN and the infinities, which no other reader would take."""
+    """Standard JSON: `json.dumps` with null for NaN and the infinities, which other readers reject."""
     try:
         return json.dumps(value, allow_nan=False, **layout)
     except ValueError:
@@ -190,7 +190,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote, without the checksum; a file of an earlier version has none and passes.
 
     Raises:
-        DamagedFile: it is no mapping in JSON, or its content has changed.
+        DamagedFile: it is not a JSON object, or its content has changed.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -268,7 +268,7 @@ _held: dict[Path, _Lock] = {}  # lock files of this process, and how often it to
 
 
 def _let_go_in_child() -> None:
-    """A forked process would else keep the locks of one that was killed."""
+    """Without this, a forked child would keep the lock of a parent that was killed."""
     for lock in _held.values():
         os.close(lock.handle)
     _held.clear()
@@ -282,8 +282,8 @@ if fcntl is not None:
 def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[None]:
     """Keep other runs away from a folder, or from a file that is being made, while the context lasts.
 
-    The system lets go when the process ends, however it ends. A process may take again what it holds. File systems without
-    locks, and Windows, keep nobody away.
+    The system releases the lock when the process ends, however it ends. A process may take a lock again that it holds. On
+    Windows, and on file systems without locks, nothing is locked.
 
     Args:
         place: the folder, which is made if it is missing, or the file.
@@ -296,7 +296,7 @@ def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[N
         yield
         return
     path = (place.with_name(f"{place.name}{LOCK_FILE}") if is_file else place / LOCK_FILE).absolute()
-    was_there = path.parent.exists()
+    was_there = path.parent.exists()  # else it is removed at the end, if the run wrote nothing
     if path in _held:
         _held[path].times += 1
     elif (handle := _take(path, place)) is not None:
@@ -307,11 +307,11 @@ def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[N
         if path in _held:
             _held[path].times -= 1
             if not _held[path].times:
-                path.unlink(missing_ok=True)  # before it is let go: who waits finds another file, or none, and tries again
+                path.unlink(missing_ok=True)  # before the release, so that a waiting process sees that it must retry
                 os.close(_held.pop(path).handle)
                 if not was_there:
                     with suppress(OSError):
-                        path.parent.rmdir()  # if nothing was written, as of a recipe that is refused
+                        path.parent.rmdir()  # only succeeds if it is empty, as after a recipe that is refused
 
 
 def _take(path: Path, place: Path) -> int | None:
@@ -339,7 +339,7 @@ def _take(path: Path, place: Path) -> int | None:
         if _is_at(handle, path):
             _sign(handle)
             return handle
-        os.close(handle)  # its holder has removed it meanwhile
+        os.close(handle)  # its holder has removed the file in the meantime
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -41,7 +41,7 @@ class Inspector:
 
     Args:
         root: they are remembered in `ROOT/digests.json` by path, size and modification time; `None` = while this object lives.
-            A hash stands for the path, as folders with such a file are passed on and paths tell whose they were.
+            Paths are stored as hashes: such folders are passed on, and a path may hold names of people and machines.
     """
 
     def __init__(self, root: str | Path | None = None):
@@ -74,8 +74,8 @@ class Inspector:
                 duration_s = file.duration_s
             with open(path, "rb") as content:
                 digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            if file_stamp(path) != stamp:
-                raise ValueError("changed while it was read; run again when it is at rest")
+            if file_stamp(path) != stamp:  # the digest may then be of neither the old nor the new content
+                raise ValueError("changed while it was read; run again when nothing writes to it")
         except (OSError, ValueError) as error:
             return {"error": str(error).removeprefix("file: ")}
         self.memo[key], self.is_unsaved = {"stamp": list(stamp), "digest": digest, "duration_s": duration_s}, True

@@ -83,7 +83,7 @@ def load_task_clips(name: str, source: TaskSource, inspector: Inspector | None =
     """Read a task and check it, also against leaks.
 
     Args:
-        inspector: one that remembers files spares reading them again.
+        inspector: if it has seen the files already, they are not read again.
 
     Raises:
         ValueError: as `read_task` and `refuse_leaks`.
@@ -113,6 +113,7 @@ def read_task(name: str, source: TaskSource) -> tuple[TaskClips, ClipUses]:
     _check_splits(task)
     if source.closed_set:
         _check_classes(task, trained)
+    # `uses` holds this mapping and reads the columns of numbers that are added to it.
     by_column = {source.label_column: labels}
     uses = ClipUses(f"task {name!r}", clips, splits, by_column, manifests, sources, rows, columns, source.disjoint_by)
     by_column.update({column: _as_numbers(uses.column(column)) for column in source.numbers})

@@ -1,4 +1,6 @@
-"""The one check against leaks of all that learns: audio, or a speaker who is held out, on two sides; one clip with two labels.
+"""The check against leaks that training, pre-training, searches and evaluation share.
+
+It refuses audio, or a held-out speaker, that is both trained on and tested on, and one clip with two labels.
 
 Two clips share audio where their parts [start, end) of one file overlap; without an `end` a clip goes to the end of its file.
 A file is known by its content, so that copies and links under other names are found, or by its real path if it cannot be read.

@@ -54,7 +54,7 @@ class Clip:
             raise ValueError(f"{self.clip_id}: {self.fault}.")
         waveform, rate = decode(self.path, self.start_s, self.end_s, self.clip_id, max_duration_s)
         if self.stamp is not None and file_stamp(self.path) != self.stamp:
-            raise ValueError(f"{self.clip_id}: has changed since it was inspected. Run again when it is at rest.")
+            raise ValueError(f"{self.clip_id}: has changed since it was inspected. Run again when nothing writes to it.")
         return resample(waveform, rate, sampling_rate)
 
     @property

@@ -82,7 +82,7 @@ def read_text_table(path: Path, as_written: Sequence[str] = ()) -> TextTable:
 
 
 class _NotATable(Exception):
-    """What is wrong with a file, in words that want only its name."""
+    """What is wrong with a file; the message lacks only the file's name, which `read_text_table` adds."""
 
 
 def trimmed(text: str) -> str:
@@ -193,7 +193,7 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())  # not every writer sees to it that texts are UTF-8
+        column = column.cast(pa.large_binary())  # not every writer makes sure that texts are UTF-8
     values = column.to_pylist()
     if pa.types.is_floating(column.type):  # the shortest digits of a float32 are those that were written
         kind = column.type.to_pandas_dtype()
@@ -203,7 +203,7 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
 
 @singledispatch
 def text_of(value: object) -> str:
-    """A typed value, of a Parquet column or a recipe, as it stands in a CSV file."""
+    """A typed value, from a Parquet column or a recipe, as it is written in a CSV file."""
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""The folder that is pushed, built beside the run so that the run is never half changed."""
+"""Builds the folder that is pushed, apart from the run, which is only read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wavcse.hub_repository_wavcse import CODE_FILES, complete_repository, reposi
 
 # What an evaluation that wrote beside the weights knows of people's voices; it is not published with them.
 PRIVATE_RESULTS = ("embeddings", "predictions")
-MADE_ANEW = (*CODE_FILES, "config.json", "preprocessor_config.json")
+REMADE = (*CODE_FILES, "config.json", "preprocessor_config.json")
 
 
 def build_repository(source: PushSource, folder: Path, repo_id: str, **given: Any) -> bool:
@@ -22,15 +22,13 @@ def build_repository(source: PushSource, folder: Path, repo_id: str, **given: An
         given: fields of the card's header that the caller states, as of `metadata_of`.
 
     Returns:
-        Whether the card was generated; a README.md that somebody wrote is taken as it is.
+        Whether the card was generated; a README.md written by hand is taken as it is.
 
     Raises:
         ValueError: the model folder holds a file that must not be published.
     """
     for name, path in repository_files(source.model).items():
-        if not (
-            name in MADE_ANEW or name.startswith(".eval_results/") or _is_former(source, name) or _is_private(source, path)
-        ):
+        if not (name in REMADE or name.startswith(".eval_results/") or _is_former(source, name) or _is_private(source, path)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
     complete_repository(folder, source.config)

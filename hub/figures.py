@@ -13,7 +13,7 @@ from wavcse.data.files import write_atomically
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.results import Result
 
-# How the Hub calls a kind of task; the last two are no task types of its own.
+# The Hub's names for kinds of tasks; it does not define the last two.
 TASK_TYPES = {
     "classification": "audio-classification",
     "verification": "speaker-verification",

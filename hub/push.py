@@ -39,7 +39,7 @@ class Push:
     Attributes:
         sizes: path in the repository -> bytes.
         difference: largest difference of the reloaded embedding from the run's, relative.
-        card_generated: False if the run's README.md was somebody's own and went as it is.
+        card_generated: False if the run's README.md was written by hand and pushed as it is.
         left_out: files of the model's folder that stay here, and why.
         commit: `None` after a dry run.
         unchanged: the Hub held exactly these files already, so no commit was made.
@@ -78,7 +78,7 @@ def push(
 
     Raises:
         ValueError: no token, no network, the Hub refuses; the run cannot be published, or its card names a licence or language
-            that there is not. Nothing was committed.
+            that does not exist. Nothing was committed.
     """
     validate_repo_id(repo_id)
     if out is not None and Path(out).exists():
@@ -122,7 +122,7 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
     except UPLOAD_ERRORS as error:
         raise ValueError(
             f"The upload to {repo_id} failed: {reason_of(error)} "
-            "The Hub takes a commit whole or not at all; the same command can be given again."
+            "The Hub accepts a commit completely or not at all; run the same command again."
         ) from error
     return commit, commit.oid == before
 

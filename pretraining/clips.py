@@ -49,7 +49,7 @@ def load_clips(
         exclude_speakers_of: manifests whose validation and test clips, and all clips of the speakers (`speaker_id`) of these,
             are left out of every source: these speakers by name, and this audio under whatever name, see `wavcse.data.leaks`.
         exclude_split_columns: split columns of those manifests; each of them that a manifest has counts.
-        inspector: reads the files, which are compared by content; one that remembers them spares reading them again.
+        inspector: reads the files, which are compared by content; files that it has seen already are not read again.
 
     Raises:
         ValueError: a `where` column is missing, a source has no clip left, one of its rows names no clip, a manifest to
@@ -72,7 +72,7 @@ def load_clips(
         if faulty:
             raise ValueError(
                 f"data.{name}: {len(faulty)} rows of {manifest.path} cannot be used; the first: {faulty[0].clip_id}: "
-                f"{faulty[0].fault}. Mend or remove these rows."
+                f"{faulty[0].fault}. Correct or remove these rows."
             )
         manifests.append(manifest)
         parts.append((allowed[is_kept], [fact for fact, kept in zip(facts, is_kept) if kept]))
@@ -141,7 +141,7 @@ def _allowed(name: str, manifest: Manifest, where: Mapping[str, Sequence[str]]) 
 def with_label_faults(clips: PretrainingClips, missing_rate: float, noisy_rate: float, seed: int) -> np.ndarray:
     """Targets `[N]` where some labels are hidden or wrong, as in Figure 3 of the LASR paper.
 
-    Each clip's fate hangs on its name and the seed only: the clips that miss their label at 25 % also do at 50 %.
+    What happens to a clip depends on its name and the seed only: clips that lose their label at 25 % also do at 50 %.
 
     Args:
         missing_rate: share of clips whose label is hidden.

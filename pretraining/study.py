@@ -160,11 +160,11 @@ def _failure(result: Callable[[], object]) -> str:
     try:
         result()
     except BrokenProcessPool:
-        return "its process died, perhaps for want of memory."
+        return "its process died, perhaps for lack of memory."
     except (ValueError, OSError, FloatingPointError) as error:
         return " ".join(str(error).split())
     except Exception as error:
-        traceback.print_exception(error)  # nobody foresaw it, so a line does not tell enough
+        traceback.print_exception(error)  # an unexpected error: its traceback says more than one line
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return ""
 

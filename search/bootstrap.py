@@ -1,7 +1,7 @@
 """How far accuracies of several models on the same clips can be told apart: a paired bootstrap over clips or speakers.
 
 Shapes: `V` models, `N` clips of a task, `U` units (speakers or clips), `R` resamples. Every resample draws the units once, and
-all models and tasks meet the same draw: units with labels for the same tasks are drawn with replacement among themselves, so
+all models and tasks see the same draw: units with labels for the same tasks are drawn with replacement among themselves, so
 that a clip or speaker of two tasks counts in both alike, and no task ever runs empty.
 """
 
@@ -22,7 +22,7 @@ CHUNK = 20_000_000  # draws held at a time
 
 
 def groups_of(sources: Mapping[str, TaskSource], clips: Sequence[Clip]) -> dict[str, np.ndarray]:
-    """Task -> the number of each clip's speaker, int64 `[len(clips)]`, -1 where the task's manifests have not the clip.
+    """Task -> the number of each clip's speaker, int64 `[len(clips)]`, -1 where the clip is not in the task's manifests.
 
     Only tasks with a `disjoint_by` column are there: a task whose splits share speakers says nothing about other speakers.
     """
@@ -44,7 +44,7 @@ def groups_of(sources: Mapping[str, TaskSource], clips: Sequence[Clip]) -> dict[
 def units_of(composite: CompositeSet, groups: Mapping[str, np.ndarray], split: str) -> dict[str, tuple[str, np.ndarray]]:
     """Task -> what a resample draws, "speaker" or "clip", and the unit of each of its clips in this split, int64 `[N]`.
 
-    Clips are drawn where `groups` has not the task, or has fewer than two speakers in this split.
+    Clips are drawn where the task is not in `groups`, or has fewer than two speakers in this split.
     """
     units = {}
     for task, targets in composite.targets[split].items():
@@ -73,6 +73,7 @@ def resampled_accuracies(
         step = max(1, CHUNK // len(members))
         for start in range(0, num_resamples, step):
             part = slice(start, min(start + step, num_resamples))
+            # How often each unit is drawn, [R, U]: a product with the sums per unit then gives all resamples at once.
             counts = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=part.stop - part.start)
             for task, (right, clips) in sums.items():
                 hits[task][:, part] += right @ counts.T

@@ -51,7 +51,7 @@ def fit(table: SearchTable, args: RunArguments) -> dict:
         validation accuracy per epoch; `seconds`, `device` and `together`, how many models shared these seconds.
 
     Raises:
-        ValueError: the settings are out of range, or name layers that the table has not.
+        ValueError: the settings are out of range, or name layers that the table does not have.
         FloatingPointError: the fit diverged; the message names its settings.
     """
     result = fit_together(table, [args])[0]
@@ -61,7 +61,7 @@ def fit(table: SearchTable, args: RunArguments) -> dict:
 
 
 def has_diverged(result: Mapping) -> bool:
-    """Whether a fit of `fit_together` came to nothing."""
+    """Whether a fit of `fit_together` diverged, so that it has no figures."""
     return "diverged" in result
 
 

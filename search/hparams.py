@@ -73,10 +73,10 @@ def search_hparams(
     learning_rates: Sequence[float] | None = None,
     show_progress: bool = True,
 ) -> dict:
-    """Search, and write what the module's docstring names below `output_dir`.
+    """Search, and write report, result, pictures and a recipe below `output_dir`.
 
     Everything is chosen by the mean over seeds of the mean validation accuracy; test figures of the recipe and of the best
-    trial are read when all is chosen.
+    trial are read after all choices.
 
     Args:
         table: the recipe's clips (`table_for`).
@@ -100,6 +100,7 @@ def search_hparams(
     grid = _grid(args, batch_sizes, learning_rates)
     found = _fit_seeds(table, grid, store, seeds, workers, show_progress)
     base = grid[_best_point(found)]
+    # Another best point or other data start a study of their own: trials of two recipes cannot be compared.
     name = f"{store.key(base, table.fingerprint)}-{seeds}"
     objective = Objective(base, seeds, output_dir / "hparams.sqlite", name)
     set_damaged_database_aside(objective.path)
@@ -186,7 +187,7 @@ def _in_workers(
             try:
                 future.result()
             except BrokenProcessPool as error:
-                raise FitError("A worker process died during a trial, perhaps for want of memory.") from error
+                raise FitError("A worker process died during a trial, perhaps for lack of memory.") from error
             yield
 
 

@@ -100,7 +100,7 @@ def _argv(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def run_phase1(config: Phase1) -> Path:
-    """Do every step that is not done, and write the report anew; returns the path of report.md.
+    """Do every step that is not done, and write the report again; returns the path of report.md.
 
     Raises:
         ValueError: packages that the searches need are not installed, or another run is at work in the folder.

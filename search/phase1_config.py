@@ -25,7 +25,7 @@ SEARCHES = {
     "poolings": ("poolings", "constants"),
     "hparams": ("trials", "batch_sizes", "learning_rates"),
 }
-# A training that begins anew whenever it is continued would never end.
+# A training that starts from scratch each time it is continued would never end.
 RECIPE_FIELDS = tuple(field.name for field in fields(RunArguments) if field.name != "overwrite_output_dir")
 # What all steps share, or a process cannot change.
 OF_ALL_STEPS = ("tasks", "cache_dir", "upstream", "revision", "output_dir", "mixed_precision")

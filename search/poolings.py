@@ -59,7 +59,7 @@ def search_poolings(
     constants: str = "authors",
     show_progress: bool = True,
 ) -> dict:
-    """Fit every pooling with every constant and seed, and write what the module's docstring names below `output_dir`.
+    """Fit every pooling with every constant and seed; write report, result, pictures and a recipe below `output_dir`.
 
     A pooling's constant is chosen by the mean validation accuracy over seeds on the recipe's layers. With these constants the
     poolings are compared there, and fitted on all layers too, to see whether their ranking depends on the set.

@@ -118,8 +118,10 @@ class _Progress:
     def advance(self) -> None:
         """Drive every plan as far as results allow."""
         for name in self.plans:
+            # Several steps at once where the store has what a plan asks for next, as in a search that goes on.
             while name not in self.found and all(key in self.results for key, _ in self.waiting.get(name, ())):
                 self._step(name)
+        # Results are kept only while a plan waits for them: each has a digit per clip, and a search has thousands.
         needed = {key for pairs in self.waiting.values() for key, _ in pairs}
         self.results = {key: result for key, result in self.results.items() if key in needed}
 

@@ -38,7 +38,7 @@ class Step:
         argv: its command line.
         inputs: glob patterns of the files whose content its result depends on, as they are when its turn comes.
         outputs: glob patterns; each matches a file when the step is done.
-        own_folder: belongs to this step; removed when its settings or inputs are others than those it was begun with.
+        own_folder: belongs to this step; removed when its settings or inputs have changed since it began.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Results of fits on disk: one JSON each, named by settings, data and version, so that none is done twice."""
+"""Results of fits on disk, so that none is done twice: one JSON each, named by its settings, data and version."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from wavcse.data.files import kept_json, write_json
 from wavcse.search.fit import settings_of
 from wavcse.training.arguments import RunArguments
 
-FIT_VERSION = 1  # of what a fit computes: a new number where figures change, so that no stored fit of the old way is taken
+FIT_VERSION = 1  # raised whenever a change to the code changes the figures of a fit, so that older stored fits are not reused
 
 
 class FitStore:
     """`folder/<key>.json`, each with its checksum.
 
-    A file is there as a whole or not at all, so a killed search goes on with what is there; a damaged one is set aside.
+    A file is complete or does not exist, so a killed search continues from the fits it has; a damaged file is set aside.
     """
 
     def __init__(self, folder: str | Path):

@@ -2,8 +2,8 @@
 
 A trial trains the recipe with other sizes, penalties and dropouts, with every seed; its value is the mean over seeds of the
 mean validation accuracy. Trials that were running when their process died are marked as failed and queued again. What a trial
-samples depends on the recipe's seed and on the trials that are finished, on nothing else: with one worker a continued search
-does what an undisturbed one would have done.
+samples depends only on the recipe's seed and on the finished trials: with one worker a continued search does what an
+undisturbed one would have done.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Objective:
 
 
 def set_damaged_database_aside(path: Path) -> None:
-    """A database that SQLite cannot read is set aside: trials are sampled anew, and what is fitted is in the store."""
+    """Set aside a database that SQLite cannot read: trials are sampled again, and their finished fits are in the store."""
     if not path.exists():
         return
     try:
@@ -79,7 +79,7 @@ def set_damaged_database_aside(path: Path) -> None:
 
 @contextmanager
 def database_errors(path: Path) -> Iterator[None]:
-    """What goes wrong with the file is an error of the disk and carries its path: Optuna's own errors name neither."""
+    """Turn Optuna's errors about the database file into an OSError with its path: they name neither cause nor file."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -94,6 +94,7 @@ def open_study(objective: Objective) -> optuna.Study:
     """The objective's study, made if it is not there, with the recipe's own settings queued unless they are in it."""
     args, options = objective.args, {"connect_args": {"timeout": WAIT_FOR_FILE_S}}
     storage = optuna.storages.RDBStorage(f"sqlite:///{objective.path}", engine_kwargs=options)
+    # No trial is pruned before there are some to compare with, nor in the first quarter of its epochs.
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2, n_warmup_steps=args.num_epochs // 4)
     study = optuna.create_study(
         storage=storage, study_name=objective.name, pruner=pruner, direction="maximize", load_if_exists=True
@@ -128,7 +129,7 @@ def requeue_lost(study: optuna.Study, args: RunArguments) -> int:
     for trial in lost:
         study.tell(trial.number, state=TrialState.FAIL)
         settings = _settings_of(trial)
-        if settings.keys() == search_space(args).keys():  # else it died while it sampled, and the next will sample the same
+        if settings.keys() == search_space(args).keys():  # else it died while sampling; the next one samples the same
             study.enqueue_trial(settings)
     return len(lost)
 
@@ -166,7 +167,7 @@ def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitSto
         if trial.params == recipe_settings(args):
             raise FitError(f"the recipe's own trial, which the others are measured against: {error}") from error
     except OSError:
-        raise  # a full disk takes no note of the trial either; it is queued again by the next start
+        raise  # a full disk cannot record the trial either; the next start queues it again
     except Exception as error:
         study.tell(trial, state=TrialState.FAIL)
         raise FitError(f"trial {place}, {trial.params}: {type(error).__name__}: {error}") from error

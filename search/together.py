@@ -71,6 +71,7 @@ def losses_together(networks: Sequence[MultiTaskNetwork], batches: Sequence[Batc
     buffers = _stacked([dict(network.named_buffers()) for network in networks])
     rows = {task: _padded([batch.rows[task] for batch in batches], 0) for task in batches[0].rows}
     labels = {task: _padded([batch.labels[task] for batch in batches], IGNORED_LABEL) for task in batches[0].labels}
+    # Labels that pad a task are ignored. Losses are summed (a count of 1) and then divided by the real counts.
     counts = {task: torch.tensor([batch.num_labelled[task] for batch in batches]) for task in batches[0].num_labelled}
 
     def losses(parameters: Mapping, buffers: Mapping, layers: Tensor, rows: Mapping, labels: Mapping) -> dict[str, Tensor]:

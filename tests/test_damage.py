@@ -1,4 +1,4 @@
-"""Damaged files and full disks: named, set aside and made anew; nothing that is already written is lost."""
+"""Damaged files and full disks: named, set aside and made again; nothing that is already written is lost."""
 
 import errno
 import json

@@ -36,6 +36,7 @@ class PooledLayers:
     def stacked(self) -> Tensor:
         """The copy `[n, K, D]`."""
         num_clips, num_layers, size = self.table.shape
+        # One gather over clips and layers; indexing them one after the other would copy all layers of the clips first.
         copied = self.table.view(num_clips * num_layers, size).index_select(0, self._flat().flatten())
         return copied.view(len(self.rows), len(self.layers), size)
 
@@ -177,6 +178,7 @@ class SplitFeatures:
 
 def epoch_order(num_clips: int, seed: int, epoch: int, batch_size: int, drop_last: bool) -> Tensor:
     """The shuffled clips of an epoch, the same in every process; whole batches only if `drop_last` and there is one."""
+    # Of (seed, epoch) alone, so that a continued run needs no saved random state.
     generator = np.random.default_rng([seed, epoch])
     order = torch.from_numpy(generator.permutation(num_clips))
     if drop_last and num_clips > batch_size:

@@ -1,7 +1,7 @@
 """VoxForge (MacLean 2018, voxforge.org): language identification in German, English, Spanish, French, Italian, Russian.
 
 One archive per recording session, named USER-YYYYMMDD-CODE. There is no official split: users are dealt to train, validation
-and test by the sha1 of their name, whatever the language and however often they came. Who `anonymous` is nobody knows, so
+and test by the sha1 of their name, whatever the language and however many sessions. It is not known who `anonymous` is, so
 all of that trains, and so does what an archive without a user's name holds.
 """
 

@@ -26,8 +26,8 @@ from .table import plan_multitask
 
 RENDERER_VERSION = 1  # raise it when the same plan comes to sound different
 CLIPS_PER_JOB = 16
-# Forked workers start at once, spawned ones first import torch (it comes with the root package). A fork is safe on
-# Linux because workers use neither torch nor any thread of the caller's; macOS' system libraries do not allow it.
+# A forked worker starts at once, a spawned one first imports this package. A fork is safe on Linux because workers use
+# neither torch nor any thread of the caller's; macOS' system libraries do not allow it.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 

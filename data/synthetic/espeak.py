@@ -106,7 +106,7 @@ def _synthesise(library: ctypes.CDLL, text: str) -> np.ndarray:
 
 @contextmanager
 def _fresh_library() -> Iterator[ctypes.CDLL]:
-    """espeak-ng as if no one had ever used it in this process."""
+    """espeak-ng in the state of a new process."""
     library = ctypes.CDLL(_loader().get_library_path())
     try:
         library.espeak_Info.restype = ctypes.c_char_p

@@ -86,7 +86,7 @@ def next_speaker(stream: Stream, speakers: Sequence[Speaker], n: int) -> tuple[i
 
 
 def delivery(rng: np.random.Generator, speaker: Speaker, prosody: Prosody) -> dict[str, float | int]:
-    """How a clip is spoken and recorded: the fields of an `Utterance` that are drawn anew for every clip."""
+    """How a clip is spoken and recorded: the fields of an `Utterance` that are drawn for each clip."""
     return {
         "rate_wpm": speaker.rate_wpm * draw(rng, prosody.rate_ratio, 0.6, 1.7),
         "pitch_semitones": speaker.pitch_semitones + draw(rng, prosody.pitch_semitones, -7, 8),

@@ -43,7 +43,7 @@ def arguments(**changes) -> RunArguments:
 
 
 def planted(winner: str) -> SearchTable:
-    """Two layers of every clip, drawn anew for each, are opposite: they cancel in a mean and stand out in a maximum.
+    """Two layers of every clip, drawn for each clip, are opposite: they cancel in a mean and stand out in a maximum.
 
     They carry the class where the maximum is to win; else all layers carry it, and the two are strong noise.
     """
