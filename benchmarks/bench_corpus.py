@@ -1,30 +1,34 @@
-"""How well does the pass over a corpus use the machine? The cache builder on synthetic files, from start to end.
+"""How well does the pass over a corpus use the machine? Commands on synthetic files, from start to end.
 
-    python benchmarks/bench_corpus.py [--clips 40 80 160] [--processes 2] [--upstream FOLDER]
+    python benchmarks/bench_corpus.py [--encoders . FOLDER ...] [--workers 2] [--rounds 5]
 
-Measured are the throughput for three sizes of corpus (it should not depend on the size), the share of the time in which the
-upstream waited for audio, and what several processes of one thread each gain over one. The upstream is small, with random
-weights: it asks for audio much more often as WavLM-Large, so waiting shows. Results go to
-benchmarks/results/DATE-corpus-cpu.json and a Markdown table of the same name.
+Two questions. Does throughput depend on the size of the corpus, and does the computation wait for audio? Three sizes, one
+worker; the upstream is small, with random weights, so that waiting shows. And what do workers gain on short clips and small
+models, on a quiet machine and beside busy programs? Of every encoder, a wavCSE model (`wavcse embed`) or an upstream
+(`wavcse cache`), the rate with one worker, with several, and with several beside as many processes that only spin, in turn.
+Results go to benchmarks/results/DATE-corpus-cpu.json and a Markdown table of the same name.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import soundfile
 import torch
 
@@ -35,26 +39,36 @@ from wavcse.data.files import json_text
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 SAMPLING_RATE = 16_000
+SHORT_S = (0.5, 1.0)  # clips of the second question, as single spoken words
 SPEED = re.compile(r"([\d.]+) audio-s/s")
 WAITING = re.compile(r"([\d.]+) ?% of the time waiting for audio")
+MIN_GAIN = 0.9  # of the number of workers
+MIN_BUSY_SHARE = 0.6  # of the rate of one worker on the quiet machine
+WATCH_INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True)
 class CorpusRow:
-    """One pass over a corpus, as the command printed it."""
+    """One pass over a corpus, as the command printed it; `busy` processes were spinning meanwhile.
 
+    `worker_mb`: the most memory that a worker had for itself, where it was looked at.
+    """
+
+    encoder: str
     clips: int
     audio_s: float
-    processes: int
+    workers: int
+    busy: int
     audio_s_per_s: float
     waiting_percent: float
+    worker_mb: float | None = None
 
 
-def write_corpus(folder: Path, num_clips: int, longest_s: float, seed: int = 0) -> tuple[Path, float]:
-    """FLAC files, noise with a syllable-like envelope, of 1 s to `longest_s`; returns manifest and audio seconds."""
+def write_corpus(folder: Path, num_clips: int, shortest_s: float, longest_s: float, seed: int = 0) -> tuple[Path, float]:
+    """FLAC files of noise with a syllable-like envelope, lengths spread evenly; returns manifest and audio seconds."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
-    seconds = generator.permutation(np.linspace(1.0, longest_s, num_clips))
+    seconds = generator.permutation(np.linspace(shortest_s, longest_s, num_clips))
     with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name"])
@@ -66,19 +80,57 @@ def write_corpus(folder: Path, num_clips: int, longest_s: float, seed: int = 0) 
     return folder / "metadata.csv", float(seconds.sum())
 
 
-def run_pass(manifest: Path, upstream: Path, processes: int) -> tuple[float, float]:
-    """Build a fresh cache with one thread per process: audio seconds per second, and per cent of the time spent waiting."""
-    launch = [sys.executable, "-m"]
-    if processes > 1:
-        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    with tempfile.TemporaryDirectory() as out:
-        command = [*launch, "wavcse.data.cache", "--manifest", manifest, "--upstream", upstream, "--out", out]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    speed, waiting = SPEED.search(done.stdout), WAITING.search(done.stdout)
-    if done.returncode or not speed or not waiting:
-        raise RuntimeError(f"the cache builder failed with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return float(speed[1]), float(waiting[1])
+def run_pass(manifest: Path, encoder: Path, workers: int, watch: bool = False) -> tuple[float, float, float | None]:
+    """Embed or cache a corpus from the start: audio seconds per second, per cent of the time spent waiting, MB of a worker.
+
+    Nothing is said of threads: what a user gets without an environment variable.
+    """
+    is_model = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["model_type"] == "wavcse"
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
+    with tempfile.TemporaryDirectory() as out, tempfile.TemporaryFile("w+") as said:
+        if is_model:
+            command = ["wavcse.embed", manifest, "--model", encoder, "--out", f"{out}/table.parquet", "--device", "cpu"]
+        else:
+            command = ["wavcse.data.cache", "--manifest", manifest, "--upstream", encoder, "--out", out]
+        command = [sys.executable, "-m", *command, "--workers", workers]
+        started = subprocess.Popen(list(map(str, command)), env=environment, stdout=said, stderr=subprocess.STDOUT)
+        memory = largest_worker_mb(started.pid) if watch else None
+        code = started.wait()
+        said.seek(0)
+        text = said.read()
+    lines = [line for line in text.splitlines() if line.endswith("waiting for audio")]  # and not the progress bar
+    speed, waiting = (pattern.search(lines[-1] if lines else "") for pattern in (SPEED, WAITING))
+    if code or not speed or not waiting:
+        raise RuntimeError(f"the command failed with {code}:\n{text}")
+    return float(speed[1]), float(waiting[1]), memory
+
+
+def largest_worker_mb(pid: int) -> float | None:
+    """The most memory that one of a command's workers has for itself, looked at until the command ends."""
+    largest = 0.0
+    command = psutil.Process(pid)
+    while command.is_running() and command.status() != psutil.STATUS_ZOMBIE:
+        try:
+            largest = max([largest, *(child.memory_full_info().uss / 1e6 for child in command.children())])
+        except psutil.Error:
+            pass  # a worker that has just ended
+        try:
+            command.wait(WATCH_INTERVAL_S)
+        except psutil.TimeoutExpired:
+            continue
+    return largest or None
+
+
+@contextmanager
+def busy_neighbours(count: int) -> Iterator[None]:
+    """Processes that spin while the context lasts."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
 
 
 def make_upstream(folder: Path, quick: bool) -> Path:
@@ -89,67 +141,112 @@ def make_upstream(folder: Path, quick: bool) -> Path:
     return folder
 
 
-def measure(args: argparse.Namespace, folder: Path) -> list[CorpusRow]:
-    """Passes over growing corpora, then one and several processes in turn on the largest."""
-    upstream = args.upstream or make_upstream(folder / "upstream", args.quick)
-    rows = []
+def measure_sizes(args: argparse.Namespace, folder: Path) -> list[CorpusRow]:
+    """Passes of one worker over growing corpora."""
+    upstream, rows = make_upstream(folder / "upstream", args.quick), []
     for clips in args.clips:
-        manifest, audio_s = write_corpus(folder / f"corpus_{clips}", clips, args.longest_s)
-        rows.append(CorpusRow(clips, audio_s, 1, *run_pass(manifest, upstream, 1)))
+        manifest, audio_s = write_corpus(folder / f"corpus_{clips}", clips, 1.0, args.longest_s)
+        rows.append(CorpusRow("random", clips, audio_s, 1, 0, *run_pass(manifest, upstream, 1)))
         print(rows[-1], flush=True)
+    return rows
+
+
+def measure_workers(args: argparse.Namespace, encoder: Path, folder: Path) -> list[CorpusRow]:
+    """Passes over short clips: one with several workers, which says how many clips a pass takes, then all cases in turn."""
+    name, num_clips = encoder.resolve().name, args.short_clips
+    manifest, audio_s = write_corpus(folder / f"short_{name}", num_clips, *SHORT_S)
+    first = CorpusRow(name, num_clips, audio_s, args.workers, 0, *run_pass(manifest, encoder, args.workers, watch=True))
+    print(first, flush=True)
+    if args.pass_s:
+        num_clips = max(num_clips, round(args.pass_s * first.audio_s_per_s / args.workers / np.mean(SHORT_S)))
+        manifest, audio_s = write_corpus(folder / f"long_{name}", num_clips, *SHORT_S)
+    rows = [first]
     for _ in range(args.rounds):
-        for processes in (1, args.processes):
-            rows.append(CorpusRow(clips, audio_s, processes, *run_pass(manifest, upstream, processes)))
+        for workers, busy in ((1, 0), (args.workers, 0), (args.workers, args.workers)):
+            with busy_neighbours(busy):
+                rows.append(CorpusRow(name, num_clips, audio_s, workers, busy, *run_pass(manifest, encoder, workers)))
             print(rows[-1], flush=True)
     return rows
 
 
-def summary(rows: Sequence[CorpusRow], num_sizes: int, processes: int) -> dict[str, Any]:
-    """The three figures of the benchmark."""
-    by_size = [row.audio_s_per_s for row in rows[:num_sizes]]
-    one, several = ([row.audio_s_per_s for row in rows[num_sizes:] if row.processes == n] for n in (1, processes))
+def summary_of_workers(rows: Sequence[CorpusRow]) -> dict[str, Any]:
+    """The three rates of an encoder, what workers gain, and what a busy machine leaves."""
+    first, *rows = rows
+    one, several, busy = ([row.audio_s_per_s for row in rows[start::3]] for start in range(3))
+    seconds = {name: [1 / rate for rate in rates] for name, rates in (("one", one), ("several", several), ("busy", busy))}
     return {
-        "smallest_over_largest_throughput": min(by_size) / max(by_size),
-        "waiting_percent_one_process": statistics.median(row.waiting_percent for row in rows if row.processes == 1),
-        "processes": processes,
-        "gain": asdict(PairedRatio.of([1 / speed for speed in one], [1 / speed for speed in several])),
+        "encoder": first.encoder,
+        "workers": first.workers,
+        "worker_mb": first.worker_mb,
+        "one_worker": statistics.median(one),
+        "several_workers": statistics.median(several),
+        "beside_busy_processes": statistics.median(busy),
+        "gain": asdict(PairedRatio.of(seconds["one"], seconds["several"])),
+        "busy_share": asdict(PairedRatio.of(seconds["one"], seconds["busy"])),
     }
 
 
 def markdown_of(report: dict[str, Any]) -> str:
-    """Table of all passes, and the summary."""
-    cells = [
-        (row["clips"], f"{row['audio_s']:.0f}", row["processes"], f"{row['audio_s_per_s']:.1f}", row["waiting_percent"])
+    """The three rates of every encoder, the floors, and a table of all passes."""
+    machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    sizes = [row["audio_s_per_s"] for row in report["sizes"]]
+    waiting = statistics.median(row["waiting_percent"] for row in report["sizes"])
+    rates = [_line_of(one) for one in report["workers"]]
+    names = ["encoder", "", "one worker", "workers", "beside busy", "gain", "busy share", "MB per worker"]
+    passes = [
+        (
+            row["encoder"],
+            row["clips"],
+            f"{row['audio_s']:.0f}",
+            row["workers"],
+            row["busy"],
+            f"{row['audio_s_per_s']:.1f}",
+            row["waiting_percent"],
+        )
         for row in report["rows"]
     ]
-    facts, gain = report["summary"], report["summary"]["gain"]
-    machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
-    spread = "" if gain["spread"] is None else f" (spread {gain['spread']:.0%})"
+    columns = ["encoder", "clips", "seconds of audio", "workers", "busy processes", "audio-s/s", "% waiting for audio"]
     parts = [
         f"# Corpus benchmark, {report['date']}, cpu",
-        f"Machine: {machine}. Upstream: {report['upstream']}. One thread per process.",
-        table(["clips", "seconds of audio", "processes", "audio-s/s", "% of the time waiting for audio"], cells),
-        f"- Throughput of the slowest of {len(report['settings']['clips'])} corpus sizes over the fastest: "
-        f"{facts['smallest_over_largest_throughput']:.2f}",
-        f"- Waiting for audio, one process, median: {facts['waiting_percent_one_process']:.1f} %",
-        f"- {facts['processes']} processes over one, paired: {gain['ratio']:.2f}x{spread}",
+        f"Machine: {machine}. Workers have one thread each.",
+        f"Clips of {SHORT_S[0]} to {SHORT_S[1]} s, audio-s/s, median of {report['settings']['rounds']} rounds. Floors: a gain of "
+        f"{MIN_GAIN} times the number of workers; {MIN_BUSY_SHARE:.0%} of one worker's rate beside as many spinning processes.",
+        table(names, rates),
+        f"Sizes of corpus, 1-{report['settings']['longest_s']:.0f} s, one worker: throughput of the slowest over the fastest "
+        f"{min(sizes) / max(sizes):.2f}, waiting for audio {waiting:.1f} % of the time.",
+        table(columns, passes),
     ]
-    return "\n\n".join(parts[:3]) + "\n\n" + "\n".join(parts[3:]) + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def _line_of(one: dict[str, Any]) -> list[str]:
+    gain, share, memory = one["gain"]["ratio"], one["busy_share"]["ratio"], one["worker_mb"]
+    rates = [f"{one[name]:.1f}" for name in ("one_worker", "several_workers", "beside_busy_processes")]
+    return [
+        one["encoder"],
+        f"{one['workers']} workers",
+        *rates,
+        f"{gain:.2f}x{'' if gain >= MIN_GAIN * one['workers'] else ' BELOW'}",
+        f"{share:.0%}{'' if share >= MIN_BUSY_SHARE else ' BELOW'}",
+        "-" if memory is None else f"{memory:.0f}",
+    ]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[40, 80, 160], help="sizes of the corpora")
-    parser.add_argument("--longest_s", type=float, default=15.0, help="clips are 1 s to this long")
-    parser.add_argument("--processes", type=int, default=2, help="compared with one (default 2)")
+    parser.add_argument("--longest_s", type=float, default=15.0, help="clips of these are 1 s to this long")
+    parser.add_argument("--encoders", type=Path, nargs="+", default=[ROOT], help="folders of models or upstreams (default: .)")
+    parser.add_argument("--short_clips", type=int, default=400, help="short clips of the first pass of an encoder")
+    parser.add_argument("--pass_s", type=float, default=15.0, help="seconds that a pass of one worker shall take (default 15)")
+    parser.add_argument("--workers", type=int, default=2, help="compared with one (default 2)")
     parser.add_argument("--rounds", type=int, default=5, help="paired rounds of that comparison (default 5)")
-    parser.add_argument("--upstream", type=Path, help="folder of an upstream (default: a small random one)")
     parser.add_argument("--out", type=Path, help="JSON to write (default benchmarks/results/DATE-corpus-cpu.json)")
-    parser.add_argument("--quick", action="store_true", help="tiny model, few short clips, one round: for tests")
+    parser.add_argument("--quick", action="store_true", help="few short clips, one round: for tests")
     args = parser.parse_args(argv)
     if args.quick:
-        args.clips, args.longest_s, args.rounds = [4, 8], 2.0, 1
+        args.clips, args.longest_s, args.rounds, args.short_clips, args.pass_s = [4, 8], 2.0, 1, 160, 0.0
     return args
 
 
@@ -159,15 +256,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(args, Path(folder))
+        sizes = measure_sizes(args, Path(folder))
+        by_encoder = [measure_workers(args, encoder, Path(folder)) for encoder in args.encoders]
     report = {
         "date": date.today().isoformat(),
         "machine": machine_facts(device),
         "gflop_per_s": gemm_rate(device, rows=QUICK_GEMM_ROWS if args.quick else GEMM_ROWS) / 1e9,
-        "upstream": args.upstream.name if args.upstream else "untrained, 12 blocks of width 384",
-        "settings": {"clips": args.clips, "longest_s": args.longest_s, "rounds": args.rounds},
-        "rows": list(map(asdict, rows)),
-        "summary": summary(rows, len(args.clips), args.processes),
+        "settings": {"clips": args.clips, "longest_s": args.longest_s, "rounds": args.rounds, "pass_s": args.pass_s},
+        "sizes": list(map(asdict, sizes)),
+        "workers": [summary_of_workers(rows) for rows in by_encoder],
+        "rows": [asdict(row) for rows in (sizes, *by_encoder) for row in rows],
     }
     path = args.out or RESULTS / f"{date.today().isoformat()}-corpus-cpu.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -214,7 +214,12 @@ def test_corpus_benchmark_writes_a_report(tmp_path, capsys):
     bench_corpus.main(["--quick", "--out", str(path)])
     shown = capsys.readouterr().out
     report = json.loads(path.read_text(encoding="utf-8"))
-    assert [row["processes"] for row in report["rows"]] == [1, 1, 1, 2]
-    assert 0 <= report["summary"]["waiting_percent_one_process"] <= 100
-    assert report["summary"]["gain"]["ratio"] > 0
+    assert [(row["workers"], row["busy"]) for row in report["rows"]] == [(1, 0), (1, 0), (2, 0), (1, 0), (2, 0), (2, 2)]
+    assert all(0 <= row["waiting_percent"] <= 100 for row in report["rows"])
+    (root,) = report["workers"]
+    rates = [row["audio_s_per_s"] for row in report["rows"][3:]]
+    assert rates == [root[name] for name in ("one_worker", "several_workers", "beside_busy_processes")]
+    assert root["gain"]["ratio"] == pytest.approx(rates[1] / rates[0])
+    assert root["busy_share"]["ratio"] == pytest.approx(rates[2] / rates[0])
+    assert 10 < root["worker_mb"] < 1000
     assert path.with_suffix(".md").read_text(encoding="utf-8") in shown
