@@ -209,8 +209,8 @@ def markdown_of(report: dict[str, Any]) -> str:
     parts = [
         f"# Corpus benchmark, {report['date']}, cpu",
         f"Machine: {machine}. Workers have one thread each.",
-        f"Clips of {SHORT_S[0]} to {SHORT_S[1]} s, audio-s/s, median of {report['settings']['rounds']} rounds. Floors: a gain of "
-        f"{MIN_GAIN} times the number of workers; {MIN_BUSY_SHARE:.0%} of one worker's rate beside as many spinning processes.",
+        f"Clips of {SHORT_S[0]} to {SHORT_S[1]} s, audio-s/s, median of {report['settings']['rounds']} rounds. Floors: a gain "
+        f"of {MIN_GAIN} times the number of workers; {MIN_BUSY_SHARE:.0%} of one worker's rate beside as many busy processes.",
         table(names, rates),
         f"Sizes of corpus, 1-{report['settings']['longest_s']:.0f} s, one worker: throughput of the slowest over the fastest "
         f"{min(sizes) / max(sizes):.2f}, waiting for audio {waiting:.1f} % of the time.",
