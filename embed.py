@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from wavcse.data.arguments import parse_embed
-from wavcse.settings.command import answer_help
+from wavcse.data.arguments import EMBED, EmbedArguments, EmbedSettings
 
 if __name__ == "__main__":
-    answer_help(parse_embed)  # before the imports below, which take seconds
+    EMBED.answer()  # before the imports below, which take seconds
 
 import hashlib
 import json
@@ -26,7 +25,6 @@ from transformers.configuration_utils import PretrainedConfig
 
 from wavcse import __version__
 from wavcse.audio_wavcse import AUDIO_SUFFIXES, rms, scale_quiet
-from wavcse.configuration_wavcse import PRECISIONS
 from wavcse.data.audio_folder import left_out_in_words, read_audio_folder
 from wavcse.data.corpus_pass import (
     CorpusClip,
@@ -35,7 +33,6 @@ from wavcse.data.corpus_pass import (
     QuietClip,
     SkippedClip,
     batches_by_length,
-    check_batch_seconds,
     gathered,
     num_workers,
     process_state,
@@ -60,45 +57,11 @@ from wavcse.data.files import locked
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
-from wavcse.settings.command import SOME_SKIPPED, command_line
+from wavcse.settings.command import SOME_SKIPPED
 from wavcse.settings.fields import usable_device
 
 PART_INTERVAL_S = 30.0  # what a kill can lose at most, besides the batch that is being computed
 PART_ROWS = 8192
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """What is made of a clip, besides the model.
-
-    Args:
-        precision: of the upstream's matrix products, "float32", "bfloat16" or "int8"; `None` = the model's own.
-        truncate_dim: keep the first numbers of an embedding only.
-        normalize: scale every embedding (after truncation) to length 1.
-        window_s: cut clips into windows of this length, one row each; `None` = one row per clip.
-        hop_s: distance of the windows' starts, at most `window_s`, which is the default.
-        scale_quiet: bring clips below -60 dB of full scale to the level of usual speech first, as a whole.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    precision: str | None = None
-    truncate_dim: int | None = None
-    normalize: bool = False
-    window_s: float | None = None
-    hop_s: float | None = None
-    scale_quiet: bool = False
-
-    def __post_init__(self):
-        if self.precision not in (None, *PRECISIONS):
-            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
-        if self.window_s is None and self.hop_s is not None:
-            raise ValueError("hop_s is the distance of windows; give window_s too.")
-        if self.window_s is not None:
-            object.__setattr__(self, "hop_s", self.window_s if self.hop_s is None else self.hop_s)
-            if not 0 < self.hop_s <= self.window_s:
-                raise ValueError(f"hop_s is {self.hop_s} and window_s {self.window_s}; 0 < hop_s <= window_s must hold.")
 
 
 @dataclass(frozen=True)
@@ -175,7 +138,6 @@ def embed_corpus(
             unfinished parts) holds embeddings of other settings or clips, or another run is making it.
     """
     out, settings = Path(out), settings or EmbedSettings()
-    check_batch_seconds(batch_seconds)
     if out.is_dir():
         raise ValueError(f"{out}: is a folder; give the name of the Parquet file that is to be made.")
     clips, paths, left_out = clips_of(corpus)
@@ -261,7 +223,7 @@ class Embedder:
 
     def _check(self) -> None:
         dims, size = self.settings.truncate_dim, self.encoder.embedding_size
-        if dims is not None and not 1 <= dims <= size:
+        if dims is not None and dims > size:
             raise ValueError(f"truncate_dim is {dims}; the model's embeddings have 1 to {size} numbers.")
         shortest = self.encoder.feature_extractor.min_samples
         if self.window_samples is not None and self.window_samples < shortest:
@@ -388,16 +350,14 @@ def _shape(out: Path) -> tuple[int, int]:
     return parquet.read_metadata(out).num_rows, read_metadata(out)["embedding_size"]
 
 
-@command_line("wavcse embed", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
+@EMBED.main
+def main(args: EmbedArguments) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
-    args = parse_embed(argv)
-    settings = EmbedSettings(args.precision, args.truncate_dim, args.normalize, args.window_s, args.hop_s, args.scale_quiet)
     how = {"batch_seconds": args.batch_seconds, "device": args.device, "workers": args.workers}
-    report = embed_corpus(args.corpus, args.model, args.out, settings, show_progress=True, **how)
+    report = embed_corpus(args.corpus, args.model, args.out, args, show_progress=True, **how)
     state = PartialState()
     if state.is_main_process:
-        print(summary(Path(args.out), report, settings))
+        print(summary(Path(args.out), report, args))
     state.destroy_process_group()  # else the first process to leave can break the others' last message
     return SOME_SKIPPED if report.skipped else 0
 

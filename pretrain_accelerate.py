@@ -9,17 +9,16 @@ same weights to the bit.
 
 from __future__ import annotations
 
-from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
-from wavcse.settings.command import answer_help
+from wavcse.pretraining.arguments import PRETRAIN, PretrainArguments
 
 if __name__ == "__main__":
-    answer_help(parse_arguments)  # before the imports below, which take seconds
+    PRETRAIN.answer()  # before the imports below, which take seconds
 
 import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from wavcse.data.files import locked
 from wavcse.data.inspection import Inspector
 from wavcse.pretraining.clips import PretrainingClips, load_clips, with_label_faults
 from wavcse.pretraining.network import Figures, PretrainNetwork, label_weight_at, total_loss
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 from wavcse.steps.audio_store import build_store
 from wavcse.steps.batches import BatchLoader
 from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
@@ -211,10 +210,10 @@ def warnings_of(last: Mapping[str, Any], args: PretrainArguments) -> list[str]:
     ]
 
 
-@command_line("wavcse pretrain", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
+@PRETRAIN.main
+def main(args: PretrainArguments) -> int:
     """The command line."""
-    pretrain(parse_arguments(argv))
+    pretrain(args)
     return DONE
 
 

@@ -9,14 +9,12 @@ command is given again, and ends with the same numbers to the bit.
 
 from __future__ import annotations
 
-from wavcse.settings.command import answer_help
-from wavcse.training.arguments import RunArguments, parse_arguments
+from wavcse.training.arguments import TRAIN, RunArguments
 
 if __name__ == "__main__":
-    answer_help(parse_arguments)  # before the imports below, which take seconds
+    TRAIN.answer()  # before the imports below, which take seconds
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +34,7 @@ from wavcse.data.labels import TaskSource
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask, combine_losses, cross_entropy_per_task
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 from wavcse.training.features import Batch, SplitFeatures, cached_digests, data_fingerprint, open_table
 from wavcse.training.loop import Evaluation, evaluate, new_learner, train_epoch
 from wavcse.training.network import load_network, model_config
@@ -223,10 +221,10 @@ def table(result: dict) -> str:
     return "\n".join([*lines, *([result["note"]] if result["note"] else [])])
 
 
-@command_line("wavcse train", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
+@TRAIN.main
+def main(args: RunArguments) -> int:
     """The command line."""
-    train(parse_arguments(argv))
+    train(args)
     return DONE
 
 

@@ -5,11 +5,10 @@ Afterwards training, layer selection, pooling comparison and probes read the cac
 
 from __future__ import annotations
 
-from wavcse.data.arguments import parse_cache
-from wavcse.settings.command import answer_help
+from wavcse.data.arguments import CACHE, CacheArguments
 
 if __name__ == "__main__":
-    answer_help(parse_cache)  # before the imports below, which take seconds
+    CACHE.answer()  # before the imports below, which take seconds
 
 import hashlib
 import sys
@@ -31,7 +30,6 @@ from wavcse.data.corpus_pass import (
     PassReport,
     SkippedClip,
     batches_by_length,
-    check_batch_seconds,
     gathered,
     num_workers,
     process_state,
@@ -48,7 +46,7 @@ from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import config_from_upstream
-from wavcse.settings.command import SOME_SKIPPED, command_line
+from wavcse.settings.command import SOME_SKIPPED
 from wavcse.upstream_wavcse import UpstreamRunner, load_upstream, read_config
 
 SHARD_INTERVAL_S = 300.0
@@ -97,7 +95,6 @@ def build_cache(
     Raises:
         ValueError: the upstream or a manifest cannot be read, an option is out of range, or another run builds this cache.
     """
-    check_batch_seconds(batch_seconds)
     state = process_state()
     clips = [clip for manifest in manifests for clip in Manifest(manifest).clips]
     config = config_of_all_layers(upstream, revision, temporal_pooling)
@@ -216,10 +213,9 @@ def _flush(cache: FeatureCache, buffer: list[tuple[str, np.ndarray]]) -> None:
         buffer.clear()
 
 
-@command_line("wavcse cache", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
+@CACHE.main
+def main(args: CacheArguments) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
-    args = parse_cache(argv)
     options = {name: value for name, value in vars(args).items() if name != "manifest"}
     cache, report = build_cache(args.manifest, **options)
     state = PartialState()

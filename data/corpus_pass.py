@@ -37,6 +37,7 @@ from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
 from wavcse.settings.command import CommandError
+from wavcse.settings.fields import check_range
 from wavcse.settings.processes import (
     CAN_FORK,
     end_with_parent,
@@ -133,12 +134,6 @@ def readable_clips(clips: Sequence[Clip], facts: Sequence[ClipFacts]) -> tuple[l
     return readable, unreadable
 
 
-def check_batch_seconds(batch_seconds: float) -> None:
-    """ValueError unless it is a positive number of seconds."""
-    if not batch_seconds > 0:
-        raise ValueError(f"batch_seconds is {batch_seconds}; it must be a positive number of seconds.")
-
-
 def batches_by_length(
     clips: Sequence[CorpusClip], batch_seconds: float, seconds: Sequence[float] | None = None
 ) -> list[list[CorpusClip]]:
@@ -149,7 +144,7 @@ def batches_by_length(
     Args:
         seconds: what each clip costs, where that is not its duration (overlapping windows).
     """
-    check_batch_seconds(batch_seconds)
+    check_range("batch_seconds", batch_seconds, above=0)
     seconds = np.array([item.duration_s for item in clips] if seconds is None else seconds, dtype=np.float64)
     order = np.argsort(-seconds, kind="stable")
     batches, start = [], 0

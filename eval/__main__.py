@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from wavcse.eval.arguments import EvalArguments, parse_arguments
-from wavcse.settings.command import command_line
+from wavcse.eval.arguments import EVAL, EvalArguments
 from wavcse.settings.fields import usable_device
 
 
-@command_line("wavcse eval", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, or 3 if some clips had to be skipped."""
-    return run(parse_arguments(argv))
-
-
-def run(arguments: EvalArguments) -> int:
-    """Evaluate and print the table; returns the exit code. Raises ValueError as `evaluate` and `load_task` do."""
+@EVAL.main
+def main(arguments: EvalArguments) -> int:
+    """Evaluate and print the table; returns 0, or 3 if some clips had to be skipped."""
     # Imported late: a wrong option is answered before the libraries are loaded.
     from wavcse.eval.baselines import build_encoders
     from wavcse.eval.evaluation import EvalSettings, corpus_inspector, evaluate

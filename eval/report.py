@@ -8,11 +8,10 @@ is typed by hand.
 
 from __future__ import annotations
 
-from wavcse.eval.arguments import parse_report
-from wavcse.settings.command import answer_help
+from wavcse.eval.arguments import REPORT, ReportArguments
 
 if __name__ == "__main__":
-    answer_help(parse_report)  # before the imports below, which take seconds
+    REPORT.answer()  # before the imports below, which take seconds
 
 import json
 import sys
@@ -48,7 +47,7 @@ from wavcse.eval.table import (
 )
 from wavcse.reports import page
 from wavcse.reports.figures import draw_all, heat_map, new_axes, without_formulas
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -434,10 +433,9 @@ PANEL_PER_ENCODER = ("confusion", "scatter")  # shown for the first encoder and 
 # ---- command line ----
 
 
-@command_line("wavcse eval")
-def main(argv: Sequence[str] | None = None) -> int:
+@REPORT.main
+def main(args: ReportArguments) -> int:
     """Regenerate the report of a folder, or only its table, and print the table."""
-    args = parse_report(argv)
     print(write_report(args.output_dir, args.table_only), end="")
     return DONE
 

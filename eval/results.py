@@ -9,12 +9,6 @@
 
 from __future__ import annotations
 
-from wavcse.eval.arguments import parse_report
-from wavcse.settings.command import answer_help
-
-if __name__ == "__main__":
-    answer_help(parse_report)  # before the imports below, which take seconds
-
 import math
 import platform
 import re
@@ -38,6 +32,7 @@ from wavcse.eval.outcome import Fit, Intervals, Measured, Outcome
 from wavcse.eval.probe import ProbeSettings
 from wavcse.eval.task import TaskData
 from wavcse.eval.verification import LDA_SIZES
+from wavcse.settings.command import REFUSED
 
 LIBRARIES = ("wavcse", "torch", "transformers", "numpy", "scikit-learn")
 UNITS = ("percent", "years", "plain")
@@ -333,7 +328,5 @@ def finished_results(output_dir: str | Path, rows: Sequence[str], encoder: str, 
 
 
 if __name__ == "__main__":
-    # The name that `python -m wavcse.eval.report --table_only` had before.
-    from wavcse.eval.report import main
-
-    sys.exit(main([*sys.argv[1:], "--table_only"]))
+    print("This is now: python -m wavcse.eval.report FOLDER --table_only", file=sys.stderr)
+    sys.exit(REFUSED)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import WavLMConfig, WavLMModel
 
 from wavcse.pretrain_accelerate import initial_network
-from wavcse.pretraining.arguments import parse_arguments
+from wavcse.pretraining.arguments import PRETRAIN
 from wavcse.steps.encoder import PHASES, save_upstream, start_as_filterbank
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     parser.add_argument("--recipe", help="instead, what pretrain_accelerate.py with this recipe (and its seed) starts from")
     args = parser.parse_args()
-    model = untrained(args) if args.recipe is None else initial_network(parse_arguments([args.recipe])).encoder
+    model = untrained(args) if args.recipe is None else initial_network(PRETRAIN.parse([args.recipe])).encoder
     save_upstream(model, args.out)
     print(f"{args.out}: untrained WavLM, {model.num_parameters() / 1e6:.1f} M parameters")
 

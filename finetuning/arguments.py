@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wavcse.eval.arguments import NAME, TASK_FIELDS, EvalArguments, TaskRequest, check_tasks
-from wavcse.settings.fields import option, parse_settings
-from wavcse.settings.recipes import checked_fields
+from wavcse.eval.arguments import TaskRequest, task_request
+from wavcse.settings.command import Program
+from wavcse.settings.fields import check_file_name, option
 from wavcse.steps.arguments import StepArguments
 
-DESCRIPTION = (
-    "How good is an upstream once it is trained on a task? Each encoder is trained as a whole, under the mean over its frames "
-    "and one linear layer (LASR, Table 1); validation chooses the step, and the test split is predicted once. Leaves result "
-    "files like `wavcse eval`. A killed run goes on where it was. Example: wavcse finetune conf/finetune_language.yaml"
-)
+ABOUT = """\
+How good is an upstream once it is trained on a task? Each encoder is trained as a whole, under the mean over its frames
+and one linear layer (LASR, Table 1); validation chooses the step, and the test split is predicted once. Leaves result
+files like `wavcse eval`. A killed run goes on where it was: give the same command again.
+"""
 DEFAULT_TASK = "language"
 RUNS_FOLDER = "runs"
 
@@ -52,19 +51,15 @@ class FinetuneArguments(StepArguments):
         if not self.upstreams:
             raise ValueError("upstreams is {}; name at least one: `upstreams: {name: FOLDER}`.")
         for name, folder in self.upstreams.items():
-            if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(folder, str):
-                raise ValueError(
-                    f"upstreams: {name!r}: {folder!r} must be a name of letters, digits and . _ - and a folder or Hub id."
-                )
+            check_file_name("a name in upstreams", name)
+            if not isinstance(folder, str):
+                raise ValueError(f"upstreams: {name} is {folder!r}; a folder or Hub id is needed.")
         return self.upstreams
 
     def task_request(self) -> TaskRequest:
         """The task and its manifests; ValueError if it is no classification task, or a setting of it is wrong."""
-        name = str(checked_fields("task", self.task, TASK_FIELDS).get("task", DEFAULT_TASK))
-        check_tasks({name: self.task})
-        if not self.task.get("manifest"):
-            raise ValueError("task: names no manifest; give `task: {task: NAME, manifest: TABLE.csv}`.")
-        (request,) = EvalArguments(tasks={name: self.task}).requests()
+        name = str(self.task.get("task", DEFAULT_TASK))
+        request = task_request(name, self.task, where="task")
         if request.task.kind != "classification":
             raise ValueError(f"task {name!r}: is a {request.task.kind} task; fine-tuning has classes to learn.")
         return request
@@ -77,10 +72,11 @@ class FinetuneArguments(StepArguments):
         return replace(self, **only, output_dir=str(folder))
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> FinetuneArguments:
-    """`[RECIPE.yaml] [--field value ...]`; a field on the command line wins over the recipe.
-
-    Raises:
-        ValueError: the recipe is unreadable or has unknown fields, or a value is of a wrong type or out of range.
-    """
-    return parse_settings(FinetuneArguments, argv, "wavcse finetune", DESCRIPTION)
+FINETUNE = Program(
+    "wavcse finetune",
+    FinetuneArguments,
+    ABOUT,
+    "wavcse finetune conf/finetune_language.yaml",
+    has_recipe=True,
+    continues=True,
+)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wavcse.eval.arguments import NAME
 from wavcse.eval.task import TaskData
+from wavcse.settings.fields import check_file_name
 
 OVERLAPPING, OTHERS = "O", "NO"  # LASR, Table 1
 MOST_NAMED = 8  # classes up to which a title names them
@@ -50,8 +50,7 @@ def group_data(data: TaskData, name: str, classes: Sequence[str]) -> TaskData:
 
 
 def _check(name: object, classes: object, data: TaskData) -> None:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(f"groups: the name {name!r} must be a text of letters, digits and . _ -; YAML needs 'NO' in quotes.")
+    check_file_name("groups: the name", name)
     if not isinstance(classes, list) or not all(isinstance(label, str) for label in classes):
         raise ValueError(
             f"groups.{name}: is {classes!r}; a list of classes is needed, each a text (YAML needs 'no' in quotes)."

@@ -1,57 +1,65 @@
-"""The command lines of publishing. Nothing here loads PyTorch, so that `--help` is answered at once."""
+"""The options of publishing. Nothing here loads PyTorch, so that `--help` is answered at once."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-PUSH = """\
+from wavcse.settings.command import Program
+from wavcse.settings.fields import NEEDED, check_fields, operand, option
+
+PUSH_ABOUT = """\
 Publish a run on the Hugging Face Hub.
 
-    wavcse push runs/mine --repo_id org/wavcse --dry_run
-
-builds the repository beside the run (weights, code, card with the run's figures), loads it in a fresh process without this
+Builds the repository beside the run (weights, code, card with the run's figures), loads it in a fresh process without this
 package, compares its embeddings with the run's, and uploads it in one commit. The token is that of `hf auth login` or of the
 variable HF_TOKEN.
 """
-CARD = """\
-The card of a run: what its results add to the card that follows from the configuration (`hub_repository_wavcse.py`).
-
-    python -m wavcse.hub.card runs/mine --repo_id org/wavcse
-
-prints it.
+CARD_ABOUT = """\
+Print the card of a run: what its results add to the card that follows from the configuration (`hub_repository_wavcse.py`).
 """
 
 
-def parse_push(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of `wavcse push`."""
-    parser = _parser("wavcse push", PUSH)
-    parser.add_argument("run", help="run folder (its hub/ is the model), or folder of a saved model")
-    parser.add_argument("--repo_id", required=True, help="organisation/name on the Hub; made if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="commit to this branch; made if it does not exist")
-    parser.add_argument("--dry_run", action="store_true", help="build and check, show the files, send nothing")
-    parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--results", metavar="FOLDER", help="folder that `wavcse eval` wrote (default: the run folder)")
-    parser.add_argument("--out", metavar="FOLDER", help="keep the built repository here, to look at it")
-    parser.add_argument("--license", help="of the weights, as the Hub names it (default: the code's, apache-2.0)")
-    parser.add_argument(
-        "--license_name", metavar="ID", help="with --license other: a name for it, in lower case without blanks"
+@dataclass
+class CardArguments:
+    """Whose card, and where its figures are."""
+
+    run: str = operand("Run folder (its hub/ is the model), or folder of a saved model.")
+    repo_id: str | None = option(None, "Hub id that the examples name.", value="ORG/NAME")
+    results: str | None = option(None, "Folder that `wavcse eval` wrote.", "the run folder", value="DIR")
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclass
+class PushArguments:
+    """What is published, where, and what is said of it."""
+
+    run: str = operand("Run folder (its hub/ is the model), or folder of a saved model.", group="what is published")
+    results: str | None = option(None, "Folder that `wavcse eval` wrote.", "the run folder", value="DIR")
+    repo_id: str = option(NEEDED, "Where on the Hub; made if it does not exist.", value="ORG/NAME", group="where")
+    private: bool = option(False, "Make a new repository private.")
+    revision: str | None = option(None, "Commit to this branch; made if it does not exist.", value="BRANCH")
+    message: str | None = option(None, "Of the commit.")
+    dry_run: bool = option(False, "Build and check, show the files, send nothing.")
+    out: str | None = option(None, "Keep the built repository here, to look at it.", value="DIR")
+    license: str | None = option(
+        None, "Of the weights, as the Hub names it.", "the code's, apache-2.0", value="ID", group="what the card says"
     )
-    parser.add_argument("--license_link", metavar="URL", help="with --license other: where it can be read, or a file's name")
-    parser.add_argument("--language", nargs="+", help="ISO 639 codes (default: those of the training manifests)")
-    parser.add_argument("--base_model", metavar="ID", help="Hub id of the upstream (default: as in the run's configuration)")
-    return parser.parse_args(argv)
+    license_name: str | None = option(None, "With --license other: a name for it, in lower case without blanks.", value="ID")
+    license_link: str | None = option(None, "With --license other: where it can be read, or a file's name.", value="URL")
+    language: list[str] | None = option(None, "ISO 639 codes.", "those of the training manifests", value="CODE")
+    base_model: str | None = option(None, "Hub id of the upstream.", "as in the run's configuration", value="ID")
+
+    def __post_init__(self):
+        check_fields(self)
 
 
-def parse_card(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of `python -m wavcse.hub.card`."""
-    parser = _parser("python -m wavcse.hub.card", CARD)
-    parser.add_argument("run", help="run folder, or folder of a saved model")
-    parser.add_argument("--repo_id", help="Hub id that the examples name")
-    parser.add_argument("--results", help="folder that `wavcse eval` wrote (default: the run folder)")
-    return parser.parse_args(argv)
-
-
-def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=argparse.RawTextHelpFormatter)
+PUSH = Program("wavcse push", PushArguments, PUSH_ABOUT, "wavcse push runs/mine --repo_id org/wavcse --dry_run")
+CARD = Program(
+    "wavcse card",
+    CardArguments,
+    CARD_ABOUT,
+    "python -m wavcse.hub.card runs/mine --repo_id org/wavcse",
+    usage="python -m wavcse.hub.card",
+)

@@ -7,11 +7,10 @@ prints it.
 
 from __future__ import annotations
 
-from wavcse.hub.arguments import parse_card
-from wavcse.settings.command import answer_help
+from wavcse.hub.arguments import CARD, CardArguments
 
 if __name__ == "__main__":
-    answer_help(parse_card)  # before the imports below, which take seconds
+    CARD.answer()  # before the imports below, which take seconds
 
 import re
 import sys
@@ -29,7 +28,7 @@ from wavcse.hub.header import is_language
 from wavcse.hub.source import PushSource, read_source
 from wavcse.hub_repository_wavcse import PLACEHOLDER, hash_code_files, inert, model_card
 from wavcse.reports.page import fenced, markdown_table
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 
 DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HIDDEN_SETTINGS = ("tasks", "cache_dir")  # the first has a table of its own, the second is a place on one machine
@@ -157,10 +156,9 @@ def _said(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-@command_line("wavcse card")
-def main(argv: Sequence[str] | None = None) -> int:
+@CARD.main
+def main(args: CardArguments) -> int:
     """Print the card of a run."""
-    args = parse_card(argv)
     source = read_source(args.run, args.results)
     name, code_files = args.repo_id or PLACEHOLDER, hash_code_files(source.model)
     print(model_card(source.config, code_files, name, metadata_of(source, name), sections_of(source)))

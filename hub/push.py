@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from wavcse.hub.arguments import parse_push
-from wavcse.settings.command import answer_help
+from wavcse.hub.arguments import PUSH, PushArguments
 
 if __name__ == "__main__":
-    answer_help(parse_push)  # before the imports below, which take seconds
+    PUSH.answer()  # before the imports below, which take seconds
 
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from wavcse.hub.header import check_header
 from wavcse.hub.source import read_source
 from wavcse.hub.verify import verify_repository
 from wavcse.hub_repository_wavcse import left_out_files, repository_files, upload_repository
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 
 # The HTTP library's base error: httpx or its successor, whichever huggingface_hub is built on.
 HTTPError = HfHubHTTPError.__bases__[0]
@@ -161,10 +159,9 @@ def report(done: Push, repo_id: str) -> str:
     return "\n".join(lines)
 
 
-@command_line("wavcse push")
-def main(argv: Sequence[str] | None = None) -> int:
+@PUSH.main
+def main(args: PushArguments) -> int:
     """The command line."""
-    args = parse_push(argv)
     print(report(push(**vars(args)), args.repo_id))
     return DONE
 

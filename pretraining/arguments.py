@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from wavcse.data.tables import spelled, text_of
-from wavcse.settings.fields import option, parse_settings
+from wavcse.settings.command import Program
+from wavcse.settings.fields import check_fields, operand, option
 from wavcse.settings.recipes import checked_fields
 from wavcse.steps.arguments import StepArguments
 
 LABEL_LOSS_NAMES = ("hard_triplet", "semi_hard_triplet", "random_triplet", "ge2e")  # `label_losses.py` has them
 
-STUDY = """\
+STUDY_ABOUT = """\
 Several variants of a pre-training recipe, trained, judged as frozen upstreams, and set side by side.
-
-    python -m wavcse.pretraining.study conf/tiny_architectures.yaml [--out DIR] [--only NAME ...] [--workers N]
 
     recipe: conf/pretrain_tiny.yaml           # of pretrain_accelerate.py
     overrides: {max_steps: 250}               # fields that all variants share
@@ -97,32 +95,41 @@ class PretrainArguments(StepArguments):
         return {name: _clip_source(name, source) for name, source in self.data.items()}
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> PretrainArguments:
-    """`[RECIPE.yaml] [--field value ...]`; a field on the command line wins over the recipe.
-
-    Raises:
-        ValueError: the recipe is unreadable or has unknown fields, or a value is of a wrong type or out of range.
-    """
-    return parse_settings(
-        PretrainArguments,
-        argv,
-        "pretrain_accelerate.py",
-        "Pre-train an encoder on unlabelled and labelled speech (BEST-RQ + LASR). "
-        "Example: accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --out runs/mine",
-        usage="accelerate launch pretrain_accelerate.py",
-    )
+PRETRAIN = Program(
+    "wavcse pretrain",
+    PretrainArguments,
+    """\
+Pre-train an encoder on unlabelled and labelled speech (BEST-RQ + LASR). A killed run goes on where it was: give the same
+command again.
+""",
+    "accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --out runs/mine",
+    has_recipe=True,
+    continues=True,
+    usage="accelerate launch pretrain_accelerate.py",
+)
 
 
-def parse_study(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of `python -m wavcse.pretraining.study`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wavcse.pretraining.study", description=STUDY, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="study (YAML), such as conf/tiny_architectures.yaml")
-    parser.add_argument("--out", "--output_dir", dest="output_dir", metavar="DIR", help="instead of the study's own")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants to train (default: all)")
-    parser.add_argument("--workers", type=int, default=1, help="variants trained at a time (default 1)")
-    return parser.parse_args(argv)
+@dataclass
+class StudyArguments:
+    """Which study, and which part of it."""
+
+    config: str = operand("Study, such as conf/tiny_architectures.yaml.", value="STUDY.yaml")
+    output_dir: str | None = option(None, "Where everything is left.", "the study's own", flag="out", value="DIR")
+    only: list[str] = option(list, "Variants to train.", "all", value="NAME")
+    workers: int = option(1, "Variants trained at a time.", at_least=1)
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+STUDY = Program(
+    "wavcse study",
+    StudyArguments,
+    STUDY_ABOUT,
+    "python -m wavcse.pretraining.study conf/tiny_architectures.yaml",
+    continues=True,
+    usage="python -m wavcse.pretraining.study",
+)
 
 
 def _clip_source(name: str, source: Any) -> ClipSource:

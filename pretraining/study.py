@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from wavcse.pretraining.arguments import parse_study
-from wavcse.settings.command import answer_help
+from wavcse.pretraining.arguments import STUDY, StudyArguments
 
 if __name__ == "__main__":
-    answer_help(parse_study)  # before the imports below, which take seconds
+    STUDY.answer()  # before the imports below, which take seconds
 
 import json
 import sys
@@ -34,7 +33,7 @@ from wavcse.pretraining.study_config import Study, Variant, read_study
 from wavcse.pretraining.study_facts import READOUT, study_facts
 from wavcse.pretraining.study_report import write_study_report
 from wavcse.pretraining.study_speed import kept_speed
-from wavcse.settings.command import DONE, SOME_SKIPPED, command_line
+from wavcse.settings.command import DONE, SOME_SKIPPED
 from wavcse.settings.fields import usable_device
 from wavcse.settings.processes import WorkerPool, end_with_parent
 from wavcse.steps.encoder import save_upstream
@@ -58,8 +57,6 @@ def run_study(study: Study, only: Sequence[str] = (), workers: int = 1) -> Evalu
     unknown = sorted(set(only) - {variant.name for variant in study.variants})
     if unknown:
         raise ValueError(f"--only: {unknown} are no variants; there are {', '.join(v.name for v in study.variants)}.")
-    if workers < 1:
-        raise ValueError(f"--workers is {workers}; at least 1 is needed.")
     with locked(study.folder):
         return _run_study(study, only, workers)
 
@@ -198,10 +195,9 @@ def judge(study: Study, variants: Sequence[Variant]) -> EvaluationSummary:
     return evaluation
 
 
-@command_line("python -m wavcse.pretraining.study", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
+@STUDY.main
+def main(options: StudyArguments) -> int:
     """The command line; returns 0, or 3 if clips of the evaluation had to be skipped."""
-    options = parse_study(argv)
     study = read_study(options.config, options.output_dir)
     evaluation = run_study(study, options.only, options.workers)
     print((study.folder / "study.md").read_text(encoding="utf-8"))

@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wavcse.eval import arguments as evaluation_arguments
-from wavcse.eval.arguments import NAME, EvalArguments
+from wavcse.eval.arguments import EVAL, EvalArguments
 from wavcse.eval.baselines import BASELINES, DEFAULT_NAME
 from wavcse.pretraining.arguments import PretrainArguments
-from wavcse.settings.fields import settings_from
+from wavcse.settings.fields import FILE_NAME, settings_from
 from wavcse.settings.recipes import checked_fields, read_recipe
 
 EVALUATION = "evaluation"  # folder of the evaluation beside those of the variants
@@ -122,7 +121,7 @@ def _checked(path: Path, raw: Mapping[str, Any], folder: Path) -> Study:
     recipe = {name: value for name, value in recipe.items() if name not in SET_BY_STUDY}
     overrides = checked_fields("overrides", raw.get("overrides") or {}, VARIANT_FIELDS)
     variants = [_variant(str(name), own or {}, [recipe, overrides], folder) for name, own in _mapping("variants", raw).items()]
-    evaluation = evaluation_arguments.parse_arguments([raw["evaluation"], "--output_dir", str(folder / EVALUATION)])
+    evaluation = EVAL.parse([raw["evaluation"], "--output_dir", str(folder / EVALUATION)])
     measure_speed = raw.get("measure_speed", False)
     if not isinstance(measure_speed, bool):
         raise ValueError(f"measure_speed is {measure_speed!r}; it must be true or false.")
@@ -139,7 +138,7 @@ def _mapping(name: str, raw: Mapping[str, Any]) -> dict:
 
 
 def _variant(name: str, own: Any, shared: Sequence[Mapping[str, Any]], folder: Path) -> Variant:
-    if not NAME.fullmatch(name) or name.startswith(".") or name in TAKEN:
+    if not FILE_NAME.fullmatch(name) or name.startswith(".") or name in TAKEN:
         taken = ", ".join(TAKEN)
         raise ValueError(
             f"variants.{name}: the name names files: letters, digits and . _ - only, no dot in front, and none of {taken}."

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 
-from wavcse.search.arguments import PARSERS
-from wavcse.settings.command import answer_help
+from wavcse.settings.command import Command, commands_help, run_command
 
 PROGRAMS = {
-    "layers": "choose layers by recursive elimination, beside its rivals",
-    "poolings": "compare the ten layer poolings with their constants",
-    "hparams": "search batch size and learning rate, then sizes, penalties and dropouts",
-    "phase1": "all of them from corpus to trained model, with one report",
+    "layers": Command(
+        "wavcse.search.layers",
+        "wavcse.search.arguments:LAYERS",
+        "choose layers by recursive elimination, beside its rivals",
+    ),
+    "poolings": Command(
+        "wavcse.search.poolings", "wavcse.search.arguments:POOLS", "compare the ten layer poolings with their constants"
+    ),
+    "hparams": Command(
+        "wavcse.search.hparams",
+        "wavcse.search.arguments:HPARAMS",
+        "search batch size and learning rate, then sizes, penalties and dropouts",
+    ),
+    "phase1": Command(
+        "wavcse.search.phase1",
+        "wavcse.search.arguments:PHASE1",
+        "all of them from corpus to trained model, with one report",
+    ),
 }
+HELP = commands_help(
+    "wavcse search",
+    "Many models trained on one feature cache, from a training recipe.",
+    PROGRAMS,
+    "wavcse search layers conf/quickstart.yaml --out runs/layers",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a search; its exit code is returned."""
-    parser = argparse.ArgumentParser(
-        prog="wavcse search",
-        description="Many models trained on one feature cache, from a training recipe.",
-        epilog="programs: " + "; ".join(f"{name}: {text}" for name, text in PROGRAMS.items()) + ". "
-        "Example: wavcse search layers conf/quickstart.yaml --out runs/layers",
-    )
-    parser.add_argument("program", choices=PROGRAMS)
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="of the program; --help after its name shows them")
-    own = parser.parse_args(argv)
-    answer_help(PARSERS[own.program], own.options)
-    return importlib.import_module(f"wavcse.search.{own.program}").main(own.options)
+    return run_command("wavcse search", PROGRAMS, sys.argv[1:] if argv is None else argv, HELP)
 
 
 if __name__ == "__main__":

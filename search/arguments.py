@@ -1,15 +1,15 @@
-"""The command lines of the searches. Nothing here loads PyTorch, so that `--help` is answered at once."""
+"""The options of the searches. Nothing here loads PyTorch, so that `--help` is answered at once."""
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wavcse.settings.fields import check_range
-from wavcse.training.arguments import RunArguments, parse_arguments
+from wavcse.settings.command import Program
+from wavcse.settings.fields import NEEDED, check_fields, operand, option
+from wavcse.training.arguments import RunArguments
 
 RIVALS = ("all", "top_weights", "top_single", "greedy", "random")  # ways to choose layers; `selection.py` has the plans
 GRIDS = ("authors", "default")
@@ -25,38 +25,30 @@ POOLINGS = (  # as in pooling_wavcse.py
     "auto",
     "self_attention",
 )
-LAYERS = """\
+LAYERS_ABOUT = """\
 Recursive layer selection with its rivals, their stability and their costs (section 4 of the paper).
 
-    wavcse search layers conf/quickstart.yaml --out runs/layers --seeds 3 --workers 2
-
-CONFIG is a training recipe; its fields can be overridden as in training (`--num_epochs 20`). Left in the folder: `layers.md`,
-`results/layers.json`, `pictures/`, `recipe.yaml` and `recipe_smallest.yaml` to train with, and `fits/`, one file per finished
-fit: the same command goes on where a killed one was.
+RECIPE.yaml is one of training, whose options (`wavcse train --help`) are options here too: `--num_epochs 20`. Left in the
+folder: `layers.md`, `results/layers.json`, `pictures/`, `recipe.yaml` and `recipe_smallest.yaml` to train with, and `fits/`,
+one file per finished fit: the same command goes on where a killed one was.
 """
-POOLS = """\
+POOLINGS_ABOUT = """\
 The ten layer poolings compared on one set of layers, with their constants, fixed and learned (Table 2 of the paper).
 
-    wavcse search poolings conf/quickstart.yaml --out runs/poolings --seeds 3 --workers 2
-
-CONFIG is a training recipe; its fields can be overridden as in training (`--selected_layers 0 2 5`). Left in the folder:
-`poolings.md`, `results/poolings.json`, `pictures/`, `recipe.yaml` to train with, and `fits/`, one file per finished fit: the
-same command goes on where a killed one was.
+RECIPE.yaml is one of training, whose options (`wavcse train --help`) are options here too: `--selected_layers 0 2 5`. Left in
+the folder: `poolings.md`, `results/poolings.json`, `pictures/`, `recipe.yaml` to train with, and `fits/`, one file per
+finished fit: the same command goes on where a killed one was.
 """
-HPARAMS = """\
+HPARAMS_ABOUT = """\
 Sizes, penalties, dropouts, batch size and learning rate, searched as in section 3 of the paper.
 
-    wavcse search hparams conf/quickstart.yaml --out runs/hparams --trials 40 --seeds 2 --workers 2
-
 First a grid over batch size and learning rate, then Bayesian optimisation of the rest at the best point of the grid
-(`search/study.py`). CONFIG is a training recipe; its fields can be overridden as in training. Left in the folder:
-`hparams.md`, `results/hparams.json`, `pictures/`, `recipe.yaml` to train with, `hparams.sqlite`, the Optuna study, and
-`fits/`, one file per finished fit: the same command goes on where a killed one was, and more `--trials` continue it.
+(`search/study.py`). RECIPE.yaml is one of training, whose options (`wavcse train --help`) are options here too. Left in the
+folder: `hparams.md`, `results/hparams.json`, `pictures/`, `recipe.yaml` to train with, `hparams.sqlite`, the Optuna study,
+and `fits/`, one file per finished fit: the same command goes on where a killed one was, and more `--trials` continue it.
 """
-PHASE1 = """\
+PHASE1_ABOUT = """\
 Phase 1 of the paper in one command: manifests, cache, layers, poolings, hyper-parameters, final training, report.
-
-    wavcse search phase1 conf/synthetic_phase1.yaml [--out DIR]
 
 The configuration is a training recipe with sections for the other programs, each with the options of that program:
 
@@ -73,76 +65,94 @@ search, `training/` with `hub/`, and `steps/`.
 """
 
 
-def parse_layers(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str, Any]]:
-    """Recipe and options of `wavcse search layers`."""
-    parser = _parser("layers", LAYERS, "seeds per set; the spread between them judges differences")
-    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS), help="other ways to choose layers")
-    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of layers to train rivals at (default: all)")
-    parser.add_argument("--measure_speed", action="store_true", help="time the upstream for every set")
-    return _parsed(parser, argv)
+@dataclass
+class SearchArguments:
+    """What every search has beside the recipe, whose options are its own too."""
+
+    recipe: RunArguments = operand("Training recipe, as for train_accelerate.py.", value="RECIPE.yaml")
+    output_dir: Path = option(NEEDED, "Folder for results, pictures, recipes and fits.", flag="out", value="DIR")
+    seeds: int = option(3, "Seeds of every fit; the spread between them judges differences.", value="K", at_least=1)
+    workers: int = option(lambda: os.cpu_count() or 1, "Processes.", "one per core", value="K", at_least=1)
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def own(self) -> dict[str, Any]:
+        """All but the recipe, by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "recipe"}
 
 
-def parse_poolings(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str, Any]]:
-    """Recipe and options of `wavcse search poolings`."""
-    parser = _parser("poolings", POOLS, "seeds per pooling and constant")
-    parser.add_argument("--poolings", nargs="+", choices=POOLINGS, default=list(POOLINGS), help="of the ten")
-    parser.add_argument(
-        "--constants", choices=GRIDS, default=GRIDS[0], help="the authors' grid, or one constant per pooling (default: grid)"
+@dataclass
+class LayersArguments(SearchArguments):
+    """Of the selection of layers."""
+
+    rivals: list[str] = option(
+        lambda: list(RIVALS), "Other ways to choose layers; without a name none.", value="NAME", choices=RIVALS, empty=True
     )
-    return _parsed(parser, argv)
+    sizes: list[int] | None = option(None, "Numbers of layers to train rivals at.", "all", value="N")
+    measure_speed: bool = option(False, "Time the upstream for every set.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.measure_speed and not self.recipe.upstream:
+            raise ValueError("upstream is not given, so its speed cannot be measured.")
 
 
-def parse_hparams(argv: Sequence[str] | None = None) -> tuple[RunArguments, dict[str, Any]]:
-    """Recipe and options of `wavcse search hparams`."""
-    parser = _parser("hparams", HPARAMS, "seeds per trial; its value is their mean")
-    parser.add_argument("--trials", type=int, default=40, help="of the Bayesian optimisation, in this folder altogether")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", help="of the grid (default: half, once, twice the recipe's)")
-    parser.add_argument(
-        "--learning_rates", type=float, nargs="+", help="of the grid (default: 0.4, 1 and 2.5 times the recipe's)"
+@dataclass
+class PoolingsArguments(SearchArguments):
+    """Of the comparison of poolings."""
+
+    poolings: list[str] = option(lambda: list(POOLINGS), "Which of the ten.", "all", value="NAME", choices=POOLINGS)
+    constants: str = option(GRIDS[0], "The authors' grid, or one constant per pooling.", choices=GRIDS)
+
+
+@dataclass
+class HparamsArguments(SearchArguments):
+    """Of the search of sizes, penalties, dropouts and rates."""
+
+    trials: int = option(40, "Of the Bayesian optimisation, in this folder altogether.", value="N", at_least=1)
+    batch_sizes: list[int] | None = option(None, "Of the grid.", "half, once, twice the recipe's", value="N", at_least=1)
+    learning_rates: list[float] | None = option(
+        None, "Of the grid.", "0.4, 1 and 2.5 times the recipe's", value="RATE", above=0
     )
-    return _parsed(parser, argv)
 
 
-def parse_phase1(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of `wavcse search phase1`."""
-    parser = argparse.ArgumentParser(
-        prog="wavcse search phase1", description=PHASE1, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="recipe with sections (YAML), such as conf/synthetic_phase1.yaml")
-    parser.add_argument("--out", "--output_dir", dest="output_dir", metavar="DIR", help="instead of the configuration's own")
-    return parser.parse_args(argv)
+@dataclass
+class Phase1Arguments:
+    """Of Phase 1 in one command."""
+
+    config: str = operand("Recipe with sections, such as conf/synthetic_phase1.yaml.", value="RECIPE.yaml")
+    output_dir: str | None = option(None, "Where everything is left.", "the recipe's own", flag="out", value="DIR")
+
+    def __post_init__(self):
+        check_fields(self)
 
 
-PARSERS = {"layers": parse_layers, "poolings": parse_poolings, "hparams": parse_hparams, "phase1": parse_phase1}
-
-
-def _parser(name: str, description: str, seeds: str) -> argparse.ArgumentParser:
-    """A parser with the options that every search has; `seeds` is the help of `--seeds`."""
-    parser = argparse.ArgumentParser(
-        prog=f"wavcse search {name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", help="training recipe (YAML), as for train_accelerate.py")
-    parser.add_argument(
-        "--out",
-        "--output_dir",
-        dest="output_dir",
-        metavar="DIR",
-        type=Path,
-        required=True,
-        help="folder for results, pictures, recipes and fits",
-    )
-    parser.add_argument("--seeds", type=int, default=3, help=seeds)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    return parser
-
-
-def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[RunArguments, dict[str, Any]]:
-    """What the parser does not know is a field of the recipe."""
-    own, overrides = parser.parse_known_args(argv)
-    args = parse_arguments([own.config, *overrides])
-    for option in ("seeds", "workers"):
-        check_range(option, getattr(own, option), at_least=1)
-    return args, {name: value for name, value in vars(own).items() if name != "config"}
+LAYERS = Program(
+    "wavcse search layers",
+    LayersArguments,
+    LAYERS_ABOUT,
+    "wavcse search layers conf/quickstart.yaml --out runs/layers --seeds 3 --workers 2",
+    continues=True,
+)
+POOLS = Program(
+    "wavcse search poolings",
+    PoolingsArguments,
+    POOLINGS_ABOUT,
+    "wavcse search poolings conf/quickstart.yaml --out runs/poolings --seeds 3 --workers 2",
+    continues=True,
+)
+HPARAMS = Program(
+    "wavcse search hparams",
+    HparamsArguments,
+    HPARAMS_ABOUT,
+    "wavcse search hparams conf/quickstart.yaml --out runs/hparams --trials 40 --seeds 2 --workers 2",
+    continues=True,
+)
+PHASE1 = Program(
+    "wavcse search phase1",
+    Phase1Arguments,
+    PHASE1_ABOUT,
+    "wavcse search phase1 conf/synthetic_phase1.yaml --out runs/phase1",
+    continues=True,
+)

@@ -1,6 +1,6 @@
 """One model from the feature table: `fit(table, args)` -> a JSON-able result. What every search is made of.
 
-    args = parse_arguments(["conf/quickstart.yaml"])                         # a training recipe
+    args = TRAIN.parse(["conf/quickstart.yaml"])                             # a training recipe
     table = read_table(args)                                                 # search/table.py: features of all layers
     result = fit(table, replace(args, selected_layers=[2, 5], seed=1))       # replace() of dataclasses changes settings
     result["validation"]["mean_accuracy"], result["layer_weights"]

@@ -6,11 +6,10 @@ First a grid over batch size and learning rate, then Bayesian optimisation of th
 
 from __future__ import annotations
 
-from wavcse.search.arguments import parse_hparams
-from wavcse.settings.command import answer_help
+from wavcse.search.arguments import HPARAMS
 
 if __name__ == "__main__":
-    answer_help(parse_hparams)  # before the imports below, which take seconds
+    HPARAMS.answer()  # before the imports below, which take seconds
 
 import itertools
 import sys
@@ -51,7 +50,6 @@ from wavcse.search.study import (
     set_damaged_database_aside,
 )
 from wavcse.search.table import SearchTable
-from wavcse.settings.fields import check_range
 from wavcse.settings.processes import one_thread
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run import versions
@@ -93,8 +91,6 @@ def search_hparams(
         FitError: a fit failed, or every point of the grid diverged. Points and trials that diverge are out of every choice and
             reported with the reason.
     """
-    check_range("seeds", seeds, at_least=1)
-    check_range("trials", trials, at_least=1)
     table.config(args)  # every mistake in the recipe shows before the first fit
     store = FitStore(output_dir / "fits")
     grid = _grid(args, batch_sizes, learning_rates)
@@ -254,7 +250,7 @@ def _write(output_dir: Path, args: RunArguments, report: dict) -> None:
     write_atomically(output_dir / "hparams.md", hparams_markdown(report))
 
 
-main = search_program("hparams", parse_hparams, search_hparams)
+main = search_program(HPARAMS, search_hparams)
 
 
 if __name__ == "__main__":

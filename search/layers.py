@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from wavcse.search.arguments import parse_layers
-from wavcse.settings.command import answer_help
+from wavcse.search.arguments import LAYERS
 
 if __name__ == "__main__":
-    answer_help(parse_layers)  # before the imports below, which take seconds
+    LAYERS.answer()  # before the imports below, which take seconds
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +42,6 @@ from wavcse.search.stability import (
 )
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
-from wavcse.settings.fields import check_range
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run import versions
 
@@ -81,7 +79,6 @@ def search_layers(
     """
     layers = table.layers
     sizes = _checked_sizes(sizes, len(layers))
-    _check(seeds, rivals, args, measure_speed)
     table.config(replace(args, selected_layers=layers))  # every mistake in the recipe shows before the first fit
     search = _Search(table, args, FitStore(output_dir / "fits"), workers, show_progress, [args.seed + i for i in range(seeds)])
     # Recursion and rivals depend on nothing but the recipe, so all their fits are queued together; some are shared.
@@ -105,15 +102,6 @@ def _checked_sizes(sizes: Sequence[int] | None, num_layers: int) -> list[int]:
     if not 1 <= sizes[0] <= sizes[-1] <= num_layers:
         raise ValueError(f"sizes is {sizes}; the cache has {num_layers} layers, so each must lie between 1 and {num_layers}.")
     return sizes
-
-
-def _check(seeds: int, rivals: Sequence[str], args: RunArguments, measure_speed: bool) -> None:
-    check_range("seeds", seeds, at_least=1)
-    unknown = sorted(set(rivals) - set(RIVALS))
-    if unknown:
-        raise ValueError(f"rivals {unknown} unknown; allowed: {', '.join(RIVALS)}.")
-    if measure_speed and not args.upstream:
-        raise ValueError("upstream is not given, so its speed cannot be measured.")
 
 
 @dataclass
@@ -254,7 +242,7 @@ def _recipe_head(report: Mapping, size: int) -> list[str]:
     return [chosen, f"{expectation(point['validation'], point['test'])}, which is what", "a weighted average of them gives."]
 
 
-main = search_program("layers", parse_layers, search_layers)
+main = search_program(LAYERS, search_layers)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,16 @@ Every step is the program's own `main`, and its choice is the next one's recipe.
 
 from __future__ import annotations
 
-from wavcse.search.arguments import parse_phase1
-from wavcse.settings.command import answer_help
+from wavcse.search.arguments import PHASE1, Phase1Arguments
 
 if __name__ == "__main__":
-    answer_help(parse_phase1)  # before the imports below, which take seconds
+    PHASE1.answer()  # before the imports below, which take seconds
 
 import glob
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from wavcse.search.phase1_config import Phase1, corpus_step, read_config
 from wavcse.search.phase1_report import write_report
 from wavcse.search.program import recipe_text
 from wavcse.search.steps import Step, do_step
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 
 FLAGS = ("allow_partial", "measure_speed")
 PACKAGES = ("matplotlib", "optuna", "markdown")
@@ -128,10 +127,9 @@ def _run_phase1(config: Phase1) -> Path:
     return write_report(config, records)
 
 
-@command_line("wavcse search phase1", continues=True)
-def main(argv: Sequence[str] | None = None) -> int:
+@PHASE1.main
+def main(args: Phase1Arguments) -> int:
     """The command line."""
-    args = parse_phase1(argv)
     report = run_phase1(read_config(args.config, args.output_dir))
     print(f"{report} and {report.with_suffix('.html').name} are written.")
     return DONE

@@ -7,29 +7,40 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wavcse.settings.fields import settings_from
+from wavcse.data.arguments import CacheArguments
+from wavcse.data.corpora.arguments import CorporaArguments
+from wavcse.data.synthetic.arguments import SynthesizeArguments
+from wavcse.search.arguments import HparamsArguments, LayersArguments, PoolingsArguments, SearchArguments
+from wavcse.settings.fields import NEEDED, check_fields, option, section_from, settings_from
 from wavcse.settings.recipes import checked_fields, read_recipe
 from wavcse.training.arguments import RunArguments
 
-# Options of the programs: those that must be given, and the others.
-NEEDED = {"random_upstream": ("out",), "synthesize": ("out",), "corpora": ("corpus", "root", "out")}
-OPTIONS = {
-    "random_upstream": ("width", "num_blocks", "stem_width", "seed", "recipe"),
-    "synthesize": ("clips", "seed", "workers"),
-    "corpora": ("protocol", "allow_partial", "hub_id", "hub_config", "hub_revision"),
-    "cache": ("batch_seconds", "dtype", "shard_mb"),
+SEARCHES: dict[str, type[SearchArguments]] = {
+    "layers": LayersArguments,
+    "poolings": PoolingsArguments,
+    "hparams": HparamsArguments,
 }
-OF_EVERY_SEARCH = ("seeds", "workers", "num_epochs")
-SEARCHES = {
-    "layers": ("rivals", "sizes", "measure_speed"),
-    "poolings": ("poolings", "constants"),
-    "hparams": ("trials", "batch_sizes", "learning_rates"),
-}
+SECTIONS = ("random_upstream", "synthesize", "corpora", "cache", "search", "training")
 # A training that starts from scratch each time it is continued would never end.
 RECIPE_FIELDS = tuple(field.name for field in fields(RunArguments) if field.name != "overwrite_output_dir")
 # What all steps share, or a process cannot change.
 OF_ALL_STEPS = ("tasks", "cache_dir", "upstream", "revision", "output_dir", "mixed_precision")
 TRAINING_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in OF_ALL_STEPS)
+
+
+@dataclass
+class RandomUpstreamArguments:
+    """Of examples/random_upstream.py, which is no part of the package."""
+
+    out: str = option(NEEDED, "Folder to write.")
+    width: int = option(192, "Hidden size.", at_least=1)
+    num_blocks: int = option(6, "Transformer blocks.", at_least=1)
+    stem_width: int = option(256, "Channels of the convolutions.", at_least=1)
+    seed: int = option(0, "Of the weights.")
+    recipe: str | None = option(None, "Of pre-training, to start as it does.")
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ def read_config(path: str | Path, output_dir: str | None = None) -> Phase1:
     Raises:
         ValueError: a section or a field is unknown, missing or out of range.
     """
-    raw = read_recipe(path, [*RECIPE_FIELDS, *OPTIONS, "search", "training"])
+    raw = read_recipe(path, [*RECIPE_FIELDS, *SECTIONS])
     try:
         return _checked(Path(path), raw, {"output_dir": output_dir} if output_dir else {})
     except (ValueError, TypeError) as error:
@@ -90,27 +101,50 @@ def _checked(path: Path, raw: Mapping[str, Any], overrides: Mapping[str, str]) -
     config = Phase1(
         path,
         recipe,
-        **{name: _section(name, raw.get(name), OPTIONS[name], NEEDED.get(name, ())) for name in OPTIONS if name != "corpora"},
-        corpora=[_section("corpora", corpus or {}, OPTIONS["corpora"], NEEDED["corpora"]) for corpus in corpora],
-        search={
-            name: _section(f"search.{name}", searches.get(name), (*OF_EVERY_SEARCH, *SEARCHES[name])) for name in SEARCHES
-        },
-        training=_section("training", raw.get("training"), TRAINING_FIELDS),
+        random_upstream=_section("random_upstream", raw.get("random_upstream"), RandomUpstreamArguments),
+        synthesize=_section("synthesize", raw.get("synthesize"), SynthesizeArguments, twins=None),
+        corpora=[_section(f"corpora[{number}]", corpus or {}, CorporaArguments) for number, corpus in enumerate(corpora)],
+        cache=raw.get("cache") or {},
+        search={name: _search_section(name, searches.get(name), recipe) for name in SEARCHES},
+        training=checked_fields("training", raw.get("training") or {}, TRAINING_FIELDS),
     )
-    settings_from(RunArguments, {**asdict(recipe), **config.training})  # every mistake shows before the first step
     if not config.manifests:
         raise ValueError("tasks is empty; name at least one task with its manifest, label_column and split_column.")
+    own = {
+        "manifest": config.manifests,
+        "upstream": recipe.upstream,
+        "out": recipe.cache_dir,
+        "revision": recipe.revision,
+    }
+    _section("cache", config.cache, CacheArguments, **own, temporal_pooling="mean")
+    _training("training", config.training, recipe)
     return config
 
 
-def _section(name: str, options: Any, known: tuple[str, ...], needed: tuple[str, ...] = ()) -> dict[str, Any]:
+def _section(where: str, options: Any, settings: type, **known: Any) -> dict[str, Any]:
+    """The options as the recipe gives them, once it is sure that their program takes them, with those that are `known`."""
     if options is None:
         return {}
-    checked_fields(name, options, (*needed, *known))
-    missing = [option for option in needed if option not in options]
-    if missing:
-        raise ValueError(f"{name}: {', '.join(missing)} missing.")
+    section_from(settings, where, options, **known)
     return options
+
+
+def _search_section(name: str, options: Any, recipe: RunArguments) -> dict[str, Any]:
+    """Of a search; the number of epochs, which is a field of the recipe, may be its own."""
+    where = f"search.{name}"
+    own = dict(options) if isinstance(options, dict) else options
+    epochs = own.pop("num_epochs", recipe.num_epochs) if isinstance(own, dict) else recipe.num_epochs
+    recipe = _training(where, {"num_epochs": epochs}, recipe)
+    _section(where, own, SEARCHES[name], recipe=recipe, output_dir=recipe.output_dir)
+    return options or {}
+
+
+def _training(where: str, changes: Mapping[str, Any], recipe: RunArguments) -> RunArguments:
+    """The recipe with changes; ValueError says where one is not what its field is."""
+    try:
+        return settings_from(RunArguments, {**asdict(recipe), **changes})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def corpus_step(corpus: Mapping[str, Any]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from wavcse.search.arguments import GRIDS, parse_poolings
-from wavcse.settings.command import answer_help
+from wavcse.search.arguments import POOLS
 
 if __name__ == "__main__":
-    answer_help(parse_poolings)  # before the imports below, which take seconds
+    POOLS.answer()  # before the imports below, which take seconds
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,6 @@ from wavcse.search.runner import Fit, FitError, first_divergence, fit_all
 from wavcse.search.stability import moments_of, paired_difference, rank_agreement
 from wavcse.search.store import FitStore
 from wavcse.search.table import SearchTable
-from wavcse.settings.fields import check_range
 from wavcse.training.arguments import RunArguments
 from wavcse.training.run import versions
 
@@ -79,7 +77,6 @@ def search_poolings(
             reported with the reason.
     """
     args = replace(args, selected_layers=sorted(args.selected_layers))  # equal sets are the same fit
-    _check(seeds, poolings, constants)
     table.config(args)  # every mistake in the recipe shows before the first fit
     store = FitStore(output_dir / "fits")
     ways = (store, seeds, workers, show_progress)
@@ -93,15 +90,6 @@ def search_poolings(
     report = _report(table, args, grid, found, rows, sets)
     _write(output_dir, args, report)
     return report
-
-
-def _check(seeds: int, poolings: Sequence[str], constants: str) -> None:
-    check_range("seeds", seeds, at_least=1)
-    unknown = sorted(set(poolings) - set(LAYER_POOLINGS))
-    if unknown or not poolings:
-        raise ValueError(f"poolings {unknown or 'is empty'}; allowed: {', '.join(LAYER_POOLINGS)}.")
-    if constants not in GRIDS:
-        raise ValueError(f"constants is {constants!r}; allowed: {', '.join(GRIDS)}.")
 
 
 def _grid(poolings: Sequence[str], constants: str) -> list[dict]:
@@ -248,7 +236,7 @@ def _write(output_dir: Path, args: RunArguments, report: dict) -> None:
     write_atomically(output_dir / "poolings.md", poolings_markdown(report))
 
 
-main = search_program("poolings", parse_poolings, search_poolings)
+main = search_program(POOLS, search_poolings)
 
 
 if __name__ == "__main__":

@@ -13,31 +13,28 @@ import yaml
 from wavcse.data.composite import CompositeSet
 from wavcse.data.files import json_text, locked, remove_partials, write_atomically
 from wavcse.modeling_wavcse import IGNORED_LABEL
+from wavcse.search.arguments import SearchArguments
 from wavcse.search.table import table_for
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE, Program
 from wavcse.training.arguments import RunArguments
 
 
-def search_program(
-    name: str, parse: Callable[[Sequence[str] | None], tuple[RunArguments, dict]], search: Callable[..., dict]
-) -> Callable[[Sequence[str] | None], int]:
-    """The `main` of a search: it fits on the recipe's table, writes into --out, and prints its report, `name`.md.
+def search_program(program: Program, search: Callable[..., dict]) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of a search: it fits on the recipe's table, writes into --out, and prints its report (`layers.md`).
 
     Args:
-        parse: reads recipe and options from the command line.
-        search: called with the table, the recipe and the options.
+        search: called with the table, the recipe and the search's own options.
     """
 
-    @command_line(f"wavcse search {name}", continues=True)
-    def main(argv: Sequence[str] | None = None) -> int:
-        args, options = parse(argv)
-        folder = options["output_dir"]
+    @program.main
+    def main(args: SearchArguments) -> int:
+        folder = args.output_dir
         with locked(folder):
             remove_partials(folder / "fits")
-            with table_for(args, folder / "fits", options["workers"]) as table:
+            with table_for(args.recipe, folder / "fits", args.workers) as table:
                 print(table.composite.class_counts())
-                search(table, args, **options)
-        print((folder / f"{name}.md").read_text(encoding="utf-8"))
+                search(table, args.recipe, **args.own())
+        print((folder / f"{program.name.split()[-1]}.md").read_text(encoding="utf-8"))
         return DONE
 
     return main

@@ -1,13 +1,16 @@
-"""What every command line shares: exit codes, and one line instead of a traceback where its user can do something about it.
+"""What every command line shares: how it is read, exit codes, and one line instead of a traceback for a user's mistake.
 
-@command_line("wavcse embed", continues=True)
-def main(argv=None) -> int: ...
+EMBED = Program("wavcse embed", EmbedArguments, "What it does.", "wavcse embed recordings/ --out r.parquet", continues=True)
+
+@EMBED.main
+def main(args: EmbedArguments) -> int: ...
 """
 
 from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import os
 import re
 import select
@@ -15,20 +18,24 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
-from typing import TextIO
+from typing import Generic, NamedTuple, TextIO
 
 from safetensors import SafetensorError
 
+from wavcse.settings.fields import Settings, help_text, read_settings
 from wavcse.settings.processes import WorkerPool, end_workers
+from wavcse.settings.recipes import nearest
 
 DONE = 0
 REFUSED = 2  # one line on stderr says what is wrong and what to do
 SOME_SKIPPED = 3  # done, but not with every clip
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 READER_GONE = 141  # whoever read the output has ended (`| head`), as of a process that SIGPIPE ends
+HELP = {"-h", "--help"}
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 PEERS_S = 2.0  # longer than a launcher takes to end the other processes of a run when one has ended
@@ -79,20 +86,114 @@ def command_line(program: str, continues: bool = False) -> Callable[[Main], Main
     return decorate
 
 
-def answer_help(parse: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:
-    """Where help is asked for, `parse` prints it and the process ends; else nothing happens.
+@dataclass(frozen=True)
+class Program(Generic[Settings]):
+    """A command line: its options are the fields of a dataclass, see settings/fields.py.
 
-    Programs call it before they import PyTorch and the like, so that help is not waited for.
+    Attributes:
+        name: as it is called, which begins every message.
+        settings: the dataclass.
+        about: what it does, for its help.
+        example: one line.
+        has_recipe: the first word may be a YAML file with fields of the settings.
+        continues: the same command, given again, goes on where it was stopped.
+        usage: how it is called, where that is not its name.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"}.intersection(argv):
 
-        @command_line("wavcse")
+    name: str
+    settings: type[Settings]
+    about: str
+    example: str
+    has_recipe: bool = False
+    continues: bool = False
+    usage: str = ""
+
+    def parse(self, argv: Sequence[str] | None = None) -> Settings:
+        """The settings; where help is asked for, it is printed and the process ends.
+
+        Raises:
+            ValueError: as `read_settings`.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        if HELP.intersection(argv):
+            print(help_text(self.settings, self.usage or self.name, self.about, self.example, self.has_recipe))
+            sys.exit(DONE)
+        return read_settings(self.settings, argv, self.has_recipe)
+
+    def main(self, run: Callable[[Settings], int]) -> Main:
+        """Decorate `run(settings) -> exit code`: a `main(argv)` as by `command_line`."""
+
+        @command_line(self.name, self.continues)
+        @functools.wraps(run)
         def main(argv: Sequence[str] | None = None) -> int:
-            parse(argv)
+            return run(self.parse(argv))
+
+        return main
+
+    def answer(self, argv: Sequence[str] | None = None) -> None:
+        """Where help is asked for or the command line is wrong, say so and end the process; else nothing happens.
+
+        Programs call it before they import PyTorch and the like, so that nobody waits for these answers.
+        """
+        if code := self.refusal(argv):
+            sys.exit(code)
+
+    def refusal(self, argv: Sequence[str] | None = None) -> int:
+        """`DONE`, or the exit code of a command line that is wrong, after its message."""
+
+        @command_line(self.name, self.continues)
+        def checked(argv: Sequence[str] | None = None) -> int:
+            self.parse(argv)
             return DONE
 
-        sys.exit(main(argv))
+        return checked(argv)
+
+
+class Command(NamedTuple):
+    """One of several programs that have a name in common.
+
+    Attributes:
+        module: has `main(argv) -> exit code`.
+        program: `module:NAME` of its `Program`, where that can be had without PyTorch; empty where `main` asks for it itself.
+        text: what it does.
+    """
+
+    module: str
+    program: str
+    text: str
+
+
+def commands_help(name: str, about: str, commands: Mapping[str, Command], example: str, more: str = "") -> str:
+    """The help of several programs whose name begins with `name`."""
+    lines = [f"  {command:<12} {commands[command].text}" for command in commands]
+    return "\n".join(
+        [
+            *(f"usage: {name} COMMAND [options]", "", about, "", "commands:", *lines, ""),
+            *(f"`{name} COMMAND --help` explains a command. {more}".rstrip(), "", "example:", f"  {example}"),
+        ]
+    )
+
+
+def run_command(name: str, commands: Mapping[str, Command], argv: Sequence[str], help_text: str) -> int:
+    """Run the program that the first word names; returns its exit code. Without a word the help is printed."""
+    if not argv or argv[0] in HELP:
+        print(help_text)
+        return DONE
+    if argv[0] not in commands:
+        print(
+            f"{name}: there is no command {argv[0]!r}{nearest(argv[0], commands)}; there are {', '.join(commands)}.",
+            file=sys.stderr,
+        )
+        return REFUSED
+    command, options = commands[argv[0]], list(argv[1:])
+    try:
+        if command.program:
+            module, _, program = command.program.partition(":")
+            if code := getattr(importlib.import_module(module), program).refusal(options):
+                return code
+        return importlib.import_module(command.module).main(options)
+    except KeyboardInterrupt:  # while libraries load; a program's own `main` deals with it afterwards
+        return INTERRUPTED
 
 
 def _answered(main: Main, argv: Sequence[str] | None, program: str, continues: bool) -> int:

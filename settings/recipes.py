@@ -6,6 +6,7 @@ words that they are, for there they are classes and names; as the value of a fie
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,19 @@ def checked_fields(where: str, recipe: Any, allowed: Iterable[str]) -> dict[str,
     allowed = sorted(allowed)
     unknown = sorted(set(recipe) - set(allowed), key=str)
     if unknown:
-        raise ValueError(f"{where}: unknown fields {unknown}; allowed: {', '.join(allowed)}.")
+        raise ValueError(f"{where}: unknown fields {unknown}{nearest(unknown[0], allowed)}; allowed: {', '.join(allowed)}.")
     return recipe
+
+
+def nearest(name: Any, known: Iterable[str], prefix: str = "") -> str:
+    """` (did you mean --steps?)` where one of the known names looks like what was given, else nothing.
+
+    Args:
+        prefix: before the known name.
+    """
+    known, name = list(known), str(name)
+    found = [one for one in known if len(name) > 2 and one.startswith(name)] or difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {prefix}{found[0]}?)" if found else ""
 
 
 class _Loader(yaml.SafeLoader):

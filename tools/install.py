@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from wavcse.settings.command import answer_help
-from wavcse.tools.arguments import ROOT, parse_install
+from wavcse.tools.arguments import INSTALL, ROOT, InstallArguments
 
 if __name__ == "__main__":
-    answer_help(parse_install)  # before the imports below, which take seconds
+    INSTALL.answer()  # before the imports below, which take seconds
 
 import shutil
 import sys
@@ -21,7 +20,7 @@ from wavcse.data.files import flush_to_disk, locked
 from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source
 from wavcse.hub.verify import verify_repository
 from wavcse.hub_repository_wavcse import CODE_FILES
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 from wavcse.tools.readme import FIGURES, README, update
 from wavcse.tools.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
 
@@ -134,10 +133,9 @@ def _exchange(root: Path, stage: Path) -> None:
         undo.pop_all()
 
 
-@command_line("wavcse install")
-def main(argv: Sequence[str] | None = None) -> int:
+@INSTALL.main
+def main(args: InstallArguments) -> int:
     """The command line."""
-    args = parse_install(argv)
     difference = install(**vars(args))
     print(f"{args.root}: holds the model of {args.run} now; its embeddings differ by {difference:.1g} of the largest value")
     return DONE

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from wavcse.settings.command import answer_help
-from wavcse.tools.arguments import parse_readme
+from wavcse.tools.arguments import UPDATE, ReadmeArguments
 
 if __name__ == "__main__":
-    answer_help(parse_readme)  # before the imports below, which take seconds
+    UPDATE.answer()  # before the imports below, which take seconds
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from wavcse.eval.table import Row, metric_words, rows_of, shown, shown_interval,
 from wavcse.hub.figures import figures_of, write_eval_results
 from wavcse.hub_repository_wavcse import GENERATED, card_header, inert
 from wavcse.reports.page import markdown_table
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 from wavcse.tools.tiny import RESULTS, TinySource, read_tiny
 from wavcse.tools.tiny_sections import languages_in, tiny_sections
 
@@ -121,10 +120,9 @@ def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-@command_line("wavcse readme")
-def main(argv: Sequence[str] | None = None) -> int:
+@UPDATE.main
+def main(args: ReadmeArguments) -> int:
     """The command line."""
-    args = parse_readme(argv)
     update(args.root, args.check)
     return DONE
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from wavcse.settings.command import answer_help
-from wavcse.tools.arguments import parse_training_data
+from wavcse.tools.arguments import TRAINING_DATA, TrainingDataArguments
 
 if __name__ == "__main__":
-    answer_help(parse_training_data)  # before the imports below, which take seconds
+    TRAINING_DATA.answer()  # before the imports below, which take seconds
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,11 @@ from wavcse.data.composite import load_composite
 from wavcse.data.files import json_text, shown_path, write_atomically
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
-from wavcse.pretraining.arguments import PretrainArguments
-from wavcse.pretraining.arguments import parse_arguments as parse_pretraining
+from wavcse.pretraining.arguments import PRETRAIN, PretrainArguments
 from wavcse.pretraining.clips import load_clips
-from wavcse.settings.command import DONE, command_line
+from wavcse.settings.command import DONE
 from wavcse.settings.recipes import checked_fields, read_recipe
-from wavcse.training.arguments import RunArguments
-from wavcse.training.arguments import parse_arguments as parse_training
+from wavcse.training.arguments import TRAIN, RunArguments
 
 SYNTHETIC = "synthetic"  # the licence of speech that no person has spoken
 PERMISSIVE = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0", "public-domain", SYNTHETIC)
@@ -90,7 +87,7 @@ def _tables(recipe: Path) -> Iterator[pd.DataFrame]:
 
 
 def _pretraining_clips(recipe: str) -> Iterator[tuple[Manifest, np.ndarray]]:
-    args = parse_pretraining([recipe])
+    args = PRETRAIN.parse([recipe])
     held_out, inspector = (args.exclude_speakers_of, args.exclude_split_columns), Inspector(args.audio_dir)
     for name, source in args.clip_sources().items():
         found = load_clips({name: source}, args.label_column, *held_out, inspector)
@@ -98,7 +95,7 @@ def _pretraining_clips(recipe: str) -> Iterator[tuple[Manifest, np.ndarray]]:
 
 
 def _training_clips(recipe: str) -> Iterator[tuple[Manifest, np.ndarray]]:
-    args = parse_training([recipe])
+    args = TRAIN.parse([recipe])
     sources = args.task_sources()
     composite = load_composite(sources, Inspector(args.cache_dir))
     trained = [composite.clips[row] for row in composite.rows("train")]
@@ -162,10 +159,9 @@ def _counts(group: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-@command_line("wavcse training_data")
-def main(argv: Sequence[str] | None = None) -> int:
+@TRAINING_DATA.main
+def main(args: TrainingDataArguments) -> int:
     """The command line."""
-    args = parse_training_data(argv)
     counted = count_training_data(args.recipes, args.corpora)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(args.out), json_text(counted, indent=1, ensure_ascii=False) + "\n")

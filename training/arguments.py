@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from wavcse.data.tables import spelled, text_of
-from wavcse.settings.fields import check_fields, option, parse_settings
+from wavcse.settings.command import Program
+from wavcse.settings.fields import check_fields, option
 from wavcse.settings.recipes import checked_fields
 
 if TYPE_CHECKING:
@@ -102,20 +102,18 @@ class RunArguments:
         return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> RunArguments:
-    """`[RECIPE.yaml] [--field value ...]`; a field on the command line wins over the recipe.
-
-    Raises:
-        ValueError: the recipe is unreadable or has unknown fields, or a value is out of range.
-    """
-    return parse_settings(
-        RunArguments,
-        argv,
-        "train_accelerate.py",
-        "Train a wavCSE embedding on a feature cache (Phase 1 of the paper). "
-        "Example: accelerate launch train_accelerate.py conf/quickstart.yaml --out runs/mine --num_epochs 20",
-        usage="accelerate launch train_accelerate.py",
-    )
+TRAIN = Program(
+    "wavcse train",
+    RunArguments,
+    """\
+Train a wavCSE embedding on a feature cache: Phase 1 of the paper, whose settings are the defaults. A killed run goes on where
+it was: give the same command again.
+""",
+    "accelerate launch train_accelerate.py conf/quickstart.yaml --out runs/mine --num_epochs 20",
+    has_recipe=True,
+    continues=True,
+    usage="accelerate launch train_accelerate.py",
+)
 
 
 def _task_source(name: str, given: Any) -> TaskSource:

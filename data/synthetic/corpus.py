@@ -17,6 +17,7 @@ import soundfile
 from tqdm import tqdm
 
 from wavcse.data.files import json_text, locked, remove_partials, replacing, write_atomically
+from wavcse.settings.fields import check_range
 from wavcse.settings.processes import WorkerPool, end_with_parent
 
 from .espeak import engine_version
@@ -59,8 +60,7 @@ def write_corpus(out: str | Path, clips: int, seed: int, workers: int | None = N
 def write_plan(plan: Plan, out: str | Path, workers: int | None = None) -> Path:
     """Write a planned corpus into the folder `out`; arguments, result and errors as for :func:`write_corpus`."""
     workers = (os.cpu_count() or 1) if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    check_range("workers", workers, at_least=1)
     out = Path(out)
     identity = _identity(plan)
     with locked(out):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from wavcse.settings.fields import check_range
+
 EQ_NODES_HZ = (125, 250, 500, 1000, 2000, 4000, 8000)
 
 
@@ -90,5 +92,4 @@ def check_size(clips: int, minimum: int, seed: int) -> None:
         raise ValueError(
             f"{clips} clips are too few for every class of every task to occur in every split; the minimum is {minimum}"
         )
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+    check_range("seed", seed, at_least=0)

@@ -268,5 +268,5 @@ def test_cli_reports_errors_and_returns_2(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "new"), "--clips", "10"]) == 2
     assert f"minimum is {MIN_CLIPS}" in capsys.readouterr().err
     assert main(["--out", str(tmp_path / "new"), "--workers", "0"]) == 2
-    assert "workers must be at least 1" in capsys.readouterr().err
+    assert "workers is 0; it must be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

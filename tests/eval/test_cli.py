@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from wavcse.eval.__main__ import main
-from wavcse.eval.arguments import parse_arguments
+from wavcse.eval.arguments import EVAL
 from wavcse.eval.report import main as report_main
 from wavcse.tests.helpers.killed import run_killed, started
 from wavcse.tests.helpers.processes import run_python
@@ -295,12 +295,12 @@ def test_yaml_with_overrides(tmp_path):
         "output_dir: out\nbaselines: [mfcc]\nmanifest: a.csv\nseeds: 3\n"
         "tasks:\n  keyword:\n  emotion: {manifest: [b.csv, c.csv], split_column: fold, disjoint_by: null}\n"
     )
-    arguments = parse_arguments([str(tmp_path / "eval.yaml"), "--seeds", "5", "--baselines", "mfcc,majority"])
+    arguments = EVAL.parse([str(tmp_path / "eval.yaml"), "--seeds", "5", "--baselines", "mfcc,majority"])
     assert (arguments.seeds, arguments.baselines, arguments.output_dir) == (5, ["mfcc", "majority"], "out")
     (keyword, keyword_manifests, _), (emotion, emotion_manifests, _) = arguments.requests()
     assert (keyword.split_columns, keyword_manifests) == (("split_ks", "split"), ["a.csv"])
     assert (emotion.split_columns, emotion.disjoint_by, emotion_manifests) == (("fold",), None, ["b.csv", "c.csv"])
-    only = parse_arguments([str(tmp_path / "eval.yaml"), "--tasks", "emotion"])
+    only = EVAL.parse([str(tmp_path / "eval.yaml"), "--tasks", "emotion"])
     assert [(task.name, manifests) for task, manifests, _ in only.requests()] == [("emotion", ["b.csv", "c.csv"])]
 
 
@@ -325,7 +325,7 @@ def test_two_instances_of_a_task_and_trials(tmp_path):
         "  affect_el: {task: affect, manifest: el.csv}\n"
         "  verification: {manifest: sv/m.csv, trials: sv/trials.csv}\n"
     )
-    keyword, affect, verification = parse_arguments([str(tmp_path / "eval.yaml")]).requests()
+    keyword, affect, verification = EVAL.parse([str(tmp_path / "eval.yaml")]).requests()
     assert (keyword.task.name, keyword.task.family, keyword.task.title) == ("keyword_ar", "keyword", "Keywords (ar)")
     assert keyword.task.note == "few clips"
     assert affect.task.row_name(affect.task.targets[0]) == "affect_el_valence"
@@ -334,7 +334,7 @@ def test_two_instances_of_a_task_and_trials(tmp_path):
 
 WRONG = {
     "--tasks keyword --output_dir o --manifest m.csv": "Nothing to evaluate",
-    "--tasks word --output_dir o --manifest m.csv --baselines mfcc": "unknown ['word']; allowed: keyword, language, speaker",
+    "--tasks word --output_dir o --manifest m.csv --baselines mfcc": "the task is 'word' (did you mean keyword?)",
     "--output_dir o --manifest m.csv --baselines mfcc": "No task is given",
     "--tasks keyword --manifest m.csv --baselines mfcc": "--out is missing",
     "--tasks keyword --output_dir o --baselines mfcc": "no manifest",
@@ -362,14 +362,14 @@ def test_wrong_usage_is_one_clear_line(line, run, capsys, monkeypatch, tmp_path)
 
 
 WRONG_TASKS = {
-    "a/b: {task: keyword}": "the name names files",
-    "keyword: {trails: t.csv}": "unknown settings ['trails']",
+    "a/b: {task: keyword}": "tasks.a/b: the name is 'a/b'; it names files",
+    "keyword: {trails: t.csv}": "tasks.keyword: unknown fields ['trails'] (did you mean trials?)",
     "keyword: {title: 3}": "title is 3; a text is needed",
-    "keyword_x: {task: word}": "unknown ['word']",
-    "keyword: [a]": "must hold settings of the form",
+    "keyword_x: {task: word}": "tasks.keyword_x: task is 'word' (did you mean keyword?); allowed: keyword",
+    "keyword: [a]": "tasks.keyword: must hold fields of the form",
     "keyword: {disjoint_by: ''}": "disjoint_by is ''; it must name a column, or be null",
-    "keyword: {disjoint_by: [speaker_id]}": "it must name a column, or be null",
-    "keyword: {manifest: 3}": "tasks.keyword: manifest is 3; a text or a list of texts",
+    "keyword: {disjoint_by: [speaker_id]}": "disjoint_by is ['speaker_id']; a text or null is needed",
+    "keyword: {manifest: 3}": "tasks.keyword: manifest is 3; a list of texts is needed",
     "affect: {label_column: valence}": "label_column is for tasks with one label",
 }
 

@@ -26,7 +26,7 @@ from wavcse.eval.task import load_task
 from wavcse.feature_extraction_wavcse import normalized
 from wavcse.finetuning import training
 from wavcse.finetuning.__main__ import main
-from wavcse.finetuning.arguments import FinetuneArguments, parse_arguments
+from wavcse.finetuning.arguments import FINETUNE, FinetuneArguments
 from wavcse.finetuning.audio import load_audio, whole_clips
 from wavcse.finetuning.groups import class_groups, group_data
 from wavcse.finetuning.program import finetune
@@ -411,9 +411,9 @@ def test_a_training_that_learns_nothing_says_so(tmp_path, capsys, accuracy, is_w
         ({"upstreams": {"a": "no/such/folder"}}, "upstreams.a: The model 'no/such/folder' cannot be loaded"),
         ({"task": {"task": "language"}}, "names no manifest"),
         ({"task": {"task": "age", "manifest": "a.csv"}}, "is a regression task"),
-        ({"task": {"task": "lingo", "manifest": "a.csv"}}, "unknown ['lingo']"),
+        ({"task": {"task": "lingo", "manifest": "a.csv"}}, "task: task is 'lingo'; allowed: keyword"),
         ({"task": {"manifset": "a.csv"}}, "task: unknown fields ['manifset']"),
-        ({"groups": {False: ["aa"]}}, "the name False must be a text"),
+        ({"groups": {False: ["aa"]}}, "groups: the name is False; it names files"),
         ({"groups": {"O": [False]}}, "groups.O: is [False]"),
         ({"groups": {"O": ["dd"]}}, "groups.O: ['dd'] are no classes of the task; they are ['aa', 'bb', 'cc']"),
         ({"validate_every": 0}, "validate_every is 0"),
@@ -421,7 +421,7 @@ def test_a_training_that_learns_nothing_says_so(tmp_path, capsys, accuracy, is_w
         ({"seed": -1}, "seed is -1; it must not be negative"),
         ({"seeds": True}, "seeds is True; a whole number is needed"),
         ({"learning_rate": None}, "learning_rate is None; a number is needed"),
-        ({"mixed_precision": False}, "mixed_precision is False; a text (YAML needs 'no' in quotes) is needed"),
+        ({"mixed_precision": False}, "mixed_precision is False; a text is needed (YAML needs yes, no, on and off in quotes)"),
         ({"adam_betas": [0.9, None]}, "adam_betas is [0.9, None]; a list of numbers is needed"),
         ({"adam_betas": [0.9, 1.0]}, "adam_betas is [0.9, 1.0]; it must be two numbers from 0 to below 1"),
         ({"length_step_s": 0.6, "crop_s": 0.5}, "length_step_s"),
@@ -527,6 +527,6 @@ def test_spans_of_no_frames_mask_nothing():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("finetune_*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_are_sound(path):
-    args = parse_arguments([str(path)])
+    args = FINETUNE.parse([str(path)])
     assert args.named_upstreams()
     assert args.task_request().task.kind == "classification"

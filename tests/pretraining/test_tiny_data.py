@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wavcse.pretraining.arguments import PretrainArguments, parse_arguments
+from wavcse.pretraining.arguments import PRETRAIN, PretrainArguments
 from wavcse.pretraining.clips import load_clips
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ("conf/pretrain_tiny.yaml", "conf/pretrain_tiny_lasr.yaml")
-DATA, PRETRAIN, TWINS = (ROOT / place for place in ("../shared/data", "../shared/pretrain", "runs/eval_synthetic/speech"))
+DATA, SPEECH, TWINS = (ROOT / place for place in ("../shared/data", "../shared/pretrain", "runs/eval_synthetic/speech"))
 # RAVDESS and nEMO are non-commercial; the others have voices of the test splits, or speakers that nobody knows.
 EXCLUDED_FOLDERS = ("ravdess_speech", "nemo_pl", "coffee_intent", "lid_extra")
 EXCLUDED_CORPORA = ("kerstin", "speech_to_intent", "precise_community")
@@ -84,10 +84,10 @@ def look_for(rows: pd.DataFrame) -> Found:
 
 def read(recipe: str) -> PretrainArguments:
     """A recipe, or a skip where the real recordings are not there; without the synthetic ones where they are not."""
-    for file, what in ((DATA / "lid_index.csv", "evaluation corpora"), (PRETRAIN / "manifest.csv", "pre-training speech")):
+    for file, what in ((DATA / "lid_index.csv", "evaluation corpora"), (SPEECH / "manifest.csv", "pre-training speech")):
         if not file.is_file():
             pytest.skip(f"{os.path.relpath(file.parent, ROOT)} ({what}) is not here")
-    args = parse_arguments([recipe])
+    args = PRETRAIN.parse([recipe])
     is_there = {name: Path(source["manifest"]).is_file() for name, source in args.data.items()}
     assert all(is_there[name] or is_twin(source["manifest"]) for name, source in args.data.items())
     args.data = {name: source for name, source in args.data.items() if is_there[name]}
@@ -99,7 +99,7 @@ def is_twin(manifest: str) -> bool:
 
 
 def test_both_stages_hear_the_same_clips():
-    first, second = (parse_arguments([recipe]) for recipe in RECIPES)
+    first, second = (PRETRAIN.parse([recipe]) for recipe in RECIPES)
     for field in ("data", "exclude_speakers_of", "exclude_split_columns"):
         assert getattr(first, field) == getattr(second, field)
 

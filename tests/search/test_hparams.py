@@ -33,7 +33,7 @@ from wavcse.search.study import (
 from wavcse.search.table import read_table
 from wavcse.tests.helpers.processes import FORKSERVER, Child
 from wavcse.train_accelerate import train
-from wavcse.training.arguments import RunArguments, parse_arguments
+from wavcse.training.arguments import TRAIN, RunArguments
 
 GRID = ["--batch_sizes", "8", "16", "--learning_rates", "2.5e-3", "1e-2"]
 
@@ -223,7 +223,7 @@ def test_values_are_those_of_the_fits_and_the_recipe_trains(search_config, tmp_p
     out = tmp_path / "out"
     options = ["--trials", "5", "--seeds", "2", "--workers", "1", *GRID, "--num_epochs", "2", "--layer_dropout", "0"]
     assert main([str(search_config), "--output_dir", str(out), *options]) == 0
-    report, args = figures_of(out), parse_arguments([str(out / "recipe.yaml")])
+    report, args = figures_of(out), TRAIN.parse([str(out / "recipe.yaml")])
     store, table = FitStore(out / "fits"), read_table(args)
     for split in ("validation", "test"):
         fits = [store.get(store.key(study.replace(args, seed=seed), table.fingerprint)) for seed in (0, 1)]
@@ -259,8 +259,8 @@ def test_workers_share_a_study(search_recipe, tmp_path, monkeypatch):
         (["--trials", "0"], "trials is 0"),
         (["--seeds", "0"], "seeds is 0"),
         (["--workers", "0"], "workers is 0"),
-        (["--batch_sizes", "0", "8"], "batch_size is 0"),
-        (["--learning_rates", "-1"], "learning_rate is -1"),
+        (["--batch_sizes", "0", "8"], "batch_sizes is 0; it must be at least 1"),
+        (["--learning_rates", "-1"], "learning_rates is -1.0; it must be above 0"),
         (["--layer_dropout", "1.5"], "layer_dropout is 1.5"),
     ],
 )

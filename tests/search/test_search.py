@@ -41,7 +41,7 @@ from wavcse.search.table import SearchTable, read_table, shared, table_for
 from wavcse.tests.helpers.killed import run_killed, started
 from wavcse.tests.helpers.processes import FORKSERVER, Child
 from wavcse.train_accelerate import train
-from wavcse.training.arguments import RunArguments, parse_arguments
+from wavcse.training.arguments import TRAIN, RunArguments
 
 L, D, NUM_CLIPS = 9, 16, 600
 UPSTREAM = {
@@ -311,7 +311,7 @@ def test_the_recipe_that_a_search_leaves_trains_as_it_stands(search_config, tmp_
     report = figures_of(tmp_path / "out")
     assert report["settings"]["num_epochs"] == 1
     assert all(cost["audio_s_per_s"] > 0 for cost in report["costs"])
-    args = parse_arguments([str(tmp_path / "out/recipe.yaml")])
+    args = TRAIN.parse([str(tmp_path / "out/recipe.yaml")])
     assert args.selected_layers == report["sets"][str(report["choice"]["best"])]
     assert args.pooling_type == "learned_norm"
     assert train(args)["best_epoch"] == 1

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from wavcse.eval.arguments import parse_arguments as parse_eval
-from wavcse.finetuning.arguments import parse_arguments as parse_finetune
-from wavcse.pretraining.arguments import parse_arguments as parse_pretraining
+from wavcse.eval.arguments import EVAL
+from wavcse.finetuning.arguments import FINETUNE
+from wavcse.pretraining.arguments import PRETRAIN
 from wavcse.search.phase1_config import read_config
-from wavcse.settings.fields import check_fields, option, parse_settings
+from wavcse.settings.command import Program
+from wavcse.settings.fields import check_fields, option
 from wavcse.settings.recipes import read_recipe
-from wavcse.training.arguments import parse_arguments
+from wavcse.training.arguments import TRAIN
 
 TASK = "{manifest: m.csv, label_column: keyword}"
 
@@ -24,23 +25,23 @@ def recipe(tmp_path, text):
 
 def test_words_that_yaml_takes_for_booleans_are_classes_and_names(tmp_path):
     text = "save_hub: no\ntasks:\n  on: {manifest: m.csv, label_column: keyword, classes: [yes, no, on, Off, go]}\n"
-    args = parse_arguments([recipe(tmp_path, text)])
+    args = TRAIN.parse([recipe(tmp_path, text)])
     assert args.save_hub is False
     assert args.task_sources()["on"].classes == ("yes", "no", "on", "Off", "go")
     text = "data: {speech: {manifest: m.csv, where: {language: [no, sv], public: true, year: 2020}}}\n"
-    assert parse_pretraining([recipe(tmp_path, text)]).clip_sources()["speech"].where == {
+    assert PRETRAIN.parse([recipe(tmp_path, text)]).clip_sources()["speech"].where == {
         "language": ("no", "sv"),
         "public": ("True",),
         "year": ("2020",),
     }
     text = f"task: {TASK}\nupstreams: {{on: FOLDER}}\ngroups: {{NO: [yes, no]}}\n"
-    args = parse_finetune([recipe(tmp_path, text)])
+    args = FINETUNE.parse([recipe(tmp_path, text)])
     assert (args.upstreams, args.groups) == ({"on": "FOLDER"}, {"NO": ["yes", "no"]})
 
 
 @pytest.mark.parametrize("value", ["yes", "on", "true", "True", '"yes"'])
 def test_switches_keep_all_their_spellings(tmp_path, value):
-    assert parse_arguments([recipe(tmp_path, f"save_hub: false\noverwrite_output_dir: {value}")]).overwrite_output_dir is True
+    assert TRAIN.parse([recipe(tmp_path, f"save_hub: false\noverwrite_output_dir: {value}")]).overwrite_output_dir is True
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,8 @@ def test_switches_keep_all_their_spellings(tmp_path, value):
         ("tasks: {k: {manifest: m.csv, label_column: k, classes: [1, 1.0]}}", "classes names '1' twice"),
         ("tasks: {k: {manifest: m.csv, label_column: k, loss_weight: .nan}}", "loss_weight is nan; a number from 0 on"),
         ("tasks: {k: {manifest: m.csv, label_column: k, loss_weight: x}}", "loss_weight is 'x'; a number from 0 on"),
-        ("mixed_precision: no", "mixed_precision is False; a text (YAML needs 'no' in quotes)"),
-        ("num_epochs: x", "argument --num_epochs/--num-epochs: invalid int value: 'x'"),
+        ("mixed_precision: no", "mixed_precision is False; a text is needed (YAML needs yes, no, on and off in quotes)"),
+        ("num_epochs: x", "num_epochs is 'x'; a whole number is needed."),
         ("num_epochs: [3]", "num_epochs is [3]; a whole number is needed"),
         ("selected_layers: 3", "selected_layers is 3; a list of whole numbers is needed"),
         ("learning_rate: .nan", "learning_rate is nan; it must be above 0"),
@@ -90,7 +91,7 @@ def test_a_mistake_in_a_recipe_is_one_sentence(tmp_path, text, message):
     prefix = b"upstream: u\n" if isinstance(text, bytes) else "upstream: u\n"
     path = recipe(tmp_path, prefix + text if text[:1] not in ("", "[") else text)
     with pytest.raises(ValueError) as refusal:
-        parse_arguments([path])
+        TRAIN.parse([path])
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -104,16 +105,16 @@ def test_aliases_that_explode_are_refused_and_others_serve(tmp_path):
     with pytest.raises(ValueError, match="its aliases stand for too much"):
         read_recipe(recipe(tmp_path, "\n".join(["a: &a {x: 1}", *merges])), allowed="abcdefghi")
     text = "upstream: u\ntasks:\n  k: &k {manifest: m.csv, label_column: keyword}\n  s: {<<: *k, label_column: speaker_id}\n"
-    sources = parse_arguments([recipe(tmp_path, text)]).task_sources()
+    sources = TRAIN.parse([recipe(tmp_path, text)]).task_sources()
     assert {name: source.label_column for name, source in sources.items()} == {"k": "keyword", "s": "speaker_id"}
 
 
 def test_mappings_on_the_command_line_are_json():
     tasks = {"keyword": {"manifest": "m.csv", "label_column": "keyword", "classes": ["yes", "no"]}}
     line = ["--upstream", "u", "--tasks", json.dumps(tasks), "--pooling_kwargs", '{"p": 4.0}']
-    args = parse_arguments(line)
+    args = TRAIN.parse(line)
     assert (args.tasks, args.pooling_kwargs) == (tasks, {"p": 4.0})
-    assert parse_pretraining(["--data", '{"x": {"manifest": "m.csv"}}']).clip_sources()["x"].manifest == "m.csv"
+    assert PRETRAIN.parse(["--data", '{"x": {"manifest": "m.csv"}}']).clip_sources()["x"].manifest == "m.csv"
 
 
 @pytest.mark.parametrize(
@@ -123,20 +124,20 @@ def test_mappings_on_the_command_line_are_json():
         ("[1]", "tasks is '[1]'; a mapping is needed"),
         ('{"k": 1, "k": 2}', "a name is given twice"),
         ('{"k": ' + "[" * 100_000, "it must be a JSON object (maximum recursion depth"),
-        ("{}", "unknown"),
+        ("{}", "there is no option --unknown; --help shows all."),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(text, message):
     line = ["--upstream", "u", "--tasks", text] + (["--unknown", "1"] if text == "{}" else [])
     with pytest.raises(ValueError) as refusal:
-        parse_arguments(line)
+        TRAIN.parse(line)
     assert message in str(refusal.value)
     assert len(str(refusal.value)) < 400
 
 
 def test_all_programs_read_recipes_through_the_same_door(tmp_path):
     path = recipe(tmp_path, "note: a\nnote: b\n")
-    for parse in (parse_arguments, parse_pretraining, parse_finetune, parse_eval, lambda argv: read_config(argv[0])):
+    for parse in (TRAIN.parse, PRETRAIN.parse, FINETUNE.parse, EVAL.parse, lambda argv: read_config(argv[0])):
         with pytest.raises(ValueError, match=r"recipe\.yaml: cannot be read as YAML \('note' is given twice at line 2"):
             parse([path])
 
@@ -145,31 +146,33 @@ def test_phase1_reads_texts_as_the_command_line_does(tmp_path):
     own = f"upstream: u\nlearning_rate: 1e-3\ntasks: {{k: {TASK}}}\ntraining: {{l1: 2e-3, pooling_kwargs: {{p: 3}}}}\n"
     config = read_config(recipe(tmp_path, own))
     assert config.recipe.learning_rate == 1e-3
-    with pytest.raises(ValueError, match=r"recipe\.yaml: argument --num_epochs"):
+    with pytest.raises(ValueError, match=r"recipe\.yaml: training: num_epochs is \'x\'; a whole number"):
         read_config(recipe(tmp_path, own.replace("p: 3}", "p: 3}, num_epochs: x")))
 
 
 def test_two_tasks_of_an_evaluation_with_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"two of the names \['1', '1'\] are the same"):
-        parse_eval([recipe(tmp_path, "tasks: {1: {task: keyword}, '1': {task: speaker}}")])
+        EVAL.parse([recipe(tmp_path, "tasks: {1: {task: keyword}, '1': {task: speaker}}")])
 
 
 def test_folder_and_starting_again_have_one_name_for_all_commands_and_the_older_ones_still_work():
     line = ["--upstream", "u", "--out", "runs/a", "--overwrite"]
     older = ["--upstream", "u", "--output_dir", "runs/a", "--overwrite_output_dir", "true"]
-    assert parse_arguments(line) == parse_arguments(older)
-    assert parse_arguments(line).output_dir == "runs/a"
-    assert parse_arguments(line).overwrite_output_dir is True
-    assert parse_pretraining(["--out", "runs/a", "--overwrite"]) == parse_pretraining(["--output-dir", "runs/a", *older[-2:]])
+    assert TRAIN.parse(line) == TRAIN.parse(older)
+    assert TRAIN.parse(line).output_dir == "runs/a"
+    assert TRAIN.parse(line).overwrite_output_dir is True
+    assert PRETRAIN.parse(["--out", "runs/a", "--overwrite"]) == PRETRAIN.parse(["--output-dir", "runs/a", *older[-2:]])
     own = ["--model", "m", "--tasks", "keyword", "--manifest", "m.csv"]
-    assert parse_eval([*own, "--out", "runs/a"]) == parse_eval([*own, "--output_dir", "runs/a"])
+    assert EVAL.parse([*own, "--out", "runs/a"]) == EVAL.parse([*own, "--output_dir", "runs/a"])
 
 
 def test_flags_are_turned_on_and_off():
     for words, saves in ((["--save_hub"], True), (["--save_hub", "no"], False), (["--no_save_hub"], False)):
-        assert parse_arguments(["--upstream", "u", *words]).save_hub is saves
-    with pytest.raises(ValueError, match="'perhaps' is neither true nor false"):
-        parse_arguments(["--upstream", "u", "--save_hub", "perhaps"])
+        assert TRAIN.parse(["--upstream", "u", *words]).save_hub is saves
+    with pytest.raises(ValueError, match="save_hub is 'perhaps'; true or false is needed"):
+        TRAIN.parse(["--upstream", "u", "--save_hub=perhaps"])
+    with pytest.raises(ValueError, match="--no_save_hub takes no value"):
+        TRAIN.parse(["--upstream", "u", "--no_save_hub=yes"])
 
 
 @dataclass
@@ -204,10 +207,11 @@ def test_a_field_says_its_range_and_choices(changes, message):
 
 def test_the_help_shows_defaults_and_choices(capsys):
     with pytest.raises(SystemExit):
-        parse_settings(Limited, ["--help"], "prog", "What it does.")
+        Program("prog", Limited, "What it does.", "prog --share 0.1", has_recipe=True).parse(["--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert words.startswith("usage: prog [RECIPE.yaml] [--field value ...] What it does.")
-    assert "--share SHARE A share of 100 %. (default: 0.5)" in words
-    assert "--kind KIND Of two. One of a, b. (default: a)" in words
+    assert words.startswith("usage: prog [RECIPE.yaml] [--option value ...] What it does. recipe: RECIPE.yaml YAML file")
+    assert "--share X A share of 100 %. (default: 0.5)" in words
+    assert "--kind NAME Of two. One of a, b. (default: a)" in words
+    assert words.endswith("example: prog --share 0.1")
     with pytest.raises(TypeError, match="no limits"):
         option(0, "A typing mistake.", atleast=1)

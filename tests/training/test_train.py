@@ -20,7 +20,7 @@ from wavcse.data.manifest import Manifest
 from wavcse.tests.helpers.killed import launched, run_killed
 from wavcse.tests.helpers.processes import Child, run_in_two_processes, run_python
 from wavcse.train_accelerate import main, train
-from wavcse.training.arguments import RunArguments, parse_arguments
+from wavcse.training.arguments import TRAIN, RunArguments
 from wavcse.training.features import epoch_order
 from wavcse.training.network import MultiTaskNetwork, model_config
 
@@ -290,7 +290,7 @@ def test_an_epoch_shuffles_every_clip_once_and_differs_from_the_next(num_clips, 
         ({"l1": -1.0}, "l1 is -1.0"),
         ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; allowed: no, bf16"),
         ({"upstream": None}, "upstream is not given"),
-        ({"tasks": "{not json"}, "must be a JSON object"),
+        ({"tasks": "{not json"}, "tasks is '{not json'; a mapping is needed"),
         ({"tasks": {"keyword": {"label_column": "keyword"}}}, "tasks.keyword: 'manifest' is missing"),
         ({"tasks": {"keyword": {"manifest": "m", "label_column": "k", "labels": "x"}}}, r"unknown fields \['labels'\]"),
         ({"selected_layers": [0, 9]}, "selected_layers asks for layer 9, but the upstream .* has layers 0 to 3"),
@@ -366,7 +366,7 @@ def test_clips_that_are_not_cached_are_counted(recipe, toy_corpus, tmp_path):
 def test_command_line_overrides_the_recipe_and_explains_mistakes(recipe, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    args = parse_arguments([str(path), "--num_epochs", "7", "--selected_layers", "2", "1", "--drop_last", "false"])
+    args = TRAIN.parse([str(path), "--num_epochs", "7", "--selected_layers", "2", "1", "--drop_last", "false"])
     assert (args.num_epochs, args.selected_layers, args.drop_last) == (7, [2, 1], False)
     assert args.tasks == recipe["tasks"]
     assert args.learning_rate == 2.5e-3
