@@ -29,6 +29,7 @@ CODE_FILES = (
     "feature_extraction_wavcse.py",
     "gradients_wavcse.py",
     "hub_repository_wavcse.py",
+    "kernels_wavcse.py",
     "modeling_wavcse.py",
     "packed_encoder_wavcse.py",
     "packed_layers_wavcse.py",

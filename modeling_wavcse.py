@@ -36,6 +36,7 @@ from .upstream_wavcse import UpstreamOutput, UpstreamRunner, align_weights, buil
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
+    from .kernels_wavcse import float32_library  # noqa: F401
     from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
@@ -371,8 +372,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
             input_values: waveforms `[B, samples]` from `WavCSEFeatureExtractor`, or a list of waveforms `[samples]` from its
                 `prepare`, which need no padding.
             attention_mask: `[B, samples]`, 1 = audio, 0 = padding; needed as soon as lengths differ.
-            precision: "float32", "bfloat16" or "int8" for the upstream's matrix products at inference; the configuration's
-                if not given.
+            precision: "float32", "bfloat16" or "int8" for the upstream's matrix products at inference, or "auto", the fastest
+                of them on this processor; the configuration's if not given.
             output_attentions: with wav2vec2 and HuBERT the model must be loaded with `attn_implementation="eager"`.
             pooled_layers: `[B, K, D]`, what `pool_layers` gave for the selected layers, in place of the waveforms.
         """
@@ -457,7 +458,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
             convert_to_numpy: return an array (else a tensor on the CPU).
             normalize_embeddings: scale every embedding to length 1, so that a dot product is the cosine similarity.
             truncate_dim: keep the first numbers of each embedding only.
-            precision: "float32", "bfloat16" or "int8"; the configuration's if not given. Autocast changes nothing.
+            precision: "float32", "bfloat16", "int8", or "auto", the fastest of them on this processor; the configuration's if
+                not given. Autocast changes nothing.
             scale_quiet: bring clips below -60 dB of full scale to the level of usual speech, -20 dB, before normalisation.
 
         Returns:
@@ -477,7 +479,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
             )
         if show_progress_bar is None:
             show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
-        self.eval()
+        if any(module.training for module in self.modules()):  # setting the mode of all takes longer than asking for it
+            self.eval()
         feature_extractor = WavCSEFeatureExtractor.from_config(self.config)
         clips, is_single = as_clips(inputs)
         embeddings, num_quiet = [torch.empty(0, size)], 0

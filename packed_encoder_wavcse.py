@@ -34,6 +34,7 @@ from .packed_layers_wavcse import (
     RelativeBias,
     Span,
     build_linear,
+    check_speed,
     gelu_,
     normed,
 )
@@ -72,6 +73,7 @@ class PackedUpstream:
         norm_before = is_norm_before(upstream)
         bias = RelativeBias(upstream) if has_relative_bias(upstream) else None
         self.blocks = [Block(block, norm_before, bias, precision, self.budget.product_rows) for block in blocks_of(upstream)]
+        check_speed(precision, self.device)
 
     @torch.no_grad()
     def __call__(
@@ -99,37 +101,26 @@ class PackedUpstream:
             ValueError: the pooling is unknown.
             FloatingPointError: a value is not finite.
         """
-        with torch.autocast(self.device.type, enabled=False):  # the precision is this object's, whatever surrounds the call
-            pooled = self._pooled(waveforms, layers, window_frames, temporal_pooling, context)
-        self._check_finite(pooled, waveforms)
-        return pooled
-
-    def _pooled(
-        self,
-        waveforms: Sequence[Tensor],
-        layers: Sequence[int],
-        window_frames: int | None,
-        temporal_pooling: str,
-        context: str | None,
-    ) -> Tensor:
         windows = clip_windows(waveforms, self.config, window_frames, context)
-        clips = [self.entrance.prepared(waveform, context) for waveform in waveforms]
         shape = (len(layers), num_moments(temporal_pooling), self.config.hidden_size)
         moments = [torch.zeros(0, *shape, device=self.device)]  # of the windows, pack by pack
-        for pack in packs(windows, self.budget.pack_frames):
-            spans = spans_of(pack)
-            x = self.entrance([(clips[window.clip], window.start, window.end) for window in pack], spans)
-            moments.append(self._moments(x, spans, layers, temporal_pooling))
-        kept_frames = [window.keep_end - window.keep_start for window in windows]
-        return pooled_pieces([window.clip for window in windows], kept_frames, torch.cat(moments), len(waveforms))
+        with torch.autocast(self.device.type, enabled=False):  # the precision is this object's, whatever surrounds the call
+            clips = [self.entrance.prepared(waveform, context) for waveform in waveforms]
+            for pack in packs(windows, self.budget.pack_frames):
+                spans = spans_of(pack)
+                x = self.entrance([(clips[window.clip], window.start, window.end) for window in pack], spans)
+                moments.append(self._moments(x, spans, layers, temporal_pooling))
+            kept_frames = [window.keep_end - window.keep_start for window in windows]
+            pooled = pooled_pieces([window.clip for window in windows], kept_frames, torch.cat(moments), len(waveforms))
+        if not torch.isfinite(pooled).all():
+            raise self._not_finite(pooled, waveforms)
+        return pooled
 
-    def _check_finite(self, pooled: Tensor, waveforms: Sequence[Tensor]) -> None:
-        if torch.isfinite(pooled).all():
-            return
+    def _not_finite(self, pooled: Tensor, waveforms: Sequence[Tensor]) -> FloatingPointError:
         # A clip with such samples comes first: blocks of the positional convolution carry them on into its neighbours.
         at_fault = [clip for clip, waveform in enumerate(waveforms) if not torch.isfinite(waveform).all()]
         at_fault += [clip for clip, own in enumerate(pooled) if not torch.isfinite(own).all()]
-        raise FloatingPointError(
+        return FloatingPointError(
             f"clip {at_fault[0]}: the upstream gave values that are not finite at precision={self.precision!r}. "
             "Check its weights and the clip, or use precision='float32'."
         )
@@ -148,8 +139,16 @@ class PackedUpstream:
 
 
 def span_moments(x: Tensor, spans: Sequence[Span], temporal_pooling: str) -> Tensor:
-    """`[N, D]` -> `[B, S, D]`, the moments of every window's kept rows."""
-    return torch.stack([time_moments(rows, temporal_pooling) for rows in kept_rows(x, spans)])
+    """`[N, D]` -> `[B, S, D]`, the moments of every window's kept rows; of whole windows of one length in one go."""
+    moments = []
+    for (frames, is_whole), group in itertools.groupby(spans, key=lambda span: (span.num_kept, span.is_whole)):
+        group = list(group)
+        if is_whole:
+            rows = x[group[0].start : group[-1].end].unflatten(0, (len(group), frames))
+            moments.append(time_moments(rows, temporal_pooling))
+        else:
+            moments += [time_moments(x[span.keep_start : span.keep_end], temporal_pooling)[None] for span in group]
+    return torch.cat(moments)
 
 
 class Block:
@@ -197,7 +196,7 @@ class Block:
                 start, end = max(span.keep_start - first, 0), min(span.keep_end - first, len(rows))
                 if start < end:
                     total += inner[start:end].sum(dim=0, dtype=torch.float32)
-        return totals / x.new_tensor([span.keep_end - span.keep_start for span in spans])[:, None]
+        return totals / x.new_tensor([span.num_kept for span in spans])[:, None]
 
     def _attended(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         h = normed(x, self.attention_norm) if self.norm_before else x
@@ -340,7 +339,7 @@ class Stem:
         self.receptive_field, self.hop = frame_geometry(upstream.config)
         projection = upstream.feature_projection
         self.projection_norm = getattr(projection, "layer_norm", None)
-        self.projection = build_linear([projection.projection], "float32" if precision == "float32" else "bfloat16")
+        self.projection = FloatLinear(projection.projection.weight, projection.projection.bias, precision)
 
     def first_convolution(self, waveform: Tensor) -> RowConvolution:
         """The first convolution for this clip; its group norm, where there is one, is over the whole clip."""
@@ -432,23 +431,20 @@ class PositionalConvolution:
                 x[span.start : span.end] += gelu_(self._direct(x[span.start : span.end]))
             return x
         gap = self.kernel // 2
-        starts = [gap * (i + 1) + span.start for i, span in enumerate(spans)]
-        convolved = self._by_fft(x, spans, starts)
-        for span, at in zip(spans, starts):
-            y = convolved[at - gap : at - gap + span.end - span.start]
-            x[span.start : span.end] += gelu_(y + self.bias)
-        return x
+        places = [torch.arange(span.start, span.end) + gap * i for i, span in enumerate(spans, start=1)]
+        at = torch.cat(places).to(x.device)
+        convolved = self._by_fft(x, at, spans[-1].end + gap * len(spans))
+        return x.add_(gelu_(convolved.index_select(0, at - gap).add_(self.bias)))
 
     def _direct(self, x: Tensor) -> Tensor:
         y = F.conv1d(x.T[None], self.weight, self.bias, padding=self.kernel // 2, groups=self.groups)
         return y[0, :, : len(x)].T
 
-    def _by_fft(self, x: Tensor, spans: Sequence[Span], starts: Sequence[int]) -> Tensor:
+    def _by_fft(self, x: Tensor, at: Tensor, length: int) -> Tensor:
+        """Convolves a row of `length` frames that are zero but for the frames `x` `[N, D]` at the places `at` `[N]`."""
         width, step = x.shape[1], FFT_SIZE - self.kernel + 1
-        num_blocks = -(-(starts[-1] + spans[-1].end - spans[-1].start) // step)
-        row = x.new_zeros(num_blocks * step + self.kernel - 1, width)
-        for span, at in zip(spans, starts):
-            row[at : at + span.end - span.start] = x[span.start : span.end]
+        num_blocks = -(-length // step)
+        row = x.new_zeros(num_blocks * step + self.kernel - 1, width).index_copy_(0, at, x)
         blocks = row.as_strided((num_blocks, FFT_SIZE, width), (step * width, width, 1))
         spectra = torch.fft.rfft(blocks, dim=1)  # [blocks, frequencies, D]
         grouped = spectra.view(num_blocks, -1, self.groups, width // self.groups).permute(1, 2, 0, 3).flatten(0, 1)
@@ -551,8 +547,3 @@ def spans_of(pack: Sequence[Window]) -> list[Span]:
         spans.append(Span(row, at + window.end, at + window.keep_start, at + window.keep_end))
         row = at + window.end
     return spans
-
-
-def kept_rows(x: Tensor, spans: Sequence[Span]) -> list[Tensor]:
-    """Of every window, the rows `[T, D]` that are pooled."""
-    return [x[span.keep_start : span.keep_end] for span in spans]

@@ -9,15 +9,31 @@ Shapes: `T` frames of a clip, `N` rows of a pack, `D` upstream width, `H` heads,
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from .kernels_wavcse import (
+    HAS_ONEDNN_LINEAR,
+    FbgemmProduct,
+    float32_library,
+    forced_library,
+    has_bfloat16,
+    low_type,
+    onednn_linear,
+    times_faster,
+    uses_fbgemm,
+    weight_steps,
+)
 
 try:
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -27,14 +43,20 @@ except ImportError:  # PyTorch before 2.5, or a build without it
     HAS_FLEX = False
 
 
-# An operator that PyTorch's own compiler emits; where a build lacks it, the ordinary one gives the same numbers.
-HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+logger = logging.get_logger(__name__)
+
+# Of a pooled layer with that in float32: what the tests ask for, on small encoders with random weights.
+LOWEST_COSINES = {"bfloat16": 0.998, "int8": 0.99}
+AUTO_COSINE = 0.99
+AUTO_MARGIN = 1.1  # of speed, below which `precision="auto"` stays exact
 FEWEST_INT8_ROWS = 32  # that a GPU's int8 product takes
 LAYOUT_ROWS = 1024  # of the inputs that the layout of copied weights is chosen for
 
 gelu_ = torch.ops.aten.gelu_  # in place: fresh memory for every activation would cost more than the function itself
-FRAMES_BY_HEAD = 150  # from here on head by head is faster than all heads at once
-SCORE_ELEMENTS = 2**19  # of one head's block of scores, [rows, T]: 2 MB stay in the processor's cache
+# By the library that multiplies float32, measured on a processor where it is the faster one.
+FRAMES_BY_HEAD = {"onednn": 150, "mkl": 300}  # from here on head by head is faster than all heads at once
+SCORE_ELEMENTS = {"onednn": 2**19, "mkl": 2**18}  # of one head's block of scores, [rows, T]: 1 or 2 MB stay in the cache
+GROUP_ELEMENTS = 2**18  # scores of clips of one length that attend together, [G, H, T, T]
 QUERY_ROWS = 128
 MASK_ELEMENTS = 2**22  # of a block's position bias for all heads, [H, rows, T]: 16 MB
 BLOCK_ROWS = 128  # of queries and keys that the kernel takes or skips together
@@ -51,6 +73,16 @@ class Span:
     keep_start: int
     keep_end: int
 
+    @property
+    def num_kept(self) -> int:
+        """Rows that are pooled."""
+        return self.keep_end - self.keep_start
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are."""
+        return (self.start, self.end) == (self.keep_start, self.keep_end)
+
 
 # ---- linear layers in float32, bfloat16 or int8 ----
 
@@ -61,22 +93,18 @@ def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """`x @ weight.T + bias`, `[N, in]` -> `[N, out]`, followed by GELU on request.
-
-    On a CPU by oneDNN, in float32 too: the library behind `torch.nn.functional.linear` there reaches half of what some
-    processors can do. The GELU is then applied while a result is still in the cache.
-    """
+    """`x @ weight.T + bias`, `[N, in]` -> `[N, out]`, followed by GELU on request; by the faster library of this processor."""
     if uses_onednn(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *(("gelu", [], "none") if gelu else ("none", [], "")))
+        return onednn_linear(x, weight, bias, gelu)
     y = F.linear(x, weight, bias)
     return gelu_(y) if gelu else y
 
 
 def uses_onednn(x: Tensor) -> bool:
-    """Whether such rows are multiplied by oneDNN; bfloat16 only where the processor has instructions for it."""
+    """Whether oneDNN multiplies such rows: float32 where it is the faster library, bfloat16 where it has instructions."""
     if x.device.type != "cpu" or not HAS_ONEDNN_LINEAR or not torch._C._get_mkldnn_enabled():
         return False
-    return x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_bfloat16() if x.dtype == torch.bfloat16 else float32_library() == "onednn"
 
 
 def own_layout(weight: Tensor) -> Tensor:
@@ -94,7 +122,7 @@ class FloatLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, precision: str, own: bool = False):
         self.out_features = len(weight)
-        self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(precision, low_type(weight.device))
         own = own or weight.dtype != self.dtype
         weight = weight.detach().to(self.dtype).contiguous()
         self.weight = own_layout(weight) if own else weight
@@ -110,18 +138,25 @@ class FloatLinear:
 
 
 class Int8Linear:
-    """A linear layer with int8 weights (one scale per output) and inputs (one scale per row, taken as they come)."""
+    """A linear layer with int8 weights (one scale per output) and inputs (one scale per row, taken as they come).
+
+    Sums are whole numbers and exact.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor):
         weight, self.out_features = weight.detach().float(), len(weight)
-        self.scale = _int8_scale(weight, weight_steps(weight.device))  # [out, 1]
-        self.weight = (weight / self.scale).round_().to(torch.int8).T  # [in, out]
-        self.scale, self.bias = self.scale.T, bias.detach().float()
+        self.dtype = low_type(weight.device)
+        is_fbgemm = uses_fbgemm(weight.device)
+        scale = _int8_scale(weight, FbgemmProduct.STEPS if is_fbgemm else weight_steps(weight.device))  # [out, 1]
+        weight = (weight / scale).round_().to(torch.int8)
+        self.fbgemm = FbgemmProduct(weight, scale.flatten()) if is_fbgemm else None
+        self.weight = weight.T if self.fbgemm is None else None  # [in, out]
+        self.scale, self.bias = scale.T, bias.detach().float()
 
     def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """`[N, out]` in bfloat16, or in float32 after a GELU: the next layer takes its scales from it."""
+        """`[N, out]` in bfloat16 (see `low_type`), or in float32 after a GELU: the next layer takes its scales from it."""
         y = self._product(x)
-        return gelu_(y) if gelu else y.to(torch.bfloat16)
+        return gelu_(y) if gelu else y.to(self.dtype)
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
         """`residual += linear(x)` in float32."""
@@ -130,22 +165,14 @@ class Int8Linear:
     def _product(self, x: Tensor) -> Tensor:
         x = x.float()
         scale = _int8_scale(x)  # [N, 1]
+        if self.fbgemm is not None:
+            y = self.fbgemm(x / scale)
+            return torch.addcmul(self.bias, y, scale, out=y)
         quantised = (x / scale).round_().to(torch.int8)
         if x.device.type != "cpu":
             quantised = F.pad(quantised, (0, 0, 0, max(0, FEWEST_INT8_ROWS - len(x))))
         y = torch._int_mm(quantised, self.weight)[: len(x)].float()
         return torch.addcmul(self.bias, y.mul_(self.scale), scale, out=y)
-
-
-@cache
-def weight_steps(device: torch.device) -> int:
-    """The largest int8 weight that `torch._int_mm` multiplies exactly: 127, or 63.
-
-    Processors without VNNI instructions add products in pairs of 16 bits, which 127 overflows without a word.
-    """
-    ones = torch.ones(32, 64, dtype=torch.int8, device=device)
-    is_exact = torch._int_mm(127 * ones, 127 * ones.T) == 127 * 127 * 64
-    return 127 if is_exact.all() else 63
 
 
 def _int8_scale(rows: Tensor, steps: int = 127) -> Tensor:
@@ -164,6 +191,43 @@ def build_linear(layers: Sequence[nn.Linear], precision: str) -> FloatLinear | I
 def _bias(layer: nn.Linear) -> Tensor:
     """`[out]`; zeros where the layer has none, as Whisper's keys."""
     return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+
+
+@cache
+def relative_speed(precision: str) -> float:
+    """How many times faster than in float32 this CPU multiplies at a precision; measured once (tens of ms).
+
+    A block's inner layer is measured as it runs, with the scaling and rounding of its input.
+    """
+    layer = nn.Linear(512, 1024)
+    with torch.no_grad():
+        rows = torch.rand(128, 512)
+        base, own = (partial(build_linear([layer], name), rows) for name in ("float32", precision))
+        return times_faster(base, own)
+
+
+def check_speed(precision: str, device: torch.device) -> None:
+    """Say so, once, if a precision is slower than float32 here: there is no reason to use it."""
+    if precision == "float32" or device.type != "cpu" or forced_library() is not None:
+        return
+    speed = relative_speed(precision)
+    if speed < 1.0:
+        logger.warning_once(
+            f"precision={precision!r} multiplies at {speed:.2f} times the speed of float32 on this processor, which has no "
+            "instructions for it: use 'float32', or 'auto' for the fastest."
+        )
+
+
+def fastest_precision(device: torch.device) -> str:
+    """What `precision="auto"` stands for: the fastest precision of those that `LOWEST_COSINES` bounds well enough.
+
+    On a CPU by measuring; on a GPU bfloat16 where it has that.
+    """
+    if device.type != "cpu":
+        return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    speeds = {precision: relative_speed(precision) for precision, cosine in LOWEST_COSINES.items() if cosine >= AUTO_COSINE}
+    fastest = max(speeds, key=speeds.get)
+    return fastest if speeds[fastest] > AUTO_MARGIN else "float32"
 
 
 class Projections:
@@ -188,7 +252,7 @@ class Projections:
 
 
 class Attention:
-    """Attention of every clip of a pack among its own frames.
+    """Attention of every clip of a pack among its own frames; neighbours of one length go together.
 
     Args:
         num_heads: H.
@@ -201,19 +265,39 @@ class Attention:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: Sequence[Span]) -> Tensor:
         """`[N, D]` each, gate `[N, H]` -> `[N, D]`."""
         attended = torch.empty_like(value)
-        for span in spans:
-            at, num_frames = slice(span.start, span.end), span.end - span.start
-            q, k, v, out = (_heads(rows[at], self.num_heads) for rows in (query, key, value, attended))
+        for start, count, num_frames in equal_spans(spans, GROUP_ELEMENTS // self.num_heads):
+            at, shape = slice(start, start + count * num_frames), (count, num_frames, self.num_heads, -1)
+            q, k, v, out = (rows[at].view(shape).transpose(1, 2) for rows in (query, key, value, attended))  # [G, H, T, d]
             bias = clip_gate = None
             if gate is not None:
-                bias, clip_gate, q = self.bias.reversed_rows(num_frames), gate[at].T.flip(1)[..., None], q.flip(1)
-            attend = attend_by_head if uses_onednn(value) and num_frames >= FRAMES_BY_HEAD else attend_all_heads
-            attend(q, k, v, bias, clip_gate, out)
+                bias, q = self.bias.reversed_rows(num_frames), q.flip(2)
+                clip_gate = gate[at].view(shape).transpose(1, 2).flip(2)  # [G, H, T, 1]
+            if num_frames >= frames_by_head(value):
+                for clip in range(count):
+                    attend_by_head(q[clip], k[clip], v[clip], bias, None if gate is None else clip_gate[clip], out[clip])
+            else:
+                attend_all_heads(q, k, v, bias, clip_gate, out)
         return attended
 
 
+def equal_spans(spans: Sequence[Span], elements: int) -> Iterator[tuple[int, int, int]]:
+    """`(first row, G windows, T frames)` of neighbours of one length, as many as have `elements` scores in a head, or one."""
+    for num_frames, group in itertools.groupby(spans, key=lambda span: span.end - span.start):
+        starts = [span.start for span in group]
+        count = max(1, elements // num_frames**2)
+        for i in range(0, len(starts), count):
+            yield starts[i], len(starts[i : i + count]), num_frames
+
+
+def frames_by_head(x: Tensor) -> float:
+    """From how many frames on attention goes head by head: its scores then fit the cache better than those of all heads."""
+    if uses_onednn(x):
+        return FRAMES_BY_HEAD["onednn"]
+    return FRAMES_BY_HEAD["mkl"] if x.device.type == "cpu" and x.dtype == torch.float32 else math.inf
+
+
 def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None, out: Tensor) -> None:
-    """Attention in products of one head's query rows with all its keys.
+    """Attention of a clip in products of one head's query rows with all its keys.
 
     Scores and softmax are float32 in every case, the sum over values has the values' precision.
 
@@ -224,28 +308,46 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: T
         out: `[H, T, d]`, receives the result in the frames' order.
     """
     num_heads, num_frames, size = q.shape
-    rows = max(1, SCORE_ELEMENTS // num_frames)
-    for head in range(num_heads):  # oneDNN wants operands that lie in one piece
+    by_onednn = uses_onednn(v)
+    rows = max(1, SCORE_ELEMENTS["onednn" if by_onednn else "mkl"] // num_frames)
+    block = (
+        None if by_onednn else q.new_empty(min(rows, num_frames), num_frames)
+    )  # one for all: fresh memory costs as much again
+    for head in range(num_heads):  # both libraries want operands that lie in one piece
         queries = (q[head].float() * size**-0.5).contiguous()
         keys, values = k[head].float().contiguous(), v[head].T.contiguous()
         for a in range(0, num_frames, rows):
-            scores = linear(queries[a : a + rows], keys)
-            if bias is not None:
-                scores.addcmul_(bias[head, a : a + rows], gate[head, a : a + rows])
-            _put(out[head], a, linear(torch.softmax(scores, dim=-1).to(v.dtype), values), bias is not None)
+            of_queries, of_rows = queries[a : a + rows], slice(a, a + rows)
+            if by_onednn:
+                scores = linear(of_queries, keys)
+                if bias is not None:
+                    scores.addcmul_(bias[head, of_rows], gate[head, of_rows])
+                weights = torch.softmax(scores, dim=-1).to(v.dtype)
+            elif bias is None:
+                scores = torch.mm(of_queries, keys.T, out=block[: len(of_queries)])
+                weights = torch.softmax(scores, dim=-1, out=scores)
+            else:
+                scores = torch.mul(bias[head, of_rows], gate[head, of_rows], out=block[: len(of_queries)])
+                weights = torch.softmax(scores.addmm_(of_queries, keys.T), dim=-1, out=scores)
+            _put(out[head], a, linear(weights, values), bias is not None)
 
 
 def attend_all_heads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None, out: Tensor) -> None:
-    """As `attend_by_head`, by PyTorch's fused attention on blocks of query rows of all heads."""
+    """As `attend_by_head`, for G clips of one length, by PyTorch's fused attention on blocks of query rows of all heads.
+
+    Args:
+        q, k, v, out: `[G, H, T, d]`.
+        bias: `[H, T, T]`.
+        gate: `[G, H, T, 1]`.
+    """
     if bias is None:
-        out.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None])[0])
+        out.copy_(F.scaled_dot_product_attention(q, k, v))
         return
-    num_heads, num_frames, _ = q.shape
+    _, num_heads, num_frames, _ = q.shape
     rows = min(QUERY_ROWS, max(16, MASK_ELEMENTS // (num_heads * num_frames)))
     for a in range(0, num_frames, rows):
-        mask = (bias[:, a : a + rows] * gate[:, a : a + rows]).to(q.dtype)
-        z = F.scaled_dot_product_attention(q[None, :, a : a + rows], k[None], v[None], attn_mask=mask[None])[0]
-        _put(out, a, z, True)
+        mask = (bias[:, a : a + rows] * gate[:, :, a : a + rows]).to(q.dtype)
+        _put(out, a, F.scaled_dot_product_attention(q[:, :, a : a + rows], k, v, attn_mask=mask), True)
 
 
 def _put(out: Tensor, a: int, z: Tensor, is_reversed: bool) -> None:
@@ -255,10 +357,6 @@ def _put(out: Tensor, a: int, z: Tensor, is_reversed: bool) -> None:
         out[..., num_frames - b : num_frames - a, :] = z.flip(-2)
     else:
         out[..., a:b, :] = z
-
-
-def _heads(rows: Tensor, num_heads: int) -> Tensor:
-    return rows.unflatten(1, (num_heads, -1)).transpose(0, 1)  # [T, D] -> [H, T, d], a view
 
 
 class Gate:
@@ -346,7 +444,8 @@ class FlexAttention:
         self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: tuple[Span, ...]
     ) -> Tensor | None:
         num_rows = padded_rows(len(query))
-        q, k, v = (_heads(_filled(rows, num_rows), self.num_heads)[None] for rows in (query, key, value))
+        shape = (1, num_rows, self.num_heads, -1)
+        q, k, v = (_filled(rows, num_rows).view(shape).transpose(1, 2) for rows in (query, key, value))  # [1, H, N, d]
         score = None if gate is None else biased_score(_filled(gate, num_rows), self.table(), self.bias.farthest)
         run = Kernel.run if self.is_compiled else flex_attention
         attended = run(q, k, v, score_mod=score, block_mask=block_mask(spans, num_rows, query.device))

@@ -20,6 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from .configuration_wavcse import UPSTREAM_FAMILIES, WavCSEConfig, build_valid, count_frames, is_whisper
 from .packed_encoder_wavcse import PackedUpstream, unsupported_part, weights_fingerprint
+from .packed_layers_wavcse import fastest_precision
 from .pooling_wavcse import num_moments, pooled_frames
 from .whisper_wavcse import build_encoder, pool_layers
 
@@ -179,6 +180,8 @@ class UpstreamRunner:
         if needs_gradient or upstream.training:
             self.packed = self.unsupported = None  # fused optimisers, and writing to `.data`, leave no trace on the weights
         is_ordinary = wants_frames or needs_gradient or upstream.training or torch.compiler.is_compiling()
+        if precision == "auto":
+            precision = "float32" if is_ordinary or unsupported_part(upstream) else fastest_precision(upstream.device)
         packed = None if is_ordinary else self._packed_for(upstream, precision)
         if packed is not None:
             waveforms = [waveform.float() for waveform in unpadded(upstream.config, input_values, attention_mask)]

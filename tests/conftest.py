@@ -19,6 +19,8 @@ from transformers import AutoModel, Wav2Vec2FeatureExtractor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
+os.environ.setdefault("WAVCSE_KERNELS", "onednn")  # else a busy machine could choose otherwise in two processes of a test
+
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
 from wavcse.benchmarks.measure import processor_name
 from wavcse.data.cache import build_cache

@@ -1,7 +1,8 @@
 """Linear layers in training: on a CPU in float32, forward and both backward products by oneDNN.
 
 PyTorch's own float32 products there come from a library that reaches half of what some processors can do, and most of a
-training step is three products of every layer.
+training step is three products of every layer. Unlike inference, training does not measure which library is faster
+(`kernels_wavcse`): a run that is continued in another process must go on to the bit. `WAVCSE_KERNELS=mkl` is obeyed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wavcse import packed_layers_wavcse
+from wavcse.kernels_wavcse import HAS_ONEDNN_LINEAR, forced_library, onednn_linear
 
 
 class Linear(nn.Linear):
@@ -45,7 +46,8 @@ def _is_special() -> bool:
 
 
 def _is_exact(tensor: Tensor) -> bool:
-    return packed_layers_wavcse.uses_onednn(tensor) and tensor.dtype == torch.float32
+    is_possible = HAS_ONEDNN_LINEAR and torch._C._get_mkldnn_enabled() and forced_library() != "mkl"
+    return is_possible and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return packed_layers_wavcse.linear(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

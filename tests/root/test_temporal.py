@@ -121,13 +121,13 @@ def test_means_are_those_of_the_mean_to_the_bit(tiny_model, waves):
 def test_a_long_clip_is_pooled_over_the_frames_of_all_its_windows(tiny_model, waves, monkeypatch):
     model = tiny_model(selected_layers=[0, 3])
     kept: list[list[torch.Tensor]] = []  # of every pooled layer of a pack, the rows of its windows
-    keep = packed_encoder_wavcse.kept_rows
+    moments = packed_encoder_wavcse.span_moments
 
-    def recorded(x: torch.Tensor, spans: list) -> list[torch.Tensor]:
-        kept.append([rows.clone() for rows in keep(x, spans)])
-        return keep(x, spans)
+    def recorded(x: torch.Tensor, spans: list, temporal_pooling: str) -> torch.Tensor:
+        kept.append([x[span.keep_start : span.keep_end].clone() for span in spans])
+        return moments(x, spans, temporal_pooling)
 
-    monkeypatch.setattr(packed_encoder_wavcse, "kept_rows", recorded)
+    monkeypatch.setattr(packed_encoder_wavcse, "span_moments", recorded)
     clip = torch.from_numpy(waves(40_000)[0])
     found = PackedUpstream(model.upstream)([clip], [0, 3], 50, temporal_pooling="mean_std")[0]
     assert len(kept[0]) > 2

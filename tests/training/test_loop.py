@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wavcse import packed_layers_wavcse
 from wavcse.data.composite import CompositeSet
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
 from wavcse.search.together import train_epoch_together
 from wavcse.train_accelerate import train_step
+from wavcse.training import products
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, PooledLayers, SplitFeatures
 from wavcse.training.loop import evaluate, new_learner, train_epoch
@@ -195,7 +195,7 @@ def test_networks_that_train_together_train_as_each_alone(features, composite, p
 
 # -- products by oneDNN
 
-needs_onednn = pytest.mark.skipif(not packed_layers_wavcse.HAS_ONEDNN_LINEAR, reason="PyTorch without oneDNN")
+needs_onednn = pytest.mark.skipif(not products.HAS_ONEDNN_LINEAR, reason="PyTorch without oneDNN")
 
 
 class Operators(TorchDispatchMode):
@@ -268,7 +268,7 @@ def test_where_onednn_is_not_for_us_the_ordinary_operator_runs(case, monkeypatch
             y = torch.func.grad(lambda x: linear(x, weight, bias).square().sum() / 2)(x)
             expected = expected @ weight
         elif case == "without the operator":
-            monkeypatch.setattr(packed_layers_wavcse, "HAS_ONEDNN_LINEAR", False)
+            monkeypatch.setattr(products, "HAS_ONEDNN_LINEAR", False)
             y = linear(x, weight, bias)
     if case == "compile":
         y = torch.compile(linear, backend="eager", fullgraph=True)(x, weight, bias)
