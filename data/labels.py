@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -66,6 +66,11 @@ class TaskClips:
         """Positions of the clips of one split."""
         return np.flatnonzero(self.splits == split)
 
+    def subset(self, rows: np.ndarray) -> TaskClips:
+        """The task with some of its clips, in the order of `rows`."""
+        arrays = {name: getattr(self, name)[rows] for name in ("labels", "splits", "groups")}
+        return replace(self, clips=[self.clips[row] for row in rows], **arrays)
+
 
 def class_counts(task: str, classes: Sequence[str], targets: np.ndarray) -> str:
     """A task's classes and how many clips train each, in one line: what is read before hours are spent.
@@ -79,22 +84,28 @@ def class_counts(task: str, classes: Sequence[str], targets: np.ndarray) -> str:
     return f"{task}: {len(shown):,} classes of {len(targets):,} training clips: {', '.join([*shown[:MOST_SHOWN], *more])}"
 
 
-def load_task_clips(name: str, source: TaskSource, inspector: Inspector | None = None) -> TaskClips:
+def load_task_clips(
+    name: str, source: TaskSource, inspector: Inspector | None = None, manifests: Sequence[Manifest] | None = None
+) -> TaskClips:
     """Read a task and check it, also against leaks.
 
     Args:
         inspector: if it has seen the files already, they are not read again.
+        manifests: those of `source`, where they have been read already.
 
     Raises:
         ValueError: as `read_task` and `refuse_leaks`.
     """
-    task, uses = read_task(name, source)
+    task, uses = read_task(name, source, manifests)
     refuse_leaks([uses], inspected([uses], inspector or Inspector()))
     return task
 
 
-def read_task(name: str, source: TaskSource) -> tuple[TaskClips, ClipUses]:
+def read_task(name: str, source: TaskSource, manifests: Sequence[Manifest] | None = None) -> tuple[TaskClips, ClipUses]:
     """Read a task, and what `refuse_leaks` has to know of it.
+
+    Args:
+        manifests: those of `source`, where they have been read already.
 
     Raises:
         ValueError: a column is missing, no clip is labelled, a split is empty, there are fewer than two classes, or a
@@ -102,7 +113,7 @@ def read_task(name: str, source: TaskSource) -> tuple[TaskClips, ClipUses]:
     """
     if not source.manifests:
         raise ValueError(f"task {name!r}: names no manifest.")
-    manifests = [Manifest(path) for path in source.manifests]
+    manifests = manifests or [Manifest(path) for path in source.manifests]
     columns = [_split_column(name, source, manifest) for manifest in manifests]
     parts = [_read_part(name, source, manifest, column) for manifest, column in zip(manifests, columns)]
     rows, labels, splits, groups = (np.concatenate(arrays) for arrays in zip(*parts))
@@ -110,9 +121,7 @@ def read_task(name: str, source: TaskSource) -> tuple[TaskClips, ClipUses]:
     clips = [manifests[i].clips[row] for i, row in zip(sources, rows)]
     trained = sorted(set(labels[splits == "train"]))
     task = TaskClips(name, clips, labels, splits, groups, trained if source.classes is None else list(source.classes))
-    _check_splits(task)
-    if source.closed_set:
-        _check_classes(task, trained)
+    _check(task, trained, source.closed_set)
     # `uses` holds this mapping and reads the columns of numbers that are added to it.
     by_column = {source.label_column: labels}
     uses = ClipUses(f"task {name!r}", clips, splits, by_column, manifests, sources, rows, columns, source.disjoint_by)
@@ -146,26 +155,22 @@ def _read_part(
         raise ValueError(
             f"task {name!r}: no row of {manifest.path} has both a {source.label_column!r} and a {split_column!r}."
         )
-    return used, labels[used], splits[used], _groups(manifest, source.disjoint_by)[used]
+    if source.disjoint_by:
+        groups = manifest.column(source.disjoint_by)
+    else:
+        ids = np.array([clip.clip_id for clip in manifest.clips], dtype=object)
+        speakers = manifest.column("speaker_id") if "speaker_id" in manifest.table.columns else ids
+        groups = np.where(speakers == "", ids, speakers)
+    return used, labels[used], splits[used], groups[used]
 
 
-def _groups(manifest: Manifest, disjoint_by: str | None) -> np.ndarray:
-    if disjoint_by:
-        return manifest.column(disjoint_by)
-    ids = np.array([clip.clip_id for clip in manifest.clips], dtype=object)
-    if "speaker_id" not in manifest.table.columns:
-        return ids
-    speakers = manifest.column("speaker_id")
-    return np.where(speakers == "", ids, speakers)
-
-
-def _check_splits(task: TaskClips) -> None:
+def _check(task: TaskClips, trained: Sequence[str], closed_set: bool) -> None:
+    """ValueError if a split is empty or, of classes, if training does not have them all and two at least."""
     for split in SPLITS:
         if not len(task.rows(split)):
             raise ValueError(f"task {task.name!r}: the {split} split has no clips; all of {', '.join(SPLITS)} are needed.")
-
-
-def _check_classes(task: TaskClips, trained: Sequence[str]) -> None:
+    if not closed_set:
+        return
     if len(trained) < 2:
         raise ValueError(f"task {task.name!r}: training has only the label(s) {trained}; two are needed.")
     unlisted = sorted(set(trained) - set(task.classes))

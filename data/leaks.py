@@ -91,14 +91,15 @@ def refuse_leaks(uses: Sequence[ClipUses], facts: Sequence[Sequence[ClipFacts]],
     for own, keys, known, parts in zip(uses, files, facts, stretches):
         _refuse_speakers_in_two_splits(own)
         for first, second in combinations(SPLITS, 2):
-            _refuse_audio_in_two_splits(own, first, second, list(parts[first].shared_with(parts[second])))
+            if shared := list(parts[first].shared_with(parts[second])):
+                raise ValueError(_audio_in_two_splits(own, first, second, shared))
         refuse_two_labels(own, keys, known)
     if not train_together:
         return
     for trained, held_out in permutations(range(len(uses)), 2):
         for split in ("validation", "test"):
-            shared = list(stretches[trained]["train"].shared_with(stretches[held_out][split]))
-            _refuse_audio_of_another_task(uses[trained], uses[held_out], split, shared)
+            if shared := list(stretches[trained]["train"].shared_with(stretches[held_out][split])):
+                raise ValueError(_audio_of_another_task(uses[trained], uses[held_out], split, shared))
         if uses[held_out].disjoint_by:
             _refuse_speakers_of_another_task(uses[trained], files[trained], uses[held_out], files[held_out])
 
@@ -181,25 +182,21 @@ def _refuse_speakers_in_two_splits(uses: ClipUses) -> None:
             )
 
 
-def _refuse_audio_in_two_splits(uses: ClipUses, first: str, second: str, shared: Sequence[tuple[int, int]]) -> None:
-    if not shared:
-        return
+def _audio_in_two_splits(uses: ClipUses, first: str, second: str, shared: Sequence[tuple[int, int]]) -> str:
+    """What is wrong where clips of two splits share audio, and what to do; `shared` are their rows."""
     one, other = shared[0]
     how, or_cut = _relation(uses.clips[one], uses.clips[other])
-    raise ValueError(
+    return (
         f"{uses.owner}: {uses.named(one)} ({first}) and {uses.named(other)} ({second}) {how}; audio may be in one split only. "
         f"Empty {uses.split_column(other)!r} of one of the two{or_cut}.{_more(uses, uses, shared)}"
     )
 
 
-def _refuse_audio_of_another_task(
-    trained: ClipUses, held_out: ClipUses, split: str, shared: Sequence[tuple[int, int]]
-) -> None:
-    if not shared:
-        return
+def _audio_of_another_task(trained: ClipUses, held_out: ClipUses, split: str, shared: Sequence[tuple[int, int]]) -> str:
+    """As `_audio_in_two_splits`, where one task trains on what another holds out."""
     one, other = shared[0]
     how, or_cut = _relation(trained.clips[one], held_out.clips[other])
-    raise ValueError(
+    return (
         f"{trained.named(one)} is in training for {trained.owner}, {held_out.named(other)} in the {split} split of "
         f"{held_out.owner}, and the two {how}: the shared layers would see what is held out. Empty "
         f"{trained.split_column(one)!r} or {held_out.split_column(other)!r} there, or take the tasks from different "

@@ -41,7 +41,7 @@ class Clip:
     @cached_property
     def place(self) -> tuple[str, float, float]:
         """The real path of the file, and where the clip starts and ends in it: the same whatever manifest names the clip."""
-        return self.real_path, self.start_s, math.inf if self.end_s is None else self.end_s
+        return real_path(self.path), self.start_s, math.inf if self.end_s is None else self.end_s
 
     def load(self, sampling_rate: int, max_duration_s: float | None = None) -> np.ndarray:
         """Mono float32 waveform `[samples]`.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,7 +105,7 @@ class WavCSEEncoder:
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 embeddings `[N, E]`."""
-        return self.forward(waveforms).embeddings.float().cpu().numpy()
+        return self._run(waveforms)[1].embeddings.float().cpu().numpy()
 
     def all_layers(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """All layers, pooled over time as the model does, float32 `[N, L, D]`, from the pass that also gave the embeddings."""
@@ -113,10 +113,6 @@ class WavCSEEncoder:
         if layers is None:
             raise ValueError(f"The model {self.name!r} was saved by an older wavCSE; save it anew to read its layers.")
         return layers.float().cpu().numpy()
-
-    def forward(self, waveforms: Sequence[np.ndarray]) -> ModelOutput:
-        """The model's output for a batch."""
-        return self._run(waveforms)[1]
 
     @torch.inference_mode()
     def _run(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor | None, ModelOutput]:
@@ -151,16 +147,11 @@ def candidates_of(encoder: Encoder) -> int:
     return getattr(encoder, "num_candidates", 1)
 
 
-def identity_of(encoder: Encoder) -> Mapping[str, str]:
-    """What an encoder says of its origin; empty if it is made of code alone."""
-    return getattr(encoder, "identity", {})
-
-
 def encoder_record(encoder: Encoder) -> dict:
-    """What a result file keeps of an encoder."""
+    """What a result file keeps of an encoder; `identity` is what it says of its origin, if it is not made of code alone."""
     shape = {"embedding_size": encoder.embedding_size, "sampling_rate": encoder.sampling_rate}
     candidates = {"num_candidates": candidates_of(encoder)} if candidates_of(encoder) > 1 else {}
-    return {"name": encoder.name, **shape, **candidates, **identity_of(encoder)}
+    return {"name": encoder.name, **shape, **candidates, **getattr(encoder, "identity", {})}
 
 
 def check_encoder(encoder: Encoder) -> None:

@@ -11,7 +11,7 @@ regression.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -19,26 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wavcse.data import SPLITS
 from wavcse.eval.metrics import METRICS
-from wavcse.eval.outcome import Fit, Outcome, confusion, embedding_map, scatter
+from wavcse.eval.results import Fit, Outcome, confusion, embedding_map, scatter
 from wavcse.eval.task import TaskData
 
 CONSTANTS = {"accuracy": "most frequent label", "ccc": "training mean", "mae": "training median"}
-
-
-@dataclass(frozen=True)
-class Probed:
-    """The probes of an encoder on a task.
-
-    Args:
-        runs: one per seed.
-        embeddings: those that were used, `[N, E]`.
-        candidate: which of the encoder's vectors validation chose; None where there was one.
-    """
-
-    runs: list[ProbeRun]
-    embeddings: np.ndarray
-    candidate: int | None
 
 
 def probe_outcomes(
@@ -49,17 +35,32 @@ def probe_outcomes(
     device: str | torch.device = "cpu",
     with_map: bool = False,
 ) -> list[Outcome]:
-    """One outcome per target.
+    """One outcome per target; of several candidates the one whose first probe is best on validation.
 
     Args:
         embeddings: of the clips of the task, `[N, num_candidates * E]`.
         with_map: add a map of the test embeddings (classification only).
     """
-    objective = objective_for(data)
-    probed = _fit(embeddings, data, objective, seeds, num_candidates, device)
-    return [
-        _outcome(target, place, probed, data, objective, seeds, with_map) for place, target in enumerate(data.task.targets)
-    ]
+    objective, labels = objective_for(data), data.labels
+    train, validation, test = (data.table.rows(split) for split in SPLITS)
+
+    def fit(candidate: np.ndarray, seed: int) -> ProbeRun:
+        parts = [LabelledEmbeddings(candidate[rows], labels[rows]) for rows in (train, validation)]
+        try:
+            return fit_probe(*parts, candidate[test], objective, seed, device=device)
+        except ValueError as error:
+            raise ValueError(f"{data.task.name}: {error}") from error
+
+    candidates = np.split(embeddings, num_candidates, axis=1)
+    firsts = [fit(candidate, seeds[0]) for candidate in candidates]
+    direction = 1 if objective.greater_is_better else -1
+    best = max(range(num_candidates), key=lambda number: direction * firsts[number].validation)
+    probes = dict(zip(seeds, [firsts[best], *(fit(candidates[best], seed) for seed in seeds[1:])]))
+    chosen = best if num_candidates > 1 else None
+    outcomes = [_outcome(place, probes, chosen, data, objective) for place in range(len(data.task.targets))]
+    if with_map and data.task.kind == "classification":
+        outcomes[0].figures.update(embedding_map(candidates[best][test], data.table.labels[test], seeds[0]))
+    return outcomes
 
 
 def objective_for(data: TaskData) -> Objective:
@@ -71,55 +72,38 @@ def objective_for(data: TaskData) -> Objective:
     return AbsoluteErrorObjective(data.values[data.table.rows("train")])
 
 
-def _fit(
-    embeddings: np.ndarray,
-    data: TaskData,
-    objective: Objective,
-    seeds: Sequence[int],
-    num_candidates: int,
-    device: str | torch.device,
-) -> Probed:
-    """Fit every seed; of several candidates the one whose first probe is best on validation."""
-
-    def fit(candidate: np.ndarray, seed: int) -> ProbeRun:
-        train, validation, test = (data.table.rows(split) for split in ("train", "validation", "test"))
-        parts = [LabelledEmbeddings(candidate[rows], data.labels[rows]) for rows in (train, validation)]
-        try:
-            return fit_probe(*parts, candidate[test], objective, seed, device=device)
-        except ValueError as error:
-            raise ValueError(f"{data.task.name}: {error}") from error
-
-    candidates = np.split(embeddings, num_candidates, axis=1)
-    firsts = [fit(candidate, seeds[0]) for candidate in candidates]
-    direction = 1 if objective.greater_is_better else -1
-    best = max(range(num_candidates), key=lambda number: direction * firsts[number].validation)
-    runs = [firsts[best], *(fit(candidates[best], seed) for seed in seeds[1:])]
-    return Probed(runs, candidates[best], best if num_candidates > 1 else None)
-
-
 def _outcome(
-    target: str, place: int, probed: Probed, data: TaskData, objective: Objective, seeds: Sequence[int], with_map: bool
+    place: int, probes: Mapping[int, ProbeRun], candidate: int | None, data: TaskData, objective: Objective
 ) -> Outcome:
-    rows = data.table.rows("test")
+    """What the probes (seed -> probe) achieve on the target at `place`."""
+    rows, seed = data.table.rows("test"), next(iter(probes))
     is_regression = data.task.kind == "regression"
     labels = data.labels[rows][:, place] if is_regression else data.labels[rows]
-    runs = [run.predictions[:, place] if is_regression else run.predictions for run in probed.runs]
-    if is_regression:
-        figures = scatter(labels, runs[0], seeds[0])
-    else:
-        figures = confusion(labels, runs[0], data.classes)
-    if with_map and not is_regression:
-        figures |= embedding_map(probed.embeddings[rows], data.table.labels[rows], seeds[0])
+    runs = [probe.predictions[:, place] if is_regression else probe.predictions for probe in probes.values()]
     unit, groups = resampling_unit(data, rows)
+    if probes[seed].learning_rate is None:
+        fit = Fit(kind=CONSTANTS[objective.criterion])
+    else:
+        chosen = [
+            {
+                "seed": seed,
+                "learning_rate": probe.learning_rate,
+                "epoch": probe.epoch,
+                f"validation_{objective.criterion}": probe.validation,
+                **{name: METRICS[name].compute(labels, predictions) for name in data.task.metrics},
+            }
+            for (seed, probe), predictions in zip(probes.items(), runs)
+        ]
+        fit = Fit(kind="linear", settings=asdict(ProbeSettings()), candidate=candidate, runs=chosen)
     return Outcome(
-        target=target,
+        target=data.task.targets[place],
         labels=labels,
         runs=runs,
         names={"clip_id": clip_ids(data, rows)},
         groups={"group": groups},
         unit=unit,
-        probe=_probe_record(probed, labels, runs, data, objective, seeds),
-        figures=figures,
+        probe=fit,
+        figures=scatter(labels, runs[0], seed) if is_regression else confusion(labels, runs[0], data.classes),
     )
 
 
@@ -136,29 +120,6 @@ def resampling_unit(data: TaskData, rows: np.ndarray) -> tuple[str, np.ndarray]:
     if data.has_known_speakers or not (data.speakers[rows] != "").any():
         return "clip", clip_ids(data, rows)
     return "speaker", data.table.groups[rows]
-
-
-def _probe_record(
-    probed: Probed,
-    labels: np.ndarray,
-    runs: Sequence[np.ndarray],
-    data: TaskData,
-    objective: Objective,
-    seeds: Sequence[int],
-) -> Fit:
-    if not probed.embeddings.shape[1]:
-        return Fit(kind=CONSTANTS[objective.criterion])
-    chosen = [
-        {
-            "seed": seed,
-            "learning_rate": run.learning_rate,
-            "epoch": run.epoch,
-            f"validation_{objective.criterion}": run.validation,
-            **{name: METRICS[name].compute(labels, predictions) for name in data.task.metrics},
-        }
-        for seed, run, predictions in zip(seeds, probed.runs, runs)
-    ]
-    return Fit(kind="linear", settings=asdict(ProbeSettings()), candidate=probed.candidate, runs=chosen)
 
 
 # ---- one probe ----
@@ -239,9 +200,10 @@ def fit_probe(
     if train.embeddings.shape[1] == 0:
         return _best_constant(train, validation, len(test_embeddings), objective)
     settings = settings or ProbeSettings()
-    mean, scale = _standardiser(train.embeddings)
+    mean, std = (moment(train.embeddings, axis=0, dtype=np.float64) for moment in (np.mean, np.std))
+    scale = np.where(std > CONSTANT_DIMENSION * np.abs(mean), std, 1.0).astype(np.float32)
     standardised = [
-        torch.from_numpy((embeddings - mean) / scale).to(device)
+        torch.from_numpy((embeddings - mean.astype(np.float32)) / scale).to(device)
         for embeddings in (train.embeddings, validation.embeddings, test_embeddings)
     ]
     labels = [torch.from_numpy(part.labels).to(device) for part in (train, validation)]
@@ -267,12 +229,6 @@ def _best_constant(train: LabelledEmbeddings, validation: LabelledEmbeddings, nu
     return ProbeRun(of_test, objective.figure(torch.from_numpy(of_validation), torch.from_numpy(validation.labels)))
 
 
-def _standardiser(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = embeddings.mean(axis=0, dtype=np.float64), embeddings.std(axis=0, dtype=np.float64)
-    informative = std > CONSTANT_DIMENSION * np.abs(mean)
-    return mean.astype(np.float32), np.where(informative, std, 1.0).astype(np.float32)
-
-
 def _train_linear(
     train: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
@@ -281,7 +237,11 @@ def _train_linear(
     seed: int,
     settings: ProbeSettings,
 ) -> _Candidate:
-    linear = _new_linear(train[0].shape[1], objective.num_outputs, seed).to(train[0].device)
+    """The best epoch of one learning rate; without a state where no epoch had finite outputs."""
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+        torch.manual_seed(seed)
+        linear = nn.Linear(train[0].shape[1], objective.num_outputs)
+    linear.to(train[0].device)
     optimiser = torch.optim.AdamW(linear.parameters(), lr=learning_rate, weight_decay=settings.weight_decay, fused=True)
     order = torch.Generator().manual_seed(seed)
     best, lowest_loss, last_gain = _Candidate(learning_rate, {}), math.inf, 0
@@ -299,12 +259,6 @@ def _train_linear(
         if epoch - last_gain >= settings.patience:
             break
     return best
-
-
-def _new_linear(embedding_size: int, num_outputs: int, seed: int) -> nn.Linear:
-    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-        torch.manual_seed(seed)
-        return nn.Linear(embedding_size, num_outputs)
 
 
 def _train_epoch(

@@ -27,6 +27,7 @@ from scipy.stats import norm
 
 from wavcse.data import SPLITS
 from wavcse.data.files import write_atomically
+from wavcse.eval.metrics import UNITS
 from wavcse.eval.results import read_results
 from wavcse.eval.table import (
     FEW_SPEAKERS,
@@ -260,7 +261,6 @@ MOST_IN_LEGEND = 20  # labels up to which a map has a legend
 RATE_TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9)  # of a DET curve, the ends of its axes too:
 LOWEST_RATE = RATE_TICKS[0]  # below it one trial more or less is most of what is seen
 MARKERS = "os^vD"
-UNIT_WORDS = {"percent": " %", "years": " years", "plain": ""}
 
 Colors = Mapping[str, object]  # encoder -> its colour, the same in all pictures
 Panels = Mapping[str, Mapping]  # encoder -> its data of one kind of picture
@@ -313,7 +313,7 @@ def draw_overview(rows: Sequence[Row], colors: Colors) -> Figure:
 def _bars(axes: Axes, row: Row, colors: Colors) -> None:
     names = list(row.records)
     unit = row.unit
-    scale = 100 if unit == "percent" else 1
+    scale = UNITS[unit].scale
     values = scale * np.array([row.figure(name).value for name in names])
     intervals = [row.figure(name).interval for name in names]
     ends = scale * np.array([interval or (np.nan, np.nan) for interval in intervals]).T
@@ -393,7 +393,8 @@ def _figure_words(row: Row, encoder: str) -> str:
     own = {name: figures[name] for name in row.task.metrics if name in figures}
     chosen = {name: own[name] for name in ("ccc", "mae") if name in own} or dict([next(iter(own.items()))])
     return ", ".join(
-        f"{metric_title(name)} {shown(figure.value, figure.unit)}{UNIT_WORDS[figure.unit]}" for name, figure in chosen.items()
+        f"{metric_title(name)} {shown(figure.value, figure.unit)} {UNITS[figure.unit].words}".strip()
+        for name, figure in chosen.items()
     )
 
 

@@ -1,56 +1,32 @@
-"""Files of an evaluation: one JSON per row of the table and encoder, and beside it what was predicted of every test clip.
+"""What is found with one encoder in one row of the table: an `Outcome` of arrays, the `Result` that is kept, and its files.
 
     results/<row>__<encoder>.json           task, data, encoder, figures, counts, choices, hashes, versions
     predictions/<row>__<encoder>.parquet    clip_id, group, label, prediction_0 .. (one per seed); of a verification task
                                             enrolment, test, group_a, group_b, label, prediction_0 (a score)
 
 `group` is what a bootstrap draws: the speaker, or the clip itself. With the predictions, encoders can be compared afterwards.
+
+Shapes: `N` test clips or trials, `E` embedding size, `T` targets of a regression.
 """
 
 from __future__ import annotations
 
 import math
-import platform
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from wavcse.data import SPLITS
-from wavcse.data.files import digest_of, kept_json, read_json, replacing, shown_path, write_json
-from wavcse.eval.encoder import Encoder, encoder_record
-from wavcse.eval.metrics import METRICS, NUM_RESAMPLES
-from wavcse.eval.outcome import Fit, Intervals, Measured, Outcome
-from wavcse.eval.probe import ProbeSettings
-from wavcse.eval.task import TaskData
-from wavcse.eval.verification import LDA_SIZES
+from wavcse.data.files import kept_json, read_json, replacing, write_json
+from wavcse.eval.metrics import CONFIDENCE, METRICS, NUM_RESAMPLES, UNITS, bootstrap_interval
 from wavcse.settings.command import REFUSED
 
-LIBRARIES = ("wavcse", "torch", "transformers", "numpy", "scikit-learn")
-UNITS = ("percent", "years", "plain")
-
 Part = TypeVar("Part")
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What changes the figures, apart from encoders and tasks.
-
-    Args:
-        seeds: one probe each; the figures are their mean, the intervals are about speakers (or clips), not seeds.
-        note: shown under every table, for example that an upstream has random weights.
-    """
-
-    seeds: tuple[int, ...] = (0,)
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +46,57 @@ class TaskRecord:
     corpus: str
     protocols: Sequence[str]
     benchmark: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure of an encoder.
+
+    Args:
+        value: mean of the runs; None (NaN in files of earlier versions) where it is undefined, as a correlation of constants.
+        interval: low and high end of 95 %; None where there is none.
+        unit: one of `UNITS`: "percent" (a share of 1), "years" or "plain".
+    """
+
+    value: float | None
+    interval: Sequence[float] | None
+    greater_is_better: bool
+    unit: str
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How the intervals of an outcome were made: `unit` is what was drawn ("speaker" or "clip"), `units` how many of them."""
+
+    method: str
+    confidence: float
+    resamples: int
+    seed: int
+    unit: str
+    units: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What was fitted on an encoder's embeddings, and what validation chose.
+
+    Args:
+        kind: "linear", "PLDA", "fine-tuned", or the constant answer of an encoder without dimensions.
+        settings: of the probe, or of the fine-tuning.
+        lda_size, validation_eer, validation_eers: of PLDA: the size chosen, its equal error rate, that of every size tried.
+        candidate: which of the encoder's vectors was chosen, where it offers several.
+        short_train_clips: training clips of a fine-tuning that are too short for a crop.
+        runs: one per seed: what was chosen, and its own figures.
+    """
+
+    kind: str
+    settings: Mapping[str, Any] | None = None
+    lda_size: int | None = None
+    validation_eer: float | None = None
+    validation_eers: Mapping[str, float] | None = None
+    candidate: int | None = None
+    short_train_clips: int | None = None
+    runs: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,25 +162,21 @@ class Result:
         lacking = [name for name in read.task.metrics if name not in METRICS or not read.metrics.get(name)]
         if lacking:
             raise ValueError(f"has no figure for the metric {lacking[0]!r}")
-        found = {name: _part(Measured, figure, f"metrics.{name}") for name, figure in read.metrics.items()}
-        read = replace(read, metrics=found)
-        read._check()
-        return read
-
-    def _check(self) -> None:
-        if not isinstance(self.encoder, Mapping) or "embedding_size" not in self.encoder:
+        read = replace(read, metrics={name: _part(Measured, own, f"metrics.{name}") for name, own in read.metrics.items()})
+        if not isinstance(read.encoder, Mapping) or "embedding_size" not in read.encoder:
             raise ValueError("lacks encoder.embedding_size")
-        for what, name in (("task", self.task.name), ("encoder", self.encoder.get("name"))):  # they name pictures too
+        for what, name in (("task", read.task.name), ("encoder", read.encoder.get("name"))):  # they name pictures too
             if not re.fullmatch(r"[\w.-]+", str(name)):
                 raise ValueError(f"the {what}'s name must be of letters, digits and . _ -")
-        for name in self.task.metrics:
-            if not isinstance(self.metrics[name].value, int | float | None):
+        for name in read.task.metrics:
+            if not isinstance(read.metrics[name].value, int | float | None):
                 raise ValueError(f"has no figure for the metric {name!r}")
-            if self.metrics[name].unit not in UNITS:
+            if read.metrics[name].unit not in UNITS:
                 raise ValueError(f"{name!r} lacks its unit")
-        value = self.metrics[self.primary].value
+        value = read.metrics[read.primary].value
         if value is None or not math.isfinite(value):
-            raise ValueError(f"{self.primary!r} is no finite number")
+            raise ValueError(f"{read.primary!r} is no finite number")
+        return read
 
     def with_texts(self, change: Callable[[Any], Any]) -> Result:
         """The result as `change`, which is given it in JSON, would have its texts shown."""
@@ -183,80 +206,106 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def result_key(encoder: Encoder, data: TaskData, settings: EvalSettings, with_map: bool) -> str:
-    """Hash of everything that a record depends on: task, bytes of manifests and trials, audio files, encoder, settings."""
-    task = {name: value for name, value in asdict(data.task).items() if name != "benchmark"}
-    described = {
-        "task": task,
-        "manifests": [(manifest.sha256, manifest.split_column) for manifest in data.manifests],
-        "trials": data.trials_sha256,
-        "audio": data.audio_stamp,
-        "encoder": encoder_record(encoder),
-        "settings": asdict(settings),
-        "probe": asdict(ProbeSettings()),
-        "lda_sizes": LDA_SIZES,
-        "resamples": NUM_RESAMPLES,
-        "with_map": with_map,
-        "wavcse": version("wavcse"),
-    }
-    return digest_of(described)
+# ---- what is found, before it is a result ----
 
 
-def describe(
-    outcome: Outcome, encoder: Encoder, data: TaskData, settings: EvalSettings, skipped_clips: int, seconds: dict, key: str
-) -> Result:
-    """The result of one row of the table and encoder, made now; the last three are what is known of the run only."""
-    task = TaskRecord(
-        name=data.task.row_name(outcome.target),
-        task=data.task.family,
-        title=data.task.row_title(outcome.target),
-        kind=data.task.kind,
-        target=outcome.target,
-        classes=data.classes,
-        metrics=list(data.task.metrics),
-        split_columns=list(data.task.split_columns),
-        disjoint_by=data.task.disjoint_by,
-        note=data.task.note,
-        corpus=data.corpus,
-        protocols=sorted({manifest.protocol for manifest in data.manifests} - {""}),
-        benchmark=data.task.benchmark.record(outcome.target),
-    )
-    return Result(
-        task=task,
-        encoder=encoder_record(encoder),
-        metrics=outcome.measured(data.task.metrics, settings.seeds[0]),
-        interval=outcome.intervals(settings.seeds[0]),
-        counts=_counts(data),
-        probe=outcome.probe,
-        figures=outcome.figures,
-        manifests=[{**asdict(manifest), "path": shown_path(manifest.path)} for manifest in data.manifests],
-        trials_sha256=data.trials_sha256 or None,
-        note=settings.note,
-        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        skipped_clips=skipped_clips,
-        seconds=seconds,
-        key=key,
-    )
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the table for one encoder.
+
+    Args:
+        target: label column, or column of the speaker that trials are about.
+        labels: true class indices, numbers, or 1/0 of trials, `[N]`.
+        runs: predictions `[N]` of one or more seeds; of trials their scores.
+        names: columns that say which clip or trial each entry is, `[N]` each.
+        groups: column name -> what a bootstrap draws, `[N]`: one column, or two for the speakers of a trial.
+        unit: what the groups are: "speaker" or "clip".
+        probe: what was fitted and chosen.
+        figures: data of pictures, see below.
+        others: further figures under names of their own: name -> (metric, runs).
+    """
+
+    target: str
+    labels: np.ndarray
+    runs: Sequence[np.ndarray]
+    names: Mapping[str, np.ndarray]
+    groups: Mapping[str, np.ndarray]
+    unit: str
+    probe: Fit
+    figures: dict = field(default_factory=dict)
+    others: Mapping[str, tuple[str, Sequence[np.ndarray]]] = field(default_factory=dict)
+
+    def measured(self, metrics: Sequence[str], seed: int) -> tuple[dict[str, Measured], Intervals]:
+        """The metrics, and `others`, by name; and how their intervals were made, from how many units."""
+        columns = list(self.groups.values())  # as numbers [N] or [N, 2], one numbering for all, in the order of the names
+        units = pd.factorize(np.concatenate(columns), sort=True)[0].reshape(len(columns), -1).T
+        units = units if len(columns) > 1 else units[:, 0]
+        found = {}
+        for name, (metric_name, runs) in ({name: (name, self.runs) for name in metrics} | dict(self.others)).items():
+            metric = METRICS[metric_name]
+            value = float(np.mean([metric.compute(self.labels, run) for run in runs]))
+            interval = bootstrap_interval(metric, self.labels, runs, units, seed)
+            found[name] = Measured(value, interval, metric.greater_is_better, metric.unit)
+        return found, Intervals("percentile bootstrap", CONFIDENCE, NUM_RESAMPLES, seed, self.unit, len(np.unique(units)))
+
+    def predictions(self, classes: Sequence[str]) -> pd.DataFrame:
+        """The table that is kept: names and groups, label, `prediction_0` ..; classes by name."""
+        columns = {"label": self.labels, **{f"prediction_{seed}": run for seed, run in enumerate(self.runs)}}
+        if classes:
+            columns = {name: np.array(classes, dtype=object)[values] for name, values in columns.items()}
+        return pd.DataFrame({**self.names, **self.groups, **columns})
 
 
-def _counts(data: TaskData) -> Counts:
-    table = data.table
-    rows = {split: table.rows(split) for split in SPLITS}
-    counts = Counts(
-        clips={split: len(of_split) for split, of_split in rows.items()},
-        speakers={split: len(set(data.speakers[of_split]) - {""}) for split, of_split in rows.items()},
-    )
-    if data.task.kind == "classification":
-        counts = replace(counts, classes={split: dict(sorted(Counter(table.labels[r]).items())) for split, r in rows.items()})
-    if data.trials is not None:
-        num_targets, num_trials = int(np.sum(data.trials.labels)), len(data.trials.labels)
-        counts = replace(
-            counts,
-            trials={"test": num_trials, "same": num_targets, "different": num_trials - num_targets},
-            enrolments={"test": len(data.trials.enrolments)},
-        )
-    return counts
+# ---- data of pictures: no more of it than a reader can see ----
+
+
+MAX_CLASSES = 60
+MAX_POINTS = 1000
+MAX_MAP_POINTS = 500
+PERPLEXITY = 30.0
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]) -> dict:
+    """`{"labels", "counts"}` of class indices `[N]`, rows = true; empty where there are more than 60 classes."""
+    if len(classes) > MAX_CLASSES:
+        return {}
+    from sklearn.metrics import confusion_matrix
+
+    counts = confusion_matrix(labels, predictions, labels=np.arange(len(classes)))
+    return {"confusion": {"labels": list(classes), "counts": counts.tolist()}}
+
+
+def scatter(labels: np.ndarray, predictions: np.ndarray, seed: int) -> dict:
+    """`{"true", "predicted"}` of numbers `[N]`; of more than a thousand a seeded draw."""
+    rows = _some(len(labels), MAX_POINTS, seed)
+    return {"scatter": {"true": _rounded(labels[rows]), "predicted": _rounded(predictions[rows])}}
+
+
+def embedding_map(embeddings: np.ndarray, labels: Sequence[str], seed: int) -> dict:
+    """`{"x", "y", "label"}`: embeddings `[N, E]` of at most 500 clips in the plane.
+
+    t-SNE (van der Maaten and Hinton, JMLR 9 (2008)): neighbours stay neighbours, distances between groups mean little. Empty
+    for fewer than five clips, or an encoder without dimensions.
+    """
+    from sklearn.manifold import TSNE  # only here: it takes a second to load
+
+    rows = _some(len(embeddings), MAX_MAP_POINTS, seed)
+    if len(rows) < 5 or not embeddings.shape[1]:
+        return {}
+    perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
+    start = "pca" if min(len(rows), embeddings.shape[1]) >= 2 else "random"
+    x, y = TSNE(perplexity=perplexity, init=start, random_state=seed, n_jobs=1).fit_transform(embeddings[rows]).T
+    return {"map": {"x": _rounded(x), "y": _rounded(y), "label": [str(labels[row]) for row in rows]}}
+
+
+def _some(num: int, most: int, seed: int) -> np.ndarray:
+    if num <= most:
+        return np.arange(num)
+    return np.sort(np.random.default_rng(seed).choice(num, most, replace=False))
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return np.round(np.asarray(values, dtype=np.float64), 4).tolist()
 
 
 # ---- files ----

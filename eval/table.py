@@ -17,9 +17,8 @@ import pandas as pd
 
 from wavcse.data.corpus_facts import PARTIAL
 from wavcse.eval.baselines import BASELINES
-from wavcse.eval.metrics import METRICS, paired_interval
-from wavcse.eval.outcome import Measured
-from wavcse.eval.results import Result, TaskRecord, predictions_path
+from wavcse.eval.metrics import METRICS, UNITS, paired_interval
+from wavcse.eval.results import Measured, Result, TaskRecord, predictions_path
 from wavcse.eval.tasks import TASKS
 from wavcse.reports import page
 
@@ -67,7 +66,6 @@ def _papers_cell(row: Row) -> str:
 # ---- rows, and their figures in words ----
 
 
-DECIMALS = {"percent": 1, "years": 2, "plain": 3}
 ARROWS = {True: "↑", False: "↓"}
 
 
@@ -155,8 +153,8 @@ def shown(value: float | None, unit: str) -> str:
     """A figure in its unit: shares as percent with one decimal, years with two, others with three; – where it is undefined."""
     if value is None or math.isnan(value):  # files of earlier versions have NaN
         return "–"
-    scaled = round(100 * value if unit == "percent" else value, DECIMALS[unit])
-    return f"{scaled + 0.0:.{DECIMALS[unit]}f}"  # + 0.0: no minus before a zero
+    scale, decimals, _ = UNITS[unit]
+    return f"{round(scale * value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
 
 
 def shown_interval(interval: Sequence[float] | None, unit: str) -> str:
@@ -166,8 +164,8 @@ def shown_interval(interval: Sequence[float] | None, unit: str) -> str:
 
 def metric_words(name: str, figure: Measured) -> str:
     """`accuracy, % ↑`: the metric of a figure, its unit and its direction."""
-    words = {"percent": ", %", "years": ", years", "plain": ""}[figure.unit]
-    return f"{metric_title(name)}{words} {ARROWS[figure.greater_is_better]}"
+    title, words = metric_title(name), UNITS[figure.unit].words
+    return f"{title}, {words} {ARROWS[figure.greater_is_better]}" if words else f"{title} {ARROWS[figure.greater_is_better]}"
 
 
 def metric_title(name: str) -> str:
@@ -175,7 +173,7 @@ def metric_title(name: str) -> str:
     if name in METRICS:
         return METRICS[name].title
     metric, _, variant = name.partition("_")
-    return f"{METRICS[metric].title} ({variant})" if metric in METRICS else name
+    return f"{METRICS[metric].title} ({variant.replace('_', ' ')})" if metric in METRICS else name
 
 
 def size_words(row: Row) -> str:
@@ -267,7 +265,7 @@ def _difference(row: Row, ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[flo
     places = {name: place for place, name in enumerate(row.task.classes)}
 
     def numbers(values: pd.Series) -> np.ndarray:  # classes by their place; everything else as it is
-        if pd.api.types.is_numeric_dtype(values):
+        if row.task.kind != "classification" or pd.api.types.is_numeric_dtype(values):
             return values.to_numpy()
         found = values.map(places)
         if found.isna().any():

@@ -87,7 +87,14 @@ class TaskData:
     @cached_property
     def audio_stamp(self) -> str:
         """Hash of size and time of change of every clip's file, so that audio changed under the same names is noticed."""
-        return hashlib.sha256(repr([_stamp(clip.path) for clip in self.table.clips]).encode()).hexdigest()
+        stamps: list[tuple[int, int] | None] = []
+        for clip in self.table.clips:
+            try:
+                stat = clip.path.stat()
+                stamps.append((stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                stamps.append(None)
+        return hashlib.sha256(repr(stamps).encode()).hexdigest()
 
     def keep(self, mask: np.ndarray) -> TaskData:
         """The task without the clips where `mask` `[N]` is False, and without trials that have lost a side.
@@ -113,7 +120,7 @@ class TaskData:
         """The task with some of its clips, in the order of `rows`."""
         return replace(
             self,
-            table=_subset(self.table, rows),
+            table=self.table.subset(rows),
             values=None if self.values is None else self.values[rows],
             trials=None if self.trials is None else self.trials.subset(rows),
         )
@@ -140,46 +147,28 @@ def load_task(
             where a number is wanted; as `read_trials`, or a trial has a clip outside of the test split, contradicts the
             speakers of its clips or compares audio with itself.
     """
-    _check_trials_given(task, trials)
+    if (task.kind == "verification") != (trials is not None):
+        lacks = "needs a list of trials; give `trials: FILE.csv` beside its manifest."
+        raise ValueError(f"task {task.name!r}: {lacks if trials is None else 'is no verification task and takes no trials.'}")
     used = _with_label_column(task, [Manifest(path) for path in manifests])
-    is_closed = task.kind == "classification"
-    paths = tuple(str(manifest.path) for manifest in used)
-    numbers = task.targets if task.kind == "regression" else ()
-    source = TaskSource(paths, task.targets[0], task.split_columns, task.disjoint_by, closed_set=is_closed, numbers=numbers)
     inspector = inspector or Inspector()
-    table = load_task_clips(task.name, source, inspector)
-    table = _subset(table, _distinct_rows(table))
-    records = [ManifestRecord(m.path, _sha256(m.path), _split_column(task, m), m.protocol) for m in used]
-    values = _numbers(task, table, used) if task.kind == "regression" else None
-    data = TaskData(task, table, records, values)
-    if trials is not None:
-        data = _with_trials(data, used, Path(trials), inspector)
-    return replace(data, corpus=_tested_corpus(data.table, used))
-
-
-def _check_trials_given(task: Task, trials: str | Path | None) -> None:
-    if task.kind == "verification" and trials is None:
-        raise ValueError(f"task {task.name!r}: needs a list of trials; give `trials: FILE.csv` beside its manifest.")
-    if task.kind != "verification" and trials is not None:
-        raise ValueError(f"task {task.name!r}: is no verification task and takes no trials.")
-
-
-def _subset(table: TaskClips, rows: np.ndarray) -> TaskClips:
-    return replace(
-        table,
-        clips=[table.clips[row] for row in rows],
-        labels=table.labels[rows],
-        splits=table.splits[rows],
-        groups=table.groups[rows],
-    )
-
-
-def _distinct_rows(table: TaskClips) -> np.ndarray:
-    """Rows `[M]` without repetitions of a clip; its labels and splits are the same wherever it is listed."""
-    first: dict[tuple[str, float, float], int] = {}
+    paths, numbers = tuple(str(manifest.path) for manifest in used), task.targets if task.kind == "regression" else ()
+    is_closed = task.kind == "classification"
+    source = TaskSource(paths, task.targets[0], task.split_columns, task.disjoint_by, closed_set=is_closed, numbers=numbers)
+    table = load_task_clips(task.name, source, inspector, used)
+    first: dict[tuple[str, float, float], int] = {}  # labels and splits of a clip are the same wherever it is listed
     for row, clip in enumerate(table.clips):
         first.setdefault(clip.place, row)
-    return np.array(list(first.values()))
+    table = table.subset(np.array(list(first.values())))
+    records = []
+    for manifest in used:
+        split_column = next(column for column in task.split_columns if column in manifest.table.columns)
+        records.append(ManifestRecord(manifest.path, _sha256(manifest.path), split_column, manifest.protocol))
+    data = TaskData(task, table, records, _numbers(task, table, used) if numbers else None)
+    if trials is not None:
+        data = _with_trials(data, used, Path(trials), inspector)
+    tested = _per_clip(data.table, used, "corpus")[data.table.rows("test")]
+    return replace(data, corpus=", ".join(sorted(set(tested) - {""})))
 
 
 def _with_label_column(task: Task, manifests: Sequence[Manifest]) -> list[Manifest]:
@@ -189,10 +178,6 @@ def _with_label_column(task: Task, manifests: Sequence[Manifest]) -> list[Manife
         columns = sorted({column for manifest in manifests for column in manifest.table.columns})
         raise ValueError(f"task {task.name!r}: no column {task.targets[0]!r} in {names}; the columns are {columns}.")
     return used
-
-
-def _split_column(task: Task, manifest: Manifest) -> str:
-    return next(column for column in task.split_columns if column in manifest.table.columns)
 
 
 def _numbers(task: Task, table: TaskClips, manifests: Sequence[Manifest]) -> np.ndarray:
@@ -219,10 +204,6 @@ def _per_clip(table: TaskClips, manifests: Sequence[Manifest], column: str) -> n
             if row is not None and not values[row]:
                 values[row] = value
     return values
-
-
-def _tested_corpus(table: TaskClips, manifests: Sequence[Manifest]) -> str:
-    return ", ".join(sorted(set(_per_clip(table, manifests, "corpus")[table.rows("test")]) - {""}))
 
 
 def _with_trials(data: TaskData, manifests: Sequence[Manifest], path: Path, inspector: Inspector) -> TaskData:
@@ -286,14 +267,6 @@ def _refuse_contradictions(name: str, table: TaskClips, trials: Trials) -> None:
             f"{trials.labels[wrong[0]]} for {trials.enrolment_names[pair[0]]} of {enrolled[wrong[0]]!r} and "
             f"{table.clips[trials.tests[pair[1]]].clip_id} of {tested[wrong[0]]!r}."
         )
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:

@@ -11,15 +11,23 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import norm
 
 from wavcse.eval.metrics.verification import eer, error_rates
-from wavcse.eval.outcome import Fit, Outcome
 from wavcse.eval.plda import PLDA, largest_lda_size
+from wavcse.eval.results import Fit, Outcome
 from wavcse.eval.task import TaskData, Trials
 
 
-def verification_outcome(embeddings: np.ndarray, data: TaskData, num_candidates: int = 1, seed: int = 0) -> Outcome:
+def verification_outcomes(
+    embeddings: np.ndarray,
+    data: TaskData,
+    seeds: Sequence[int] = (0,),
+    num_candidates: int = 1,
+    device: str | torch.device = "cpu",
+    with_map: bool = False,
+) -> list[Outcome]:
     """Scores of all trials by PLDA, which the primary figures are of, and by cosine, whose EER is the figure `eer_cosine`.
 
     The LDA size, and of several candidates the one to use, has the lowest EER on all pairs of validation clips. An encoder
@@ -27,16 +35,17 @@ def verification_outcome(embeddings: np.ndarray, data: TaskData, num_candidates:
 
     Args:
         embeddings: of the clips of the task, `[N, num_candidates * E]`.
-        seed: of the choice of validation clips where there are very many.
+        seeds: the first is that of the choice of validation clips where there are very many.
+        device, with_map: of no account here.
 
     Raises:
         ValueError: the training split has too few speakers or clips for PLDA, or validation makes no trials.
     """
     if not embeddings.shape[1]:
         scores = np.zeros(len(data.trials.labels))
-        return _outcome(data, scores, scores, Fit(kind="constant score"))
+        return [_outcome(data, scores, scores, Fit(kind="constant score"))]
     candidates = np.split(embeddings, num_candidates, axis=1)
-    backends = [_chosen(candidate, data, seed) for candidate in candidates]
+    backends = [_chosen(candidate, data, seeds[0]) for candidate in candidates]
     best = min(range(num_candidates), key=lambda number: backends[number].validation_eer)
     backend, chosen = backends[best], candidates[best]
     cosine = CosineBackend(chosen[data.table.rows("train")])
@@ -47,7 +56,7 @@ def verification_outcome(embeddings: np.ndarray, data: TaskData, num_candidates:
         validation_eers={str(size): error for size, error in backend.validation_eers.items()},
         candidate=best if num_candidates > 1 else None,
     )
-    return _outcome(data, score_trials(backend, data.trials, chosen), score_trials(cosine, data.trials, chosen), fit)
+    return [_outcome(data, score_trials(backend, data.trials, chosen), score_trials(cosine, data.trials, chosen), fit)]
 
 
 def _chosen(embeddings: np.ndarray, data: TaskData, seed: int) -> PLDABackend:

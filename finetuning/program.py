@@ -14,12 +14,11 @@ from wavcse.data.corpus_pass import write_skipped
 from wavcse.data.files import digest_of, locked, make_folder
 from wavcse.data.inspection import Inspector
 from wavcse.eval.encoder import SavedModel
-from wavcse.eval.evaluation import EvaluationSummary, write_outcome
+from wavcse.eval.evaluation import EvalSettings, EvaluationSummary, result_key, write_outcome
 from wavcse.eval.metrics import METRICS
-from wavcse.eval.outcome import Fit, Outcome, confusion
 from wavcse.eval.probe import clip_ids, resampling_unit
 from wavcse.eval.report import write_report
-from wavcse.eval.results import EvalSettings, Result, finished_results, result_key
+from wavcse.eval.results import Fit, Outcome, Result, confusion, finished_results
 from wavcse.eval.table import FINETUNED
 from wavcse.eval.task import TaskData, load_task
 from wavcse.finetuning.arguments import FinetuneArguments

@@ -40,6 +40,7 @@ class LayerEncoder:
 
     baseline: str
     num_candidates = 1
+    reads_last = False  # whether it reads the last layer only
 
     def __init__(self, source: LayerSource | None, name: str | None = None):
         if source is None:
@@ -49,24 +50,17 @@ class LayerEncoder:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The source's, which layers are read, and how they are pooled over time unless by the mean."""
-        return {**self._source_identity, "layers": f"0-{self.source.num_layers - 1}"}
-
-    @property
-    def _source_identity(self) -> dict[str, str]:
-        pooling = self.source.temporal_pooling
-        return {**self.source.identity, **({} if pooling == "mean" else {"temporal_pooling": pooling})}
+        """The source's, how it pools layers over time unless by the mean, and which layers are read."""
+        pooling, last = self.source.temporal_pooling, self.source.num_layers - 1
+        read = {"layer": str(last)} if self.reads_last else {"layers": f"0-{last}"}
+        return {**self.source.identity, **({} if pooling == "mean" else {"temporal_pooling": pooling}), **read}
 
 
 class LastLayerEncoder(LayerEncoder):
     """The usual way: the last block, `[N, D]`."""
 
     baseline = "last_layer"
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """The source's, and which layer is read."""
-        return {**self._source_identity, "layer": str(self.source.num_layers - 1)}
+    reads_last = True
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 `[N, D]`."""

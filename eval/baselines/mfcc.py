@@ -34,7 +34,12 @@ class MFCCEncoder:
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 `[N, 78]`: 39 means (MFCC, delta, delta-delta), then 39 standard deviations."""
-        return np.stack([_statistics(mfcc(waveform)) for waveform in waveforms]).astype(np.float32)
+        rows = []
+        for coefficients in map(mfcc, waveforms):
+            first = deltas(coefficients)
+            features = np.concatenate([coefficients, first, deltas(first)], axis=1)  # [T, 39]
+            rows.append(np.concatenate([features.mean(axis=0), features.std(axis=0)]))
+        return np.stack(rows).astype(np.float32)
 
 
 def mfcc(waveform: np.ndarray) -> np.ndarray:
@@ -62,9 +67,3 @@ def mel_filters() -> np.ndarray:
 def deltas(features: np.ndarray) -> np.ndarray:
     """Slope over time of `[T, ...]`: least squares over five frames, the outermost frames repeated at the ends."""
     return savgol_filter(features, DELTA_FRAMES, polyorder=1, deriv=1, axis=0, mode="nearest")
-
-
-def _statistics(coefficients: np.ndarray) -> np.ndarray:
-    first = deltas(coefficients)
-    features = np.concatenate([coefficients, first, deltas(first)], axis=1)  # [T, 39]
-    return np.concatenate([features.mean(axis=0), features.std(axis=0)])

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from wavcse.eval.metrics import classification, regression, verification
 from wavcse.eval.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, Metric, bootstrap_interval, paired_interval
 
-__all__ = ["CONFIDENCE", "METRICS", "NUM_RESAMPLES", "Metric", "bootstrap_interval", "paired_interval"]
+__all__ = ["CONFIDENCE", "METRICS", "NUM_RESAMPLES", "UNITS", "Metric", "Unit", "bootstrap_interval", "paired_interval"]
+
+
+class Unit(NamedTuple):
+    """How figures of a unit are shown: times `scale`, with so many decimals, followed by `words`."""
+
+    scale: int
+    decimals: int
+    words: str
+
+
+UNITS = {"percent": Unit(100, 1, "%"), "years": Unit(1, 2, "years"), "plain": Unit(1, 3, "")}
 
 
 def _min_dcf(p_target: float) -> Metric:

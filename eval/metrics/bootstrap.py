@@ -41,7 +41,7 @@ def bootstrap_interval(
         (low, high), or None with fewer than two groups, where nothing can be said about other speakers. Resamples without a
         figure (no target trial drawn, say) are left out; None where no resample has one.
     """
-    return _interval(_resampled_figures(metric, labels, [runs], groups, seed, num_resamples))
+    return _interval(metric, labels, [runs], groups, seed, num_resamples)
 
 
 def paired_interval(
@@ -57,30 +57,18 @@ def paired_interval(
 
     The two can be told apart where the interval does not hold 0.
     """
-    return _interval(_resampled_figures(metric, labels, [runs_a, runs_b], groups, seed, num_resamples))
+    return _interval(metric, labels, [runs_a, runs_b], groups, seed, num_resamples)
 
 
-def _interval(figures: np.ndarray | None) -> tuple[float, float] | None:
-    if figures is None:
-        return None
-    values = figures[0] - figures[1] if len(figures) == 2 else figures[0]
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return None
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _resampled_figures(
+def _interval(
     metric: Metric,
     labels: np.ndarray,
     systems: Sequence[Sequence[np.ndarray]],
     groups: np.ndarray | None,
     seed: int,
     num_resamples: int,
-) -> np.ndarray | None:
-    """Figure of each system, the mean of its runs, in every resample, `[systems, R]`; None with fewer than two groups."""
+) -> tuple[float, float] | None:
+    """Interval of the figure of one system, the mean of its runs, or of the difference of two."""
     labels = np.asarray(labels)
     units, values = pd.factorize(np.arange(len(labels)) if groups is None else np.ravel(groups), sort=True)
     if len(values) < 2:
@@ -88,11 +76,21 @@ def _resampled_figures(
     units = units.reshape(len(labels), -1)  # [N, 1 or 2]
     thinned = [[_Thinned(metric, labels, np.asarray(run), units) for run in runs] for runs in systems]
     largest = max(len(run.labels) for runs in thinned for run in runs)
-    figures = [
-        [np.mean([run.figures(draws) for run in runs], axis=0) for runs in thinned]
-        for draws in _draws(len(values), num_resamples, max(1, MAX_WEIGHTS_PER_CHUNK // max(largest, len(values))), seed)
-    ]
-    return np.concatenate(figures, axis=1)
+    chunk = max(1, MAX_WEIGHTS_PER_CHUNK // max(largest, len(values)))
+    figures = np.concatenate(
+        [
+            [np.mean([run.figures(draws) for run in runs], axis=0) for runs in thinned]
+            for draws in _draws(len(values), num_resamples, chunk, seed)
+        ],
+        axis=1,
+    )  # [systems, R]
+    resampled = figures[0] - figures[1] if len(figures) == 2 else figures[0]
+    resampled = resampled[~np.isnan(resampled)]
+    if not len(resampled):
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _draws(num_groups: int, num_resamples: int, chunk: int, seed: int) -> Iterator[np.ndarray]:
@@ -134,7 +132,7 @@ class Metric:
             number, a score, scores of all classes) is the metric's own.
         resampled: `(labels [N], predictions [N], weights [R, N]) -> [R]`, the same figure when clip n counts `weights[r, n]`
             times, NaN where it has none; what makes a bootstrap of thousands of resamples a few matrix operations.
-        unit: "percent" (a share from 0 to 1, shown as a percentage), "years" or "plain".
+        unit: one of `UNITS`: "percent" (a share from 0 to 1, shown as a percentage), "years" or "plain".
         thin: `(labels [N], predictions [N]) -> (rows [M], counts [M])`, clips that stand for all `N` in a bootstrap and how
             many each stands for; None where all clips are used.
     """

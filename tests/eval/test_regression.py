@@ -149,11 +149,12 @@ def test_one_layer_serves_all_targets_and_gives_a_row_for_each():
     outcomes = probe_outcomes(embeddings, data, seeds=(0, 1))
     assert [outcome.target for outcome in outcomes] == ["valence", "activation", "dominance"]
     for place, outcome in enumerate(outcomes):
-        figure = outcome.measured(("ccc",), seed=0)["ccc"]
+        found, interval = outcome.measured(("ccc",), seed=0)
+        figure = found["ccc"]
         expected = [audmetric.concordance_cc(parts[2].labels[:, place], run) for run in outcome.runs]
         assert figure.value == pytest.approx(np.mean(expected), abs=1e-5)
         assert figure.interval[0] < figure.value < figure.interval[1]
-        assert (outcome.unit, outcome.intervals(0).units) == ("speaker", 8)
+        assert (outcome.unit, interval.units) == ("speaker", 8)
         assert len(outcome.figures["scatter"]["true"]) == 200
     assert outcomes[0].probe.runs[0]["validation_ccc"] == outcomes[2].probe.runs[0]["validation_ccc"]
 

@@ -12,8 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wavcse.eval.outcome import Fit, Outcome, confusion, embedding_map, scatter
-from wavcse.eval.results import Counts, Result, TaskRecord, predictions_path, write_predictions, write_result
+from wavcse.eval.results import (
+    Counts,
+    Fit,
+    Outcome,
+    Result,
+    TaskRecord,
+    confusion,
+    embedding_map,
+    predictions_path,
+    scatter,
+    write_predictions,
+    write_result,
+)
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.verification import det_curve
 
@@ -88,11 +99,12 @@ def add_result(
         note=task.note,
         benchmark=task.benchmark.record(target),
     )
+    metrics, interval = outcome.measured(task.metrics, seed=0)
     result = Result(
         task=described,
         encoder=_encoder(encoder),
-        metrics=outcome.measured(task.metrics, seed=0),
-        interval=outcome.intervals(seed=0),
+        metrics=metrics,
+        interval=interval,
         counts=_counts(table, classes),
         probe=outcome.probe,
         figures=outcome.figures,
