@@ -114,10 +114,9 @@ def read_task(name: str, source: TaskSource, manifests: Sequence[Manifest] | Non
     if not source.manifests:
         raise ValueError(f"task {name!r}: names no manifest.")
     manifests = manifests or [Manifest(path) for path in source.manifests]
-    columns = [_split_column(name, source, manifest) for manifest in manifests]
-    parts = [_read_part(name, source, manifest, column) for manifest, column in zip(manifests, columns)]
-    rows, labels, splits, groups = (np.concatenate(arrays) for arrays in zip(*parts))
-    sources = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    columns, *parts = zip(*(_read_part(name, source, manifest) for manifest in manifests))
+    sources = np.repeat(np.arange(len(manifests)), list(map(len, parts[0])))
+    rows, labels, splits, groups = map(np.concatenate, parts)
     clips = [manifests[i].clips[row] for i, row in zip(sources, rows)]
     trained = sorted(set(labels[splits == "train"]))
     task = TaskClips(name, clips, labels, splits, groups, trained if source.classes is None else list(source.classes))
@@ -135,20 +134,16 @@ def _as_numbers(texts: np.ndarray) -> np.ndarray:
     return np.where(numbers.isna(), texts, numbers.astype(str)).astype(object)
 
 
-def _split_column(name: str, source: TaskSource, manifest: Manifest) -> str:
-    columns = [column for column in source.split_columns if column in manifest.table.columns]
-    if not columns:
+def _read_part(
+    name: str, source: TaskSource, manifest: Manifest
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The split column of a manifest, the rows that the task uses, and their labels, splits and groups."""
+    split_column = next((column for column in source.split_columns if column in manifest.table.columns), None)
+    if split_column is None:
         raise ValueError(
             f"task {name!r}: {manifest.path} has none of the split columns {list(source.split_columns)}; "
             f"its columns are {list(manifest.table.columns)}."
         )
-    return columns[0]
-
-
-def _read_part(
-    name: str, source: TaskSource, manifest: Manifest, split_column: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of a manifest that the task uses, and their labels, splits and groups."""
     labels, splits = manifest.column(source.label_column), manifest.split(split_column)
     used = np.flatnonzero((labels != "") & (splits != ""))
     if not len(used):
@@ -161,7 +156,7 @@ def _read_part(
         ids = np.array([clip.clip_id for clip in manifest.clips], dtype=object)
         speakers = manifest.column("speaker_id") if "speaker_id" in manifest.table.columns else ids
         groups = np.where(speakers == "", ids, speakers)
-    return used, labels[used], splits[used], groups[used]
+    return split_column, used, labels[used], splits[used], groups[used]
 
 
 def _check(task: TaskClips, trained: Sequence[str], closed_set: bool) -> None:

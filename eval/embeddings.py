@@ -4,7 +4,7 @@
 
 So a killed evaluation goes on, and another task costs only its own clips. The key is a hash of what the encoder says of
 itself. A file appears whole or not at all, and its name ends with the checksum of its bytes: a damaged one is set aside,
-and its clips are embedded anew.
+and its clips are embedded again.
 
 Shapes: `N` clips, `E` embedding size (times the candidates that an encoder offers).
 """
@@ -143,41 +143,17 @@ def _compute_missing(
         return next(iter(loaded[1].values()))
 
     corpus_pass = CorpusPass(batches, load, compute, show_progress, waveform_of, workers)
-    writer = _StoreWriter(stores)
     try:
         for batch, found in corpus_pass:
             for name, (places, embeddings, seconds) in found.items():
                 result.tables[name][[batch[place].row for place in places]] = embeddings
                 result.seconds[name] += seconds
-                writer.add(name, [batch[place].digest for place in places], embeddings)
-            writer.flush_if_due()
+                if name in stores:
+                    stores[name].add([batch[place].digest for place in places], embeddings)
     finally:  # also where a worker died or the run is stopped
-        writer.flush()
+        for store in stores.values():
+            store.flush()
     return corpus_pass.report
-
-
-class _StoreWriter:
-    """Gathers batches for the stores and writes them now and then."""
-
-    def __init__(self, stores: dict[str, EmbeddingStore]):
-        self.stores = stores
-        self.waiting: dict[str, list[tuple[Sequence[str], np.ndarray]]] = defaultdict(list)
-        self.saved_at = time.monotonic()
-
-    def add(self, name: str, digests: Sequence[str], embeddings: np.ndarray) -> None:
-        if name in self.stores:
-            self.waiting[name].append((digests, embeddings))
-
-    def flush_if_due(self) -> None:
-        if time.monotonic() - self.saved_at >= STORE_INTERVAL_S:
-            self.flush()
-
-    def flush(self) -> None:
-        for name, parts in self.waiting.items():
-            digests = [digest for of_batch, _ in parts for digest in of_batch]
-            self.stores[name].write(digests, np.concatenate([embeddings for _, embeddings in parts]))
-        self.waiting.clear()
-        self.saved_at = time.monotonic()
 
 
 # ---- the store ----
@@ -197,6 +173,8 @@ class EmbeddingStore:
         described = {**encoder_record(encoder), "wavcse": version("wavcse"), "format": FORMAT_VERSION}
         self.folder = root / f"{encoder.name}.{digest_of(described)}"
         self._location: dict[str, tuple[Path, int]] = {}
+        self._waiting: list[tuple[Sequence[str], np.ndarray]] = []
+        self._saved_at = time.monotonic()
         if self.folder.exists():
             remove_partials(self.folder)
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -223,9 +201,19 @@ class EmbeddingStore:
             with safe_open(path, "np") as file:
                 out[list(to)] = file.get_tensor("embeddings")[list(places)]
 
-    def write(self, digests: Sequence[str], embeddings: np.ndarray) -> None:
-        """Add the embeddings `[n, E]` of n clips."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors, metadata = {"embeddings": np.ascontiguousarray(embeddings)}, {"digests": json.dumps(list(digests))}
-        path = write_piece(self.folder, ".safetensors", lambda partial: save_file(tensors, partial, metadata))
-        self._location.update({digest: (path, row) for row, digest in enumerate(digests)})
+    def add(self, digests: Sequence[str], embeddings: np.ndarray) -> None:
+        """Add the embeddings `[n, E]` of n clips; they are written with others, every `STORE_INTERVAL_S`."""
+        self._waiting.append((digests, embeddings))
+        if time.monotonic() - self._saved_at >= STORE_INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self._waiting:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            digests = [digest for of_batch, _ in self._waiting for digest in of_batch]
+            tensors = {"embeddings": np.concatenate([embeddings for _, embeddings in self._waiting])}
+            metadata = {"digests": json.dumps(digests)}
+            path = write_piece(self.folder, ".safetensors", lambda partial: save_file(tensors, partial, metadata))
+            self._location.update({digest: (path, row) for row, digest in enumerate(digests)})
+        self._waiting, self._saved_at = [], time.monotonic()

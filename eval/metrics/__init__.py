@@ -22,17 +22,6 @@ class Unit(NamedTuple):
 UNITS = {"percent": Unit(100, 1, "%"), "years": Unit(1, 2, "years"), "plain": Unit(1, 3, "")}
 
 
-def _min_dcf(p_target: float) -> Metric:
-    return Metric(
-        f"minDCF (p = {p_target})",
-        False,
-        partial(verification.min_dcf, p_target=p_target),
-        partial(verification.resampled_min_dcf, p_target=p_target),
-        "plain",
-        verification.thin_trials,
-    )
-
-
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", True, classification.accuracy, classification.resampled_accuracy, "percent"),
     "uar": Metric("UAR", True, classification.uar, classification.resampled_uar, "percent"),
@@ -48,6 +37,15 @@ METRICS: dict[str, Metric] = {
     "mae": Metric("MAE", False, regression.mae, regression.resampled_mae, "years"),
     "rmse": Metric("RMSE", False, regression.rmse, regression.resampled_rmse, "years"),
     "eer": Metric("EER", False, verification.eer, verification.resampled_eer, "percent", verification.thin_trials),
-    "min_dcf_01": _min_dcf(0.01),
-    "min_dcf_05": _min_dcf(0.05),
+    **{
+        name: Metric(
+            f"minDCF (p = {p_target})",
+            False,
+            partial(verification.min_dcf, p_target=p_target),
+            partial(verification.resampled_min_dcf, p_target=p_target),
+            "plain",
+            verification.thin_trials,
+        )
+        for name, p_target in (("min_dcf_01", 0.01), ("min_dcf_05", 0.05))
+    },
 }

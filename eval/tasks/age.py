@@ -1,7 +1,7 @@
 """Age recognition (SAR): how old is the speaker, in years; of speakers that training has not heard."""
 
-from wavcse.eval.tasks.definition import WAVCSE_PAPER, Published, Task
-from wavcse.eval.tasks.timit import timit_benchmark
+from wavcse.eval.tasks.definition import Task
+from wavcse.eval.tasks.timit import TIMIT
 
 AGE = Task(
     name="age",
@@ -10,7 +10,5 @@ AGE = Task(
     targets=("age",),
     split_columns=("split_sar", "split"),
     metrics=("mae", "rmse"),
-    benchmark=timit_benchmark(
-        "age", Published("mae", 3.79, {"MLP": 6.66, "LSTM": 5.97}, f"{WAVCSE_PAPER}; Wang and Sun 2024")
-    ),
+    benchmark=TIMIT,
 )

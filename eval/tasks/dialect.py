@@ -1,7 +1,7 @@
 """Dialect recognition (SDR): from which region is the speaker, of speakers that training has not heard."""
 
-from wavcse.eval.tasks.definition import CLASSIFICATION_METRICS, WAVCSE_PAPER, Published, Task
-from wavcse.eval.tasks.timit import timit_benchmark
+from wavcse.eval.tasks.definition import CLASSIFICATION_METRICS, Task
+from wavcse.eval.tasks.timit import TIMIT
 
 DIALECT = Task(
     name="dialect",
@@ -10,7 +10,5 @@ DIALECT = Task(
     targets=("dialect",),
     split_columns=("split_sdr", "split"),
     metrics=CLASSIFICATION_METRICS,
-    benchmark=timit_benchmark(
-        "dialect", Published("accuracy", 0.5127, {"MLP": 0.16, "LSTM": 0.15}, f"{WAVCSE_PAPER}; Wang and Sun 2024")
-    ),
+    benchmark=TIMIT,
 )

@@ -1,7 +1,7 @@
 """Gender recognition (SGR), of speakers that training has not heard."""
 
-from wavcse.eval.tasks.definition import CLASSIFICATION_METRICS, WAVCSE_PAPER, Published, Task
-from wavcse.eval.tasks.timit import timit_benchmark
+from wavcse.eval.tasks.definition import CLASSIFICATION_METRICS, Task
+from wavcse.eval.tasks.timit import TIMIT
 
 GENDER = Task(
     name="gender",
@@ -10,7 +10,5 @@ GENDER = Task(
     targets=("gender",),
     split_columns=("split_sgr", "split"),
     metrics=CLASSIFICATION_METRICS,
-    benchmark=timit_benchmark(
-        "gender", Published("accuracy", 0.9984, {"MLP": 0.98, "LSTM": 0.99}, f"{WAVCSE_PAPER}; Wang and Sun 2024")
-    ),
+    benchmark=TIMIT,
 )
