@@ -376,6 +376,12 @@ def shown_path(path: str | Path) -> str:
     return "/".join(path.parts[-2:]).lstrip("/")
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes as hex digits, as the Hub shows it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest_of(settings: object) -> str:
     """Short hash of JSON values."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -34,7 +34,7 @@ from transformers.utils import (
     cached_file,
 )
 
-from wavcse.data.files import shown_path
+from wavcse.data.files import sha256_of, shown_path
 from wavcse.upstream_wavcse import NO_SAFETENSORS
 
 CHECK_DURATIONS_S = (0.3, 1.7, 0.9, 1.7, 0.5)  # unsorted, with a tie: padding and reordering both show
@@ -273,12 +273,12 @@ class SavedModel:
         """
         single = self._file(SAFE_WEIGHTS_NAME, needed=False)
         if single:
-            return _sha256(single)
+            return sha256_of(single)
         index = self._file(SAFE_WEIGHTS_INDEX_NAME, needed=False)
         if index is None:
             raise ValueError(NO_SAFETENSORS.format(name=str(self)))
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return hashlib.sha256("".join(_sha256(self._file(shard)) for shard in shards).encode()).hexdigest()
+        return hashlib.sha256("".join(sha256_of(self._file(shard)) for shard in shards).encode()).hexdigest()
 
     def num_parameters(self) -> int:
         """Numbers in its one safetensors file, of which only the shapes are read."""
@@ -289,8 +289,3 @@ class SavedModel:
         with self.loading():
             found = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=needed)
         return Path(found) if found else None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

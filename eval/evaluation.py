@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from wavcse.data import SPLITS
 from wavcse.data.corpus_pass import SkippedClip, quiet_in_words, read_skipped, write_skipped
 from wavcse.data.files import digest_of, locked, make_folder, remove_partials, shown_path
 from wavcse.data.inspection import Inspector
-from wavcse.data import SPLITS
 from wavcse.eval.embeddings import EmbeddedClips, embed_clips
 from wavcse.eval.encoder import Encoder, candidates_of, check_encoder, encoder_record
 from wavcse.eval.metrics import NUM_RESAMPLES

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from wavcse.data import SPLITS
+from wavcse.data.files import sha256_of
 from wavcse.data.inspection import Inspector
 from wavcse.data.labels import TaskClips, TaskSource, class_counts, load_task_clips
 from wavcse.data.leaks import Stretches, file_keys
@@ -163,7 +164,7 @@ def load_task(
     records = []
     for manifest in used:
         split_column = next(column for column in task.split_columns if column in manifest.table.columns)
-        records.append(ManifestRecord(manifest.path, _sha256(manifest.path), split_column, manifest.protocol))
+        records.append(ManifestRecord(manifest.path, sha256_of(manifest.path), split_column, manifest.protocol))
     data = TaskData(task, table, records, _numbers(task, table, used) if numbers else None)
     if trials is not None:
         data = _with_trials(data, used, Path(trials), inspector)
@@ -228,7 +229,7 @@ def _with_trials(data: TaskData, manifests: Sequence[Manifest], path: Path, insp
     _refuse_trials_of_shared_audio(data.task.name, table, trials, inspector)
     is_used = table.splits != "test"
     is_used[in_trials] = True
-    data = replace(data, trials=trials, trials_sha256=_sha256(path))
+    data = replace(data, trials=trials, trials_sha256=sha256_of(path))
     return data.subset(np.flatnonzero(is_used))
 
 
@@ -267,10 +268,6 @@ def _refuse_contradictions(name: str, table: TaskClips, trials: Trials) -> None:
             f"{trials.labels[wrong[0]]} for {trials.enrolment_names[pair[0]]} of {enrolled[wrong[0]]!r} and "
             f"{table.clips[trials.tests[pair[1]]].clip_id} of {tested[wrong[0]]!r}."
         )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ---- trials ----
