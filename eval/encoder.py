@@ -111,7 +111,7 @@ class WavCSEEncoder:
         """All layers, pooled over time as the model does, float32 `[N, L, D]`, from the pass that also gave the embeddings."""
         layers, _ = self._run(waveforms)
         if layers is None:
-            raise ValueError(f"The model {self.name!r} was saved by an older wavCSE; save it anew to read its layers.")
+            raise ValueError(f"The model {self.name!r} was saved by an older wavCSE; save it again to read its layers.")
         return layers.float().cpu().numpy()
 
     @torch.inference_mode()
@@ -138,7 +138,7 @@ def _load(checkpoint: SavedModel, device: str | torch.device) -> tuple[Any, Any]
         feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint.path, **options)
         model = AutoModel.from_pretrained(checkpoint.path, use_safetensors=True, **options).to(device).eval()
     if not hasattr(model.config, "pooled_size"):
-        raise ValueError(f"The model {str(checkpoint)!r} was saved by an older wavCSE; train or save it anew.")
+        raise ValueError(f"The model {str(checkpoint)!r} was saved by an older wavCSE; train or save it again.")
     return feature_extractor, model
 
 

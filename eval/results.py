@@ -357,7 +357,7 @@ def read_result(path: Path) -> Result:
     try:
         return Result.from_json(record)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; evaluate anew or remove it.") from error
+        raise ValueError(f"{path}: {error}; evaluate again or remove it.") from error
 
 
 def finished_results(output_dir: str | Path, rows: Sequence[str], encoder: str, key: str) -> list[Result]:
