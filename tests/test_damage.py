@@ -382,7 +382,8 @@ class Known:
 def test_damaged_embeddings_of_an_evaluation_are_set_aside_and_their_clips_are_missing(damage, tmp_path, capsys):
     store = EmbeddingStore(tmp_path, Known())
     for digest in "ab":
-        store.write([digest], np.full((1, 2), ord(digest), np.float32))
+        store.add([digest], np.full((1, 2), ord(digest), np.float32))
+        store.flush()
     path = next(path for path in store.folder.iterdir() if b'[\\"a\\"]' in path.read_bytes())
     (store.folder / "left.partial").touch()
     DAMAGES[damage](path)
