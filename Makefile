@@ -111,6 +111,7 @@ bench: $(READY)  ## Speed, error and memory beside transformers, corpus pass, tr
 	$(BIN)/python benchmarks/bench_upstream.py --threads 1
 	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --memory
 	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --allocator warm --workloads mixed
+	$(BIN)/python benchmarks/bench_whisper.py
 	$(BIN)/python benchmarks/bench_corpus.py
 	$(BIN)/python benchmarks/bench_training.py
 

@@ -54,6 +54,7 @@ if "__transformers_module_hash__" in globals():
 
 UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
 TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames
+CONTEXTS = ("clip", "window")  # of Whisper: the clip's own length, or 30 s whatever it fills of them
 WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
 WHISPER_SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the second convolution
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -99,6 +100,7 @@ TRAINED_FIELDS = {
     "upstream_config": "the encoder's weights belong to that architecture",
     "selected_layers": "everything after the encoder was trained on exactly these layers",
     "temporal_pooling": "everything after the encoder was trained on layers pooled in this way",
+    "context": "everything after the encoder was trained on layers made in this context",
     "layer_projection_size": "the weights have that size",
     "pooling_type": "the embedding projection was trained on what this pooling gives",
     "pooling_kwargs": "the embedding projection was trained on what this pooling gives",
@@ -121,6 +123,9 @@ class WavCSEConfig(PretrainedConfig):
         temporal_pooling (`str`, *optional*, defaults to `"mean"`):
             Over the real (unpadded) frames: `"mean"`, as in the paper, or `"mean_std"`, mean and standard deviation one after
             the other (statistics pooling, Snyder et al. 2018), which doubles the size of a pooled layer.
+        context (`str`, *optional*): Of a Whisper upstream, what its encoder sees of a clip: `"clip"`, the clip at its own
+            length, or `"window"`, windows of 30 s filled up with silence, as transformers runs it. `"clip"` for a new model;
+            `"window"` for a saved one that does not say it. Other upstreams see the clip and have no such field.
         layer_projection_size (`int`, *optional*, defaults to 512): Width of FC1.
         pooling_type (`str`, *optional*, defaults to `"learned_norm"`): Pooling across the selected layers.
         pooling_kwargs (`dict`, *optional*): Arguments of that pooling, for example `{"p": 16.0, "learnable": False}`.
@@ -132,7 +137,8 @@ class WavCSEConfig(PretrainedConfig):
         sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate in Hz that the upstream expects.
         do_normalize (`bool`, *optional*, defaults to `True`): Zero mean and unit variance per clip before the upstream.
         window_s (`float`, *optional*, defaults to 60): Longest stretch in seconds that goes through the upstream in one piece
-            at inference; a longer clip goes in overlapping windows, and its layers are pooled over all its frames.
+            at inference; a longer clip goes in overlapping windows, and its layers are pooled over all its frames. Whisper
+            has positions for 30 s, so that its windows are never longer.
         max_duration_s (`float`, *optional*, defaults to 7200): Longest clip that is accepted, in seconds.
         precision (`str`, *optional*, defaults to `"float32"`): Of the upstream's matrix products at inference: `"float32"`
             (exact), `"bfloat16"` or `"int8"`.
@@ -149,6 +155,7 @@ class WavCSEConfig(PretrainedConfig):
         upstream_config: PretrainedConfig | Mapping[str, Any] | None = None,
         selected_layers: Sequence[int] = PAPER_LAYERS,
         temporal_pooling: str = "mean",
+        context: str | None = None,
         layer_projection_size: int = 512,
         pooling_type: str = "learned_norm",
         pooling_kwargs: Mapping[str, Any] | None = None,
@@ -167,6 +174,7 @@ class WavCSEConfig(PretrainedConfig):
         self.upstream_config = _as_config(upstream_config)
         self.selected_layers = selected_layers
         self.temporal_pooling = temporal_pooling
+        self.context = context
         self.layer_projection_size = layer_projection_size
         self.pooling_type = pooling_type
         self.pooling_kwargs = pooling_kwargs
@@ -196,6 +204,7 @@ class WavCSEConfig(PretrainedConfig):
         self.selected_layers = _validated_layers(self.selected_layers)
         self.upstream_config = _truncated(_validated_upstream(self.upstream_config), max(self.selected_layers))
         self.temporal_pooling = _one_of("temporal_pooling", self.temporal_pooling, tuple(TEMPORAL_POOLINGS))
+        self.context = _validated_context(self.context, self.upstream_config)
         self.layer_projection_size = _size("layer_projection_size", self.layer_projection_size)
         self.pooling_type = _one_of("pooling_type", self.pooling_type, tuple(LAYER_POOLINGS))
         self.pooling_kwargs = _validated_pooling_kwargs(self.pooling_type, self.pooling_kwargs)
@@ -235,12 +244,23 @@ class WavCSEConfig(PretrainedConfig):
             if name == "upstream_config" and isinstance(value, Mapping) and isinstance(fields.get(name), Mapping):
                 value = {**fields[name], **value}
             fields[name] = value
+        upstream = fields.get("upstream_config")
+        model_type = upstream.get("model_type") if isinstance(upstream, Mapping) else getattr(upstream, "model_type", None)
+        if model_type == "whisper" and fields.get("context") is None:
+            fields["context"] = "window"  # saved before there was a choice
         derived = [
             name for name in kwargs if isinstance(getattr(cls, name, None), property) and not hasattr(PretrainedConfig, name)
         ]
         if derived:
             raise ValueError(f"{derived[0]} follows from other fields of the configuration and cannot be set.")
         return super().from_dict(fields, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in every transformers configuration; a `context` that the upstream does not have is left out."""
+        fields = super().to_dict()
+        if fields.get("context") is None:
+            fields.pop("context", None)
+        return fields
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """As in every transformers configuration; an invalid one is refused."""
@@ -269,10 +289,20 @@ class WavCSEConfig(PretrainedConfig):
 
     @property
     def window_frames(self) -> int:
-        """`window_s` in frames of the upstream; Whisper's windows are its own."""
+        """`window_s` in frames of the upstream."""
         if is_whisper(self.upstream_config):
-            return self.upstream_config.max_source_positions
-        return max(1, int(self.window_s * self.sampling_rate / math.prod(self.upstream_config.conv_stride)))
+            most = self.upstream_config.max_source_positions
+            return most if self.context == "window" else min(most, self._frames_in(WHISPER_SAMPLES_PER_FRAME))
+        return self._frames_in(math.prod(self.upstream_config.conv_stride))
+
+    def _frames_in(self, hop_samples: int) -> int:
+        return max(1, int(self.window_s * self.sampling_rate / hop_samples))
+
+    @property
+    def upstream_options(self) -> dict[str, Any]:
+        """How layers are made and pooled over time, as arguments of `UpstreamRunner`."""
+        names = ("window_frames", "temporal_pooling", "context")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def min_samples(self) -> int:
@@ -446,6 +476,17 @@ def _count_parameters(config: WavCSEConfig) -> int:
     size = config.layer_projection_size
     classes = sum(len(task["labels"]) for task in config.tasks.values())
     return stem + blocks + size * (config.pooled_size + size + config.embedding_size) + config.embedding_size * classes
+
+
+def _validated_context(context: Any, upstream_config: PretrainedConfig) -> str | None:
+    if is_whisper(upstream_config):
+        return CONTEXTS[0] if context is None else _one_of("context", context, CONTEXTS)
+    if context is not None:
+        raise ValueError(
+            f"context is {context!r}; it is a choice of Whisper upstreams alone. A {upstream_config.model_type} upstream sees "
+            "every clip at its own length: leave it out."
+        )
+    return None
 
 
 def _validated_layers(selected_layers: Any) -> list[int]:

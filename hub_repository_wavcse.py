@@ -84,12 +84,17 @@ pooled across layers and projected again.
 |---|---|
 | upstream | {family}, {num_blocks} transformer blocks, width {upstream_size} |
 | selected layers | {layers} |
-| pooling over time | `{temporal_pooling}` |
+{context}| pooling over time | `{temporal_pooling}` |
 | layer pooling | `{pooling_type}` {pooling_kwargs} |
 | embedding size | {embedding_size} |
 | trained tasks | {tasks} |
 | input | mono speech at {sampling_rate} Hz, {min_ms:g} ms to {max_s:g} s |"""
 
+CONTEXT_ROWS = {  # of Whisper alone
+    None: "",
+    "clip": "| context | `clip`: the encoder sees every clip at its own length |\n",
+    "window": "| context | `window`: windows of 30 s, filled up with silence |\n",
+}
 USAGE = """\
 `trust_remote_code=True` runs the Python files listed below. Read them, then pin `revision` to the commit that you have read.
 
@@ -365,6 +370,7 @@ def facts_of(config: WavCSEConfig, model_id: str) -> dict[str, Any]:
         "family": upstream.model_type,
         "num_blocks": upstream.num_hidden_layers,
         "upstream_size": upstream.hidden_size,
+        "context": CONTEXT_ROWS[config.context],
         "temporal_pooling": config.temporal_pooling,
         "pooled_size": config.pooled_size,
         "num_layers": len(config.selected_layers),

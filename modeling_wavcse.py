@@ -31,7 +31,15 @@ from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
 from .hub_repository_wavcse import class_of_repository, complete_repository, upload_repository, write_card
 from .pooling_wavcse import LayerPooling, build_layer_pooling
-from .upstream_wavcse import UpstreamOutput, UpstreamRunner, align_weights, build_upstream, load_upstream, read_config
+from .upstream_wavcse import (
+    UpstreamOutput,
+    UpstreamRunner,
+    align_weights,
+    build_upstream,
+    check_precision,
+    load_upstream,
+    read_config,
+)
 
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
@@ -49,7 +57,7 @@ UPLOAD_KWARGS = (  # of `save_pretrained(push_to_hub=True)`, for `push_to_hub`
     *("repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description"),
     *("max_shard_size", "tags"),
 )
-AUDIO_SETTINGS = ("sampling_rate", "do_normalize", "window_s", "max_duration_s")
+AUDIO_SETTINGS = ("sampling_rate", "do_normalize", "context", "window_s", "max_duration_s")
 MAY_BE_MISSING = r"^heads\.|(^|\.)masked_spec_embed$"  # in weights that are loaded: new heads; a vector for training alone
 MANY_QUIET = (
     f"{{num_quiet}} of {{num_clips}} clips are quieter than {20 * math.log10(QUIET_RMS):.0f} dB of full scale: their "
@@ -335,10 +343,15 @@ class WavCSEModel(WavCSEPreTrainedModel):
         super().__init__(config)
         self.upstream = build_upstream(config.upstream_config) if upstream is None else upstream
         self.downstream = WavCSEDownstream(config)
+        self.check_precision(config.precision)
         self.run_upstream = UpstreamRunner()
         self.gradient_watch = GradientWatch()
         self.post_init()
         self.freeze()
+
+    def check_precision(self, precision: str) -> None:
+        """ValueError that names the cause if the upstream cannot run at this precision."""
+        check_precision(self.upstream, precision)
 
     def freeze(self) -> None:
         """Take what is not trained out of the gradient: the whole upstream, or else the final norm that no layer holds."""
@@ -431,8 +444,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
             output_hidden_states,
             output_attentions,
             precision=precision or self.config.precision,
-            window_frames=self.config.window_frames,
-            temporal_pooling=self.config.temporal_pooling,
+            **self.config.upstream_options,
         )
 
     @torch.no_grad()
@@ -572,6 +584,8 @@ def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, *
     A wavCSE model gives the upstream in it, up to its highest selected layer, and its audio settings.
     """
     hub_kwargs = dict(hub_kwargs or {})
+    if fields.get("context") is None:
+        fields.pop("context", None)  # that of the wavCSE model, or the default
     config = read_config(name_or_path, **hub_kwargs)
     if isinstance(config, WavCSEConfig):
         audio = {name: getattr(config, name) for name in AUDIO_SETTINGS}

@@ -103,7 +103,7 @@ def set_up(args: RunArguments, accelerator: Accelerator) -> tuple[Run, Data]:
     composite = load_composite(args.task_sources(), Inspector(cache.folder.parent))
     if accelerator.is_main_process:
         print(composite.class_counts())
-    config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.temporal_pooling)
+    config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.layer_fields)
     digests, hub_model = cached_digests(cache, composite), None
     if accelerator.is_main_process and args.save_hub:
         hub_model = load_hub_model(args, config, cache, composite.clips[0], digests[0])
@@ -125,7 +125,7 @@ def load_hub_model(
     Raises:
         ValueError: it is another one.
     """
-    fields = {**args.model_fields(), "temporal_pooling": config.temporal_pooling, "tasks": config.tasks}
+    fields = {**args.model_fields(), **cache.key.layer_fields, "tasks": config.tasks}
     model = WavCSEForMultiTask.from_upstream(args.upstream, **fields, revision=args.revision)
     feature_extractor = WavCSEFeatureExtractor.from_config(model.config)
     inputs = feature_extractor(clip.load(config.sampling_rate), sampling_rate=config.sampling_rate, return_tensors="pt")

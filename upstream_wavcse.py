@@ -18,14 +18,15 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .configuration_wavcse import UPSTREAM_FAMILIES, WavCSEConfig, build_valid, count_frames, is_whisper
-from .packed_encoder_wavcse import PackedUpstream, unsupported_part, weights_fingerprint
+from .configuration_wavcse import PRECISIONS, UPSTREAM_FAMILIES, WavCSEConfig, build_valid, count_frames, is_whisper
+from .packed_encoder_wavcse import PackedUpstream, Window, clip_windows, unsupported_part, weights_fingerprint
 from .packed_layers_wavcse import fastest_precision
-from .pooling_wavcse import num_moments, pooled_frames
-from .whisper_wavcse import build_encoder, pool_layers
+from .pooling_wavcse import num_moments, pooled_pieces, time_moments
+from .whisper_wavcse import build_encoder, log_mel_of_clip, visit_encoder_layers
 
 IN_WAVCSE = r"^(?:wavcse\.)?upstream\."  # where a saved wavCSE model has its upstream, without and with heads
 IN_WHISPER = r"^(?:model\.)?encoder\."
+WHISPER_LONG, WHISPER_WINDOWS = 1000, 4  # of so many mel frames or more, so many windows go through its modules together
 NO_SAFETENSORS = (
     "No safetensors weights of {name!r} were found, and pickled ones (pytorch_model.bin) are not read: they can run code. "
     "Name a revision that has model.safetensors (`id@revision` on a command line, `revision=` in Python; on the Hub often "
@@ -138,6 +139,18 @@ def build_on_meta(config: PretrainedConfig) -> PreTrainedModel:
         return build_upstream(config)
 
 
+def check_precision(upstream: PreTrainedModel, precision: str) -> None:
+    """ValueError that names the cause if an upstream cannot run at this precision; it always can at "float32" and "auto"."""
+    if precision not in (*PRECISIONS, "auto"):
+        raise ValueError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}.")
+    reason = None if precision in ("float32", "auto") else unsupported_part(upstream)
+    if reason:
+        raise ValueError(
+            f"precision={precision!r} is not available for this {upstream.config.model_type} upstream: {reason}. It runs by "
+            "its transformers module, at precision='float32'."
+        )
+
+
 class UpstreamRunner:
     """Runs an encoder in the cheapest way that gives what is asked for.
 
@@ -161,18 +174,14 @@ class UpstreamRunner:
         precision: str = "float32",
         window_frames: int | None = None,
         temporal_pooling: str = "mean",
+        context: str | None = None,
     ) -> UpstreamOutput:
-        """As `run_upstream`; a `precision` other than "float32" and windows need the packed path.
+        """As `run_upstream`; a `precision` other than "float32" and windows of `window_frames` need the packed path.
 
         Raises:
             ValueError: as `run_upstream`, or the precision is not available for this upstream or with gradients.
         """
         wants_frames = output_hidden_states or output_attentions
-        if is_whisper(upstream.config):
-            if wants_frames or precision != "float32":
-                raise ValueError("A Whisper upstream gives pooled layers at precision='float32' only.")
-            waveforms = unpadded(upstream.config, input_values, attention_mask)
-            return UpstreamOutput(pool_layers(upstream, waveforms, layers, temporal_pooling))
         needs_gradient = torch.is_grad_enabled() and (
             any(waveform.requires_grad for waveform in input_values)
             or any(parameter.requires_grad for parameter in upstream.parameters())
@@ -185,14 +194,15 @@ class UpstreamRunner:
         packed = None if is_ordinary else self._packed_for(upstream, precision)
         if packed is not None:
             waveforms = [waveform.float() for waveform in unpadded(upstream.config, input_values, attention_mask)]
-            return UpstreamOutput(packed(waveforms, layers, window_frames, temporal_pooling))
+            return UpstreamOutput(packed(waveforms, layers, window_frames, temporal_pooling, context))
+        check_precision(upstream, precision)
         if precision != "float32":
             raise ValueError(
                 f"precision={precision!r} is for inference on pooled layers: use `model.eval()` and `torch.no_grad()`, "
-                "without hidden states or attentions, on a float32 upstream."
+                "without hidden states or attentions."
             )
         states = (output_hidden_states, output_attentions)
-        return run_upstream(upstream, input_values, attention_mask, layers, *states, temporal_pooling)
+        return run_upstream(upstream, input_values, attention_mask, layers, *states, temporal_pooling, context)
 
     def __reduce__(self) -> tuple:
         return UpstreamRunner, ()  # a copy of the encoder has its weights elsewhere, so it arranges its own
@@ -219,8 +229,9 @@ def run_upstream(
     output_hidden_states: bool = False,
     output_attentions: bool = False,
     temporal_pooling: str = "mean",
+    context: str | None = None,
 ) -> UpstreamOutput:
-    """Run the transformers module over a right-padded batch and pool the frames of the wanted layers over time.
+    """Run the transformers modules over a right-padded batch and pool the frames of the wanted layers over time.
 
     Clips of one length go through together and no padding ever enters the encoder, so a clip's result does not depend on its
     batch: group-norm stems would average over the padding, and on a CPU padding costs more time than batching saves.
@@ -230,34 +241,72 @@ def run_upstream(
         attention_mask: `[B, samples]`, 1 for audio, 0 for padding on the right; `None` = no padding.
         layers: the K layers to pool.
         temporal_pooling: "mean" or "mean_std" (`pooling_wavcse`).
+        context: of Whisper, "clip" or "window" (`whisper_wavcse`); `None` for all others.
 
     Raises:
-        ValueError: a clip is too short for one frame, the mask is not right-padding, or the pooling is unknown.
+        ValueError: a clip is too short for one frame, the mask is not right-padding, the pooling is unknown, or attentions are
+            wanted of a Whisper clip that goes through in several windows.
     """
     waveforms = unpadded(upstream.config, input_values, attention_mask)
-    shape = (len(waveforms), len(layers), num_moments(temporal_pooling) * upstream.config.hidden_size)
-    pooled = waveforms[0].new_zeros(shape, dtype=torch.float32)
-    num_frames = count_frames(max(map(len, waveforms)), upstream.config)
-    frames = _PaddedStates(len(waveforms), num_frames) if output_hidden_states else None
-    maps = _PaddedStates(len(waveforms), num_frames) if output_attentions else None
+    windows = clip_windows(waveforms, upstream.config, None, context)
+    if output_attentions and len(windows) > len(waveforms):
+        raise ValueError("A clip has more frames than Whisper has positions: no attention map covers it; cut the clip.")
+    inputs = _module_inputs(upstream, waveforms, windows, context)
+    shape = (len(windows), len(layers), num_moments(temporal_pooling), upstream.config.hidden_size)
+    moments = waveforms[0].new_zeros(shape, dtype=torch.float32)
+    frames = _PaddedStates(windows, cut=True) if output_hidden_states else None
+    maps = _PaddedStates(windows, cut=False) if output_attentions else None
     position = {layer: k for k, layer in enumerate(layers)}
-    for length in sorted(set(map(len, waveforms))):
-        rows = [clip for clip, waveform in enumerate(waveforms) if len(waveform) == length]
-        clips, collected = torch.tensor(rows, device=pooled.device), {}
+    for rows, kept in _alike(inputs, windows, upstream.config):
+        collected: dict[int, Tensor] = {}
 
-        def visit(layer: int, hidden: Tensor, collected: dict = collected, clips: Tensor = clips) -> None:
+        def visit(layer: int, hidden: Tensor, collected: dict = collected, rows: list = rows, kept: slice = kept) -> None:
             if layer in position:
-                collected[layer] = pooled_frames(hidden, temporal_pooling)
+                collected[layer] = time_moments(hidden[:, kept], temporal_pooling)
             if frames is not None:
-                frames.put(layer, clips, hidden)
+                frames.put(layer, rows, hidden)
 
-        with visiting_layers(upstream, visit):
-            batch = torch.stack([waveforms[clip] for clip in rows])
-            output = upstream(batch.to(upstream.dtype), output_attentions=output_attentions)
-        pooled = pooled.index_copy(0, clips, torch.stack([collected[layer] for layer in layers], dim=1))
-        for block, attention in enumerate(output.attentions or ()) if maps is not None else ():
-            maps.put(block, clips, attention)
+        batch = torch.stack([inputs[row] for row in rows]).to(upstream.dtype)
+        attentions = _visit_layers(upstream, batch, visit, output_attentions)
+        of_group = torch.stack([collected[layer] for layer in layers], dim=1)
+        moments = moments.index_copy(0, torch.tensor(rows, device=moments.device), of_group)
+        for block, attention in enumerate(attentions if maps is not None else ()):
+            maps.put(block, rows, attention)
+    kept_frames = [window.keep_end - window.keep_start for window in windows]
+    pooled = pooled_pieces([window.clip for window in windows], kept_frames, moments, len(waveforms))
     return UpstreamOutput(pooled, frames and frames.as_tuple(), maps and maps.as_tuple())
+
+
+def _module_inputs(
+    upstream: PreTrainedModel, waveforms: Sequence[Tensor], windows: Sequence[Window], context: str | None
+) -> Sequence[Tensor]:
+    """What the transformers modules take, per window: the waveform of a clip, or Whisper's spectrogram `[2 T, mel bins]`."""
+    if not is_whisper(upstream.config):
+        return waveforms  # every clip is one window
+    spectrograms = [log_mel_of_clip(waveform, upstream.config, context) for waveform in waveforms]
+    return [spectrograms[window.clip][2 * window.start : 2 * window.end] for window in windows]
+
+
+def _alike(inputs: Sequence[Tensor], windows: Sequence[Window], config: PretrainedConfig) -> Iterator[tuple[list[int], slice]]:
+    """Rows of `inputs` that go through together, being equally long and pooled over the same frames, with those frames."""
+    groups: dict[tuple, list[int]] = {}
+    for row, window in enumerate(windows):
+        kept = (window.keep_start - window.start, window.keep_end - window.start)
+        groups.setdefault((len(inputs[row]), *kept), []).append(row)
+    for (_, start, end), rows in sorted(groups.items()):
+        together = WHISPER_WINDOWS if is_whisper(config) and len(inputs[rows[0]]) > WHISPER_LONG else len(rows)
+        for first in range(0, len(rows), together):
+            yield rows[first : first + together], slice(start, end)
+
+
+def _visit_layers(
+    upstream: PreTrainedModel, batch: Tensor, visit: Callable[[int, Tensor], None], output_attentions: bool
+) -> Sequence[Tensor]:
+    """One pass over inputs of equal length: `visit(layer, hidden_states)` for every layer; the attention maps if wanted."""
+    if is_whisper(upstream.config):
+        return visit_encoder_layers(upstream, batch.transpose(1, 2), visit, output_attentions)
+    with visiting_layers(upstream, visit):
+        return upstream(batch, output_attentions=output_attentions).attentions or ()
 
 
 @contextmanager
@@ -292,26 +341,44 @@ def visiting_layers(upstream: PreTrainedModel, visit: Callable[[int, Tensor], No
 
 
 class _PaddedStates:
-    """Collects per-group tensors into one zero-padded tensor per key; frame axes are every axis of group length."""
+    """Collects what groups of windows give into one tensor per key over all clips, with zeros in the padding.
 
-    def __init__(self, batch_size: int, num_frames: int):
-        self.batch_size, self.num_frames = batch_size, num_frames
-        self.states: dict[int, Tensor] = {}
+    Args:
+        windows: of all clips, in order.
+        cut: the states are frames `[b, T, D]`, of which a window gives those that it keeps; else attention maps
+            `[b, H, T, T]`, of clips of one window each.
+    """
 
-    def put(self, key: int, clips: Tensor, state: Tensor) -> None:
-        if len(clips) == self.batch_size:  # one group: keep the encoder's own tensor, so that gradients can be read off it
-            self.states[key] = state
+    def __init__(self, windows: Sequence[Window], cut: bool):
+        self.windows, self.cut = windows, cut
+        self.states: dict[int, list[Tensor | None] | Tensor] = {}
+
+    def put(self, key: int, rows: Sequence[int], state: Tensor) -> None:
+        first = self.windows[rows[0]]
+        start, end = (first.keep_start - first.start, first.keep_end - first.start) if self.cut else (0, state.shape[-2])
+        kept = state if end - start == state.shape[-2] else state[:, start:end]
+        if len(rows) == 1 + self.windows[-1].clip == len(self.windows):  # one group: keep the encoder's own tensor, so that
+            self.states[key] = kept  # gradients can be read off it
             return
-        # [b, T, D] pads its axis 1, attention maps [b, H, T, T] their last two
-        missing = self.num_frames - state.shape[-2]
-        padding = (0, 0, 0, missing) if state.ndim == 3 else (0, missing, 0, missing)
-        padded = nn.functional.pad(state, padding)
-        if key not in self.states:
-            self.states[key] = padded.new_zeros((self.batch_size, *padded.shape[1:]))
-        self.states[key] = self.states[key].index_copy(0, clips, padded)
+        of_windows = self.states.setdefault(key, [None] * len(self.windows))
+        for row, own in zip(rows, kept):
+            of_windows[row] = own
 
     def as_tuple(self) -> tuple[Tensor, ...]:
-        return tuple(self.states[key] for key in sorted(self.states))
+        return tuple(self._padded(self.states[key]) for key in sorted(self.states))
+
+    def _padded(self, state: list[Tensor] | Tensor) -> Tensor:
+        if isinstance(state, Tensor):
+            return state
+        clips: dict[int, list[Tensor]] = {}
+        for window, own in zip(self.windows, state):
+            clips.setdefault(window.clip, []).append(own)
+        whole = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in clips.values()]
+        longest = max(frames.shape[-2] for frames in whole)
+        # [T, D] pads its axis 0, attention maps [H, T, T] their last two
+        missing = [longest - frames.shape[-2] for frames in whole]
+        paddings = [(0, 0, 0, n) if self.cut else (0, n, 0, n) for n in missing]
+        return torch.stack([nn.functional.pad(frames, padding) for frames, padding in zip(whole, paddings)])
 
 
 def unpadded(

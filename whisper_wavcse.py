@@ -15,7 +15,7 @@ Shapes: `T` frames (20 ms each), `M` = 2 T mel frames (10 ms each), `D` encoder 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -27,11 +27,9 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration_wavcse import WHISPER_SAMPLES_PER_FRAME, count_frames
-from .pooling_wavcse import pooled_pieces, time_moments
 
 SAMPLING_RATE_HZ = 16_000
 FFT_SAMPLES = 400  # 25 ms
-WINDOWS_PER_BATCH = 4
 HOP_SAMPLES = WHISPER_SAMPLES_PER_FRAME // 2  # of mel frames; the second convolution halves them
 MEL_FRAMES_PER_BLOCK = 2**13  # whose spectra are in memory at a time, 13 MB
 LEAST_POWER = 1e-10
@@ -43,57 +41,38 @@ def build_encoder(config: PretrainedConfig) -> WhisperEncoder:
     return WhisperEncoder(config)
 
 
-def pool_layers(
-    encoder: PreTrainedModel, waveforms: Sequence[Tensor], layers: Sequence[int], temporal_pooling: str = "mean"
-) -> Tensor:
-    """The wanted layers pooled over time, `[B, K, D]`, or `[B, K, 2 D]` with "mean_std".
+def visit_encoder_layers(
+    encoder: PreTrainedModel, features: Tensor, visit: Callable[[int, Tensor], None], output_attentions: bool = False
+) -> list[Tensor]:
+    """Run the encoder's modules as `WhisperEncoder.forward` does, on any number of frames up to that of its positions.
 
     Args:
-        waveforms: one tensor `[samples]` per clip at 16 kHz, not normalised, without padding.
-        layers: 0 = input of the first block (with positions), i = output of block i; never the final LayerNorm.
+        features: spectrograms `[B, mel bins, 2 T]` of one length, without padding.
+        visit: is called with (0, input of the first block `[B, T, D]`) and with (i, output of block i); the final LayerNorm
+            is not run.
+        output_attentions: needs an encoder that was loaded with `attn_implementation="eager"`.
+
+    Returns:
+        One attention map `[B, heads, T, T]` per block, if they are wanted and the attention gives them.
     """
-    window = encoder.config.max_source_positions * WHISPER_SAMPLES_PER_FRAME
-    pieces = [(clip, piece) for clip, waveform in enumerate(waveforms) for piece in waveform.split(window)]
-    frames = [count_frames(len(piece), encoder.config) for _, piece in pieces]
-    moments: list[Tensor] = []
-    for start in range(0, len(pieces), WINDOWS_PER_BATCH):
-        batch = slice(start, start + WINDOWS_PER_BATCH)
-        moments += _window_moments(encoder, [piece for _, piece in pieces[batch]], frames[batch], layers, temporal_pooling)
-    return pooled_pieces([clip for clip, _ in pieces], frames, torch.stack(moments), len(waveforms))
-
-
-def _window_moments(
-    encoder: PreTrainedModel,
-    pieces: Sequence[Tensor],
-    frames: Sequence[int],
-    layers: Sequence[int],
-    temporal_pooling: str,
-) -> list[Tensor]:
-    """Of every piece of at most one window, the moments `[K, S, D]` of its frames that hold audio."""
-    spectra = [log_mel_of_clip(piece, encoder.config, "window").T for piece in pieces]
-    features = torch.stack(spectra).to(encoder.device, encoder.dtype)
-    hidden: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable:
-        return lambda module, inputs, *output: hidden.update({layer: _first(output[0] if output else inputs)})
-
-    # Without blocks, the final norm receives what the first block would.
-    entry = [*encoder.layers, encoder.layer_norm][0]
-    hooks = [entry.register_forward_pre_hook(keep(0))]
-    hooks += [block.register_forward_hook(keep(layer)) for layer, block in enumerate(encoder.layers, start=1)]
+    hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features)))).transpose(1, 2)
+    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    hidden = F.dropout(hidden, p=encoder.dropout, training=encoder.training)
+    visit(0, hidden)
+    maps: list[Tensor | None] = []
+    watched = encoder.layers if output_attentions else ()
+    hooks = [block.self_attn.register_forward_hook(lambda module, inputs, output: maps.append(output[1])) for block in watched]
     try:
-        encoder(features)
+        for layer, block in enumerate(encoder.layers, start=1):
+            is_dropped = encoder.training and encoder.layerdrop > 0 and torch.rand([]) < encoder.layerdrop  # LayerDrop
+            if not is_dropped:
+                output = block(hidden, None)
+                hidden = output[0] if isinstance(output, tuple) else output  # transformers 5.0 gives a tuple
+            visit(layer, hidden)
     finally:
         for hook in hooks:
             hook.remove()
-    return [
-        torch.stack([time_moments(hidden[layer][piece, :count], temporal_pooling) for layer in layers])
-        for piece, count in enumerate(frames)
-    ]
-
-
-def _first(output: Tensor | tuple) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return [attention for attention in maps if attention is not None]
 
 
 # ---- the log-mel spectrogram ----

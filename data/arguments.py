@@ -10,6 +10,7 @@ from wavcse.settings.fields import NEEDED, check_fields, operand, option
 
 # As in configuration_wavcse.py, which loads PyTorch; a test holds them equal.
 TEMPORAL_POOLINGS = ("mean", "mean_std")
+CONTEXTS = ("clip", "window")
 PRECISIONS = ("float32", "bfloat16", "int8")
 WORKERS = "Processes of one thread each on a CPU; auto: one per core that may be used. The result does not depend on it."
 CACHE_ABOUT = """\
@@ -51,6 +52,12 @@ class CacheArguments:
         "Mean over the frames, or mean and standard deviation; a model trained on the cache pools the same way.",
         choices=TEMPORAL_POOLINGS,
         group="what is stored",
+    )
+    context: str | None = option(
+        None,
+        "What a Whisper upstream sees of a clip: the clip at its own length, or windows of 30 s filled up with silence.",
+        "clip; a wavCSE model's upstream has its own",
+        choices=CONTEXTS,
     )
     dtype: str = option("float32", "Of the stored numbers.", choices=("float32", "float16"))
     batch_seconds: float = option(

@@ -76,6 +76,7 @@ def build_cache(
     shard_mb: float = 64.0,
     temporal_pooling: str = "mean",
     workers: int | Literal["auto"] | None = None,
+    context: str | None = None,
 ) -> tuple[FeatureCache, Report]:
     """Add every clip of the manifests that is not cached yet. Killed at any moment, the next run continues.
 
@@ -88,6 +89,7 @@ def build_cache(
         shard_mb: size of a shard in megabytes. A shard is also ended after `SHARD_INTERVAL_S`: what a kill can lose at most.
         temporal_pooling: "mean", or "mean_std" for mean and standard deviation, which takes twice the space.
         workers: as of `embed_corpus`.
+        context: of a Whisper upstream, "clip" or "window"; `None` = "clip", or that of the wavCSE model that it is taken from.
 
     Returns:
         The cache and the report; under `accelerate launch` the clips are dealt to the processes by their length.
@@ -97,7 +99,7 @@ def build_cache(
     """
     state = process_state()
     clips = [clip for manifest in manifests for clip in Manifest(manifest).clips]
-    config = config_of_all_layers(upstream, revision, temporal_pooling)
+    config = config_of_all_layers(upstream, revision, temporal_pooling, context)
     model = load_upstream(upstream, config.upstream_config, revision=revision).to(state.device).eval()
     key = cache_key(upstream, revision, config, model, dtype)
     with locked(Path(out) / key.digest(), holds=state.is_main_process):
@@ -120,10 +122,12 @@ def build_cache(
     return cache, Report(done.clips, present, skipped, done.speed(), [clips[row].clip_id for row in sorted(done.quiet)])
 
 
-def config_of_all_layers(upstream: str, revision: str | None = None, temporal_pooling: str = "mean") -> WavCSEConfig:
+def config_of_all_layers(
+    upstream: str, revision: str | None = None, temporal_pooling: str = "mean", context: str | None = None
+) -> WavCSEConfig:
     """A configuration that selects every layer of the upstream, with the audio settings of its own preprocessor."""
     num_blocks = read_config(upstream, revision=revision).num_hidden_layers
-    fields = {"selected_layers": range(num_blocks + 1), "temporal_pooling": temporal_pooling}
+    fields = {"selected_layers": range(num_blocks + 1), "temporal_pooling": temporal_pooling, "context": context}
     return config_from_upstream(upstream, {"revision": revision}, **fields)
 
 
@@ -142,6 +146,7 @@ def cache_key(upstream: str, revision: str | None, config: WavCSEConfig, model: 
         window_s=config.window_s,
         max_duration_s=config.max_duration_s,
         temporal_pooling=config.temporal_pooling,
+        context=config.context,
         dtype=dtype,
     )
 
@@ -202,8 +207,7 @@ def _extract(
 def _pooled_layers(
     run: UpstreamRunner, model: PreTrainedModel, config: WavCSEConfig, inputs: Mapping[str, torch.Tensor]
 ) -> np.ndarray:
-    options = {"window_frames": config.window_frames, "temporal_pooling": config.temporal_pooling}
-    output = run(model, inputs["input_values"], inputs["attention_mask"], config.selected_layers, **options)
+    output = run(model, **inputs, layers=config.selected_layers, **config.upstream_options)
     return output.pooled_layers.cpu().numpy()
 
 

@@ -51,12 +51,15 @@ class CacheKey:
     max_duration_s: float  # longer clips are refused, never cropped
     temporal_pooling: str  # "mean" or "mean_std"
     dtype: str  # "float32" or "float16"
+    context: str | None = None  # of Whisper, "clip" or "window"
     format_version: int = FORMAT_VERSION
 
     @classmethod
     def read(cls, path: Path) -> CacheKey:
         """The key in a `cache.json`; ValueError if its fields are not those of this version, DamagedFile if it is damaged."""
         key = read_json(path)
+        is_whisper = isinstance(key.get("upstream_config"), dict) and key["upstream_config"].get("model_type") == "whisper"
+        key.setdefault("context", "window" if is_whisper else None)  # made before there was a choice
         differing = sorted({field.name for field in fields(cls)} ^ set(key))
         if differing or key["format_version"] != FORMAT_VERSION:
             what = ", ".join(differing) or "format_version"
@@ -66,9 +69,16 @@ class CacheKey:
             )
         return cls(**key)
 
+    @property
+    def layer_fields(self) -> dict:
+        """How layers are made and pooled over time, as fields of `WavCSEConfig`."""
+        return {"temporal_pooling": self.temporal_pooling, "context": self.context}
+
     def digest(self) -> str:
         """Twelve hex digits that name the cache's folder; the upstream's display name does not count."""
         fields = {name: value for name, value in asdict(self).items() if name not in ("upstream", "revision")}
+        if self.context != "clip":
+            del fields["context"]  # as in caches that were made before there was a choice
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -21,7 +21,7 @@ def main(arguments: EvalArguments) -> int:
     for data in tasks:
         print(data.training_counts())
     device = usable_device(arguments.device)
-    how = {"device": device, "temporal_pooling": arguments.temporal_pooling}
+    how = {"device": device, "temporal_pooling": arguments.temporal_pooling, "context": arguments.context}
     encoders = build_encoders(arguments.model, arguments.name, arguments.baselines, **how)
     evaluation = evaluate(
         encoders,

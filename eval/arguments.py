@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from wavcse.data.arguments import TEMPORAL_POOLINGS, WORKERS
+from wavcse.data.arguments import CONTEXTS, TEMPORAL_POOLINGS, WORKERS
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import Task
 from wavcse.settings.command import Program
@@ -134,6 +134,12 @@ class EvalArguments:
         "Of the layers of a checkpoint that is no wavCSE model, which has its own.",
         "mean",
         choices=TEMPORAL_POOLINGS,
+    )
+    context: str | None = option(
+        None,
+        "What a Whisper checkpoint sees of a clip: the clip at its own length, or windows of 30 s filled up with silence.",
+        "clip; a wavCSE model has its own",
+        choices=CONTEXTS,
     )
     manifest: list[str] = option(
         list, "CSV or Parquet tables with one row per clip; used by every task whose label column they have.", value="FILE"

@@ -79,6 +79,7 @@ class WavCSEEncoder:
         num_layers: L; a wavCSE model holds its upstream up to its highest selected layer only.
         layer_size: D.
         temporal_pooling: how the model pools layers over time.
+        context: what its Whisper upstream sees of a clip, "clip" or "window"; `None` for other upstreams.
 
     Raises:
         ValueError: the model cannot be loaded, or it has no `embeddings` output.
@@ -94,12 +95,15 @@ class WavCSEEncoder:
             )
         self.identity = checkpoint.identity(precision)
         self.feature_extractor, self.model = _load(checkpoint, device)
+        if precision is not None and hasattr(self.model, "check_precision"):  # code of older models has none
+            self.model.check_precision(precision)
         config = self.model.config
         if getattr(config, "_commit_hash", None):
             self.identity["revision"] = config._commit_hash
         self.sampling_rate: int = self.feature_extractor.sampling_rate
         self.embedding_size: int = config.embedding_size
         self.temporal_pooling: str = config.temporal_pooling
+        self.context: str | None = getattr(config, "context", None)  # not in code of older models
         self.num_layers, self.layer_size = config.num_hidden_layers + 1, config.pooled_size
         self._last: tuple[Sequence[np.ndarray], Tensor | None, ModelOutput] | None = None
 

@@ -390,6 +390,7 @@ def origins(rows: Sequence[Row]) -> dict[str, str]:
             "layer": "layer {}",
             "layers": "layers {}",
             "temporal_pooling": "pooled over time by {}",
+            "context": "context {}",
             "revision": "revision {}",
             "weights_sha256": "weights sha256 {:.12}",
         }

@@ -9,32 +9,34 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from wavcse.configuration_wavcse import WavCSEConfig, is_whisper
+from wavcse.configuration_wavcse import WHISPER_SAMPLES_PER_FRAME, WavCSEConfig, is_whisper
 from wavcse.modeling_wavcse import WavCSEModel
 from wavcse.training.arguments import RunArguments
-from wavcse.upstream_wavcse import build_on_meta
+from wavcse.upstream_wavcse import build_on_meta, run_upstream
 
 CLIP_S = 8.0
 REPEATS = 3
 
 
-def cost_of(upstream_config: Mapping, layers: Sequence[int]) -> dict:
+def cost_of(upstream_config: Mapping, layers: Sequence[int], context: str | None = None) -> dict:
     """Of the upstream cut after the highest layer of the set.
+
+    Args:
+        context: of Whisper, "clip" (also `None`) or "window", whose clip fills the window.
 
     Returns:
         `blocks`, `parameters`, `megabytes` (float32), `gflop_per_audio_s` (matrix products of one clip of 8 s, counted, not
         run; a multiply-add is two).
     """
-    config = WavCSEConfig(upstream_config=upstream_config, selected_layers=list(layers))
+    config = WavCSEConfig(upstream_config=upstream_config, selected_layers=list(layers), context=context)
     upstream = build_on_meta(config.upstream_config).eval()
     parameters = sum(parameter.numel() for parameter in upstream.parameters())
-    if is_whisper(upstream.config):
-        frames = 2 * upstream.config.max_source_positions
-        inputs, seconds = torch.empty(1, upstream.config.num_mel_bins, frames, device="meta"), frames / 100
-    else:
-        inputs, seconds = torch.empty(1, round(CLIP_S * config.sampling_rate), device="meta"), CLIP_S
+    seconds = CLIP_S
+    if is_whisper(upstream.config) and config.context == "window":
+        seconds = upstream.config.max_source_positions * WHISPER_SAMPLES_PER_FRAME / config.sampling_rate
+    clip = torch.empty(1, round(seconds * config.sampling_rate), device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        upstream(inputs)
+        run_upstream(upstream, clip, None, config.selected_layers, context=config.context)
     return {
         "blocks": config.num_hidden_layers,
         "parameters": parameters,
@@ -43,9 +45,10 @@ def cost_of(upstream_config: Mapping, layers: Sequence[int]) -> dict:
     }
 
 
-def measured_speed(args: RunArguments, blocks: int) -> float:
+def measured_speed(args: RunArguments, blocks: int, context: str | None = None) -> float:
     """Seconds of audio per second through the recipe's upstream up to this block, on one clip of noise, in this process."""
-    model = WavCSEModel.from_upstream(args.upstream, selected_layers=[blocks], revision=args.revision)
+    fields = {"selected_layers": [blocks], "context": context}
+    model = WavCSEModel.from_upstream(args.upstream, **fields, revision=args.revision)
     clip = torch.randn(1, round(CLIP_S * model.config.sampling_rate), generator=torch.Generator().manual_seed(0))
     seconds = []
     with torch.no_grad():

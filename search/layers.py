@@ -219,9 +219,10 @@ def _over_rivals(found: Mapping[str, Mapping[int, list[dict]]], size: int) -> di
 
 
 def _costs(table: SearchTable, args: RunArguments, sets: Sequence[Sequence[int]], measure_speed: bool) -> list[dict]:
-    costs = [{"size": len(layers), **cost_of(table.upstream_config, layers)} for layers in sets]
+    context = table.layer_fields.get("context")
+    costs = [{"size": len(layers), **cost_of(table.upstream_config, layers, context)} for layers in sets]
     if measure_speed:
-        speeds = {blocks: measured_speed(args, blocks) for blocks in {cost["blocks"] for cost in costs}}
+        speeds = {blocks: measured_speed(args, blocks, context) for blocks in {cost["blocks"] for cost in costs}}
         costs = [{**cost, "audio_s_per_s": speeds[cost["blocks"]]} for cost in costs]
     return costs
 

@@ -45,7 +45,7 @@ class SearchTable:
         fingerprint: hex digits that change with any clip, label, split or upstream weight.
         path: the file that `features` are a map of, if they are.
         groups: task -> number of each clip's speaker, `[N]`, for tasks whose splits have no speaker in common.
-        temporal_pooling: how the features were pooled over time.
+        layer_fields: how the features were made and pooled over time (`CacheKey.layer_fields`).
     """
 
     features: Tensor
@@ -54,7 +54,7 @@ class SearchTable:
     fingerprint: str
     path: Path | None = None
     groups: dict[str, np.ndarray] = field(default_factory=dict)
-    temporal_pooling: str = "mean"
+    layer_fields: dict = field(default_factory=dict)
 
     @property
     def layers(self) -> list[int]:
@@ -68,7 +68,7 @@ class SearchTable:
 
     def config(self, args: RunArguments) -> WavCSEConfig:
         """The configuration of the model that `args` describes on these features."""
-        return model_config(args, self.upstream_config, self.composite.classes, self.temporal_pooling)
+        return model_config(args, self.upstream_config, self.composite.classes, self.layer_fields)
 
 
 def read_table(args: RunArguments, device: torch.device | None = None, folder: Path | None = None) -> SearchTable:
@@ -96,7 +96,7 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
         features[start : start + CHUNK] = torch.from_numpy(part)
     groups = groups_of(sources, composite.clips)
     labels, key = replace(composite, clips=[], digests=[]), cache.key
-    return SearchTable(features, labels, key.upstream_config, fingerprint, path, groups, key.temporal_pooling)
+    return SearchTable(features, labels, key.upstream_config, fingerprint, path, groups, key.layer_fields)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 import wavcse
 import wavcse_cli
-from wavcse.configuration_wavcse import LAYER_POOLINGS, PRECISIONS, TEMPORAL_POOLINGS
+from wavcse.configuration_wavcse import CONTEXTS, LAYER_POOLINGS, PRECISIONS, TEMPORAL_POOLINGS
 from wavcse.data import arguments as of_data
 from wavcse.pretraining.arguments import LABEL_LOSS_NAMES
 from wavcse.pretraining.label_losses import LABEL_LOSSES
@@ -93,6 +93,7 @@ def test_an_unknown_command_is_an_error(capsys):
 def test_the_names_that_command_lines_allow_are_those_that_the_code_has():
     """They are written twice: the code that has them loads PyTorch, and a help does not wait for that."""
     assert of_data.TEMPORAL_POOLINGS == tuple(TEMPORAL_POOLINGS)
+    assert of_data.CONTEXTS == CONTEXTS
     assert of_data.PRECISIONS == PRECISIONS
     assert LABEL_LOSS_NAMES == tuple(LABEL_LOSSES)
     assert of_searches.POOLINGS == tuple(LAYER_POOLINGS)

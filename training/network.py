@@ -84,14 +84,14 @@ class Dropout(nn.Module):
 
 
 def model_config(
-    args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]], temporal_pooling: str = "mean"
+    args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]], layer_fields: Mapping | None = None
 ) -> WavCSEConfig:
-    """The model to train: the recipe's sizes, the cache's upstream and pooling over time, the tasks' labels."""
+    """The model to train: the recipe's sizes, the tasks' labels, the cache's upstream and what it did (`layer_fields`)."""
     weights = args.loss_weights()
     tasks = {
         name: {"kind": "classification", "labels": labels, "loss_weight": weights[name]} for name, labels in classes.items()
     }
-    return WavCSEConfig(upstream_config=upstream_config, temporal_pooling=temporal_pooling, **args.model_fields(), tasks=tasks)
+    return WavCSEConfig(upstream_config=upstream_config, **(layer_fields or {}), **args.model_fields(), tasks=tasks)
 
 
 def load_network(model: WavCSEForMultiTask, weights: dict[str, Tensor]) -> None:

@@ -39,6 +39,7 @@ def build_encoders(
     device: str | torch.device = "cpu",
     precision: str | None = None,
     temporal_pooling: str | None = None,
+    context: str | None = None,
 ) -> list[Encoder]:
     """What an evaluation runs: the model, if one is given, then the baselines asked for.
 
@@ -54,10 +55,11 @@ def build_encoders(
         precision: of the upstream's matrix products; `None` = the model's own.
         temporal_pooling: of the layers of a checkpoint that is no wavCSE model, "mean" or "mean_std"; `None` = "mean", or the
             wavCSE model's own.
+        context: of a Whisper checkpoint, "clip" or "window"; `None` = "clip", or the wavCSE model's own.
 
     Raises:
-        ValueError: a wavCSE model that pools otherwise; an unknown baseline; one that needs a model and there is none; the
-            model cannot be loaded or is no audio model.
+        ValueError: a wavCSE model that pools otherwise or has another context; an unknown baseline; one that needs a model and
+            there is none; the model cannot be loaded or is no audio model.
     """
     unknown = sorted(set(baselines) - set(BASELINES))
     if unknown:
@@ -72,9 +74,13 @@ def build_encoders(
                 f"temporal_pooling is {temporal_pooling!r}, but the model {model!r} pools by {own.temporal_pooling!r}: leave "
                 "it out, or evaluate its upstream."
             )
+        if context not in (None, own.context):
+            raise ValueError(
+                f"context is {context!r}, but the model {model!r} has {own.context!r}: leave it out, or evaluate its upstream."
+            )
         return [own, *(BASELINES[baseline](own) for baseline in asked)]
     prefix = name if name not in (None, DEFAULT_NAME) else short_name(model)
-    layers = UpstreamLayers(model, device, precision, temporal_pooling or "mean")
+    layers = UpstreamLayers(model, device, precision, temporal_pooling or "mean", context)
     readouts = [baseline for baseline in asked if baseline in LAYER_BASELINES] or list(LAYER_BASELINES)
     others = [baseline for baseline in asked if baseline not in LAYER_BASELINES]
     return [

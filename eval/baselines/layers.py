@@ -24,7 +24,7 @@ from wavcse.eval.encoder import SavedModel
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import config_from_upstream
 from wavcse.pooling_wavcse import num_moments, pooled_frames
-from wavcse.upstream_wavcse import UpstreamRunner, load_upstream, visiting_layers
+from wavcse.upstream_wavcse import UpstreamRunner, check_precision, load_upstream, visiting_layers
 
 
 class LayerEncoder:
@@ -127,6 +127,7 @@ class UpstreamLayers:
         device: torch device.
         precision: "float32" (also `None`), "bfloat16" or "int8"; the latter two for the families of the packed path.
         temporal_pooling: "mean", or "mean_std": mean and standard deviation of the frames.
+        context: of Whisper, "clip" (also `None`) or "window".
 
     Raises:
         ValueError: it cannot be loaded, its weights are not safetensors, it is no audio model, it gives no frames, or the
@@ -139,6 +140,7 @@ class UpstreamLayers:
         device: str | torch.device = "cpu",
         precision: str | None = None,
         temporal_pooling: str = "mean",
+        context: str | None = None,
     ):
         checkpoint = SavedModel.parse(model)
         self.identity, self.temporal_pooling = checkpoint.identity(precision), temporal_pooling
@@ -146,9 +148,13 @@ class UpstreamLayers:
             config = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision, trust_remote_code=False)
         if getattr(config, "_commit_hash", None):
             self.identity["revision"] = config._commit_hash
-        packed = _config_of_all_layers(checkpoint, config, temporal_pooling)
+        if context is not None and config.model_type != "whisper":
+            raise ValueError(f"context is {context!r}, a choice of Whisper alone; {model!r} is of type {config.model_type!r}.")
+        fields = {"temporal_pooling": temporal_pooling, "context": context}
+        packed = _config_of_all_layers(checkpoint, config, fields)
         if packed is not None:
             self.passes = PackedLayers(checkpoint, packed, device, precision)
+            self.identity |= {} if packed.context is None else {"context": packed.context}
         elif precision in (None, "float32"):
             self.passes = HiddenStateLayers(checkpoint, device, temporal_pooling)
         else:
@@ -176,6 +182,7 @@ class PackedLayers:
         self.config, self.precision = config, precision or config.precision
         with checkpoint.loading():
             upstream = load_upstream(checkpoint.path, config.upstream_config, revision=checkpoint.revision)
+        check_precision(upstream, self.precision)
         self.upstream, self.run_upstream = upstream.to(device).eval(), UpstreamRunner()
         self.feature_extractor = WavCSEFeatureExtractor.from_config(config)
         self.sampling_rate: int = config.sampling_rate
@@ -185,17 +192,17 @@ class PackedLayers:
         """`[N, L, D]`."""
         device, config = self.upstream.device, self.config
         inputs = self.feature_extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt", device=device)
-        options = {"window_frames": config.window_frames, "temporal_pooling": config.temporal_pooling}
-        output = self.run_upstream(self.upstream, **inputs, layers=config.selected_layers, precision=self.precision, **options)
+        options = {"precision": self.precision, **config.upstream_options}
+        output = self.run_upstream(self.upstream, **inputs, layers=config.selected_layers, **options)
         return output.pooled_layers
 
 
-def _config_of_all_layers(checkpoint: SavedModel, config: PretrainedConfig, temporal_pooling: str) -> WavCSEConfig | None:
+def _config_of_all_layers(checkpoint: SavedModel, config: PretrainedConfig, fields: Mapping) -> WavCSEConfig | None:
     """The wavCSE configuration of the whole upstream, or `None` if wavCSE cannot have it as an upstream."""
     options = {"revision": checkpoint.revision}
     layers = range(getattr(config, "num_hidden_layers", 0) + 1)
     try:
-        return config_from_upstream(checkpoint.path, options, selected_layers=layers, temporal_pooling=temporal_pooling)
+        return config_from_upstream(checkpoint.path, options, selected_layers=layers, **fields)
     except ValueError:  # of another family, or with parts that no layer shows
         return None
 

@@ -43,6 +43,19 @@ def test_arithmetic_of_wavlm_large(seconds, blocks, packed, gflop_per_audio_s):
     assert sum(flop.values()) / seconds / 1e9 == pytest.approx(gflop_per_audio_s, rel=0.03)
 
 
+def test_the_whisper_benchmark_finds_exact_layers_at_every_length(tmp_path):
+    run_script("bench_whisper.py", "--quick", "--rounds", "1", "--out", tmp_path / "whisper.json")
+    (model,) = json.loads((tmp_path / "whisper.json").read_text())["models"]
+    exact = [row for row in model["errors"] if row["precision"] == "float32"]
+    assert len(exact) == 20
+    assert max(max(row["relative"], row["relative_in_a_batch"]) for row in exact) < 1e-5
+    assert min(row["min_cosine"] for row in model["errors"]) > 0.99
+    ways = {row["way"] for row in model["speeds"]}
+    assert {"transformers, 30 s", "clip, float32", "window, int8"} <= ways
+    assert all(row["audio_s_per_cpu_s"] > 0 for row in model["speeds"])
+    assert "| clip, float32 " in (tmp_path / "whisper.md").read_text()
+
+
 def test_paired_ratio_is_the_median_over_rounds():
     ratio = PairedRatio.of([2.0, 4.0, 9.0], [1.0, 1.0, 3.0])
     assert ratio == PairedRatio(3.0, pytest.approx(2 / 3))

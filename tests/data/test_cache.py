@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from wavcse import WavCSEFeatureExtractor, WavCSEModel
+from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEModel
 from wavcse.data import cache as cache_module
 from wavcse.data.cache import build_cache, main
 from wavcse.data.features import FeatureCache, open_cache, open_shard
@@ -47,6 +48,56 @@ def test_cached_layers_are_what_the_model_pools(built, toy_corpus, upstream_fold
         with torch.no_grad():
             expected = model(**inputs).pooled_layers[0].numpy()
         np.testing.assert_allclose(cached[clip.clip_id], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whisper_caches(waves_corpus, tmp_path_factory):
+    """A manifest of two clips, a tiny Whisper, and its caches in both contexts."""
+    folder, out = tmp_path_factory.mktemp("whisper"), tmp_path_factory.mktemp("caches")
+    torch.manual_seed(0)
+    shape = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    shape |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64, "vocab_size": 20, "pad_token_id": 0}
+    shape |= {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "max_source_positions": 50}
+    WhisperForConditionalGeneration(WhisperConfig(**shape)).save_pretrained(folder)
+    caches = {context: build_cache([waves_corpus], str(folder), out, context=context)[0] for context in ("clip", "window")}
+    return folder, caches
+
+
+@pytest.fixture(scope="module")
+def waves_corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for name, length in (("a.wav", 9_000), ("b.wav", 20_000)):
+        soundfile.write(folder / name, 0.1 * np.random.default_rng(length).standard_normal(length), 16_000)
+    (folder / "metadata.csv").write_text("clip_id,file_name\na,a.wav\nb,b.wav\n")
+    return folder / "metadata.csv"
+
+
+def test_each_context_of_whisper_has_its_own_cache(whisper_caches, waves_corpus):
+    folder, caches = whisper_caches
+    assert caches["clip"].folder != caches["window"].folder
+    clip = Manifest(waves_corpus).clips[0]
+    for context, cache in caches.items():
+        trained_on_it = WavCSEConfig(cache.key.upstream_config, selected_layers=[0], **cache.key.layer_fields)
+        assert (cache.key.context, trained_on_it.context) == (context, context)
+        model = WavCSEModel.from_upstream(str(folder), selected_layers=[0, 1, 2], context=context)
+        inputs = {"sampling_rate": 16_000, "return_tensors": "pt"}
+        inputs = WavCSEFeatureExtractor.from_config(model.config)(clip.load(16_000), **inputs)
+        facts = Inspector(cache.folder.parent).inspect([clip], save=False)
+        with torch.no_grad():
+            expected = model(**inputs).pooled_layers
+        np.testing.assert_allclose(cache.read([facts[0].digest], [0, 1, 2]), expected, atol=1e-5)
+
+
+def test_a_cache_from_before_the_choice_is_one_of_windows(whisper_caches, waves_corpus, built):
+    """Its description says nothing of a context, and its folder has the name of then."""
+    folder, caches = whisper_caches
+    about = caches["window"].folder / "cache.json"
+    fields = read_json(about)
+    assert fields.pop("context") == "window"
+    about.write_text(json.dumps(fields))
+    cache, report = build_cache([waves_corpus], str(folder), about.parent.parent, context="window")
+    assert (cache.folder, report.added, report.present, cache.key.context) == (about.parent, 0, 2, "window")
+    assert built.key.context is None
 
 
 def test_reading_takes_only_the_rows_and_layers_asked_for(built):

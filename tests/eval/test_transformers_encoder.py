@@ -120,6 +120,11 @@ def reference(folder: Path, clip: np.ndarray, temporal_pooling: str = "mean") ->
     return np.concatenate([layers.mean(axis=1), layers.std(axis=1)], axis=1)
 
 
+def context_of(family: str) -> dict:
+    """Whisper in windows, as transformers' feature extractor fills them; other families have no such choice."""
+    return {"context": "window"} if family == "whisper" else {}
+
+
 def counted(layers: UpstreamLayers) -> list[int]:
     """Sizes of the batches that go through the upstream from now on."""
     passes, run = [], layers.passes.pooled
@@ -135,7 +140,7 @@ def counted(layers: UpstreamLayers) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_are_the_time_means_of_the_hidden_states(family, audio_checkpoint, waves):
     folder = audio_checkpoint(family)
-    layers = UpstreamLayers(str(folder))
+    layers = UpstreamLayers(str(folder), **context_of(family))
     assert isinstance(layers.passes, PackedLayers if family in PACKED else HiddenStateLayers)
     assert (layers.num_layers, layers.layer_size, layers.sampling_rate) == (4, 32, SAMPLING_RATE)
     clips = waves(9_000, 16_001, 4_700, 16_001)
@@ -152,12 +157,23 @@ def test_layers_are_the_time_means_of_the_hidden_states(family, audio_checkpoint
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mean_and_standard_deviation(family, audio_checkpoint, waves):
     folder, clips = audio_checkpoint(family), waves(9_000, 16_001)
-    (encoder,) = build_encoders(str(folder), None, ["best_layer"], temporal_pooling="mean_std")
+    (encoder,) = build_encoders(str(folder), None, ["best_layer"], temporal_pooling="mean_std", **context_of(family))
     assert (encoder.embedding_size, encoder.identity["temporal_pooling"]) == (64, "mean_std")
     assert "temporal_pooling" not in UpstreamLayers(str(folder)).identity
     for clip, of_clip in zip(clips, encoder.embed(clips).reshape(2, 4, 64)):
         expected = reference(folder, clip, "mean_std")
         np.testing.assert_allclose(of_clip, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+
+
+def test_whisper_checkpoints_are_read_at_the_clips_own_length_unless_asked_otherwise(audio_checkpoint, waves):
+    folder, clips = str(audio_checkpoint("whisper")), waves(9_000, 16_001)
+    own, windows = UpstreamLayers(folder), UpstreamLayers(folder, context="window")
+    assert (own.identity["context"], windows.identity["context"]) == ("clip", "window")
+    whole_window = waves(32_000)
+    np.testing.assert_allclose(own.all_layers(whole_window), windows.all_layers(whole_window), rtol=1e-4, atol=1e-4)
+    assert np.abs(own.all_layers(clips) - windows.all_layers(clips)).max() > 0.01
+    with pytest.raises(ValueError, match="context is 'clip', a choice of Whisper alone; .* is of type 'hubert'"):
+        build_encoders(str(audio_checkpoint("hubert")), None, [], context="clip")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -162,7 +162,13 @@ def test_whisper_pools_the_frames_that_hold_audio(waves):
     )
     torch.manual_seed(0)
     config = WavCSEConfig(
-        upstream, [2, 1, 0], temporal_pooling="mean_std", embedding_size=8, layer_projection_size=8, do_normalize=False
+        upstream,
+        [2, 1, 0],
+        temporal_pooling="mean_std",
+        context="window",
+        embedding_size=8,
+        layer_projection_size=8,
+        do_normalize=False,
     )
     model = WavCSEModel(config).eval()
     clips = waves(9_000, 5 * 32_000 + 8_000)  # the second one in six windows of two seconds, more than go together
