@@ -74,7 +74,7 @@ class EmbedReport:
         added, present: clips that this run embedded, and those that were finished before.
         skipped: clips that could not be used.
         quiet: clips whose audio is very quiet.
-        left_out: of a folder, suffix -> how many files were taken for no audio.
+        left_out: for a folder, suffix -> how many files were left out, as not audio.
         speed: what this run computed, how fast, and how long it waited for audio.
     """
 
@@ -89,7 +89,7 @@ class EmbedReport:
 
 
 class Corpus(NamedTuple):
-    """Clips, the path of each there, and of a folder how many files of other suffixes were left out."""
+    """Clips to embed, the path that the table shows for each, and for a folder how many other files were left out."""
 
     clips: list[Clip]
     paths: list[str]

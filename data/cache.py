@@ -56,7 +56,7 @@ SHARD_INTERVAL_S = 300.0
 class Report:
     """What one run did: clips added, clips that were there already, those left out, and how fast it went.
 
-    `quiet` names the clips that were added although they are so quiet that their vectors drift to those of silence.
+    `quiet` names the clips that were added although they are so quiet that their vectors approach those of silence.
     """
 
     added: int
@@ -86,7 +86,7 @@ def build_cache(
         out: root of the caches; a folder per key is made below it.
         batch_seconds: audio per batch in seconds; a longer clip makes a batch of its own.
         dtype: "float32", or "float16" for half the space (relative error up to 4.9e-4 per value).
-        shard_mb: size of a shard in megabytes. A shard is also ended after `SHARD_INTERVAL_S`: what a kill can lose at most.
+        shard_mb: size of a shard in megabytes. A shard is also written after `SHARD_INTERVAL_S`, so that a kill loses no more.
         temporal_pooling: "mean", or "mean_std" for mean and standard deviation, which takes twice the space.
         workers: as of `embed_corpus`.
         context: of a Whisper upstream, "clip" or "window"; `None` = "clip", or that of the wavCSE model that it is taken from.

@@ -180,7 +180,7 @@ class FeatureCache:
 
 
 def _set_damaged_aside(folder: Path) -> set[Path]:
-    """Compare the checksums of all shards and set damaged ones aside; the others are returned."""
+    """Compare the checksums of all shards and set damaged ones aside; returns the others."""
 
     def damage(path: Path) -> DamagedFile | None:
         try:
@@ -200,7 +200,7 @@ def _set_damaged_aside(folder: Path) -> set[Path]:
 
 
 def open_cache(root: str | Path) -> FeatureCache:
-    """Open the only cache below `root` (or `root` itself, if it is one); those of another version are passed over.
+    """Open the only cache below `root` (or `root` itself, if it is one); caches of another version are skipped.
 
     Raises:
         ValueError: there is none, or more than one to choose from, another version made it, or it is damaged.
@@ -220,7 +220,7 @@ def open_cache(root: str | Path) -> FeatureCache:
 def _key_of_this_version(folder: Path) -> CacheKey | None:
     try:
         return CacheKey.read(folder / "cache.json")
-    except DamagedFile as error:  # not passed over: it may be the one that is meant
+    except DamagedFile as error:  # not skipped: it may be the cache that the caller wants
         raise DamagedFile(f"{error} {REPAIR}") from error
     except ValueError:
         return None

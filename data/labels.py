@@ -27,8 +27,8 @@ class TaskSource:
         disjoint_by: column whose values (speakers) may not cross splits; `None` where the task is about known ones.
         classes: outputs of the task's head, in this order; `None` = the training labels, sorted. A class without a training
             clip is an output that nothing trains, like `_silence_` in the paper's keyword spotting.
-        closed_set: whether the labels are classes, of which training must have all; False for numbers, and for speakers who
-            are to be verified.
+        closed_set: whether the labels are classes, all of which training must have; False for numbers, and for speakers to be
+            verified.
         numbers: columns, among them `label_column`, that hold numbers: "1.0" is the same label as "1" there.
     """
 
@@ -73,7 +73,7 @@ class TaskClips:
 
 
 def class_counts(task: str, classes: Sequence[str], targets: np.ndarray) -> str:
-    """A task's classes and how many clips train each, in one line: what is read before hours are spent.
+    """A task's classes and how many clips train each, in one line: for the user to check before a long run.
 
     Args:
         targets: class indices of the training clips.

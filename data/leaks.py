@@ -31,7 +31,7 @@ class ClipUses:
     """What one task, or one pre-training, does with clips; all arrays have one entry per clip, N in all.
 
     Args:
-        owner: what messages call it, such as "task 'keyword'".
+        owner: its name in messages, such as "task 'keyword'".
         clips: as the manifests list them; the same audio may be there more than once.
         splits: "train", "validation" or "test", `[N]`.
         labels: label column -> labels, `[N]`; an empty one is none.

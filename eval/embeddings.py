@@ -81,7 +81,7 @@ def embed_clips(
         batch_seconds: padded audio per batch in seconds; a longer clip makes a batch of its own.
         show_progress: show a progress bar with clips/s and audio-s/s.
         store_dir: folder that keeps embeddings; what is there is not computed again. `None` = nothing is kept.
-        inspector: one that remembers files spares reading them again.
+        inspector: if it has seen the files already, they are not read again.
         workers: as of `embed_corpus`; "auto" is for encoders that stand a fork, as those of this package do.
         device: where the encoders compute (default: on the CPU).
     """

@@ -140,7 +140,7 @@ def load_task(
 
     Args:
         trials: list of trials of a verification task, see `wavcse.eval.task`.
-        inspector: reads the files, which are compared by content; one that remembers them spares reading them again.
+        inspector: reads the files, which are compared by content; files that it has seen already are not read again.
 
     Raises:
         ValueError: no manifest has the label column; as `load_task_clips` (a column is missing or empty, a split is empty, a

@@ -33,7 +33,7 @@ img { max-width: 100%; } pre { background: #f4f4f4; padding: 1em; overflow-x: au
 
 
 def opening(title: str, picture: tuple[str, str] | None, answer: Sequence[str]) -> list[str]:
-    """How every report begins: its title, the picture that shows most, and the answer to what the reader came for.
+    """How every report begins: its title, its most telling picture, and the answer to the reader's question.
 
     Args:
         picture: title and file, relative to the report's folder; `None` where there is nothing to draw.
@@ -86,7 +86,7 @@ def write_page(path: Path, title: str, text: str) -> Path:
 def html_page(title: str, text: str, folder: Path) -> str:
     """Markdown as a page of its own: the pictures, links below `folder`, are part of it.
 
-    HTML in the Markdown is shown as text, a link that is none to the web, to mail or into the folder is none.
+    HTML in the Markdown is shown as text; links other than to the web, to mail or into the folder become plain text.
     """
     import markdown
 

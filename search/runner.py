@@ -97,7 +97,7 @@ def run_plans(
 
 
 class _Progress:
-    """Which plans wait for which fits."""
+    """Keeps track of which plans wait for which fits."""
 
     def __init__(self, plans: Mapping[Hashable, Plan], store: FitStore, fingerprint: str, bar: tqdm):
         self.plans, self.store, self.fingerprint, self.bar = plans, store, fingerprint, bar
@@ -141,7 +141,7 @@ class _Progress:
     def _show(self, name: Hashable) -> None:
         num_there = sum(key in self.results for key, _ in self.waiting[name])
         if not self.bar.disable:
-            self.bar.initial += num_there  # what was stored takes no time and says nothing about the rest
+            self.bar.initial += num_there  # stored fits take no time and would spoil the estimate for the rest
         self.bar.update(num_there)
         self.bar.set_postfix_str(next((fit.label for key, fit in self.waiting[name] if key not in self.results), ""))
 

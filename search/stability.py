@@ -22,7 +22,7 @@ def removal_ranks(rounds: Sequence[Mapping]) -> dict[int, int]:
 
 
 def consensus_order(ranks: Sequence[Mapping[int, int]]) -> list[int]:
-    """Layers from the first to go to the last to stay, by their mean rank over seeds; in a tie the higher one goes first."""
+    """Layers in the order of their removal, by their mean rank over seeds; ties remove the higher layer first."""
     return sorted(ranks[0], key=lambda layer: (np.mean([own[layer] for own in ranks]), -layer))
 
 

@@ -78,7 +78,7 @@ def do_step(step: Step, folder: Path) -> dict:
         return {**earlier, "was_there": True}
     attempts = 1 + (earlier["attempts"] if is_same and not earlier["is_done"] else 0)
     if step.own_folder is not None and earlier["fingerprint"] is not None and not is_same:
-        shutil.rmtree(step.own_folder, ignore_errors=True)  # before the record: a kill in between repeats it
+        shutil.rmtree(step.own_folder, ignore_errors=True)  # before the record: after a kill in between, again
     record = {"fingerprint": fingerprint, "command": _command(step), "is_done": False, "attempts": attempts}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, record, indent=1)
@@ -127,7 +127,7 @@ def _run_script(script: str, argv: Sequence[str]) -> int:
 
 
 class _BarsOnly(io.TextIOBase):
-    """A stderr that shows progress bars and keeps all else in the log."""
+    """A stderr that shows progress bars and sends everything else to the log."""
 
     def __init__(self, stream: TextIO, log: TextIO):
         self.stream, self.log, self.is_in_bar = stream, log, False

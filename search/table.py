@@ -40,10 +40,10 @@ class SearchTable:
 
     Attributes:
         features: float32 `[N, L, D]` on the training device.
-        composite: labels and splits; its clips are left out.
+        composite: labels and splits, without the clips.
         upstream_config: fields of the upstream that made the features.
         fingerprint: hex digits that change with any clip, label, split or upstream weight.
-        path: the file that `features` are a map of, if they are.
+        path: the file that `features` are mapped from, if any.
         groups: task -> number of each clip's speaker, `[N]`, for tasks whose splits have no speaker in common.
         layer_fields: how the features were made and pooled over time (`CacheKey.layer_fields`).
     """
@@ -152,7 +152,7 @@ def _mapped(path: Path, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _new_file(folder: Path, fingerprint: str, shape: tuple[int, int, int]) -> Path:
-    """A name that carries the process; what killed processes left is removed, and there is room for features of this shape."""
+    """Allocate a file named after this process, after removing the files of processes that were killed."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("features-*-*.f32"):
         if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):

@@ -32,7 +32,7 @@ def train_epoch_together(
     """
     started = time.perf_counter()
     for learner in reversed(learners):
-        begin_epoch(accelerator, learner, epoch)  # they draw from one stream: that of the first
+        begin_epoch(accelerator, learner, epoch)  # one stream of dropout for all: the first learner seeds it last
     totals, steps = [{} for _ in learners], 0
     streams = [epoch_batches(accelerator, learner.args, own["train"], epoch) for learner, own in zip(learners, splits)]
     for batches in zip(*streams, strict=True):
@@ -87,5 +87,5 @@ def _stacked(named: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _padded(tensors: Sequence[Tensor], value: int) -> Tensor:
-    """`[M, longest]`, filled up with `value`."""
+    """`[M, longest]`, padded with `value`."""
     return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=value)

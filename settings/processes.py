@@ -116,8 +116,8 @@ class WorkerPool(ProcessPoolExecutor):
             worker.join(timeout=1.0)
             if worker.exitcode not in (None, 0, -signal.SIGTERM):
                 how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"exit code {worker.exitcode}"
-                return f"Worker process {worker.pid} died ({how}), perhaps for want of memory"
-        return "A worker process died, perhaps for want of memory"
+                return f"Worker process {worker.pid} died ({how}), perhaps for lack of memory"
+        return "A worker process died, perhaps for lack of memory"
 
 
 @contextmanager

@@ -62,11 +62,11 @@ class AudioStore:
 def build_store(root: str | Path, paths: Iterable[Path], show_progress: bool = False, repair: bool = True) -> AudioStore:
     """Open the store of these files below `root`, decoding them first if there is none.
 
-    A file that is missing, is not audio or changes meanwhile is left out, with the reason in `AudioStore.unreadable`.
+    A file that is missing, is not audio or changes while it is read is left out, with the reason in `AudioStore.unreadable`.
 
     Args:
-        repair: read all samples once and compare their checksum; what is damaged is set aside and made anew. Of several
-            processes one does.
+        repair: read all samples once and compare their checksum; a damaged store is set aside and made again. Only one of
+            several processes does this.
 
     Raises:
         ValueError: no file can be read.

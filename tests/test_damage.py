@@ -78,7 +78,7 @@ def values_of(root):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_is_refused_by_readers_and_made_anew_by_the_builder(
+def test_a_damaged_shard_is_refused_by_readers_and_made_again_by_the_builder(
     damage, cache_root, built, toy_corpus, upstream_folder, capsys
 ):
     expected = values_of(built)
@@ -113,7 +113,7 @@ def test_shards_of_an_earlier_version_are_read_as_they_are(cache_root, built):
     np.testing.assert_array_equal(values_of(cache_root), expected)
 
 
-def test_a_damaged_description_of_a_cache_is_written_anew_by_the_builder(
+def test_a_damaged_description_of_a_cache_is_written_again_by_the_builder(
     cache_root, built, toy_corpus, upstream_folder, capsys
 ):
     (about,) = cache_root.glob("*/cache.json")
@@ -164,7 +164,7 @@ def test_a_full_disk_stops_the_cache_with_one_line_and_the_same_command_continue
 @pytest.mark.parametrize(
     "content", [b"{", b'{"/a.wav": {"stamp": [1, 2], "digest": "0", "duration_s": 1}, "crc32": "00000000"}']
 )
-def test_damaged_facts_of_files_are_gathered_anew(content, cache_root, toy_corpus, capsys):
+def test_damaged_facts_of_files_are_gathered_again(content, cache_root, toy_corpus, capsys):
     expected = json.loads((cache_root / "digests.json").read_text())
     (cache_root / "digests.json").write_bytes(content)
     facts = Inspector(cache_root).inspect(Manifest(toy_corpus).clips)
@@ -396,7 +396,7 @@ def test_damaged_embeddings_of_an_evaluation_are_set_aside_and_their_clips_are_m
     assert out.tolist() == [[98, 98]]
 
 
-def test_a_damaged_record_of_an_evaluation_is_evaluated_anew_and_never_shown(tmp_path, capsys):
+def test_a_damaged_record_of_an_evaluation_is_evaluated_again_and_never_shown(tmp_path, capsys):
     add_result(tmp_path, "gender", "gender", "e", planted(np.random.default_rng(0), "gender", 0.1), "x")
     path = tmp_path / "results" / "gender__e.json"
     result = replace(read_result(path), key="k", note="0.9312")

@@ -179,7 +179,7 @@ def test_a_worker_that_is_killed_is_one_line_and_the_same_command_continues(
     monkeypatch.setattr(Embedder, "_check", lambda self: None)
     assert main([*command, "--device", "cpu"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("wavcse embed: ")]
-    assert "died (SIGKILL), perhaps for want of memory, in one of the batches that begin with " in line
+    assert "died (SIGKILL), perhaps for lack of memory, in one of the batches that begin with " in line
     assert not out.exists()
     assert main([*command, "--device", "cpu"]) == 0
     said = capsys.readouterr().out

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Package or program -> what it may import beside itself. Lower floors come first: a name may only have names above it.
+# Package or program -> what it may import beside itself. Lower layers come first: a name may import only names above it.
 ALLOWED = {
     "root": "",  # what travels to the Hub: *_wavcse.py, and __init__.py
     "settings": "",
@@ -70,7 +70,7 @@ def _owner_of_name(name: str) -> str:
 FILES = [path for path in modules() if owner(path) not in FREE]
 
 
-def test_all_packages_have_their_floor():
+def test_every_package_has_its_row():
     assert {owner(path) for path in FILES} == set(ALLOWED)
 
 

@@ -1,4 +1,4 @@
-"""What the repository says of the weights in its root, made anew; `tools/arguments.py` says what that is."""
+"""Generates what the repository says of the weights in its root: README, card and figures (see `tools/arguments.py`)."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def rendered(root: Path) -> dict[Path, str]:
 
 
 def update(root: Path, check: bool = False) -> None:
-    """Write the files of `root` anew; with `check` only compare, and raise ValueError if one of them is out of date."""
+    """Write the generated files of `root`; with `check` only compare, and raise ValueError if one of them is out of date."""
     wanted = rendered(root)
     found = {path.relative_to(root): path for path in (root / README, root / CARD, *(root / FIGURES).glob("*.yaml"))}
     stale = [name for name in sorted({*wanted, *found}) if wanted.get(name) != _text(root / name)]

@@ -138,7 +138,7 @@ def test_a_killed_worker_is_named_and_what_was_found_before_is_passed_on():
 
     one = CorpusPass(batches_by_length(clips_of(40), 6.0), load, last_one_dies, workers=2)
     found = []
-    with pytest.raises(WorkerDied, match=r"^Worker process \d+ died \(SIGKILL\), perhaps for want of memory, in one of the "):
+    with pytest.raises(WorkerDied, match=r"^Worker process \d+ died \(SIGKILL\), perhaps for lack of memory, in one of the "):
         found.extend(item.row for clips, _ in one for item in clips)
     assert len(found) > 25
     assert not multiprocessing.active_children()

@@ -231,7 +231,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_it_has(run, copied, monkeyp
 
 
 @pytest.mark.parametrize("change", [("--seeds", "1"), ("--note", "another"), ("--overwrite",)])
-def test_other_settings_are_computed_anew(change, run, copied, monkeypatch):
+def test_other_settings_are_computed_again(change, run, copied, monkeypatch):
     folder, _ = run
     dates = {}
     for name, text in contents(copied).items():

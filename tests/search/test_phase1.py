@@ -320,7 +320,7 @@ def test_a_bad_configuration_is_refused_in_one_line(settings, whole, changes, me
     assert message in error
 
 
-def test_the_door(tmp_path):
+def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path):
     done = run_python("-m", "wavcse.search.phase1", tmp_path / "absent.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "absent.yaml: cannot be read as YAML" in done.stderr

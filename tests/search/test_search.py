@@ -424,7 +424,7 @@ def test_the_benchmark_runs(capsys, monkeypatch):
 # -- mistakes
 
 
-def test_labels_that_changed_are_trained_on_anew_by_the_step_and_a_kill_is_continued(search_recipe, toy_corpus, tmp_path):
+def test_labels_that_changed_are_trained_on_again_by_the_step_and_a_kill_is_continued(search_recipe, toy_corpus, tmp_path):
     table = pd.read_csv(toy_corpus, dtype=str, keep_default_na=False)
     table["file_name"] = [str(toy_corpus.parent / name) for name in table["file_name"]]
     table.to_csv(tmp_path / "manifest.csv", index=False)

@@ -32,7 +32,7 @@ def program(error, continues=True):
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
-def test_every_program_goes_through_the_one_door(module):
+def test_every_program_is_run_by_command_line(module):
     assert importlib.import_module(module).main.__wrapped__
 
 

@@ -94,7 +94,7 @@ def test_a_worker_that_dies_is_named_with_the_signal():
         words = pool.death().split()
         assert words[:2] == ["Worker", "process"]
         assert int(words[2]) in numbers
-        assert " ".join(words[3:]) == "died (SIGKILL), perhaps for want of memory"
+        assert " ".join(words[3:]) == "died (SIGKILL), perhaps for lack of memory"
     assert gone(numbers)
 
 

@@ -135,7 +135,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(text, message):
     assert len(str(refusal.value)) < 400
 
 
-def test_all_programs_read_recipes_through_the_same_door(tmp_path):
+def test_all_programs_read_recipes_the_same_way(tmp_path):
     path = recipe(tmp_path, "note: a\nnote: b\n")
     for parse in (TRAIN.parse, PRETRAIN.parse, FINETUNE.parse, EVAL.parse, lambda argv: read_config(argv[0])):
         with pytest.raises(ValueError, match=r"recipe\.yaml: cannot be read as YAML \('note' is given twice at line 2"):
