@@ -88,7 +88,7 @@ class EmbedReport:
     speed: PassReport
 
 
-class Corpus(NamedTuple):
+class ListedCorpus(NamedTuple):
     """Clips to embed, the path that the table shows for each, and for a folder how many other files were left out."""
 
     clips: list[Clip]
@@ -175,7 +175,7 @@ def embed_corpus(
     return EmbedReport(*_shape(out), added, len(usable) - added, skipped, quiet, left_out, speed)
 
 
-def clips_of(corpus: str | Path) -> Corpus:
+def clips_of(corpus: str | Path) -> ListedCorpus:
     """The clips of a manifest, or of all audio files below a folder in the order of their paths.
 
     Raises:
@@ -184,12 +184,12 @@ def clips_of(corpus: str | Path) -> Corpus:
     corpus = Path(corpus)
     if not corpus.is_dir():
         manifest = Manifest(corpus)
-        return Corpus(manifest.clips, list(manifest.column("file_name")), {})
+        return ListedCorpus(manifest.clips, list(manifest.column("file_name")), {})
     files, left_out = read_audio_folder(corpus)
     if not files:
         others = "".join(f"; {line}" for line in left_out_in_words(left_out))
         raise ValueError(f"{corpus}: holds no audio files ({', '.join(AUDIO_SUFFIXES)}){others}.")
-    return Corpus([Clip(name, path) for name, path in files.items()], list(files), left_out)
+    return ListedCorpus([Clip(name, path) for name, path in files.items()], list(files), left_out)
 
 
 class Embedder:

@@ -33,7 +33,7 @@ from wavcse.training.run import Learner
 
 
 @dataclass
-class Bench:
+class TrainingBench:
     """A model, its accelerator and its training clips."""
 
     config: WavCSEConfig
@@ -52,7 +52,7 @@ def flops_per_clip(config: WavCSEConfig) -> float:
     return 2 * (2 * first + 3 * later)
 
 
-def make_bench(num_clips: int, num_layers: int, batch_size: int, device: str) -> Bench:
+def make_bench(num_clips: int, num_layers: int, batch_size: int, device: str) -> TrainingBench:
     """A model on random features; every clip has a label of one task, as in the paper's composite set."""
     targets = draw_labels(num_clips, dict.fromkeys(CLASSES, 1))
     labels = {name: list(map(str, range(count))) for name, count in CLASSES.items()}
@@ -63,10 +63,10 @@ def make_bench(num_clips: int, num_layers: int, batch_size: int, device: str) ->
     features = torch.randn(num_clips, num_layers, config.upstream_config.hidden_size, device=accelerator.device)
     composite = CompositeSet([], labels, {"train": targets})
     split = SplitFeatures(MemoryTable(features), composite, "train", accelerator.device)
-    return Bench(config, accelerator, new_learner(args, config, accelerator.device), split)
+    return TrainingBench(config, accelerator, new_learner(args, config, accelerator.device), split)
 
 
-def our_epoch(bench: Bench, epoch: int) -> None:
+def our_epoch(bench: TrainingBench, epoch: int) -> None:
     """As `training.loop.train_epoch` feeds its steps."""
     args = bench.learner.args
     order = epoch_order(len(bench.split), 0, epoch, args.batch_size, drop_last=True)
@@ -74,7 +74,7 @@ def our_epoch(bench: Bench, epoch: int) -> None:
         train_step(bench.accelerator, bench.learner, batch)
 
 
-def dataloader_epoch(bench: Bench, loader: DataLoader) -> None:
+def dataloader_epoch(bench: TrainingBench, loader: DataLoader) -> None:
     """The same steps from a DataLoader that collates clip by clip."""
     device = bench.accelerator.device
     for features, *of_tasks in loader:

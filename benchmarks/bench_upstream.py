@@ -41,7 +41,7 @@ from wavcse.benchmarks.measure import (
 )
 from wavcse.benchmarks.memory import QUICK_FACTOR, measure_memory
 from wavcse.benchmarks.report import markdown_of, plot, run_table
-from wavcse.benchmarks.rivals import ORDINARY, Bench, Variant, all_variants, make_bench
+from wavcse.benchmarks.rivals import ORDINARY, Contender, UpstreamBench, all_variants, make_bench
 from wavcse.benchmarks.workloads import WORKLOADS, Workload, total_flop, waveforms
 from wavcse.data.files import json_text
 
@@ -49,14 +49,14 @@ RESULTS = Path(__file__).parent / "results"
 WARM_UP_SAMPLES = 8_000
 
 
-def limit_audio_s_per_s(bench: Bench, variant: Variant, clips: Sequence[Tensor], rates: dict[str, float]) -> float:
+def limit_audio_s_per_s(bench: UpstreamBench, variant: Contender, clips: Sequence[Tensor], rates: dict[str, float]) -> float:
     """Audio seconds per second if the variant's products ran at the measured rates and everything else took no time."""
     flop = total_flop(bench.config, clips, variant.num_blocks, packed=not variant.is_rival)
     seconds = sum(flop[part] / rates[variant.precision_of[part]] for part in flop)
     return sum(len(clip) for clip in clips) / 16_000 / seconds
 
 
-def fastest_batch_size(variant: Variant, clips: Sequence[Tensor], device: torch.device) -> int | None:
+def fastest_batch_size(variant: Contender, clips: Sequence[Tensor], device: torch.device) -> int | None:
     """The best of the variant's batch sizes on these clips; one that does not fit the memory does not count."""
     sizes = [size for size in variant.batch_sizes if size is None or size <= len(clips)] or [len(clips)]
     if len(sizes) == 1:
@@ -70,7 +70,7 @@ def fastest_batch_size(variant: Variant, clips: Sequence[Tensor], device: torch.
     return min(seconds, key=seconds.get)
 
 
-def measure_workload(bench: Bench, variants: Sequence[Variant], workload: Workload, rounds: int) -> dict[str, Any]:
+def measure_workload(bench: UpstreamBench, variants: Sequence[Contender], workload: Workload, rounds: int) -> dict[str, Any]:
     """All variants on one workload in interleaved rounds, their outputs compared with the ordinary recipe's.
 
     The product rate is measured again in every round: on a shared machine it changes, and the share of the limit must not.
@@ -86,7 +86,7 @@ def measure_workload(bench: Bench, variants: Sequence[Variant], workload: Worklo
             variant.run(clips, sizes[variant.name])
     outputs: dict[str, Tensor] = {}
 
-    def runner(variant: Variant):
+    def runner(variant: Contender):
         def run() -> None:
             outputs[variant.name] = variant.run(clips, sizes[variant.name])
 

@@ -37,7 +37,7 @@ TINY_LAYERS = (0, 1, 3)
 
 
 @dataclass(frozen=True)
-class Variant:
+class Contender:
     """One way to compute the pooled layers.
 
     `run(waveforms, batch_size)` gives `[B, K, D]`. `batch_sizes` are tried before a workload, and the fastest is timed
@@ -62,7 +62,7 @@ class Variant:
 
 
 @dataclass
-class Bench:
+class UpstreamBench:
     """The upstream in full and truncated to what the selected layers need, on shared weights."""
 
     full: PreTrainedModel
@@ -77,7 +77,7 @@ class Bench:
         return self.full.config
 
 
-def make_bench(quick: bool, device: torch.device) -> Bench:
+def make_bench(quick: bool, device: torch.device) -> UpstreamBench:
     """WavLM-Large (`quick`: a tiny shape) with random weights and the paper's selection of layers."""
     layers = TINY_LAYERS if quick else PAPER_LAYERS
     full = _random_upstream(_config(quick)).to(device)
@@ -87,7 +87,7 @@ def make_bench(quick: bool, device: torch.device) -> Bench:
         truncated = AutoModel.from_config(config)
     # Own modules on shared weights: transformers hooks the modules, and a second model with the same ones hooks them twice.
     truncated.load_state_dict(full.state_dict(), strict=False, assign=True)
-    return Bench(full, truncated.eval().requires_grad_(False), layers, device, QUICK_GEMM_ROWS if quick else GEMM_ROWS)
+    return UpstreamBench(full, truncated.eval().requires_grad_(False), layers, device, QUICK_GEMM_ROWS if quick else GEMM_ROWS)
 
 
 def _config(quick: bool) -> PretrainedConfig:
@@ -108,7 +108,7 @@ def _random_upstream(config: PretrainedConfig) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def stacked_states(bench: Bench, waveforms: Sequence[Tensor], always_mask: bool) -> Tensor:
+def stacked_states(bench: UpstreamBench, waveforms: Sequence[Tensor], always_mask: bool) -> Tensor:
     """The ordinary recipe: pad, run every block, keep all hidden states, stack the wanted ones, mean over real frames."""
     lengths = torch.tensor([len(waveform) for waveform in waveforms])
     padded = nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True).to(bench.device)
@@ -123,7 +123,7 @@ def stacked_states(bench: Bench, waveforms: Sequence[Tensor], always_mask: bool)
     return (stacked * real[:, None, :, None]).sum(dim=2) / frames[:, None, None]
 
 
-def hooked_means(bench: Bench, waveforms: Sequence[Tensor]) -> Tensor:
+def hooked_means(bench: UpstreamBench, waveforms: Sequence[Tensor]) -> Tensor:
     """The best plain use: no more blocks than needed, hooks keep time means only; clips of a call are padded."""
     lengths = torch.tensor([len(waveform) for waveform in waveforms])
     padded = nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True).to(bench.device)
@@ -153,7 +153,7 @@ def in_batches(
     return torch.cat(parts)[torch.tensor(list(order)).argsort()]
 
 
-def rivals(bench: Bench) -> list[Variant]:
+def rivals(bench: UpstreamBench) -> list[Contender]:
     """transformers in float32; on a GPU, the sorted ones under bfloat16 autocast, their fastest setting."""
     on_gpu = bench.device.type == "cuda"
     low = "bfloat16" if on_gpu else "float32"
@@ -174,7 +174,7 @@ def rivals(bench: Bench) -> list[Variant]:
 
     num_blocks, truncated = bench.config.num_hidden_layers, max(bench.layers)
     return [
-        Variant(
+        Contender(
             ORDINARY,
             f"HF{num_blocks} padded",
             True,
@@ -184,7 +184,7 @@ def rivals(bench: Bench) -> list[Variant]:
             max_relative_error=1e-5,
             batch_sizes=sweep if on_gpu else (ORDINARY_BATCH,),
         ),
-        Variant(
+        Contender(
             "sorted",
             f"HF{num_blocks} sorted{suffix}",
             True,
@@ -194,7 +194,7 @@ def rivals(bench: Bench) -> list[Variant]:
             batch_sizes=sweep,
             **tolerance,
         ),
-        Variant(
+        Contender(
             "hooks",
             f"HF{truncated} + hooks, {'sorted' if on_gpu else 'one by one'}{suffix}",
             True,
@@ -207,13 +207,13 @@ def rivals(bench: Bench) -> list[Variant]:
     ]
 
 
-def ours(bench: Bench) -> list[Variant]:
+def ours(bench: UpstreamBench) -> list[Contender]:
     """The packed path in its three precisions."""
     tolerances = {"float32": {"max_relative_error": 1e-5}, "bfloat16": {"min_cosine": 0.9998}, "int8": {"min_cosine": 0.9995}}
     return [_packed_variant(bench, precision, tolerance) for precision, tolerance in tolerances.items()]
 
 
-def _packed_variant(bench: Bench, precision: str, tolerance: dict[str, float]) -> Variant:
+def _packed_variant(bench: UpstreamBench, precision: str, tolerance: dict[str, float]) -> Contender:
     packed: list[PackedUpstream] = []  # made at the first call: a memory measurement wants only one of the three
     window_frames = int(count_frames(torch.tensor(round(WINDOW_S * 16_000)), bench.config))
 
@@ -226,13 +226,13 @@ def _packed_variant(bench: Bench, precision: str, tolerance: dict[str, float]) -
 
     low = "float32" if precision == "float32" else "bfloat16"
     precision_of = {"stem": low, "position": "float32", "linear": precision, "attention": low}
-    return Variant(precision, f"wavCSE {precision}", False, run, max(bench.layers), precision_of, **tolerance)
+    return Contender(precision, f"wavCSE {precision}", False, run, max(bench.layers), precision_of, **tolerance)
 
 
 def _everywhere(precision: str) -> dict[str, str]:
     return dict.fromkeys(("stem", "position", "linear", "attention"), precision)
 
 
-def all_variants(bench: Bench) -> list[Variant]:
+def all_variants(bench: UpstreamBench) -> list[Contender]:
     """Rivals first; the first of them, the ordinary recipe in float32, is the reference."""
     return [*rivals(bench), *ours(bench)]

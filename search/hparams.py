@@ -38,7 +38,7 @@ from wavcse.search.runner import Fit, FitError, at_hand, first_divergence, fit_a
 from wavcse.search.stability import moments_of, paired_difference
 from wavcse.search.store import FitStore
 from wavcse.search.study import (
-    Objective,
+    StudyObjective,
     database_errors,
     finished,
     importances,
@@ -98,7 +98,7 @@ def search_hparams(
     base = grid[_best_point(found)]
     # Another best point or other data start a study of their own: trials of two recipes cannot be compared.
     name = f"{store.key(base, table.fingerprint)}-{seeds}"
-    objective = Objective(base, seeds, output_dir / "hparams.sqlite", name)
+    objective = StudyObjective(base, seeds, output_dir / "hparams.sqlite", name)
     set_damaged_database_aside(objective.path)
     with database_errors(objective.path):
         study = open_study(objective)
@@ -150,7 +150,13 @@ def _fit_seeds(
 
 
 def _run_trials(
-    study: optuna.Study, table: SearchTable, store: FitStore, objective: Objective, trials: int, workers: int, is_shown: bool
+    study: optuna.Study,
+    table: SearchTable,
+    store: FitStore,
+    objective: StudyObjective,
+    trials: int,
+    workers: int,
+    is_shown: bool,
 ) -> None:
     """Trials until so many are finished, here or in workers."""
     places = range(len(finished(study)), trials)
@@ -173,7 +179,7 @@ def _recipe_first(study: optuna.Study, args: RunArguments) -> list[FrozenTrial]:
 
 
 def _in_workers(
-    places: Sequence[int], table: SearchTable, store: FitStore, objective: Objective, workers: int
+    places: Sequence[int], table: SearchTable, store: FitStore, objective: StudyObjective, workers: int
 ) -> Iterator[None]:
     if not places:
         return
@@ -187,12 +193,12 @@ def _in_workers(
             yield
 
 
-def _work(place: int, objective: Objective) -> None:
+def _work(place: int, objective: StudyObjective) -> None:
     with database_errors(objective.path):
         run_trial(open_study(objective), place, *at_hand(), objective)
 
 
-def _report(table: SearchTable, objective: Objective, trials: Sequence[FrozenTrial], runs: Mapping[str, Runs]) -> dict:
+def _report(table: SearchTable, objective: StudyObjective, trials: Sequence[FrozenTrial], runs: Mapping[str, Runs]) -> dict:
     args, space = objective.args, search_space(objective.args)
     best, recipe = (moments_of(runs[name]) for name in ("best", "recipe"))
     return {

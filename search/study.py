@@ -55,7 +55,7 @@ def search_space(args: RunArguments) -> dict[str, BaseDistribution]:
 
 
 @dataclass(frozen=True)
-class Objective:
+class StudyObjective:
     """What a study optimises: this recipe over so many seeds; the study is the one of this name in a SQLite file."""
 
     args: RunArguments
@@ -90,7 +90,7 @@ def database_errors(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number) if number == errno.ENOSPC else str(cause), str(path)) from error
 
 
-def open_study(objective: Objective) -> optuna.Study:
+def open_study(objective: StudyObjective) -> optuna.Study:
     """The objective's study, made if it is not there, with the recipe's own settings queued unless they are in it."""
     args, options = objective.args, {"connect_args": {"timeout": WAIT_FOR_FILE_S}}
     storage = optuna.storages.RDBStorage(f"sqlite:///{objective.path}", engine_kwargs=options)
@@ -142,7 +142,7 @@ def _is_alive(trial: FrozenTrial) -> bool:
         return False
 
 
-def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitStore, objective: Objective) -> None:
+def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitStore, objective: StudyObjective) -> None:
     """Sample settings, fit them with every seed, tell the study.
 
     Finished fits are in the store, and what is there is not fitted again. The pruner looks at every epoch, but never ends
@@ -173,7 +173,7 @@ def run_trial(study: optuna.Study, place: int, table: SearchTable, store: FitSto
         raise FitError(f"trial {place}, {trial.params}: {type(error).__name__}: {error}") from error
 
 
-def _value(trial: optuna.Trial, table: SearchTable, store: FitStore, objective: Objective) -> float:
+def _value(trial: optuna.Trial, table: SearchTable, store: FitStore, objective: StudyObjective) -> float:
     """Mean over seeds of the validation accuracy. Seeds train together on a GPU, one after another on a CPU."""
     args = replace(objective.args, **trial.params)
     may_prune = trial.params != recipe_settings(objective.args)

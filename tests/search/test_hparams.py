@@ -22,7 +22,7 @@ from wavcse.search.hparams import main, search_hparams
 from wavcse.search.runner import FitError
 from wavcse.search.store import FitStore
 from wavcse.search.study import (
-    Objective,
+    StudyObjective,
     database_errors,
     finished,
     open_study,
@@ -131,7 +131,7 @@ def test_a_continued_search_does_what_a_long_one_does(planted, search_recipe, tm
 
 def test_only_trials_whose_process_is_gone_are_queued_again(search_recipe, tmp_path):
     args = RunArguments(**search_recipe)
-    own = open_study(Objective(args, 1, tmp_path / "hparams.sqlite", "a"))
+    own = open_study(StudyObjective(args, 1, tmp_path / "hparams.sqlite", "a"))
     space = search_space(args)
     lost, running, empty = own.ask(space), own.ask(space), own.ask()
     process = study.psutil.Process()
@@ -148,7 +148,7 @@ def test_the_recipe_is_found_wherever_a_kill_left_it_and_is_never_pruned(planted
     args = RunArguments(**{**search_recipe, "l1": 0.0, "l2": 1e2, "embedding_dropout": 0.9})
     grid = {"batch_sizes": [16], "learning_rates": [args.learning_rate]}
     table, store, path = read_table(args), FitStore(tmp_path / "fits"), tmp_path / "hparams.sqlite"
-    objective = Objective(args, 1, path, f"{store.key(args, table.fingerprint)}-1")
+    objective = StudyObjective(args, 1, path, f"{store.key(args, table.fingerprint)}-1")
     own, space = open_study(objective), search_space(args)
     lost = own.ask(space)
     good = {name: getattr(args, name) for name in space} | {"l1": 1e-7, "embedding_dropout": 0.1}
@@ -301,7 +301,7 @@ def test_a_stored_fit_that_diverged_prunes_its_trial_again(search_recipe, tmp_pa
     args = RunArguments(**{**search_recipe, "num_epochs": 2, "learning_rate": 1e30})
     table, store = read_table(args), FitStore(tmp_path / "fits")
     for name in ("first", "second"):
-        objective = study.Objective(args, 2, tmp_path / "study.db", name)
+        objective = study.StudyObjective(args, 2, tmp_path / "study.db", name)
         own = study.open_study(objective)
         with pytest.raises(FitError, match="diverged in epoch 1"):
             study.run_trial(own, 0, table, store, objective)
@@ -312,7 +312,7 @@ def test_a_stored_fit_that_diverged_prunes_its_trial_again(search_recipe, tmp_pa
 
 def test_a_damaged_database_is_set_aside_and_a_full_disk_names_it(tmp_path, capsys):
     path = tmp_path / "hparams.sqlite"
-    objective = Objective(RunArguments(save_hub=False), 1, path, "a")
+    objective = StudyObjective(RunArguments(save_hub=False), 1, path, "a")
     open_study(objective)
     set_damaged_database_aside(path)
     assert path.exists()

@@ -462,7 +462,7 @@ def test_a_trial_that_diverges_is_pruned_and_the_study_goes_on(tmp_path):
     study_module = pytest.importorskip("wavcse.search.study")
     table = planted({"keyword": [2], "speaker": [5]})
     table.features[0, 2] = float("inf")
-    objective = study_module.Objective(arguments(num_epochs=2, selected_layers=[2, 5]), 1, tmp_path / "study.db", "s")
+    objective = study_module.StudyObjective(arguments(num_epochs=2, selected_layers=[2, 5]), 1, tmp_path / "study.db", "s")
     study = study_module.open_study(objective)
     with pytest.raises(FitError, match="the recipe's own trial, which the others are measured against: the training diverged"):
         study_module.run_trial(study, 0, table, FitStore(tmp_path / "fits"), objective)
