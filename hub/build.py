@@ -12,6 +12,7 @@ from wavcse.hub_repository_wavcse import CODE_FILES, complete_repository, reposi
 
 # What an evaluation that wrote beside the weights knows of people's voices; it is not published with them.
 PRIVATE_RESULTS = ("embeddings", "predictions")
+OF_A_CHECKOUT = ("LICENSE", "config.json", "model.safetensors", "preprocessor_config.json")
 REMADE = (*CODE_FILES, "config.json", "preprocessor_config.json")
 
 
@@ -27,7 +28,7 @@ def build_repository(source: PushSource, folder: Path, repo_id: str, **given: An
     Raises:
         ValueError: the model folder holds a file that must not be published.
     """
-    for name, path in repository_files(source.model).items():
+    for name, path in published_files(source).items():
         if not (name in REMADE or name.startswith(".eval_results/") or _is_former(source, name) or _is_private(source, path)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
@@ -37,6 +38,13 @@ def build_repository(source: PushSource, folder: Path, repo_id: str, **given: An
 
         write_eval_results(folder, figures_of(source.own))
     return write_card(folder, source.config, repo_id, metadata_of(source, repo_id, **given), sections_of(source))
+
+
+def published_files(source: PushSource) -> dict[str, Path]:
+    """Path in the repository -> file, of what the model folder gives; of a checkout of this repository only the model."""
+    if source.is_checkout:
+        return {name: source.model / name for name in OF_A_CHECKOUT if (source.model / name).is_file()}
+    return repository_files(source.model)
 
 
 def _is_former(source: PushSource, name: str) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -31,6 +32,13 @@ from wavcse.reports.page import fenced, markdown_table
 from wavcse.settings.command import DONE
 
 DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Title of the card -> sections of a `card.md` that stand there.
+SECTIONS_OF_CARD = {
+    "Model details": ["The model"],
+    "Evaluation": ["What it is good for"],
+    "Bias, risks and limits": ["Limits"],
+    "Training details": ["What it was trained on", "How it was trained"],
+}
 HIDDEN_SETTINGS = ("tasks", "cache_dir")  # the first has a table of its own, the second is a place on one machine
 
 
@@ -42,8 +50,8 @@ def metadata_of(source: PushSource, model_id: str, **given: Any) -> dict[str, An
         given: fields that somebody states (`license` and its `license_name` and `license_link`, `language`, `base_model`,
             `tags`); they win, `None` is not said.
     """
-    found: dict[str, Any] = {}
-    if source.training:
+    found: dict[str, Any] = _header_of_checkout(source.model) if source.is_checkout else {}
+    if source.training and not source.is_checkout:
         found["base_model"] = base_model_of(source.training["config"])
         found["language"] = languages_of(source.training["config"])
     if source.own:
@@ -58,7 +66,10 @@ def metadata_of(source: PushSource, model_id: str, **given: Any) -> dict[str, An
 
 
 def sections_of(source: PushSource) -> dict[str, str]:
-    """Markdown per title of the card, from the result files alone."""
+    """Markdown per title of the card, from the result files alone; of a model that has its own sections, these."""
+    own = source.card_sections()
+    if own:
+        return {title: "\n\n".join(own[name] for name in names if name in own) for title, names in SECTIONS_OF_CARD.items()}
     sections = {}
     if source.records:
         sections["Evaluation"] = evaluation_section(source)
@@ -68,6 +79,12 @@ def sections_of(source: PushSource) -> dict[str, str]:
     if source.training:
         sections["Training details"] = training_section(source.training)
     return sections
+
+
+def _header_of_checkout(root: Path) -> dict[str, Any]:
+    """Languages and tags as the README.md of this repository has them, which is a card too."""
+    header = ModelCard.load(root / "README.md", ignore_metadata_errors=True).data.to_dict()
+    return {"language": header.get("language"), "tags": [tag for tag in header["tags"] if tag.startswith("wavcse-")]}
 
 
 def base_model_of(config: Mapping[str, Any]) -> str | None:

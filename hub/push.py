@@ -87,7 +87,7 @@ def push(
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / repo_id.rpartition("/")[2]
         folder.mkdir()
-        left_out = left_out_files(source.model)
+        left_out = {} if source.is_checkout else left_out_files(source.model)
         generated = build_repository(source, folder, repo_id, **given)
         check_header(folder / "README.md")
         difference = verify_repository(folder, source.model)

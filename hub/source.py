@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from wavcse.eval.results import Result
 
 RESULT_FILES = "*__*.json"
+OWN_RESULTS = Path("results") / "tiny"  # in a checkout of this repository: what is known of the model in its root
+CARD = "card.md"  # among results: the sections of a card that was made for one model (`tools/readme.py`)
 TRAINING_RESULT = "phase1.json"
 TRAINING_FIELDS = ("tasks", "best_epoch", "num_epochs", "train_seconds", "num_processes", "device", "config", "versions")
 
@@ -44,13 +46,34 @@ class PushSource:
     own: list[Result]
     training: dict[str, Any] | None
 
+    @property
+    def is_checkout(self) -> bool:
+        """Whether the model is the one in the root of this repository, of which only the model is published."""
+        return _is_checkout(self.model)
+
+    def card_sections(self) -> dict[str, str]:
+        """Markdown per title of the `card.md` beside the results; none if there is no such file.
+
+        Raises:
+            ValueError: it is about other weights.
+        """
+        path = self.results / CARD
+        if not path.is_file():
+            return {}
+        text = path.read_text(encoding="utf-8")
+        if self.sha256 not in text:
+            raise ValueError(f"{path}: is about other weights; run `python -m wavcse.tools.readme`, or name other --results.")
+        titled = (section.partition("\n") for section in text.split("\n## ")[1:])
+        return {title: body.strip() for title, _, body in titled}
+
 
 def read_source(run: str | Path, results: str | Path | None = None) -> PushSource:
     """Find the model and its results.
 
     Args:
         run: a run folder (its `hub/` is the model), or the folder of a saved model.
-        results: folder that `wavcse eval` wrote, with `results/*.json`; the run folder if not given.
+        results: folder that `wavcse eval` wrote, with `results/*.json`; if not given, the run folder, or `OWN_RESULTS` of a
+            checkout.
 
     Raises:
         ValueError: there is no wavCSE model, its weights are not finite, a result file cannot be read, or the results are of
@@ -61,7 +84,7 @@ def read_source(run: str | Path, results: str | Path | None = None) -> PushSourc
     config = _read_config(run, model)
     sha256 = SavedModel(str(model)).weights_sha256()
     _refuse_non_finite(model)
-    place = Path(results or run)
+    place = Path(results or (run / OWN_RESULTS if _is_checkout(run) else run))
     records = _read_records(place, required=results is not None)
     return PushSource(
         model=model,
@@ -70,8 +93,12 @@ def read_source(run: str | Path, results: str | Path | None = None) -> PushSourc
         results=place,
         records=records,
         own=_own_records(records, sha256, place),
-        training=read_training(run / "results" / TRAINING_RESULT),
+        training=read_training(place / TRAINING_RESULT) or read_training(run / "results" / TRAINING_RESULT),
     )
+
+
+def _is_checkout(folder: Path) -> bool:
+    return (folder / "setup.py").is_file() and (folder / OWN_RESULTS).is_dir()
 
 
 def _read_config(run: Path, model: Path) -> WavCSEConfig:

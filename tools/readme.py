@@ -18,6 +18,7 @@ import yaml
 from wavcse.data.files import write_atomically
 from wavcse.eval.table import Row, metric_words, rows_of, shown, shown_interval, size_words
 from wavcse.hub.figures import figures_of, write_eval_results
+from wavcse.hub.source import CARD as CARD_FILE
 from wavcse.hub_repository_wavcse import GENERATED, card_header, inert
 from wavcse.reports.page import markdown_table
 from wavcse.settings.command import DONE
@@ -25,7 +26,7 @@ from wavcse.tools.tiny import RESULTS, TinySource, read_tiny
 from wavcse.tools.tiny_sections import languages_in, tiny_sections
 
 README = "README.md"
-CARD = RESULTS / "card.md"
+CARD = RESULTS / CARD_FILE
 FIGURES = Path(".eval_results")
 NAME = "wavcse-tiny"
 BEGIN, END = f"<!-- {NAME}: begin -->", f"<!-- {NAME}: end -->"

@@ -9,15 +9,15 @@ results/tiny/data.json                        what they were trained on (`tools/
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wavcse.data.files import read_result
-from wavcse.hub.source import TRAINING_RESULT, PushSource, read_source, read_training
+from wavcse.hub.source import OWN_RESULTS, TRAINING_RESULT, PushSource, read_source
 from wavcse.tools.training_data import PERMISSIVE
 
-RESULTS = Path("results") / "tiny"
+RESULTS = OWN_RESULTS
 TABLE, DATA = "results.md", "data.json"
 PRETRAINING = "pretraining_{}.json"
 PRETRAINING_FIELDS = (
@@ -61,7 +61,7 @@ def read_tiny(root: Path) -> TinySource:
         ValueError: weights or results are missing or broken, or results are of other weights.
     """
     results = root / RESULTS
-    push = replace(read_source(root, results), training=read_training(results / TRAINING_RESULT))
+    push = read_source(root, results)
     if push.training is None:
         raise ValueError(f"{results / TRAINING_RESULT}: there is no such file; install the model with `wavcse.tools.install`.")
     refuse_stale(push)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ import yaml
 import wavcse
 from wavcse.data.files import read_json
 from wavcse.eval.report import write_report
+from wavcse.hub.build import build_repository
+from wavcse.hub.source import read_source
 from wavcse.hub_repository_wavcse import CODE_FILES
 from wavcse.tests.helpers.card_rules import card_errors
 from wavcse.tests.helpers.killed import run_killed, started
@@ -529,3 +532,21 @@ def test_an_installation_killed_ten_times_at_random_moments_is_the_undisturbed_o
         assert states_of(root) == states_of(tmp_path / "undisturbed")
 
     print(run_killed(start, tmp_path, check))
+
+
+def test_a_push_of_the_checkout_holds_the_model_alone_and_the_card_of_its_results(tmp_path):
+    source = read_source(ROOT)
+    assert build_repository(source, tmp_path, "org/tiny")
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    figures = {f".eval_results/{path.name}" for path in (ROOT / ".eval_results").iterdir()}
+    model = {"LICENSE", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert names == {*figures, *model, *CODE_FILES, "README.md"}
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    sections = source.card_sections()
+    assert list(sections) == ["The model", "What it is good for", "What it was trained on", "How it was trained", "Limits"]
+    assert all(body in card for body in sections.values())
+    header = yaml.safe_load(card.split("---")[1])
+    ours = yaml.safe_load((ROOT / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert (header["language"], header["tags"]) == (ours["language"], ours["tags"])
+    with pytest.raises(ValueError, match=r"card\.md: is about other weights"):
+        replace(source, sha256="0" * 64).card_sections()
