@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from wavcse.settings.command import Program
-from wavcse.settings.fields import NEEDED, check_fields, operand, option
+from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
 
 # As in configuration_wavcse.py, which loads PyTorch; a test holds them equal.
 TEMPORAL_POOLINGS = ("mean", "mean_std")
@@ -38,7 +38,7 @@ processes must see the same disk. Exit codes: 0 done, 2 refused, 3 done but some
 
 
 @dataclass
-class CacheArguments:
+class CacheArguments(CheckedFields):
     """What is cached, and how."""
 
     manifest: list[str] = option(NEEDED, "CSV or Parquet manifests, one row per clip.", group="input and output")
@@ -66,12 +66,9 @@ class CacheArguments:
     shard_mb: float = option(64.0, "Megabytes per file; one is also ended after five minutes of work.", above=0)
     workers: int | str = option("auto", WORKERS, value="N", choices=("auto",), at_least=1)
 
-    def __post_init__(self):
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class EmbedSettings:
+class EmbedSettings(CheckedFields):
     """What is made of a clip, besides the model; see the text of each field.
 
     Raises:
@@ -94,7 +91,7 @@ class EmbedSettings:
     scale_quiet: bool = option(False, "First bring clips below -60 dB of full scale to the level of usual speech.")
 
     def __post_init__(self):
-        check_fields(self)
+        super().__post_init__()
         if self.window_s is None and self.hop_s is not None:
             raise ValueError("hop_s is the distance of windows; give window_s too.")
         if self.window_s is not None:

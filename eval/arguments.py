@@ -11,7 +11,7 @@ from wavcse.data.arguments import CONTEXTS, TEMPORAL_POOLINGS, WORKERS
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import Task
 from wavcse.settings.command import Program
-from wavcse.settings.fields import check_choice, check_fields, check_file_name, operand, option, section_from
+from wavcse.settings.fields import CheckedFields, check_choice, check_fields, check_file_name, operand, option, section_from
 
 ABOUT = """\
 How good are a model's embeddings? Of the frozen embeddings of the training clips, one linear layer learns classes or
@@ -48,7 +48,7 @@ class TaskRequest(NamedTuple):
 
 
 @dataclass
-class TaskSettings:
+class TaskSettings(CheckedFields):
     """What a recipe may say of an instance of a task; what it does not say is as the task has it (eval/tasks/)."""
 
     task: str | None = option(None, "The task, where the instance has another name.", choices=tuple(TASKS))
@@ -59,9 +59,6 @@ class TaskSettings:
     split_column: str = option("", "Of the splits.")
     disjoint_by: str | None = option("", "Column whose values must not be on two sides, such as speaker_id; null = any may.")
     note: str = option("", "Shown under the table.")
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 def task_request(
@@ -189,14 +186,11 @@ EVAL = Program("wavcse eval", EvalArguments, ABOUT, EXAMPLE, has_recipe=True, co
 
 
 @dataclass
-class ReportArguments:
+class ReportArguments(CheckedFields):
     """Whose report."""
 
     output_dir: str = operand("Folder that `wavcse eval` wrote.")
     table_only: bool = option(False, "Make results.md only.")
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 REPORT = Program(

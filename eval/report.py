@@ -88,7 +88,8 @@ def _text(rows: Sequence[Row], table: str, comparisons: Sequence[Comparison]) ->
     for row in rows:
         parts += _task_section(row, [own for own in comparisons if own.row == row.name])
     parts += ["## Configuration", *_configuration(rows), *_versions_and_times(rows)]
-    parts.append(page.made_by("python -m wavcse.eval.report"))
+    files = "results/ and, for † and all differences, predictions/ in DIR, the folder of the evaluation"
+    parts.append(page.made_by("python -m wavcse.eval.report DIR", files))
     return "\n\n".join(parts) + "\n"
 
 

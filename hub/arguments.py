@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wavcse.settings.command import Program
-from wavcse.settings.fields import NEEDED, check_fields, operand, option
+from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
 
 PUSH_ABOUT = """\
 Publish a run on the Hugging Face Hub.
@@ -20,19 +20,16 @@ Print the card of a run: what its results add to the card that follows from the 
 
 
 @dataclass
-class CardArguments:
+class CardArguments(CheckedFields):
     """Whose card, and where its figures are."""
 
     run: str = operand("Run folder (its hub/ is the model), or folder of a saved model.")
     repo_id: str | None = option(None, "Hub id that the examples name.", value="ORG/NAME")
     results: str | None = option(None, "Folder that `wavcse eval` wrote.", "the run folder", value="DIR")
 
-    def __post_init__(self):
-        check_fields(self)
-
 
 @dataclass
-class PushArguments:
+class PushArguments(CheckedFields):
     """What is published, where, and what is said of it."""
 
     run: str = operand("Run folder (its hub/ is the model), or folder of a saved model.", group="what is published")
@@ -50,9 +47,6 @@ class PushArguments:
     license_link: str | None = option(None, "With --license other: where it can be read, or a file's name.", value="URL")
     language: list[str] | None = option(None, "ISO 639 codes.", "those of the training manifests", value="CODE")
     base_model: str | None = option(None, "Hub id of the upstream.", "as in the run's configuration", value="ID")
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 PUSH = Program("wavcse push", PushArguments, PUSH_ABOUT, "wavcse push runs/mine --repo_id org/wavcse --dry_run")

@@ -8,7 +8,7 @@ from typing import Any
 
 from wavcse.data.tables import spelled, text_of
 from wavcse.settings.command import Program
-from wavcse.settings.fields import check_fields, operand, option
+from wavcse.settings.fields import CheckedFields, operand, option
 from wavcse.settings.recipes import checked_fields
 from wavcse.steps.arguments import StepArguments
 
@@ -110,16 +110,13 @@ command again.
 
 
 @dataclass
-class StudyArguments:
+class StudyArguments(CheckedFields):
     """Which study, and which part of it."""
 
     config: str = operand("Study, such as conf/tiny_architectures.yaml.", value="STUDY.yaml")
     output_dir: str | None = option(None, "Where everything is left.", "the study's own", flag="out", value="DIR")
     only: list[str] = option(list, "Variants to train.", "all", value="NAME")
     workers: int = option(1, "Variants trained at a time.", at_least=1)
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 STUDY = Program(

@@ -51,9 +51,9 @@ def opening(title: str, picture: tuple[str, str] | None, answer: Sequence[str]) 
     return [f"# {title}", *shown, " ".join(answer)]
 
 
-def made_by(command: str) -> str:
-    """The line that every report ends with."""
-    return f"Made by `{command}` from the result files beside it; no figure is typed by hand."
+def made_by(command: str, files: str = "the result files beside it") -> str:
+    """The line that every report ends with: the command that makes it again, and what from."""
+    return f"Made by `{command}` from {files}; no figure is typed by hand."
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wavcse.settings.command import Program
-from wavcse.settings.fields import NEEDED, check_fields, operand, option
+from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
 from wavcse.training.arguments import RunArguments
 
 RIVALS = ("all", "top_weights", "top_single", "greedy", "random")  # ways to choose layers; `selection.py` has the plans
@@ -66,16 +66,13 @@ search, `training/` with `hub/`, and `steps/`.
 
 
 @dataclass
-class SearchArguments:
+class SearchArguments(CheckedFields):
     """What every search has beside the recipe, whose options are its own too."""
 
     recipe: RunArguments = operand("Training recipe, as for train_accelerate.py.", value="RECIPE.yaml")
     output_dir: Path = option(NEEDED, "Folder for results, pictures, recipes and fits.", flag="out", value="DIR")
     seeds: int = option(3, "Seeds of every fit; the spread between them judges differences.", value="K", at_least=1)
     workers: int = option(lambda: os.cpu_count() or 1, "Processes.", "one per core", value="K", at_least=1)
-
-    def __post_init__(self):
-        check_fields(self)
 
     def own(self) -> dict[str, Any]:
         """All but the recipe, by name."""
@@ -118,14 +115,11 @@ class HparamsArguments(SearchArguments):
 
 
 @dataclass
-class Phase1Arguments:
+class Phase1Arguments(CheckedFields):
     """Of Phase 1 in one command."""
 
     config: str = operand("Recipe with sections, such as conf/synthetic_phase1.yaml.", value="RECIPE.yaml")
     output_dir: str | None = option(None, "Where everything is left.", "the recipe's own", flag="out", value="DIR")
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 LAYERS = Program(

@@ -11,7 +11,7 @@ from wavcse.data.arguments import CacheArguments
 from wavcse.data.corpora.arguments import CorporaArguments
 from wavcse.data.synthetic.arguments import SynthesizeArguments
 from wavcse.search.arguments import HparamsArguments, LayersArguments, PoolingsArguments, SearchArguments
-from wavcse.settings.fields import NEEDED, check_fields, option, section_from, settings_from
+from wavcse.settings.fields import NEEDED, CheckedFields, option, section_from, settings_from
 from wavcse.settings.recipes import checked_fields, read_recipe
 from wavcse.training.arguments import RunArguments
 
@@ -29,7 +29,7 @@ TRAINING_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in OF_ALL_STE
 
 
 @dataclass
-class RandomUpstreamArguments:
+class RandomUpstreamArguments(CheckedFields):
     """Of examples/random_upstream.py, which is no part of the package."""
 
     out: str = option(NEEDED, "Folder to write.")
@@ -38,9 +38,6 @@ class RandomUpstreamArguments:
     stem_width: int = option(256, "Channels of the convolutions.", at_least=1)
     seed: int = option(0, "Of the weights.")
     recipe: str | None = option(None, "Of pre-training, to start as it does.")
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 @dataclass(frozen=True)

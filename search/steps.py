@@ -109,12 +109,9 @@ def _run(step: Step, log: Path) -> tuple[int, str]:
 
 
 def _exit_code(step: Step) -> int:
-    try:
-        if step.program.endswith(".py"):
-            return _run_script(step.program, step.argv)
-        return importlib.import_module(step.program).main(list(step.argv))
-    except SystemExit as stop:  # argparse
-        return REFUSED if stop.code is None else int(stop.code)
+    if step.program.endswith(".py"):
+        return _run_script(step.program, step.argv)
+    return importlib.import_module(step.program).main(list(step.argv))
 
 
 def _run_script(script: str, argv: Sequence[str]) -> int:

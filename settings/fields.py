@@ -1,13 +1,10 @@
 """Options of a program as a dataclass: its fields come from a YAML recipe and the command line, and are checked.
 
 @dataclass
-class Settings:
+class Settings(CheckedFields):
     corpus: str = operand("Folder of the recordings.")
     steps: int = option(100, "Updates.", at_least=1)
     decay: str = option("linear", "Of the learning rate.", choices=("linear", "none"))
-
-    def __post_init__(self):
-        check_fields(self)
 
 `Program` (settings/command.py) makes a command of it.
 """
@@ -356,6 +353,13 @@ def check_fields(settings: Any) -> None:
                 check_range(one.name, item, **about.limits)
             elif about.choices:
                 check_choice(one.name, item, about.choices, "a number, " if about.limits else "")
+
+
+class CheckedFields:
+    """Base of a dataclass of settings, whose fields are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import wavcse
 from wavcse.settings.command import Program
-from wavcse.settings.fields import NEEDED, check_fields, operand, option
+from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
 
 ROOT = Path(wavcse.__file__).parent
 INSTALL_ABOUT = """\
@@ -33,7 +33,7 @@ and splits. A corpus that `--corpora` does not describe, or whose licence is not
 
 
 @dataclass
-class InstallArguments:
+class InstallArguments(CheckedFields):
     """What is installed."""
 
     run: Path = operand("Run folder of the training; its hub/ is the model.")
@@ -42,31 +42,22 @@ class InstallArguments:
     data: Path = option(NEEDED, "What `python -m wavcse.tools.training_data` wrote.", value="FILE.json")
     root: Path = option(ROOT, "The repository.", "the one that this package lies in", value="DIR")
 
-    def __post_init__(self):
-        check_fields(self)
-
 
 @dataclass
-class ReadmeArguments:
+class ReadmeArguments(CheckedFields):
     """What is written, or only compared."""
 
     check: bool = option(False, "Write nothing; exit code 2 if a file is not what the results give.")
     root: Path = option(ROOT, "The repository.", "the one that this package lies in", value="DIR")
 
-    def __post_init__(self):
-        check_fields(self)
-
 
 @dataclass
-class TrainingDataArguments:
+class TrainingDataArguments(CheckedFields):
     """What is counted."""
 
     recipes: list[str] = operand("YAML recipes of pre-training and training.", value="RECIPE.yaml")
     corpora: str = option("conf/tiny_data.yaml", "YAML: corpus -> title, licence, attribution, note.", value="FILE.yaml")
     out: str = option(NEEDED, "JSON file to write.", value="FILE.json")
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 INSTALL = Program(

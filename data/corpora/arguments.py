@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from wavcse.data.corpora import CORPORA
 from wavcse.settings.command import Program
-from wavcse.settings.fields import NEEDED, check_fields, operand, option
+from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
 
 
 @dataclass
-class CorporaArguments:
+class CorporaArguments(CheckedFields):
     """Which corpus, where it is, and how it is labelled."""
 
     corpus: str = operand("Which one; the list above has them.", choices=tuple(CORPORA))
@@ -26,9 +26,6 @@ class CorporaArguments:
     )
     hub_config: str | None = option(None, "Its configuration.", value="NAME")
     hub_revision: str | None = option(None, "Its branch or commit, for example refs/convert/parquet.", value="REV")
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 def _described() -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wavcse.settings.command import Program
-from wavcse.settings.fields import NEEDED, check_fields, option
+from wavcse.settings.fields import NEEDED, CheckedFields, option
 
 from .plan import Plan
 from .table import MIN_CLIPS, plan_multitask
@@ -33,7 +33,7 @@ All of them, and two of them, smaller:
 
 
 @dataclass
-class SynthesizeArguments:
+class SynthesizeArguments(CheckedFields):
     """Which corpora, and how large."""
 
     output_dir: Path = option(NEEDED, "Folder to write into.", flag="out", value="DIR")
@@ -47,9 +47,6 @@ class SynthesizeArguments:
     clips: int | None = option(None, "Of each corpus.", f"{DEFAULT_CLIPS}; twins: see above", value="N")
     seed: int = option(0, "Of all random draws.", value="S", at_least=0)
     workers: int | None = option(None, "Processes.", "the number of CPUs", value="K", at_least=1)
-
-    def __post_init__(self):
-        check_fields(self)
 
     def plans(self) -> Iterator[tuple[Path, Plan]]:
         """Folder and plan of every corpus that was asked for."""
