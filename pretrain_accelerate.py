@@ -2,7 +2,7 @@
 
     accelerate launch pretrain_accelerate.py conf/pretrain_quick.yaml --out runs/mine
 
-The run folder receives the resolved configuration, a JSON-lines log, checkpoints, and `upstream/`, a transformers WavLM that
+The run folder receives the resolved configuration, a JSON-lines log, checkpoints, and `upstream/`, a transformers encoder that
 `WavCSEModel.from_upstream` takes. A killed run goes on where it was when the same command is given again, and ends with the
 same weights to the bit.
 """
@@ -104,7 +104,7 @@ def initial_network(args: PretrainArguments) -> PretrainNetwork:
     start = start_folder(args.init_from)
     config = encoder_config(args.encoder, str(start / "upstream") if start else args.init_from)
     torch.manual_seed(args.seed)
-    network = PretrainNetwork(args, new_encoder(config, None if start else args.init_from))
+    network = PretrainNetwork(args, new_encoder(config, None if start else args.init_from, args.fast_parts))
     if start:
         load_network(network, start)
     return network

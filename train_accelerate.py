@@ -36,8 +36,7 @@ from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask, combine_losses, cross_entropy_per_task
 from wavcse.settings.command import DONE
 from wavcse.training.features import Batch, SplitFeatures, cached_digests, data_fingerprint, open_table
-from wavcse.training.loop import Evaluation, evaluate, new_learner, train_epoch
-from wavcse.training.network import load_network, model_config
+from wavcse.training.heads import Evaluation, evaluate, load_network, model_config, new_learner, train_epoch
 from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
 
 
@@ -80,18 +79,24 @@ def train(args: RunArguments) -> dict:
 def train_step(accelerator: Accelerator, learner: Learner, batch: Batch) -> dict[str, Tensor]:
     """One update: forward, loss, backward, step. Returns this process's part of each task's loss.
 
-    The loss is the mean over tasks of `w_t` times the cross-entropy of the batch's clips that have a label for task t, plus
-    `l1 sum |w| + l2 sum w^2` over all parameters (the paper, section 3, and its authors' code). The gradient of the latter two
-    is known in closed form and added to that of the first.
+    The paper's loss (section 3, and its authors' code), with T tasks and their weights `w_t`:
+
+        1/T sum_t w_t CE_t  +  l1 sum |w|  +  l2 sum w^2
+
+    `CE_t` is the mean cross-entropy over the batch's clips that have a label for task t, and the penalties are over all
+    parameters. Their gradient is known in closed form; as one of the fast parts it is added after the backward pass.
     """
-    args = learner.args
+    args, network = learner.args, learner.network
     with accelerator.autocast():
-        logits = learner.model(batch.features, batch.rows)
+        logits = learner.model(batch.features, batch.rows)  # {task: [n_t, C_t]} of the clips that have a label for it
         losses = cross_entropy_per_task(logits, batch.labels, batch.num_labelled)
-    loss = combine_losses(losses, args.loss_weights())
     # Data-parallel training averages gradients over the processes: each one's part counts `num_processes` times.
-    accelerator.backward(accelerator.num_processes * loss)
-    learner.network.add_penalty_gradient(args.l1, args.l2)
+    loss = accelerator.num_processes * combine_losses(losses, args.loss_weights())
+    if args.fast_parts:
+        accelerator.backward(loss)
+        network.add_penalty_gradient(args.l1, args.l2)
+    else:
+        accelerator.backward(loss + network.penalty(args.l1, args.l2))
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     return {task: own.detach() for task, own in losses.items()}

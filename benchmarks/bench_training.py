@@ -28,7 +28,7 @@ from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import Batch, MemoryTable, SplitFeatures, epoch_order
-from wavcse.training.loop import new_learner
+from wavcse.training.heads import new_learner
 from wavcse.training.run import Learner
 
 

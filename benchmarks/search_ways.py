@@ -29,7 +29,7 @@ from wavcse.search.together import train_step_together
 from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import epoch_order
-from wavcse.training.loop import EVALUATION_BATCH, evaluate, new_learner
+from wavcse.training.heads import EVALUATION_BATCH, evaluate, new_learner
 
 PARTS = ("train", "evaluate")
 STEPS = 2  # training steps in a measurement

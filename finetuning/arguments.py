@@ -27,7 +27,9 @@ class FinetuneArguments(StepArguments):
     """
 
     output_dir: str = option("runs/finetune", "Folder of the results, and of the runs below runs/.", flag="out")
-    upstreams: dict = option(dict, "Name in tables -> WavLM or wavCSE model (folder or Hub id) (YAML or JSON).")
+    upstreams: dict = option(
+        dict, "Name in tables -> WavLM, wav2vec2, HuBERT or wavCSE model, folder or Hub id (YAML or JSON)."
+    )
     task: dict = option(
         lambda: {"task": DEFAULT_TASK},
         "As an entry of `tasks:` of wavcse eval: task, manifest, disjoint_by, ... (YAML or JSON).",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import WavLMConfig
+from transformers import PretrainedConfig
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.corpus_pass import SkippedClip, readable_clips, skipped_clips
@@ -27,7 +27,7 @@ class TaskAudio:
 
 
 def load_audio(
-    data: TaskData, configs: Sequence[WavLMConfig], audio_dir: str, inspector: Inspector, show_progress: bool = True
+    data: TaskData, configs: Sequence[PretrainedConfig], audio_dir: str, inspector: Inspector, show_progress: bool = True
 ) -> TaskAudio:
     """Decode the clips of a task once.
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import WavLMModel
+from transformers import PreTrainedModel
 
 from wavcse.steps.batches import Batch, Group, encode_groups
-from wavcse.training.products import use_linear
+from wavcse.training.fast_parts import use_linear
 
 
 class ClassOutput(NamedTuple):
@@ -25,11 +25,12 @@ class ClassOutput(NamedTuple):
 class ClassifierNetwork(nn.Module):
     """What is fine-tuned: all of the encoder, and one linear layer on its time means."""
 
-    def __init__(self, encoder: WavLMModel, num_classes: int):
+    def __init__(self, encoder: PreTrainedModel, num_classes: int, fast_parts: bool = True):
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.config.hidden_size, num_classes)
-        use_linear(self.head)
+        if fast_parts:
+            use_linear(self.head)
 
     def forward(self, batch: Batch, seed: int) -> ClassOutput:
         """Loss and logits of a batch; `seed` is the training loop's and draws nothing here."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
-from transformers import WavLMConfig
+from transformers import PretrainedConfig
 
 from wavcse.data.corpus_pass import write_skipped
 from wavcse.data.files import digest_of, locked, make_folder
@@ -80,7 +80,7 @@ def _upstream(name: str, source: str, args: FinetuneArguments) -> Upstream:
     return Upstream(name, source, config, identity)
 
 
-def _refuse_new_weights(fields: Collection[str], config: WavLMConfig, own: WavLMConfig) -> None:
+def _refuse_new_weights(fields: Collection[str], config: PretrainedConfig, own: PretrainedConfig) -> None:
     """ValueError if `fields`, with which a checkpoint's `own` configuration became `config`, ask for weights it has not."""
     shapes = {name: weight.shape for name, weight in build_on_meta(own).state_dict().items()}
     for name, weight in build_on_meta(config).state_dict().items():

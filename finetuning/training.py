@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 from tqdm.auto import tqdm
-from transformers import WavLMConfig
+from transformers import PretrainedConfig
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.files import digest_of
@@ -34,14 +34,14 @@ class Upstream:
 
     Args:
         name: in tables.
-        source: folder or Hub id of a WavLM, or of a wavCSE model with one in it.
+        source: folder or Hub id of a WavLM, wav2vec2 or HuBERT, or of a wavCSE model with one in it.
         config: of the encoder that is trained.
         identity: model and hashes of its weights and configuration.
     """
 
     name: str
     source: str
-    config: WavLMConfig
+    config: PretrainedConfig
     identity: Mapping[str, str]
     sampling_rate: int = SAMPLING_RATE_HZ
 
@@ -119,9 +119,10 @@ def _set_up(args: FinetuneArguments, upstream: Upstream, audio: TaskAudio) -> tu
     loader = BatchLoader(args, [clips[row] for row in train], data.labels[train], audio.store, upstream.config)
     _check_lengths(loader, data.classes)
     torch.manual_seed(args.seed)
-    encoder = new_encoder(upstream.config, upstream.source)  # draws the vector of masked frames if there is none
+    # Draws the vector of masked frames if there is none.
+    encoder = new_encoder(upstream.config, upstream.source, args.fast_parts)
     torch.manual_seed(args.seed)  # so that all upstreams start under the same classifier
-    network = ClassifierNetwork(encoder, len(data.classes)).to(accelerator.device)
+    network = ClassifierNetwork(encoder, len(data.classes), args.fast_parts).to(accelerator.device)
     learner = new_learner(args, network)
     learner.model, learner.optimizer = accelerator.prepare(network, learner.optimizer)
     learner.progress = FinetuneProgress()

@@ -63,7 +63,9 @@ class PretrainArguments(StepArguments):
     noisy_label_rate: float = option(0.0, "Share of the labels replaced by a random other one.", at_least=0, at_most=1)
     output_dir: str = option("runs/pretrain", "Run folder: config, log, checkpoints, upstream.", flag="out")
 
-    init_from: str | None = option(None, "Start from this WavLM or wavCSE model (folder or Hub id), or from a run's folder.")
+    init_from: str | None = option(
+        None, "Start from this WavLM, wav2vec2, HuBERT or wavCSE model (folder or Hub id), or a run's folder."
+    )
     freeze_stem: bool = option(False, "Leave the convolutions as they are (with init_from).")
     mask_frames: int = option(20, "Frames (20 ms) of a span.", above=0)
     num_mels: int = option(80, "Mel bands of the spectrogram that the targets are made of.", above=0)

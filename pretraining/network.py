@@ -10,13 +10,14 @@ import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import WavLMModel
+from transformers import PreTrainedModel
 
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.label_losses import LABEL_LOSSES, LabelLossOutput
 from wavcse.pretraining.quantizer import RandomProjectionQuantizer
 from wavcse.steps.batches import Batch, encode_groups
-from wavcse.training.products import use_linear
+from wavcse.steps.encoder import freeze_stem
+from wavcse.training.fast_parts import use_linear
 
 
 class PretrainOutput(NamedTuple):
@@ -40,7 +41,7 @@ class PretrainNetwork(nn.Module):
     The embedding of an utterance is the mean of the encoder's output over its frames, from the same masked pass.
     """
 
-    def __init__(self, args: PretrainArguments, encoder: WavLMModel):
+    def __init__(self, args: PretrainArguments, encoder: PreTrainedModel):
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.config.hidden_size, args.codebook_size)
@@ -54,10 +55,11 @@ class PretrainNetwork(nn.Module):
             args.codebook_seed,
         )
         if args.freeze_stem:
-            encoder.freeze_feature_encoder()
+            freeze_stem(encoder)
         self.counts_labels = args.label_weight > 0  # else the label figures are for the log only
         self.label_loss.requires_grad_(self.counts_labels)
-        use_linear(self.head)
+        if args.fast_parts:
+            use_linear(self.head)
 
     def forward(self, batch: Batch, pair_seed: int) -> PretrainOutput:
         """One pass over this process's share of a batch.

@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import WavLMConfig
+from transformers import PretrainedConfig
 from transformers.audio_utils import mel_filter_bank
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
@@ -56,7 +56,7 @@ class RandomProjectionQuantizer(nn.Module):
 
     def __init__(
         self,
-        config: WavLMConfig,
+        config: PretrainedConfig,
         num_mels: int = 80,
         num_cepstra: int = 0,
         codebook_size: int = 8192,

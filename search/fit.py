@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 
 from accelerate import Accelerator
 
@@ -22,12 +21,12 @@ from wavcse.configuration_wavcse import LAYER_POOLINGS
 from wavcse.search.table import SearchTable
 from wavcse.search.together import train_epoch_together
 from wavcse.train_accelerate import train_step
-from wavcse.training.arguments import FREE_ON_RESUME, RunArguments
-from wavcse.training.loop import Evaluation, evaluate, new_learner, train_epoch
+from wavcse.training.arguments import RunArguments
+from wavcse.training.heads import Evaluation, evaluate, new_learner, train_epoch
 from wavcse.training.run import Learner
 
-# Recipe fields that do not reach a fit: where data come from (the table's fingerprint stands for them), where a run writes.
-NOT_OF_A_FIT = {"tasks", "cache_dir", "upstream", "revision", *FREE_ON_RESUME} - {"num_epochs"}
+# Fields of a run's identity that do not reach a fit: where data come from, for which the table's fingerprint stands.
+NOT_OF_A_FIT = ("tasks", "cache_dir", "upstream", "revision")
 # Settings that may differ between models that train together.
 FREE_TOGETHER = ("seed", "learning_rate", "weight_decay", "l1", "l2", "scheduler_patience", "scheduler_factor")
 
@@ -36,7 +35,8 @@ AfterEpoch = Callable[[int, list[float]], None]
 
 def settings_of(args: RunArguments) -> dict:
     """Everything in a recipe that changes a fit on given data, defaults written out."""
-    settings = {name: value for name, value in asdict(args).items() if name not in NOT_OF_A_FIT}
+    settings = {name: value for name, value in args.identity().items() if name not in NOT_OF_A_FIT}
+    settings["num_epochs"] = args.num_epochs
     kwargs = {**LAYER_POOLINGS.get(args.pooling_type, {}), **args.pooling_kwargs}
     return {**settings, "pooling_kwargs": kwargs, "loss_weights": args.loss_weights()}
 
@@ -109,7 +109,8 @@ def shape_of(args: RunArguments) -> tuple:
     settings = settings_of(args)
     layers, rates = len(settings.pop("selected_layers")), [settings.pop("layer_dropout"), settings.pop("embedding_dropout")]
     fixed = sorted((name, str(value)) for name, value in settings.items() if name not in FREE_TOGETHER)
-    return layers, *(rate == 0 for rate in rates), *fixed
+    # Networks of fast parts each keep their own dropout rate; PyTorch's dropout in a stack has that of the first.
+    return layers, *((rate == 0 for rate in rates) if args.fast_parts else rates), *fixed
 
 
 def _diverged(table: SearchTable, learner: Learner) -> dict:

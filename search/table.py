@@ -28,7 +28,7 @@ from wavcse.data.inspection import Inspector
 from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, data_fingerprint, free_memory
-from wavcse.training.network import model_config
+from wavcse.training.heads import model_config
 
 CHUNK = 4096  # clips copied at a time
 LARGEST_SHARE = 0.8  # of the memory, and for a file of the disk space, that is free

@@ -16,8 +16,7 @@ from torch.func import functional_call, vmap
 
 from wavcse.modeling_wavcse import IGNORED_LABEL, combine_losses, cross_entropy_per_task
 from wavcse.training.features import Batch, SplitFeatures
-from wavcse.training.loop import begin_epoch, end_epoch, epoch_batches
-from wavcse.training.network import MultiTaskNetwork
+from wavcse.training.heads import MultiTaskNetwork, begin_epoch, end_epoch, epoch_batches
 from wavcse.training.run import Learner
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from wavcse.settings.fields import check_fields, option
-from wavcse.training.arguments import MIXED_PRECISIONS
+from wavcse.training.arguments import RunSettings
 
 # Fields that may differ between a run and its continuation: they do not change any step that is already done.
 FREE_ON_RESUME = (
@@ -24,13 +23,16 @@ DECAYS = ("inverse_sqrt", "cosine", "linear", "constant")
 
 
 @dataclass
-class StepArguments:
+class StepArguments(RunSettings):
     """A training in steps; each step has batches of crops and changes the encoder."""
 
+    free_on_resume = FREE_ON_RESUME
+
     output_dir: str = option("runs/steps", "Folder of the run: config, log, checkpoints, results.", flag="out")
-    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.", flag="overwrite")
     audio_dir: str = option("caches/audio", "Folder for the decoded audio (16-bit, 115 MB an hour).")
-    encoder: dict = option(dict, "Fields of transformers' WavLMConfig (YAML or JSON).")
+    encoder: dict = option(
+        dict, "`model_type` (wavlm, wav2vec2, hubert) and fields of its transformers configuration (YAML or JSON)."
+    )
 
     mask_probability: float = option(0.02, "Probability that a span starts at a frame.", above=0, below=1)
     mask_frames: int = option(20, "Frames (20 ms) of a span.", at_least=0)
@@ -53,9 +55,6 @@ class StepArguments:
     max_skipped_steps: int = option(10, "Stop after this many steps in a row that were not finite.", above=0)
 
     seed: int = option(0, "Same seed, same run to the bit on one machine.", at_least=0)
-    mixed_precision: str = option("no", "Of the products of matrices.", choices=MIXED_PRECISIONS)
-    checkpoint_every_s: float = option(120.0, "Least seconds between checkpoints.", at_least=0)
-    note: str = option("", "A remark that is kept with the run.")
 
     def __post_init__(self):
         from wavcse.audio_wavcse import SAMPLING_RATE_HZ  # which loads PyTorch; `--help` needs none
@@ -75,10 +74,6 @@ class StepArguments:
                 f"batch_seconds is {self.batch_seconds}; two crops of {self.crop_s} s of each of {self.labels_per_batch} "
                 f"labels need {needed_s:g}."
             )
-
-    def identity(self) -> dict[str, Any]:
-        """What a continued run must share with the run it continues."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
 
 
 def learning_rate_factor(warmup_steps: int, max_steps: int, decay: str) -> Callable[[int], float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import WavLMConfig, WavLMModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.configuration_wavcse import count_frames
@@ -62,7 +62,7 @@ class Batch:
         return Batch(groups, self.labels.to(device), self.num_masked, self.seconds)
 
 
-def encode_groups(encoder: WavLMModel, groups: Sequence[Group]) -> tuple[list[Tensor], Tensor]:
+def encode_groups(encoder: PreTrainedModel, groups: Sequence[Group]) -> tuple[list[Tensor], Tensor]:
     """The encoder's output for each group, `[b, T, D]`, and its means over frames in the order of the batch, `[B, D]` float32.
 
     Every group brings its mask, an empty one too: without one the encoder would draw one itself in training.
@@ -79,7 +79,7 @@ class CropReader:
         unusable: why not, by the clip's number.
     """
 
-    def __init__(self, clips: Sequence[Clip], store: AudioStore, config: WavLMConfig):
+    def __init__(self, clips: Sequence[Clip], store: AudioStore, config: PretrainedConfig):
         self.clips, self.store, self.config = clips, store, config
         self.first, self.num_samples = np.zeros((2, len(clips)), dtype=np.int64)
         self.unusable: dict[int, str] = {}
@@ -127,7 +127,7 @@ class BatchLoader:
         clips: Sequence[Clip],
         targets: np.ndarray,
         store: AudioStore,
-        config: WavLMConfig,
+        config: PretrainedConfig,
         process_index: int = 0,
         num_processes: int = 1,
     ):

@@ -1,6 +1,11 @@
-"""The encoder in pre-training: transformers' `WavLMModel`, built or loaded, with parts that compute the same faster.
+"""The encoder in training: transformers' WavLM, wav2vec2 or HuBERT, built or loaded, with parts that compute the same faster.
 
 What is exchanged are classes of submodules only; parameters, their names and the saved folder stay transformers'.
+
+No encoder is ever given padding: clips of one length go through together (`steps/batches.py`). The group norm in the stem of
+the base shape takes its statistics over the frames of one clip. So in neither shape do the other clips of a batch change a
+clip's output; the length of a crop does, in the base shape as early as in the stem. (A HuBERT with `conv_pos_batch_norm` is
+the exception: in training, a batch norm sees all clips of one length.)
 
 Shapes: `B` clips of one length, `T` frames, `D` width, `H` heads, `C` channels.
 """
@@ -17,19 +22,29 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
+from transformers import (
+    HubertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+)
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.hubert.modeling_hubert import HubertLayerNormConvLayer
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2LayerNormConvLayer
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMLayerNormConvLayer
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.configuration_wavcse import frame_geometry
 from wavcse.packed_layers_wavcse import position_gate, summed_by_fours
-from wavcse.training.products import linear, use_linear
-from wavcse.upstream_wavcse import load_upstream, read_config
+from wavcse.training.fast_parts import linear, use_linear
+from wavcse.upstream_wavcse import build_upstream, load_upstream, read_config
 
-# What differs from WavLMConfig's defaults: the large shape (its norms look at no other frame, so the other clips of a batch do
-# not matter) with biases in the stem (else its norms would hide how loud a frame is), and no random loss of layers or
-# features beside the mask.
+FAMILIES: dict[str, type[PretrainedConfig]] = {"wavlm": WavLMConfig, "wav2vec2": Wav2Vec2Config, "hubert": HubertConfig}
+# What differs from the families' defaults, which are the base shape: the large shape (its norms look at no other frame) with
+# biases in the stem (else its norms would hide how loud a frame is), and no random loss of layers or features beside the mask.
 SHAPE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 WINDOW = 400  # samples, 25 ms: of a filter that starts as a mel band, and of a mel frame
 FRAME_HOP = 320  # samples between two frames of the encoder
@@ -37,30 +52,55 @@ PHASES = 4  # of each frequency in a first convolution that starts as a filterba
 MASKING = {"apply_spec_augment": True, "mask_time_prob": 0.05, "mask_feature_prob": 0.0, "layerdrop": 0.0}
 
 
-def encoder_config(fields: Mapping[str, Any], init_from: str | None) -> WavLMConfig:
+def encoder_config(fields: Mapping[str, Any], init_from: str | None) -> PretrainedConfig:
     """The configuration of a new encoder, or that of a checkpoint with `fields` changed.
 
+    Args:
+        fields: of the family's configuration class; a new encoder is a WavLM unless `model_type` among them says otherwise.
+
     Raises:
-        ValueError: the checkpoint is not a WavLM, a field is not one of WavLMConfig's or of another type there, or sizes do
-            not fit together.
+        ValueError: the checkpoint is of no family in `FAMILIES`, a field is not one of its configuration class or of another
+            type there, or sizes do not fit together.
     """
-    config = WavLMConfig(**SHAPE) if init_from is None else read_config(init_from)
-    config = getattr(config, "upstream_config", config)  # of a wavCSE model
-    if not isinstance(config, WavLMConfig):
-        raise ValueError(f"init_from: {init_from} is a {config.model_type}; only a WavLM can be trained here.")
+    fields = dict(fields)
+    config = _new_config(fields.pop("model_type", None)) if init_from is None else _read_config(fields, init_from)
+    family = type(config)
     unknown = sorted(set(fields) - set(config.to_dict()), key=str)
     if unknown:
-        raise ValueError(f"encoder: {unknown} are no fields of WavLMConfig.")
-    _check_types(fields)
+        raise ValueError(f"encoder: {unknown} are no fields of {family.__name__}.")
+    _check_types(fields, family)
     merged = {**config.to_dict(), **MASKING, **fields}
     _check_sizes(merged)
+    if merged.get("add_adapter"):
+        raise ValueError("encoder: add_adapter is true; its frames would not be those of the encoder's blocks.")
     merged["num_feat_extract_layers"] = len(merged["conv_dim"])
-    return WavLMConfig(**merged)
+    return family(**merged)
 
 
-def _check_types(fields: Mapping[str, Any]) -> None:
-    """ValueError names the first field of another type than WavLMConfig's, which looks at each value as it is set."""
-    config = WavLMConfig()
+def _new_config(model_type: Any) -> PretrainedConfig:
+    model_type = "wavlm" if model_type is None else model_type
+    if model_type not in FAMILIES:
+        raise ValueError(f"encoder: model_type is {model_type!r}; allowed: {', '.join(FAMILIES)}.")
+    return FAMILIES[model_type](**SHAPE)
+
+
+def _read_config(fields: dict[str, Any], init_from: str) -> PretrainedConfig:
+    """That of the encoder in a checkpoint; `model_type` is taken out of `fields`."""
+    config = read_config(init_from)
+    config = getattr(config, "upstream_config", config)  # of a wavCSE model
+    if type(config) not in FAMILIES.values():
+        raise ValueError(
+            f"init_from: {init_from} is a {config.model_type}; only {', '.join(FAMILIES)} encoders can be trained here."
+        )
+    asked = fields.pop("model_type", config.model_type)
+    if asked != config.model_type:
+        raise ValueError(f"encoder: model_type is {asked!r}, and {init_from} is a {config.model_type}.")
+    return config
+
+
+def _check_types(fields: Mapping[str, Any], family: type[PretrainedConfig]) -> None:
+    """ValueError names the first field of another type than the configuration's, which looks at each value as it is set."""
+    config = family()
     for name, value in fields.items():
         try:
             setattr(config, name, value)
@@ -81,22 +121,22 @@ def _check_sizes(merged: Mapping[str, Any]) -> None:
         )
 
 
-def new_encoder(config: WavLMConfig, init_from: str | None = None) -> WavLMModel:
-    """The encoder, random or a checkpoint's, with its fast parts in place.
+def new_encoder(config: PretrainedConfig, init_from: str | None = None, fast_parts: bool = True) -> PreTrainedModel:
+    """The encoder, random or a checkpoint's, with its fast parts in place if they are wanted.
 
     A random encoder whose first convolution spans the window of a spectrogram starts with that spectrogram's filters.
     """
     if init_from is None:
-        encoder = WavLMModel(config)
+        encoder = build_upstream(config)
         first = encoder.feature_extractor.conv_layers[0].conv
         if first.kernel_size[0] >= WINDOW:
             start_as_filterbank(first)
     else:
         encoder = load_upstream(init_from, config)
-    return use_fast_parts(encoder)
+    return use_fast_parts(encoder) if fast_parts else encoder
 
 
-def receptive_field(config: WavLMConfig) -> int:
+def receptive_field(config: PretrainedConfig) -> int:
     """Samples that a frame of the encoder's convolutions sees.
 
     Raises:
@@ -129,19 +169,27 @@ def start_as_filterbank(conv: nn.Conv1d) -> None:
     conv.weight.copy_(torch.from_numpy(filters)[:, None])
 
 
-def use_fast_parts(encoder: WavLMModel) -> WavLMModel:
-    """Exchange the classes of attention, stem layers and linear layers for those below and of `training.products`."""
+def use_fast_parts(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Exchange WavLM's attention, stem layers with layer norms, and linear layers for those below and of `fast_parts`.
+
+    The attention of wav2vec2 and HuBERT is PyTorch's fused one already, and stems with group norms have one norm only.
+    """
     for module in encoder.modules():
         if type(module) is WavLMAttention:
             module.__class__ = FusedAttention
-        elif type(module) is WavLMLayerNormConvLayer:
+        elif type(module) in (WavLMLayerNormConvLayer, Wav2Vec2LayerNormConvLayer, HubertLayerNormConvLayer):
             module.__class__ = RowConvLayer
     encoder.feature_extractor._requires_grad = False  # of the waveform, for gradient checkpointing; costs a product
     use_linear(encoder)
     return encoder
 
 
-def save_upstream(encoder: WavLMModel, folder: Path) -> None:
+def freeze_stem(encoder: PreTrainedModel) -> None:
+    """Leave the convolutions as they are; HuBERT's model has no method of its own for it."""
+    encoder.feature_extractor._freeze_parameters()
+
+
+def save_upstream(encoder: PreTrainedModel, folder: Path) -> None:
     """Write the transformers folder, with the preprocessor, that `WavCSEModel.from_upstream` takes."""
     encoder.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(sampling_rate=SAMPLING_RATE_HZ, do_normalize=True, return_attention_mask=True).save_pretrained(
@@ -178,7 +226,7 @@ class FusedAttention(WavLMAttention):
         return position_gate(x, *summed_by_fours(layer.weight, layer.bias), self.gru_rel_pos_const)
 
 
-class RowConvLayer(WavLMLayerNormConvLayer):
+class RowConvLayer(GradientCheckpointingLayer):
     """A convolution of the stem as a product on rows `[T, C]`, where its norm works too; in and out are `[B, C, T]` views."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Settings of a training run: a YAML recipe plus command-line overrides, checked before anything is computed."""
+"""Settings of training runs: what all programs share, and those of training on cached features.
+
+A YAML recipe plus command-line overrides, checked before anything is computed.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,33 @@ FREE_ON_RESUME = (
 )
 
 
+@dataclass
+class RunSettings:
+    """What every training program has: where its run lies, and how it computes.
+
+    Attributes:
+        free_on_resume: fields that may differ between a run and its continuation.
+    """
+
+    free_on_resume = ()
+
+    output_dir: str = option("runs/train", "Folder of the run: config, log, checkpoints, results.", flag="out")
+    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.", flag="overwrite")
+    seed: int = option(0, "Same seed, same figures to the bit on one machine.")
+    mixed_precision: str = option("no", "Of the products of matrices.", choices=MIXED_PRECISIONS)
+    fast_parts: bool = option(True, "Compute the same by faster parts (docs/training.md); false: PyTorch's own.")
+    checkpoint_every_s: float = option(120.0, "Least seconds between checkpoints: what a kill can cost.", at_least=0)
+    note: str = option("", "A remark that is kept with the figures.")
+
+    def identity(self) -> dict[str, Any]:
+        """What a continued run must share with the run it continues.
+
+        `fast_parts` only where it is false: earlier runs and results do not name it, and were made by them.
+        """
+        free = {*self.free_on_resume, *(["fast_parts"] if self.fast_parts else [])}
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
+
 def paper_layers() -> list[int]:
     """The layers that the paper ends with."""
     from wavcse.configuration_wavcse import PAPER_LAYERS  # which loads PyTorch; `--help` needs none
@@ -38,8 +68,10 @@ def paper_layers() -> list[int]:
 
 
 @dataclass
-class RunArguments:
+class RunArguments(RunSettings):
     """Phase 1 of the paper; the defaults are the paper's (section 3 and its footnote)."""
+
+    free_on_resume = FREE_ON_RESUME
 
     tasks: dict = option(
         dict, "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight (YAML or JSON)."
@@ -48,7 +80,6 @@ class RunArguments:
     upstream: str | None = option(None, "Hub id or folder of the upstream that made the cache; needed for the Hub folder.")
     revision: str | None = option(None, "Commit of the upstream on the Hub.")
     output_dir: str = option("runs/train", "Run folder: config, log, checkpoints, results, hub.", flag="out")
-    overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.", flag="overwrite")
 
     selected_layers: list[int] = option(paper_layers, "Layers to pool: 0 = input of the first block.", "the paper's sixteen")
     layer_projection_size: int = option(512, "Width of FC1.")
@@ -68,15 +99,12 @@ class RunArguments:
     scheduler_patience: int = option(1, "Epochs without a better validation loss before a decay.", at_least=0)
     scheduler_factor: float = option(0.5, "Factor of that decay.")
 
-    seed: int = option(0, "Same seed, same figures to the bit on one machine.")
-    mixed_precision: str = option("no", "Of the products of matrices.", choices=MIXED_PRECISIONS)
     features_in: str = option("auto", "Where the table of features lies; auto: in memory when it fits.", choices=TABLE_PLACES)
     report_to: str | None = option(None, "Tracker through Accelerate: trackio, tensorboard, ...")
     checkpoint_every_s: float = option(
         20.0, "Least seconds between checkpoints: what a kill can cost. 0 = after every epoch.", at_least=0
     )
     save_hub: bool = option(True, "Leave a Hub folder (needs `upstream`); a search turns it off.")
-    note: str = option("", "A remark that is shown with the figures.")
 
     def __post_init__(self):
         check_fields(self)
@@ -96,10 +124,6 @@ class RunArguments:
         """The recipe's part of a `WavCSEConfig`: all but the upstream and the tasks' labels."""
         names = ("selected_layers", "layer_projection_size", "pooling_type", "pooling_kwargs", "embedding_size")
         return {name: getattr(self, name) for name in (*names, "layer_dropout", "embedding_dropout")}
-
-    def identity(self) -> dict[str, Any]:
-        """What a continued run must share with the run it continues."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
 
 
 TRAIN = Program(

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from scipy.special import log_softmax
 from sklearn.metrics import f1_score
-from transformers import HubertConfig, HubertModel, WavLMModel
+from transformers import WavLMModel, WhisperConfig, WhisperModel
 
 from wavcse import WavCSEModel
 from wavcse.data.inspection import Inspector
@@ -444,12 +444,11 @@ def test_settings_that_cannot_work_are_refused(recipe, tmp_path, capsys, changes
     assert message in refusal(recipe, tmp_path, capsys, **changes)
 
 
-def test_only_a_wavlm_with_safe_weights_is_taken(recipe, tmp_path, capsys):
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    hubert = HubertModel(HubertConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2))
-    hubert.save_pretrained(tmp_path / "hubert")
-    line = refusal(recipe, tmp_path, capsys, upstreams={"a": str(tmp_path / "hubert")})
-    assert "is a hubert; only a WavLM can be trained here" in line
+def test_only_encoders_of_waveforms_with_safe_weights_are_taken(recipe, tmp_path, capsys):
+    shape = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_layers": 1}
+    WhisperModel(WhisperConfig(**shape, decoder_attention_heads=2)).save_pretrained(tmp_path / "whisper")
+    line = refusal(recipe, tmp_path, capsys, upstreams={"a": str(tmp_path / "whisper")})
+    assert "is a whisper; only wavlm, wav2vec2, hubert encoders can be trained here" in line
     pickled = shutil.copytree(recipe["upstreams"]["untrained"], tmp_path / "pickled")
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,9 @@ from wavcse.search.together import train_epoch_together
 from wavcse.train_accelerate import train_step
 from wavcse.training import products
 from wavcse.training.arguments import RunArguments
+from wavcse.training.fast_parts import Dropout, linear
 from wavcse.training.features import MemoryTable, PooledLayers, SplitFeatures
-from wavcse.training.loop import evaluate, new_learner, train_epoch
-from wavcse.training.network import Dropout, MultiTaskNetwork, model_config
-from wavcse.training.products import linear
+from wavcse.training.heads import MultiTaskNetwork, evaluate, model_config, new_learner, train_epoch
 
 N, L, D = 60, 5, 16
 UPSTREAM = {"model_type": "wavlm", "hidden_size": D, "num_hidden_layers": L - 1, "num_attention_heads": 2}
@@ -106,6 +107,7 @@ def test_loss_and_every_gradient_are_those_of_the_plain_formula(features, compos
     penalty = sum(args.l1 * p.abs().sum() + args.l2 * p.square().sum() for p in learner.network.parameters())
     plain = gradients_of(learner.network, plain_loss + penalty)
     assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-5)
+    assert learner.network.fast_penalty(args.l1, args.l2).item() == pytest.approx(penalty.item(), rel=1e-5)
     assert learner.network.penalty(args.l1, args.l2).item() == pytest.approx(penalty.item(), rel=1e-5)
     assert max(relative_difference(fast[name], plain[name]) for name in plain) < 1e-5
     if pooling_type == "weighted_average":
@@ -130,6 +132,28 @@ def test_evaluation_with_folded_heads_is_that_of_the_plain_formula(features, com
         assert result.is_correct[task].tolist() == is_correct.tolist()
         assert result.accuracy[task] == pytest.approx(is_correct.double().mean().item())
     assert result.mean_accuracy == pytest.approx(sum(result.accuracy.values()) / 2)
+
+
+@every_pooling
+def test_epochs_with_and_without_fast_parts_are_equal(features, composite, pooling_type):
+    """The whole of an epoch, twice: losses, figures and weights. Without them, nothing but PyTorch's modules runs."""
+    learners = [learner_of(arguments(pooling_type=pooling_type, fast_parts=is_fast)) for is_fast in (True, False)]
+    accelerator = Accelerator(cpu=True)
+    for epoch in (1, 2):
+        entries, operators = [], Operators()
+        for learner in learners:
+            with operators if not learner.args.fast_parts else nullcontext():
+                splits = splits_of(features, composite, learner.args)
+                entries.append(train_epoch(accelerator, learner, splits, epoch, train_step))
+        assert entries[1]["train_loss"] == pytest.approx(entries[0]["train_loss"], rel=1e-5)
+        assert entries[1]["validation"]["loss"] == pytest.approx(entries[0]["validation"]["loss"], rel=1e-5)
+        assert entries[1]["validation"]["accuracy"] == entries[0]["validation"]["accuracy"]
+        assert not operators.names & {"_linear_pointwise", "_embedding_bag", "_foreach_sign", "_foreach_norm"}
+    fast, plain = (learner.network for learner in learners)
+    dropouts = [type(module) for network in (plain, fast) for module in (network.downstream.dropout, network.heads.dropout)]
+    assert dropouts == [torch.nn.Dropout] * 2 + [Dropout] * 2
+    for name, weight in fast.state_dict().items():
+        assert relative_difference(plain.state_dict()[name], weight) < 1e-3, name  # AdamW divides by what is nearly zero
 
 
 def test_layers_are_read_where_they_lie(features):

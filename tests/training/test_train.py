@@ -22,7 +22,7 @@ from wavcse.tests.helpers.processes import Child, run_in_two_processes, run_pyth
 from wavcse.train_accelerate import main, train
 from wavcse.training.arguments import TRAIN, RunArguments
 from wavcse.training.features import epoch_order
-from wavcse.training.network import MultiTaskNetwork, model_config
+from wavcse.training.heads import MultiTaskNetwork, model_config
 
 ROOT = Path(__file__).parents[2]
 

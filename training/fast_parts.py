@@ -1,8 +1,13 @@
-"""Linear layers in training: on a CPU in float32, forward and both backward products by oneDNN.
+"""What `fast_parts` exchanges in a network in training: parts that compute the same as PyTorch's own, faster.
 
-PyTorch's own float32 products there come from a library that reaches half of what some processors can do, and most of a
-training step is three products of every layer. Unlike inference, training does not measure which library is faster
-(`kernels_wavcse`): a run that is continued in another process must go on to the bit. `WAVCSE_KERNELS=mkl` is obeyed.
+`fast_parts: false` in a recipe trains with PyTorch's and transformers' own modules. docs/training.md lists every part with its
+plain form and how far the two may be apart, which tests measure. Here are the linear layers and dropout; `heads.py` has the
+penalties, the averaged layers and the folded heads, `steps/encoder.py` WavLM's attention and the stem.
+
+**Linear layers**: on a CPU in float32, forward and both backward products by oneDNN. PyTorch's own float32 products there come
+from a library that reaches half of what some processors can do, and most of a training step is three products of every layer.
+Unlike inference, training does not measure which library is faster (`kernels_wavcse`): a run that is continued in another
+process must go on to the bit. `WAVCSE_KERNELS=mkl` is obeyed.
 """
 
 from __future__ import annotations
@@ -69,3 +74,26 @@ class _Product(torch.autograd.Function):
         of_x = linear(gradient, weight.T) if ctx.needs_input_grad[0] else None
         of_weight = linear(gradient.T, x.T) if ctx.needs_input_grad[1] else None
         return of_x, of_weight, gradient.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
+class Dropout(nn.Module):
+    """`nn.Dropout` at a fifth of its time on a CPU: one 64-bit random number decides over four values.
+
+    The rate is rounded to 1/65536, and kept in a buffer, so that networks that train together can have different ones.
+    """
+
+    STEPS = 2**16
+
+    def __init__(self, rate: float):
+        super().__init__()
+        steps = min(round(rate * self.STEPS), self.STEPS - 1)
+        self.is_off = steps == 0
+        self.register_buffer("rate", torch.tensor(steps / self.STEPS), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_off or not self.training:
+            return x
+        numbers = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device)
+        numbers = numbers.view(torch.int16)[: x.numel()].view(x.shape)
+        is_kept = numbers >= (self.STEPS * self.rate - self.STEPS // 2).to(torch.int16)
+        return x * is_kept.to(x.dtype).div_((1 - self.rate).to(x.dtype))

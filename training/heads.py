@@ -1,6 +1,6 @@
-"""An epoch of training on cached features: order, dropout, the step of `train_accelerate.py`, validation, schedule.
+"""Heads on cached features: the network, and an epoch of its training (order, dropout, steps, validation, schedule).
 
-Training runs and searches share it.
+The step itself is `train_accelerate.py`'s; training runs and searches share the rest.
 """
 
 from __future__ import annotations
@@ -13,20 +13,86 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wavcse.configuration_wavcse import WavCSEConfig
-from wavcse.modeling_wavcse import combine_losses, cross_entropy_per_task
+from wavcse.modeling_wavcse import (
+    WavCSEDownstream,
+    WavCSEForMultiTask,
+    WavCSEHeads,
+    combine_losses,
+    cross_entropy_per_task,
+)
 from wavcse.training.arguments import RunArguments
-from wavcse.training.features import Batch, SplitFeatures, epoch_order
-from wavcse.training.network import MultiTaskNetwork
-from wavcse.training.products import linear
+from wavcse.training.fast_parts import Dropout, linear, use_linear
+from wavcse.training.features import Batch, PooledLayers, SplitFeatures, epoch_order
 from wavcse.training.run import Learner, first_reason
 
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
 TrainStep = Callable[[Accelerator, Learner, Batch], dict[str, Tensor]]  # returns this process's part of the task losses
+
+
+class MultiTaskNetwork(nn.Module):
+    """`WavCSEDownstream` and `WavCSEHeads` in sequence: `[B, K, D]` -> `{task: [B, C]}`; weights PyTorch's defaults.
+
+    With `fast_parts` (`training/fast_parts.py`) it computes the same in another way.
+    """
+
+    def __init__(self, config: WavCSEConfig, fast_parts: bool = True):
+        super().__init__()
+        self.downstream = WavCSEDownstream(config)
+        self.heads = WavCSEHeads(config)
+        self.fast_parts = fast_parts
+        if fast_parts:
+            self.downstream.dropout = Dropout(config.layer_dropout)
+            self.heads.dropout = Dropout(config.embedding_dropout)
+            use_linear(self)
+
+    def forward(self, features: PooledLayers | Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Logits of all clips, or of task t for the clips `rows[t]` only; `features` may be what `gather` returned."""
+        layers = self.gather(features) if isinstance(features, PooledLayers) else features
+        return self.heads(self.downstream(layers), rows)
+
+    def gather(self, features: PooledLayers) -> Tensor:
+        """The clips' layers from their table: `[B, K, D]`; as a fast part `[B, D]`, a linear pooling applied here."""
+        pooling = self.downstream.layer_pooling
+        if not (self.fast_parts and pooling.is_linear):
+            return features.stacked()
+        return features.averaged(pooling.layer_weights.to(features.table.device))
+
+    def folded(self) -> Callable[[PooledLayers, Mapping[str, Tensor]], dict[str, Tensor]]:
+        """`forward` without dropout, FC2 and each head made one map of the pooled layers `[C, 512]`, of the present weights."""
+        last = self.downstream.embedding_projection
+        heads = {
+            task: (linear(head.weight, last.weight.T), linear(last.bias, head.weight, head.bias))
+            for task, head in self.heads.tasks.items()
+        }
+
+        def logits(features: PooledLayers, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            pooled = self.downstream.pool(self.gather(features))
+            return {task: linear(pooled[rows[task]], *head) for task, head in heads.items()}
+
+        return logits
+
+    def penalty(self, l1: float, l2: float) -> Tensor:
+        """`l1 sum |w| + l2 sum w^2` over all parameters, biases and heads too (as the authors' code does); has a gradient."""
+        return sum(l1 * weight.abs().sum() + l2 * weight.square().sum() for weight in self.parameters())
+
+    @torch.no_grad()
+    def fast_penalty(self, l1: float, l2: float) -> Tensor:
+        """The value of `penalty`, all parameters at once."""
+        absolute, square = (torch.stack(torch._foreach_norm(list(self.parameters()), order)) for order in (1, 2))
+        return l1 * absolute.sum() + l2 * square.square().sum()
+
+    @torch.no_grad()
+    def add_penalty_gradient(self, l1: float, l2: float) -> None:
+        """Add the gradient of `penalty` to that of every parameter: in closed form, for no graph has to hold the weights."""
+        weights = [weight for weight in self.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        torch._foreach_add_(gradients, weights, alpha=2 * l2)
+        torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=l1)
 
 
 @dataclass
@@ -61,7 +127,7 @@ class Evaluation:
 def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) -> Learner:
     """An untrained model of the recipe, its weights drawn from the recipe's seed."""
     torch.manual_seed(args.seed)
-    network = MultiTaskNetwork(config).to(device)
+    network = MultiTaskNetwork(config, args.fast_parts).to(device)
     optimizer = AdamW(network.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     scheduler = ReduceLROnPlateau(optimizer, "min", factor=args.scheduler_factor, patience=args.scheduler_patience)
     return Learner(args, network, network, optimizer, scheduler, Progress())
@@ -149,21 +215,20 @@ def _divergence(args: RunArguments, epoch: int, train_loss: dict[str, float], va
 @torch.no_grad()
 def evaluate(accelerator: Accelerator, learner: Learner, split: SplitFeatures) -> Evaluation:
     """Figures of the learner's present weights on a split; every process sees all of it."""
-    network = learner.network.eval()
-    heads = network.folded_heads()
-    counts = {task: split.num_labelled(task) for task in heads}
-    sums, is_correct = dict.fromkeys(heads, 0.0), {task: [] for task in heads}
+    args, network = learner.args, learner.network.eval()
+    predict, penalty = (network.folded(), network.fast_penalty) if network.fast_parts else (network, network.penalty)
+    counts = {task: split.num_labelled(task) for task in network.heads.tasks}
+    sums, is_correct = dict.fromkeys(counts, 0.0), {task: [] for task in counts}
     for batch in split.batches(EVALUATION_BATCH):
         with accelerator.autocast():
-            pooled = network.downstream.pool(network.gather(batch.features))
-            logits = {task: linear(pooled[batch.rows[task]], *head) for task, head in heads.items()}
+            logits = predict(batch.features, batch.rows)
         losses = cross_entropy_per_task(logits, batch.labels, counts)
         for task, values in logits.items():
             sums[task] += losses[task]
             is_correct[task].append(values.argmax(dim=1) == batch.labels[task])
     joined = {task: torch.cat(parts).cpu() for task, parts in is_correct.items()}
     accuracy = {task: values.double().mean().item() for task, values in joined.items()}
-    loss = combine_losses(sums, learner.args.loss_weights()) + network.penalty(learner.args.l1, learner.args.l2)
+    loss = combine_losses(sums, args.loss_weights()) + penalty(args.l1, args.l2)
     task_loss = {task: float(value) for task, value in sums.items()}
     return Evaluation(float(loss), task_loss, accuracy, sum(accuracy.values()) / len(accuracy), joined)
 
@@ -176,3 +241,20 @@ def update_progress(learner: Learner, epoch: int, accuracy: float, seconds: floa
     if accuracy > progress.best_accuracy:
         progress.best_epoch, progress.best_accuracy = epoch, accuracy
         learner.keep_weights()
+
+
+def model_config(
+    args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]], layer_fields: Mapping | None = None
+) -> WavCSEConfig:
+    """The model to train: the recipe's sizes, the tasks' labels, the cache's upstream and what it did (`layer_fields`)."""
+    weights = args.loss_weights()
+    tasks = {
+        name: {"kind": "classification", "labels": labels, "loss_weight": weights[name]} for name, labels in classes.items()
+    }
+    return WavCSEConfig(upstream_config=upstream_config, **(layer_fields or {}), **args.model_fields(), tasks=tasks)
+
+
+def load_network(model: WavCSEForMultiTask, weights: dict[str, Tensor]) -> None:
+    """Put trained weights of a `MultiTaskNetwork` into the complete model."""
+    parts = nn.ModuleDict({"downstream": model.wavcse.downstream, "heads": model.heads})
+    parts.load_state_dict(weights)
