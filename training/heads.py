@@ -63,7 +63,7 @@ class MultiTaskNetwork(nn.Module):
         return features.averaged(pooling.layer_weights.to(features.table.device))
 
     def folded(self) -> Callable[[PooledLayers, Mapping[str, Tensor]], dict[str, Tensor]]:
-        """`forward` without dropout, FC2 and each head made one map of the pooled layers `[C, 512]`, of the present weights."""
+        """`forward` without dropout, FC2 and each head made one map of the pooled layers, `[C, 512]`."""
         last = self.downstream.embedding_projection
         heads = {
             task: (linear(head.weight, last.weight.T), linear(last.bias, head.weight, head.bias))
