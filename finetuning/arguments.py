@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from wavcse.eval.arguments import TaskRequest, task_request
 from wavcse.settings.command import Program
@@ -16,7 +15,6 @@ and one linear layer (LASR, Table 1); validation chooses the step, and the test 
 files like `wavcse eval`. A killed run goes on where it was: give the same command again.
 """
 DEFAULT_TASK = "language"
-RUNS_FOLDER = "runs"
 
 
 @dataclass
@@ -65,13 +63,6 @@ class FinetuneArguments(StepArguments):
         if request.task.kind != "classification":
             raise ValueError(f"task {name!r}: is a {request.task.kind} task; fine-tuning has classes to learn.")
         return request
-
-    def of_run(self, name: str, seed: int) -> FinetuneArguments:
-        """One training: an upstream and a seed, in a folder of its own; what only the tables need is left out."""
-        folder = Path(self.output_dir) / RUNS_FOLDER / f"{name}.{seed}"
-        task = {key: value for key, value in self.task.items() if key not in ("title", "note")}
-        only = {"upstreams": {name: self.upstreams[name]}, "seed": seed, "seeds": 1, "task": task, "groups": {}, "note": ""}
-        return replace(self, **only, output_dir=str(folder))
 
 
 FINETUNE = Program(

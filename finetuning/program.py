@@ -26,8 +26,10 @@ from wavcse.finetuning.audio import TaskAudio, load_audio
 from wavcse.finetuning.groups import class_groups, group_data
 from wavcse.finetuning.training import Finetuned, Upstream, finetune_upstream
 from wavcse.steps.encoder import encoder_config, new_encoder, receptive_field
+from wavcse.studies.variants import Variant
 from wavcse.upstream_wavcse import build_on_meta
 
+RUNS_FOLDER = "runs"
 DETECTION = "ovr_eer"  # the metric of the scores of all classes; the others are of the most likely class
 
 
@@ -65,6 +67,17 @@ def _finetune(
     return EvaluationSummary(results, audio.skipped, write_report(output_dir))
 
 
+def variants_of(args: FinetuneArguments) -> dict[str, Variant]:
+    """A variant per upstream, by name; what only the tables need is left out of its settings."""
+    task = {key: value for key, value in args.task.items() if key not in ("title", "note")}
+    folder = Path(args.output_dir) / RUNS_FOLDER
+    shared = replace(args, seeds=1, task=task, groups={}, note="")
+    own = {name: {"upstreams": {name: source}} for name, source in args.upstreams.items()}
+    return {
+        name: Variant(name, replace(shared, **fields, output_dir=str(folder / name)), fields) for name, fields in own.items()
+    }
+
+
 def _upstream(name: str, source: str, args: FinetuneArguments) -> Upstream:
     """An upstream that can be trained: all of them are read before the first one is trained for hours."""
     checkpoint = SavedModel(source)
@@ -93,7 +106,7 @@ def _records(
 ) -> list[Result]:
     """The records of an upstream, of all rows; found, or trained for."""
     settings = EvalSettings(tuple(range(args.seed, args.seed + args.seeds)), args.note)
-    runs = [args.of_run(upstream.name, seed) for seed in settings.seeds]
+    runs = variants_of(args)[upstream.name].runs(args.seeds)
     keys = [result_key(upstream, row, settings, with_map=False) for row in rows]
     key = digest_of([keys, [run.identity() for run in runs]])
     names = [row.task.name for row in rows]

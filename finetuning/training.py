@@ -81,7 +81,7 @@ def finetune_upstream(args: FinetuneArguments, upstream: Upstream, audio: TaskAu
     """Fine-tune an upstream with one seed, or continue where that was, and predict the test split with the best step.
 
     Args:
-        args: of one run, see `FinetuneArguments.of_run`.
+        args: of one run, as `Variant.runs` gives them.
 
     Raises:
         ValueError: another run is in the folder, no training clip of a class is long enough, or there are several processes.

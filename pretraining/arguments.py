@@ -112,6 +112,24 @@ command again.
 
 
 @dataclass
+class StudyRecipe(CheckedFields):
+    """A study's file; `pretraining/study.py` checks what the fields hold."""
+
+    recipe: str = option("", "Recipe of pretrain_accelerate.py that the variants change.")
+    overrides: dict = option(dict, "Fields that all variants share.")
+    variants: dict = option(dict, "Name -> fields on top, `encoder` key by key; `untrained: true`: as training finds it.")
+    evaluation: str = option("", "Recipe of `wavcse eval`; its model and name mean nothing here.")
+    measure_speed: bool = option(False, "Time the upstreams on one CPU thread.")
+    plots: list[dict] = option(list, "Pictures: x, task, variants, reference.")
+    output_dir: str = option("runs/study", "Folder of everything that is left.", flag="out")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if missing := [name for name in ("recipe", "variants", "evaluation") if not getattr(self, name)]:
+            raise ValueError(f"{', '.join(missing)} missing.")
+
+
+@dataclass
 class StudyArguments(CheckedFields):
     """Which study, and which part of it."""
 

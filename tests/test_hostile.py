@@ -18,12 +18,13 @@ from wavcse.eval.report import write_report
 from wavcse.eval.results import Result, read_results
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub_repository_wavcse import inert, model_card
-from wavcse.pretraining.study_report import _text as study_text
+from wavcse.pretraining.study import LAYOUT
 from wavcse.reports.figures import new_axes, save_figure, without_formulas
 from wavcse.reports.page import fenced, html_page, markdown_table
 from wavcse.search.hparams_report import hparams_markdown
 from wavcse.search.pooling_report import poolings_markdown
 from wavcse.search.report import layers_markdown
+from wavcse.studies.report import study_text
 from wavcse.tests.helpers.evaluation_folder import make_folder
 from wavcse.tests.helpers.published_run import training_result
 from wavcse.tools.tiny_sections import tiny_sections
@@ -234,7 +235,7 @@ def test_a_study_with_hostile_words_is_reported(tmp_path):
     facts = json.loads((RESULTS / "tiny_lasr" / "study.json").read_text())
     facts = {"temporal_pooling": "mean", **facts, "study": ALL, "recipe": ALL, "overrides": {ALL: ALL}}
     facts["rows"] = {name: {**row, "title": ALL} for name, row in facts["rows"].items()}
-    assert_harmless_markdown(study_text(inert(facts)), tmp_path)
+    assert_harmless_markdown(study_text(inert(facts), LAYOUT), tmp_path)
 
 
 def test_a_card_of_hostile_names_is_one_card(tiny_config, tmp_path):

@@ -15,14 +15,15 @@ ALLOWED = {
     "training": "root settings data",
     "steps": "root settings data training",
     "eval": "root settings data reports",
+    "studies": "root settings data reports training eval",
     "pretraining": "root settings data training steps",
-    "finetuning": "root settings data training steps eval",
+    "finetuning": "root settings data training steps eval studies",
     "hub": "root settings data reports eval",
     "train_accelerate": "root settings data training",
     "search": "root settings data training reports train_accelerate",
     "pretrain_accelerate": "root settings data training steps pretraining",
     "embed": "root settings data eval",
-    "pretraining/study": "root settings data reports training steps eval pretraining pretrain_accelerate",
+    "pretraining/study": "root settings data reports training steps eval studies pretraining pretrain_accelerate",
     "tools": "root settings data reports training eval pretraining hub",
 }
 FREE = ("benchmarks", "examples", "tests")  # may import anything, and nothing imports them

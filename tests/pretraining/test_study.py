@@ -16,10 +16,10 @@ import yaml
 from transformers import WavLMModel
 
 from wavcse.pretrain_accelerate import initial_network
-from wavcse.pretraining import study
-from wavcse.pretraining.study import main
-from wavcse.pretraining.study_config import merged, read_study
-from wavcse.pretraining.study_speed import noise_clips
+from wavcse.pretraining.study import main, read_study
+from wavcse.studies import variants as studied
+from wavcse.studies.speed import noise_clips
+from wavcse.studies.variants import merged
 from wavcse.tests.helpers.processes import FORKSERVER, Child
 
 ENCODER = {
@@ -40,7 +40,8 @@ PROBES = {"learning_rates": (1e-2,), "max_epochs": 5}  # figures need not be goo
 FORKING_STUDY = """
 import multiprocessing, sys
 from wavcse.pretraining import study
-study.get_context = lambda _: multiprocessing.get_context("fork")
+from wavcse.studies import variants
+variants.get_context = lambda _: multiprocessing.get_context("fork")
 sys.exit(study.main(sys.argv[1:]))
 """
 
@@ -122,7 +123,7 @@ def out(config, real_pictures_in_module, quick_probes) -> Path:
     assert (folder / LABELLED / "log.jsonl").read_bytes() == left, "the training outlived the study"
     untrained = states_of(folder / UNTRAINED / "upstream")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "get_context", lambda method: FORKSERVER)
+        patch.setattr(studied, "get_context", lambda method: FORKSERVER)
         assert main([str(config), "--workers", "2"]) == 0
     assert states_of(folder / UNTRAINED / "upstream") == untrained
     return folder
