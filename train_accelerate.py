@@ -2,6 +2,17 @@
 
     accelerate launch train_accelerate.py conf/quickstart.yaml --out runs/mine
 
+What is trained (the paper, section 3 and Figure 1). For every clip the cache holds the K selected layers of the frozen
+upstream, each pooled over time: x_1 .. x_K, of D numbers.
+
+    embedding = FC2(dropout(pool_k(FC1(x_k))))                  D -> 512 -> 2000 numbers, no activation
+    logits_t  = head_t(dropout(embedding))                      one linear layer for each of T tasks
+    loss      = 1/T sum_t w_t CE_t + l1 sum |w| + l2 sum w^2    CE_t: mean over the clips labelled for task t; w: all weights
+
+The first two lines are `WavCSEDownstream` and `WavCSEHeads` in modeling_wavcse.py; the loss is in `train_step`. Read on from
+the inside out: `train_step` (forward, loss, backward, step), `train_epoch`, `train`; then what comes before (`set_up`) and
+after it (`finish`).
+
 The run folder receives the resolved configuration, a JSON-lines log, checkpoints, the test figures of the best epoch, and
 `hub/`, which `AutoModel.from_pretrained(..., trust_remote_code=True)` loads. A killed run goes on where it was when the same
 command is given again, and ends with the same numbers to the bit.
@@ -15,6 +26,8 @@ if __name__ == "__main__":
     TRAIN.answer()  # before the imports below, which take seconds
 
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +49,54 @@ from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask, combine_losses, cross_entropy_per_task
 from wavcse.settings.command import DONE
 from wavcse.training.features import Batch, SplitFeatures, cached_digests, data_fingerprint, open_table
-from wavcse.training.heads import Evaluation, evaluate, load_network, model_config, new_learner, train_epoch
+from wavcse.training.heads import (
+    Evaluation,
+    begin_epoch,
+    end_epoch,
+    epoch_batches,
+    evaluate,
+    load_network,
+    model_config,
+    new_learner,
+)
 from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
+
+
+def train_step(accelerator: Accelerator, learner: Learner, batch: Batch) -> dict[str, Tensor]:
+    """One update: forward, loss, backward, step. Returns this process's part of each task's loss.
+
+    The gradient of the penalties is known in closed form: as one of the fast parts it is added after the backward pass.
+    """
+    args, network = learner.args, learner.network
+    with accelerator.autocast():
+        logits = learner.model(batch.features, batch.rows)  # task -> [n_t, C_t], of the clips that have a label for it
+        losses = cross_entropy_per_task(logits, batch.labels, batch.num_labelled)  # task -> CE_t
+    # Data-parallel training averages gradients over the processes: each one's part counts `num_processes` times.
+    loss = accelerator.num_processes * combine_losses(losses, args.loss_weights())
+    if args.fast_parts:
+        accelerator.backward(loss)
+        network.add_penalty_gradient(args.l1, args.l2)
+    else:
+        accelerator.backward(loss + network.penalty(args.l1, args.l2))
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    return {task: own.detach() for task, own in losses.items()}
+
+
+def train_epoch(accelerator: Accelerator, learner: Learner, splits: Mapping[str, SplitFeatures], epoch: int) -> dict:
+    """One pass over the training clips, in the order of (seed, epoch), then validation; returns the log's entry.
+
+    Epochs count from 1. A learner that has diverged is marked, see `end_epoch`.
+    """
+    started = time.perf_counter()
+    begin_epoch(accelerator, learner, epoch)
+    total, steps = {}, 0
+    for batch in epoch_batches(accelerator, learner.args, splits["train"], epoch):
+        losses = train_step(accelerator, learner, batch)
+        total = {task: total.get(task, 0.0) + losses[task] for task in losses}
+        steps += 1
+    train_loss = {task: float(accelerator.reduce(own, "sum")) / steps for task, own in total.items()}
+    return end_epoch(accelerator, learner, splits, epoch, train_loss, steps, time.perf_counter() - started)
 
 
 @dataclass
@@ -68,38 +127,12 @@ def train(args: RunArguments) -> dict:
         learner = run.learner
         with run.bar(args.num_epochs, "train") as bar:
             for epoch in range(run.num_done + 1, args.num_epochs + 1):
-                entry = train_epoch(accelerator, learner, data.splits, epoch, train_step)
+                entry = train_epoch(accelerator, learner, data.splits, epoch)
                 if learner.divergence:
                     raise FloatingPointError(f"{args.output_dir}: {learner.divergence}{OTHER_SETTINGS}")
                 log_epoch(run, entry, bar)
                 run.save_when_due(must=epoch == args.num_epochs)
         return finish(run, data)
-
-
-def train_step(accelerator: Accelerator, learner: Learner, batch: Batch) -> dict[str, Tensor]:
-    """One update: forward, loss, backward, step. Returns this process's part of each task's loss.
-
-    The paper's loss (section 3, and its authors' code), with T tasks and their weights `w_t`:
-
-        1/T sum_t w_t CE_t  +  l1 sum |w|  +  l2 sum w^2
-
-    `CE_t` is the mean cross-entropy over the batch's clips that have a label for task t, and the penalties are over all
-    parameters. Their gradient is known in closed form; as one of the fast parts it is added after the backward pass.
-    """
-    args, network = learner.args, learner.network
-    with accelerator.autocast():
-        logits = learner.model(batch.features, batch.rows)  # {task: [n_t, C_t]} of the clips that have a label for it
-        losses = cross_entropy_per_task(logits, batch.labels, batch.num_labelled)
-    # Data-parallel training averages gradients over the processes: each one's part counts `num_processes` times.
-    loss = accelerator.num_processes * combine_losses(losses, args.loss_weights())
-    if args.fast_parts:
-        accelerator.backward(loss)
-        network.add_penalty_gradient(args.l1, args.l2)
-    else:
-        accelerator.backward(loss + network.penalty(args.l1, args.l2))
-    learner.optimizer.step()
-    learner.optimizer.zero_grad()
-    return {task: own.detach() for task, own in losses.items()}
 
 
 def set_up(args: RunArguments, accelerator: Accelerator) -> tuple[Run, Data]:

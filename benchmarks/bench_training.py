@@ -67,7 +67,7 @@ def make_bench(num_clips: int, num_layers: int, batch_size: int, device: str) ->
 
 
 def our_epoch(bench: TrainingBench, epoch: int) -> None:
-    """As `training.loop.train_epoch` feeds its steps."""
+    """As `train_epoch` feeds its steps."""
     args = bench.learner.args
     order = epoch_order(len(bench.split), 0, epoch, args.batch_size, drop_last=True)
     for batch in bench.split.batches(args.batch_size, order):

@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from wavcse.configuration_wavcse import LAYER_POOLINGS
 from wavcse.search.table import SearchTable
 from wavcse.search.together import train_epoch_together
-from wavcse.train_accelerate import train_step
+from wavcse.train_accelerate import train_epoch
 from wavcse.training.arguments import RunArguments
-from wavcse.training.heads import Evaluation, evaluate, new_learner, train_epoch
+from wavcse.training.heads import Evaluation, evaluate, new_learner
 from wavcse.training.run import Learner
 
 # Fields of a run's identity that do not reach a fit: where data come from, for which the table's fingerprint stands.
@@ -82,7 +82,7 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: 
     curves: list[list[float]] = [[] for _ in many]
     for epoch in range(1, many[0].num_epochs + 1):
         if len(many) == 1:
-            entries = [train_epoch(accelerator, learners[0], splits[0], epoch, train_step)]
+            entries = [train_epoch(accelerator, learners[0], splits[0], epoch)]
         else:
             entries = train_epoch_together(accelerator, learners, splits, epoch)
         for learner, curve, entry in zip(learners, curves, entries):

@@ -1,12 +1,11 @@
-"""Heads on cached features: the network, and an epoch of its training (order, dropout, steps, validation, schedule).
+"""Heads on cached features: the network, and what is around the steps of an epoch: order, dropout, validation, schedule.
 
-The step itself is `train_accelerate.py`'s; training runs and searches share the rest.
+The steps themselves are `train_accelerate.py`'s; training runs and searches share it all.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -31,7 +30,6 @@ from wavcse.training.features import Batch, PooledLayers, SplitFeatures, epoch_o
 from wavcse.training.run import Learner, first_reason
 
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
-TrainStep = Callable[[Accelerator, Learner, Batch], dict[str, Tensor]]  # returns this process's part of the task losses
 
 
 class MultiTaskNetwork(nn.Module):
@@ -131,26 +129,6 @@ def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) 
     optimizer = AdamW(network.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     scheduler = ReduceLROnPlateau(optimizer, "min", factor=args.scheduler_factor, patience=args.scheduler_patience)
     return Learner(args, network, network, optimizer, scheduler, Progress())
-
-
-def train_epoch(
-    accelerator: Accelerator, learner: Learner, splits: Mapping[str, SplitFeatures], epoch: int, train_step: TrainStep
-) -> dict:
-    """One pass over the training clips, then validation; returns the log's entry.
-
-    Args:
-        epoch: its number, from 1.
-        train_step: of `train_accelerate.py`, one update on a batch.
-    """
-    started = time.perf_counter()
-    begin_epoch(accelerator, learner, epoch)
-    total, steps = {}, 0
-    for batch in epoch_batches(accelerator, learner.args, splits["train"], epoch):
-        losses = train_step(accelerator, learner, batch)
-        total = {task: total.get(task, 0.0) + losses[task] for task in losses}
-        steps += 1
-    train_loss = {task: float(accelerator.reduce(own, "sum")) / steps for task, own in total.items()}
-    return end_epoch(accelerator, learner, splits, epoch, train_loss, steps, time.perf_counter() - started)
 
 
 def begin_epoch(accelerator: Accelerator, learner: Learner, epoch: int) -> None:

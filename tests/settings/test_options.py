@@ -17,7 +17,7 @@ from wavcse.eval.arguments import EVAL, REPORT
 from wavcse.finetuning.arguments import FINETUNE
 from wavcse.hub.arguments import CARD, PUSH
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
-from wavcse.pretraining.study_config import read_study
+from wavcse.pretraining.study import read_study
 from wavcse.search.arguments import HPARAMS, LAYERS, PHASE1, POOLS
 from wavcse.search.phase1_config import read_config
 from wavcse.settings.command import Program

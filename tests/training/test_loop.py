@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wavcse.data.composite import CompositeSet
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
 from wavcse.search.together import train_epoch_together
-from wavcse.train_accelerate import train_step
-from wavcse.training import products
+from wavcse.train_accelerate import train_epoch
+from wavcse.training import fast_parts
 from wavcse.training.arguments import RunArguments
 from wavcse.training.fast_parts import Dropout, linear
 from wavcse.training.features import MemoryTable, PooledLayers, SplitFeatures
-from wavcse.training.heads import MultiTaskNetwork, evaluate, model_config, new_learner, train_epoch
+from wavcse.training.heads import MultiTaskNetwork, evaluate, model_config, new_learner
 
 N, L, D = 60, 5, 16
 UPSTREAM = {"model_type": "wavlm", "hidden_size": D, "num_hidden_layers": L - 1, "num_attention_heads": 2}
@@ -144,7 +144,7 @@ def test_epochs_with_and_without_fast_parts_are_equal(features, composite, pooli
         for learner in learners:
             with operators if not learner.args.fast_parts else nullcontext():
                 splits = splits_of(features, composite, learner.args)
-                entries.append(train_epoch(accelerator, learner, splits, epoch, train_step))
+                entries.append(train_epoch(accelerator, learner, splits, epoch))
         assert entries[1]["train_loss"] == pytest.approx(entries[0]["train_loss"], rel=1e-5)
         assert entries[1]["validation"]["loss"] == pytest.approx(entries[0]["validation"]["loss"], rel=1e-5)
         assert entries[1]["validation"]["accuracy"] == entries[0]["validation"]["accuracy"]
@@ -207,7 +207,7 @@ def test_networks_that_train_together_train_as_each_alone(features, composite, p
     for epoch in (1, 2, 3):
         entries = train_epoch_together(accelerator, together, splits, epoch)
         for learner, own_splits, entry in zip(alone, splits, entries):
-            own = train_epoch(accelerator, learner, own_splits, epoch, train_step)
+            own = train_epoch(accelerator, learner, own_splits, epoch)
             assert entry["train_loss"] == pytest.approx(own["train_loss"], rel=1e-4)
             assert entry["validation"]["loss"] == pytest.approx(own["validation"]["loss"], rel=1e-4)
             assert entry["learning_rate"] == own["learning_rate"]
@@ -219,7 +219,7 @@ def test_networks_that_train_together_train_as_each_alone(features, composite, p
 
 # -- products by oneDNN
 
-needs_onednn = pytest.mark.skipif(not products.HAS_ONEDNN_LINEAR, reason="PyTorch without oneDNN")
+needs_onednn = pytest.mark.skipif(not fast_parts.HAS_ONEDNN_LINEAR, reason="PyTorch without oneDNN")
 
 
 class Operators(TorchDispatchMode):
@@ -292,7 +292,7 @@ def test_where_onednn_is_not_for_us_the_ordinary_operator_runs(case, monkeypatch
             y = torch.func.grad(lambda x: linear(x, weight, bias).square().sum() / 2)(x)
             expected = expected @ weight
         elif case == "without the operator":
-            monkeypatch.setattr(products, "HAS_ONEDNN_LINEAR", False)
+            monkeypatch.setattr(fast_parts, "HAS_ONEDNN_LINEAR", False)
             y = linear(x, weight, bias)
     if case == "compile":
         y = torch.compile(linear, backend="eager", fullgraph=True)(x, weight, bias)
