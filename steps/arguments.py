@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wavcse.settings.fields import check_fields, option
+from wavcse.settings.fields import option
 from wavcse.training.arguments import RunSettings
 
 # Fields that may differ between a run and its continuation: they do not change any step that is already done.
@@ -59,7 +59,7 @@ class StepArguments(RunSettings):
     def __post_init__(self):
         from wavcse.audio_wavcse import SAMPLING_RATE_HZ  # which loads PyTorch; `--help` needs none
 
-        check_fields(self)
+        super().__post_init__()
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas is {self.adam_betas}; it must be two numbers from 0 to below 1.")
         if self.length_step_s * SAMPLING_RATE_HZ < 1:

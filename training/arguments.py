@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wavcse.data.tables import spelled, text_of
 from wavcse.settings.command import Program
-from wavcse.settings.fields import check_fields, option
+from wavcse.settings.fields import CheckedFields, option
 from wavcse.settings.recipes import checked_fields
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ FREE_ON_RESUME = (
 
 
 @dataclass
-class RunSettings:
+class RunSettings(CheckedFields):
     """What every training program has: where its run lies, and how it computes.
 
     Attributes:
@@ -107,7 +107,7 @@ class RunArguments(RunSettings):
     save_hub: bool = option(True, "Leave a Hub folder (needs `upstream`); a search turns it off.")
 
     def __post_init__(self):
-        check_fields(self)
+        super().__post_init__()
         self.task_sources()
         if self.save_hub and not self.upstream:
             raise ValueError("upstream is not given; name it, or pass --save_hub false to train without leaving a Hub folder.")
