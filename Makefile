@@ -108,7 +108,7 @@ lint: $(READY)  ## ruff, as CI runs it
 	$(BIN)/ruff format --check .
 
 bench: $(READY)  ## Speed, error and memory beside transformers, corpus pass, training: CPU, under 20 minutes a command
-	$(BIN)/python benchmarks/bench_upstream.py --threads 1
+	$(BIN)/python benchmarks/bench_upstream.py --threads 1 --engines --small
 	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --memory
 	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --allocator warm --workloads mixed
 	$(BIN)/python benchmarks/bench_whisper.py

@@ -1,13 +1,14 @@
 """How fast are the pooled layers of WavLM-Large, in what memory, how exact? Ours and transformers' side by side.
 
-    python benchmarks/bench_upstream.py --threads 1
+    python benchmarks/bench_upstream.py --threads 1 --engines --small
     python benchmarks/bench_upstream.py --threads 1 --allocator warm --workloads mixed
     python benchmarks/bench_upstream.py --threads 2 --memory
     python benchmarks/bench_upstream.py --plot benchmarks/results/2026-01-31-cpu.json
 
 First the machine's product rate, then every workload in interleaved rounds, each variant's error before its speed. Results are
-written after every workload to benchmarks/results/DATE-DEVICE.json, next to a Markdown table and pictures made from it; runs
-with other settings on the same day add to the same file.
+written after every workload to benchmarks/results/DATE-CLASS.json (CLASS is cpu-avx2, cpu-avx512, ... or cuda), next to a
+Markdown table and pictures made from it; runs with other settings on the same day add to the same file. Which floors each
+class of processors reaches is in benchmarks/results/floors.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wavcse.benchmarks.engines import engine_variants
+from wavcse.benchmarks.floors import PAGE, floors_table, page
 from wavcse.benchmarks.measure import (
     GEMM_ROWS,
     QUICK_GEMM_ROWS,
@@ -34,6 +37,7 @@ from wavcse.benchmarks.measure import (
     WARM_ALLOCATOR,
     Errors,
     PairedRatio,
+    device_class,
     gemm_rates,
     interleaved,
     machine_facts,
@@ -42,6 +46,7 @@ from wavcse.benchmarks.measure import (
 from wavcse.benchmarks.memory import QUICK_FACTOR, measure_memory
 from wavcse.benchmarks.report import markdown_of, plot, run_table
 from wavcse.benchmarks.rivals import ORDINARY, Contender, UpstreamBench, all_variants, make_bench
+from wavcse.benchmarks.small import measure_small
 from wavcse.benchmarks.workloads import WORKLOADS, Workload, total_flop, waveforms
 from wavcse.data.files import json_text
 
@@ -99,6 +104,7 @@ def measure_workload(bench: UpstreamBench, variants: Sequence[Contender], worklo
     for variant in variants:
         errors = Errors.of(outputs[variant.name], outputs[ORDINARY])
         row = {"name": variant.name, "title": variant.title, "is_rival": variant.is_rival, "batch_size": sizes[variant.name]}
+        row |= {"engine": variant.engine, "precision": variant.precision_of["linear"]}
         row |= asdict(errors) | {"min_cosine": errors.min_cosine, "within_tolerance": variant.accepts(errors)}
         if row["within_tolerance"]:  # the speed of a wrong result says nothing
             row["seconds"] = own = seconds[variant.name]
@@ -113,8 +119,14 @@ def measure_workload(bench: UpstreamBench, variants: Sequence[Contender], worklo
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Paired ratios over the ordinary recipe and over the fastest rival, to every row that has a speed."""
-    timed_rivals = [row for row in rows if row["is_rival"] and "seconds" in row]
+    """Paired ratios to every row that has a speed.
+
+    Over the ordinary recipe, over the fastest use of transformers, over our float32, and of ours over another engine at the
+    same precision.
+    """
+    timed_rivals = [row for row in rows if row["is_rival"] and not row["engine"] and "seconds" in row]
+    exact = next((row for row in rows if row["name"] == "float32" and "seconds" in row), None)
+    engines = {row["precision"]: row for row in rows if row["engine"] and "seconds" in row}
     best = min(timed_rivals, key=lambda row: statistics.median(row["seconds"]))
     ordinary = next(row for row in timed_rivals if row["name"] == ORDINARY)
     for row in rows:
@@ -122,6 +134,10 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
             row["over_ordinary"] = asdict(PairedRatio.of(ordinary["seconds"], row["seconds"]))
             row["over_best_rival"] = asdict(PairedRatio.of(best["seconds"], row["seconds"]))
             row["is_best_rival"] = row is best
+            if exact is not None:
+                row["over_float32"] = asdict(PairedRatio.of(exact["seconds"], row["seconds"]))
+            if not row["is_rival"] and row["precision"] in engines:
+                row["over_engine"] = asdict(PairedRatio.of(engines[row["precision"]]["seconds"], row["seconds"]))
 
 
 def load_report(path: Path, device: torch.device) -> dict[str, Any]:
@@ -159,9 +175,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="*", choices=[w.name for w in WORKLOADS], default=[w.name for w in WORKLOADS])
     parser.add_argument("--repeat", type=int, default=1, help="every clip this many times, to fill a GPU")
     parser.add_argument("--allocator", choices=["default", "warm"], default="default", help="warm: glibc keeps freed memory")
+    parser.add_argument("--engines", action="store_true", help="ONNX Runtime beside, where it is installed")
+    parser.add_argument("--small", action="store_true", help="measure the model in the root on short clips, too")
     parser.add_argument("--memory", action="store_true", help="measure working memory too, in child processes")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 products on the GPU; float32 is then not exact")
-    parser.add_argument("--out", type=Path, help="JSON to write or add to (default benchmarks/results/DATE-DEVICE.json)")
+    parser.add_argument("--out", type=Path, help="JSON to write or add to (default benchmarks/results/DATE-CLASS.json)")
     parser.add_argument("--plot", type=Path, metavar="JSON", help="only make the table and the pictures of this file again")
     parser.add_argument("--quick", action="store_true", help="tiny model and clips, two rounds: for tests")
     return parser.parse_args(argv)
@@ -184,7 +202,8 @@ def measure(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     print(", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items()), f"GFLOP/s, {args.threads} thread(s)")
     if args.workloads:
         bench = make_bench(args.quick, device)
-        variants = [variant for variant in all_variants(bench) if set(variant.precision_of.values()) <= rates.keys()]
+        variants = [*all_variants(bench), *(engine_variants(bench) if args.engines else [])]
+        variants = [variant for variant in variants if set(variant.precision_of.values()) <= rates.keys()]
     for workload in (workload for workload in WORKLOADS if workload.name in args.workloads):
         workload = workload.scaled(QUICK_FACTOR) if args.quick else workload.repeated(args.repeat)
         rounds = args.rounds if args.all_rounds else min(args.rounds, workload.rounds or args.rounds)
@@ -192,6 +211,9 @@ def measure(args: argparse.Namespace, path: Path) -> dict[str, Any]:
         run["workloads"] = [old for old in run["workloads"] if old["name"] != row["name"]] + [row]
         save(report, path)
         print(run_table([row]), flush=True)
+    if args.small:
+        run["small"] = measure_small()
+        save(report, path)
     if args.memory:
         run["memory"] = []
         for row in measure_memory(args.quick, args.device, args.threads):
@@ -208,11 +230,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # of transformers' padded batches
     if args.allocator == "warm" and args.device == "cpu" and not args.plot:
         restart_with_warm_allocator()
-    path = args.plot or args.out or RESULTS / f"{date.today().isoformat()}-{args.device}.json"
+    path = args.plot or args.out or RESULTS / f"{date.today().isoformat()}-{device_class(args.device)}.json"
     report = json.loads(path.read_text(encoding="utf-8")) if args.plot else measure(args, path)
     save(report, path)
     pictures = plot(report, path.with_suffix(""))
     print(markdown_of(report))
+    for run in report["runs"]:
+        if (run["threads"], run["allocator"]) == (1, "default"):
+            print(floors_table(run))
+    if path.parent == RESULTS:
+        (RESULTS / PAGE).write_text(page(), encoding="utf-8")
     print(f"{path}, {path.with_suffix('.md')}", *pictures, sep=", ")
     print(f"* the ratio varied by more than {SPREAD_LIMIT:.0%} between rounds")
 

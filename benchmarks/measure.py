@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor
 
 from wavcse.configuration_wavcse import PRECISIONS
-from wavcse.packed_layers_wavcse import linear, own_layout
+from wavcse.kernels_wavcse import HAS_ONEDNN_LINEAR, FbgemmProduct, float32_library, has_bfloat16, onednn_linear, uses_fbgemm
 
 SPREAD_LIMIT = 0.10  # a ratio that varies by more between rounds is marked
 GEMM_ROWS = 1024
@@ -47,19 +47,32 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def gemm_rate(device: torch.device, precision: str = "float32", rows: int = GEMM_ROWS, repeats: int = 12) -> float:
+def gemm_rate(
+    device: torch.device,
+    precision: str = "float32",
+    rows: int = GEMM_ROWS,
+    repeats: int = 12,
+    inner: int = 1024,
+    columns: int = 4096,
+) -> float:
     """Best rate in operations per second (a multiply-add is two) of the product `rows` x 1024 x 4096, the upstream's own.
 
     The faster of the libraries that the installed PyTorch offers, so that a share of the limit cannot flatter.
     """
-    inner, columns = 1024, 4096
     a, b = torch.randn(rows, inner, device=device), torch.randn(columns, inner, device=device)
     if precision == "int8":
         a, b = (tensor.mul(40).clamp(-127, 127).to(torch.int8) for tensor in (a, b))
         products = [lambda: torch._int_mm(a, b.T)]
+        if uses_fbgemm(device):  # which takes rows as float32 and rounds them as part of the product
+            products = [
+                partial(FbgemmProduct(b.clamp(-FbgemmProduct.STEPS, FbgemmProduct.STEPS), torch.ones(columns)), a.float())
+            ]
     else:
         a, b = (tensor.to(getattr(torch, precision)) for tensor in (a, b))
-        products = [lambda: torch.mm(a, b.T), partial(linear, a, own_layout(b))]
+        products = [lambda: torch.mm(a, b.T)]
+        if device.type == "cpu" and HAS_ONEDNN_LINEAR and (precision == "float32" or has_bfloat16()):
+            layout = torch.ops.mkldnn._reorder_linear_weight(b, rows)
+            products += [partial(onednn_linear, a, weight) for weight in (b, layout)]
     seconds = []
     for product in products:
         product()
@@ -232,10 +245,17 @@ def machine_facts(device: torch.device) -> dict[str, str | int | float | bool]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+    if device.type == "cpu":
+        facts |= {"instructions": torch.backends.cpu.get_cpu_capability(), "library": float32_library()}
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
     return facts
+
+
+def device_class(device: str) -> str:
+    """What results are kept by: "cpu-avx2", "cpu-avx512", ...; of a GPU "cuda"."""
+    return f"{device}-{torch.backends.cpu.get_cpu_capability().lower()}" if device == "cpu" else device
 
 
 def processor_name() -> str:

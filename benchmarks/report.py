@@ -18,6 +18,7 @@ COLUMNS = (
     "spread",
     "x best HF",
     "spread",
+    "x ONNX Runtime",
     "max abs error",
     "relative error",
     "min cosine",
@@ -52,11 +53,12 @@ def run_table(workloads: Sequence[dict[str, Any]]) -> str:
 def _cells(workload: dict[str, Any], row: dict[str, Any]) -> list[str]:
     errors = [f"{row['max_abs']:.1e}", f"{row['relative']:.1e}", f"{row['min_cosine']:.6f}"]
     if not row["within_tolerance"]:
-        return [workload["title"], row["title"], "outside its tolerance", *[""] * 5, *errors]
+        return [workload["title"], row["title"], "outside its tolerance", *[""] * 6, *errors]
     ratios = [cell for key in ("over_ordinary", "over_best_rival") for cell in _ratio_cells(row[key], workload["rounds"])]
     batch = f", batches of {row['batch_size']}" if row["name"] == "sorted" else ""
     speed = [f"{row['audio_s_per_s']:.2f}", f"{row['share_of_limit']:.0%}"]
-    return [workload["title"], row["title"] + batch, *speed, *ratios, *errors]
+    engine = _ratio_cells(row["over_engine"], workload["rounds"])[0] if "over_engine" in row else ""
+    return [workload["title"], row["title"] + batch, *speed, *ratios, engine, *errors]
 
 
 def _ratio_cells(ratio: dict[str, Any], rounds: int) -> list[str]:
@@ -91,6 +93,13 @@ def markdown_of(report: dict[str, Any]) -> str:
         parts.append(f"Products 1024 x 1024 x 4096, GFLOP/s: {rates}.")
         if run["workloads"]:
             parts += [_audio_lines(run["workloads"]), run_table(run["workloads"])]
+        if run.get("small"):
+            small = run["small"]
+            parts.append(
+                f"wavcse-tiny, {small['clips']} clips of {small['clip_s']:g} s, processor time: {small['audio_s_per_s']:.0f} "
+                f"audio-s/s, {small['share_of_limit']:.0%} of the product rate; one clip through `encode` "
+                f"{small['encode_ms']:.1f} ms."
+            )
         if run["memory"]:
             parts += ["### Working memory", memory_table(run["memory"])]
     return "\n\n".join(parts) + "\n"
@@ -101,7 +110,7 @@ def _legend() -> str:
         "HF24 padded is the ordinary recipe (all hidden states of one padded batch, stack, mean). The share of the limit is "
         "the speed divided by what the measured product rates allow for the variant's own products without padding. The "
         "rates are measured again in every round; the share is the median over rounds. Ratios are medians "
-        "of paired rounds; spread is (largest - smallest) / median. "
+        "of paired rounds (over ONNX Runtime: at the same precision); spread is (largest - smallest) / median. "
         f"`*`: spread above {SPREAD_LIMIT:.0%}. `†`: fewer than {FULL_ROUNDS} rounds. Errors are against HF24 padded; "
         "a variant outside its tolerance gets no speed. Memory rows marked as estimates were not run: transformers keeps "
         "several tensors of heads x frames x frames, see `benchmarks/memory.py`; clips above 60 s go through ours in windows."

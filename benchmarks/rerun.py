@@ -33,7 +33,7 @@ class UpstreamRates:
 
 def newest_rates(folder: Path, device: str) -> UpstreamRates | None:
     """Rates from the newest result of `bench_upstream.py` for this kind of device; `None` if there is none."""
-    paths = sorted(folder.glob(f"????-??-??-{device}.json"))
+    paths = sorted(folder.glob(f"????-??-??-{device}*.json"))
     if not paths:
         return None
     runs = json.loads(paths[-1].read_text(encoding="utf-8"))["runs"]
@@ -44,7 +44,7 @@ def newest_rates(folder: Path, device: str) -> UpstreamRates | None:
 
 def rates_of(workload: Mapping, source: str) -> UpstreamRates:
     """Rates from one workload of a result."""
-    variants = [row for row in workload["variants"] if "audio_s_per_s" in row]
+    variants = [row for row in workload["variants"] if "audio_s_per_s" in row and not row.get("engine")]
     rates = {row["name"]: row["audio_s_per_s"] * _depth_share(row, workload["clip_seconds"]) for row in variants}
     best = max((row for row in variants if row["is_rival"]), key=lambda row: rates[row["name"]])
     ours = {row["name"]: rates[row["name"]] for row in variants if not row["is_rival"]}

@@ -53,6 +53,7 @@ class Contender:
     max_relative_error: float | None = None
     min_cosine: float | None = None
     batch_sizes: tuple[int | None, ...] = (None,)
+    engine: str | None = None  # that runs it, if that is not PyTorch
 
     def accepts(self, errors: Errors) -> bool:
         """Whether the errors are within this variant's tolerance."""

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import WavLMConfig
 
-from wavcse.benchmarks import bench_corpus, bench_upstream, memory
-from wavcse.benchmarks.measure import Errors, PairedRatio
+from wavcse.benchmarks import bench_corpus, bench_upstream, engines, memory
+from wavcse.benchmarks.floors import Floor, cells, page
+from wavcse.benchmarks.measure import Errors, PairedRatio, device_class
 from wavcse.benchmarks.memory import rival_memory_mb
 from wavcse.benchmarks.report import markdown_of, table
 from wavcse.benchmarks.rerun import newest_rates, over_rerun, rates_of
@@ -112,6 +113,95 @@ def test_a_variant_outside_its_tolerance_gets_no_speed():
     run["workloads"] = [workload | {"gflop_per_s": {"float32": 100.0}, "variants": [row]}]
     report = {"date": "2026-01-31", "device": "cpu", "machine": {"processor": "p"}, "runs": [run]}
     assert "outside its tolerance" in markdown_of(report)
+
+
+def result_of(figures: dict[str, dict], small: dict | None = None) -> dict:
+    """A run with one row per workload and variant."""
+    workloads = [
+        {"name": name, "variants": [{"name": variant, **row} for variant, row in rows.items()]}
+        for name, rows in figures.items()
+    ]
+    return {"threads": 1, "allocator": "default", "workloads": workloads, "small": small}
+
+
+def test_a_floor_is_met_where_the_slowest_workload_meets_it():
+    floor = Floor("share", 0.85, "share_of_limit", workloads=("mixed", "gsc"), unit="%")
+    figures = {"mixed": {"float32": {"share_of_limit": 0.9}}, "gsc": {"float32": {"share_of_limit": 0.85}}}
+    assert cells(result_of(figures), floor) == ["share", "at least 85%", "85%", "gsc", "met"]
+    figures["gsc"]["float32"]["share_of_limit"] = 0.84
+    assert cells(result_of(figures), floor)[2:] == ["84%", "gsc", "missed"]
+    figures["30s"] = {"float32": {"share_of_limit": 0.1}}  # none of its workloads
+    assert cells(result_of(figures), floor)[2:] == ["84%", "gsc", "missed"]
+    assert cells(result_of({}), floor)[2] == "not measured"
+
+
+def test_ratios_and_ceilings():
+    ratio = Floor("ratio", 1.2, "over_engine", "int8")
+    figures = {"mixed": {"int8": {"over_engine": {"ratio": 1.25, "spread": 0.1}}}}
+    assert cells(result_of(figures), ratio)[2:] == ["1.25x", "", "met"]
+    ceiling = Floor("encode", 8.0, "encode_ms", "small", (), "ms", most=True)
+    assert cells(result_of({}, {"encode_ms": 8.1}), ceiling) == ["encode", "at most 8.0 ms", "8.1 ms", "", "missed"]
+    assert cells(result_of({}, {"encode_ms": 8.0}), ceiling)[4] == "met"
+
+
+def test_the_page_of_floors_is_made_from_the_results(tmp_path):
+    for day, instructions, share in (("2026-01-31", "AVX2", 0.1), ("2026-02-01", "AVX2", 0.95), ("2026-01-01", "AVX512", 0.2)):
+        run = result_of({"30s": {"float32": {"share_of_limit": share}}})
+        report = {"date": day, "machine": {"processor": "p", "instructions": instructions}, "runs": [run]}
+        (tmp_path / f"{day}-cpu-{instructions.lower()}.json").write_text(json.dumps(report))
+    text = page(tmp_path)
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## p, AVX2", "## p, AVX512"]
+    assert "95%" in text
+    assert "20%" in text
+    assert "10%" not in text
+    committed = BENCHMARKS / "results" / "floors.md"
+    assert committed.read_text(encoding="utf-8") == page(committed.parent)
+
+
+def test_another_engine_is_left_out_where_it_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    assert engines.engine_variants(make_bench(True, torch.device("cpu"))) == []
+    assert "ONNX Runtime is left out: onnxruntime, onnx not installed" in capsys.readouterr().out
+
+
+def test_another_engine_computes_the_same():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    bench = make_bench(True, torch.device("cpu"))
+    clips = waveforms(WORKLOADS[0].scaled(0.1))
+    reference = all_variants(bench)[0].run(clips, 1)
+    for variant in engines.engine_variants(bench):
+        assert variant.accepts(Errors.of(variant.run(clips, 1), reference)), variant.name
+
+
+def test_ratios_over_another_engine_are_at_the_same_precision():
+    names = {
+        "ordinary": ("float32", None, 8.0),
+        "onnx": ("float32", "ONNX Runtime", 3.0),
+        "onnx_int8": ("int8", "ONNX Runtime", 2.0),
+    }
+    names |= {"float32": ("float32", None, 2.0), "int8": ("int8", None, 1.0)}
+    rows = [
+        {
+            "name": name,
+            "precision": precision,
+            "engine": engine,
+            "is_rival": name not in ("float32", "int8"),
+            "seconds": [s, s],
+        }
+        for name, (precision, engine, s) in names.items()
+    ]
+    bench_upstream.add_ratios(rows)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["float32"]["over_engine"]["ratio"] == 1.5
+    assert by_name["int8"]["over_engine"]["ratio"] == by_name["int8"]["over_float32"]["ratio"] == 2.0
+    assert by_name["float32"]["over_best_rival"]["ratio"] == 4.0  # another engine is no use of transformers
+    assert "over_engine" not in by_name["onnx"]
+
+
+def test_results_are_kept_by_class_of_processors():
+    assert device_class("cuda") == "cuda"
+    assert device_class("cpu") == f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
 
 
 def workload_row(name: str, rate: float, is_rival: bool) -> dict:
