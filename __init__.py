@@ -1,8 +1,9 @@
 """wavCSE: fixed-size, unified speech embeddings (one vector per clip for words, speakers and emotions).
 
-`from wavcse import WavCSEModel`, or another of the names below, registers the model with `AutoConfig`, `AutoModel` and
-`AutoFeatureExtractor`; so does `import wavcse` where transformers is imported already. Where it is not, the names are loaded
-when they are first used (PEP 562): PyTorch and transformers take seconds, and commands that only read tables need neither.
+The names below are loaded when one of them is first used (PEP 562): PyTorch and what transformers needs for a model take
+seconds, and commands that only read tables need neither. Then the model is registered with `AutoConfig`, `AutoModel` and
+`AutoFeatureExtractor`. Where transformers is imported before, `import wavcse` is enough for that: classes that load the names
+when they are used stand in its registries.
 """
 
 from __future__ import annotations
@@ -60,5 +61,29 @@ def _load() -> None:
     AutoFeatureExtractor.register(config, feature_extraction_wavcse.WavCSEFeatureExtractor, exist_ok=True)
 
 
-if "transformers" in sys.modules:
+class _LoadsWhenUsed(type):
+    """Of a class that stands for the public one of its name."""
+
+    def __call__(cls, *args: object, **kwargs: object) -> object:
+        return _named(cls)(*args, **kwargs)
+
+    def __getattr__(cls, name: str) -> object:
+        return getattr(_named(cls), name)
+
+
+def _named(stand_in: type) -> type:
     _load()
+    return globals()[stand_in.__name__]
+
+
+def _register_stand_ins() -> None:
+    """What `from_pretrained` of the three looks for first; to use them is to load the names, which takes their places."""
+    from transformers import AutoConfig, AutoFeatureExtractor
+
+    config = _LoadsWhenUsed("WavCSEConfig", (), {})
+    AutoConfig.register("wavcse", config, exist_ok=True)
+    AutoFeatureExtractor.register(config, _LoadsWhenUsed("WavCSEFeatureExtractor", (), {}), exist_ok=True)
+
+
+if "transformers" in sys.modules:
+    _register_stand_ins()
