@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wavcse.data.arguments import EMBED, EmbedArguments, EmbedSettings
+from wavcse.data.arguments import EMBED, EmbedArguments, EmbedSettings, check_is_no_folder
 
 if __name__ == "__main__":
     EMBED.answer()  # before the imports below, which take seconds
@@ -138,8 +138,7 @@ def embed_corpus(
             unfinished parts) holds embeddings of other settings or clips, or another run is making it.
     """
     out, settings = Path(out), settings or EmbedSettings()
-    if out.is_dir():
-        raise ValueError(f"{out}: is a folder; give the name of the Parquet file that is to be made.")
+    check_is_no_folder(out)
     clips, paths, left_out = clips_of(corpus)
     state = process_state(cpu=device == "cpu")
     with locked(out, holds=state.is_main_process, is_file=True):

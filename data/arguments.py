@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from wavcse.settings.command import Program
 from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
@@ -66,6 +68,10 @@ class CacheArguments(CheckedFields):
     shard_mb: float = option(64.0, "Megabytes per file; one is also ended after five minutes of work.", above=0)
     workers: int | str = option("auto", WORKERS, value="N", choices=("auto",), at_least=1)
 
+    def look(self) -> None:
+        """ValueError for paths that are not there."""
+        check_inputs(self.manifest, self.upstream)
+
 
 @dataclass(frozen=True)
 class EmbedSettings(CheckedFields):
@@ -117,6 +123,33 @@ class EmbedArguments(EmbedSettings):
     device: str = option("auto", "Torch device; auto: an accelerator if there is one.")
     workers: int | str = option("auto", WORKERS, value="N", choices=("auto",), at_least=1)
 
+    def look(self) -> None:
+        """ValueError for paths that are not there, or not what they should be."""
+        check_inputs([] if Path(self.corpus).is_dir() else [self.corpus], self.model)
+        check_is_no_folder(self.out)
+
+
+def check_inputs(tables: Sequence[str], model: str | None) -> None:
+    """ValueError for what is not there, before anybody waits for PyTorch; what the files hold is found when they are read.
+
+    Args:
+        model: a Hub id is left to the Hub.
+    """
+    from wavcse.data.tables import check_is_file  # half a second, which no help has to wait for
+
+    for table in tables:
+        check_is_file(Path(table))
+    is_path = model is not None and (model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir())
+    if is_path and not Path(model, "config.json").is_file():
+        what = "It holds no config.json." if Path(model).is_dir() else "There is no such folder."
+        raise ValueError(f"The model {model!r} cannot be loaded; give the folder of a saved model, or a Hub id. {what}")
+
+
+def check_is_no_folder(out: str | Path) -> None:
+    """ValueError where the table that is to be made would have the name of a folder."""
+    if Path(out).is_dir():
+        raise ValueError(f"{out}: is a folder; give the name of the Parquet file that is to be made.")
+
 
 CACHE = Program(
     "wavcse cache",
@@ -124,6 +157,7 @@ CACHE = Program(
     CACHE_ABOUT,
     "wavcse cache --manifest corpus/metadata.csv --upstream microsoft/wavlm-large --out caches",
     continues=True,
+    look=CacheArguments.look,
 )
 EMBED = Program(
     "wavcse embed",
@@ -131,4 +165,5 @@ EMBED = Program(
     EMBED_ABOUT,
     "wavcse embed recordings/ --model runs/quickstart/hub --out recordings.parquet",
     continues=True,
+    look=EmbedArguments.look,
 )

@@ -53,6 +53,13 @@ class TextTable:
     unread: dict[str, str] = field(default_factory=dict)
 
 
+def check_is_file(path: Path) -> None:
+    """ValueError where there is no file that could be a table."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{path}: {what}. Give a CSV or Parquet file.")
+
+
 def read_text_table(path: Path, as_written: Sequence[str] = ()) -> TextTable:
     """Read a CSV file (UTF-8, commas, a header; may be gzipped) or a Parquet file (by suffix or content).
 
@@ -62,9 +69,7 @@ def read_text_table(path: Path, as_written: Sequence[str] = ()) -> TextTable:
     Raises:
         ValueError: the file is missing or cannot be read, or two columns have one name; the message names the file.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise ValueError(f"{path}: {what}. Give a CSV or Parquet file.")
+    check_is_file(path)
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "CSV"
     try:
         with open(path, "rb") as file:

@@ -11,7 +11,7 @@ from wavcse.settings.fields import usable_device
 @EVAL.main
 def main(arguments: EvalArguments) -> int:
     """Evaluate and print the table; returns 0, or 3 if some clips had to be skipped."""
-    # Imported late: a wrong option is answered before the libraries are loaded.
+    # Imported late: a wrong option or path is answered before the libraries are loaded.
     from wavcse.eval.baselines import build_encoders
     from wavcse.eval.evaluation import EvalSettings, corpus_inspector, evaluate
     from wavcse.eval.task import load_task

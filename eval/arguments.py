@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from wavcse.data.arguments import CONTEXTS, TEMPORAL_POOLINGS, WORKERS
+from wavcse.data.arguments import CONTEXTS, TEMPORAL_POOLINGS, WORKERS, check_inputs
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import Task
 from wavcse.settings.command import Program
@@ -177,12 +177,16 @@ class EvalArguments:
         check_file_name("name", self.name)
         self.requests()
 
+    def look(self) -> None:
+        """ValueError for paths that are not there."""
+        check_inputs([table for request in self.requests() for table in request.manifests], self.model)
+
     def requests(self) -> list[TaskRequest]:
         """Every task with the changes asked for, and its files."""
         return [task_request(name, changes, self.manifest) for name, changes in self.tasks.items()]
 
 
-EVAL = Program("wavcse eval", EvalArguments, ABOUT, EXAMPLE, has_recipe=True, continues=True)
+EVAL = Program("wavcse eval", EvalArguments, ABOUT, EXAMPLE, has_recipe=True, continues=True, look=EvalArguments.look)
 
 
 @dataclass

@@ -98,6 +98,7 @@ class Program(Generic[Settings]):
         has_recipe: the first word may be a YAML file with fields of the settings.
         continues: the same command, given again, goes on where it was stopped.
         usage: how it is called, where that is not its name.
+        look: looks at the disk, and raises ValueError for paths that are not there.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Program(Generic[Settings]):
     has_recipe: bool = False
     continues: bool = False
     usage: str = ""
+    look: Callable[[Settings], None] | None = None
 
     def parse(self, argv: Sequence[str] | None = None) -> Settings:
         """The settings; where help is asked for, it is printed and the process ends.
@@ -126,12 +128,12 @@ class Program(Generic[Settings]):
         @command_line(self.name, self.continues)
         @functools.wraps(run)
         def main(argv: Sequence[str] | None = None) -> int:
-            return run(self.parse(argv))
+            return run(self._read(argv))
 
         return main
 
     def answer(self, argv: Sequence[str] | None = None) -> None:
-        """Where help is asked for or the command line is wrong, say so and end the process; else nothing happens.
+        """Where help is asked for or the command line is wrong or names what is not there, say so and end the process.
 
         Programs call it before they import PyTorch and the like, so that nobody waits for these answers.
         """
@@ -143,10 +145,16 @@ class Program(Generic[Settings]):
 
         @command_line(self.name, self.continues)
         def checked(argv: Sequence[str] | None = None) -> int:
-            self.parse(argv)
+            self._read(argv)
             return DONE
 
         return checked(argv)
+
+    def _read(self, argv: Sequence[str] | None) -> Settings:
+        settings = self.parse(argv)
+        if self.look:
+            self.look(settings)
+        return settings
 
 
 class Command(NamedTuple):

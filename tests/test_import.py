@@ -18,6 +18,24 @@ def test_it_loads_no_large_library():
     run(f"import sys, {modules}\nassert not {large} & set(sys.modules), {large} & set(sys.modules)")
 
 
+def test_a_path_that_is_not_there_is_refused_before_a_large_library_is_loaded():
+    lines = [
+        f"embed none.csv --model {ROOT} --out o.parquet",
+        f"embed {ROOT / 'data'} --model ./none --out o.parquet",
+        f"embed {ROOT / 'data'} --model {ROOT} --out {ROOT / 'data'}",
+        "cache --manifest none.csv --upstream owner/name --out o",
+        f"eval --tasks gender --manifest none.csv --model {ROOT} --out o",
+    ]
+    run(
+        "import sys\n"
+        "from wavcse_cli import main\n"
+        "from wavcse.settings.command import REFUSED\n"
+        f"for line in {lines}:\n"
+        "    assert main(line.split()) == REFUSED, line\n"
+        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)\n"
+    )
+
+
 def test_beside_transformers_it_loads_nothing_for_models_until_one_is_read():
     run(
         "import sys, torch, transformers\n"
