@@ -88,7 +88,7 @@ def load_waveform(
         float32 array of shape `[samples]`.
 
     Raises:
-        ValueError: the source cannot be read, is not mono after decoding, is empty, or holds samples that are no audio (see
+        ValueError: the source cannot be read, is not mono after decoding, is empty, or holds samples that are not audio (see
             `as_waveform`).
     """
     if isinstance(source, ENCODED):
@@ -124,7 +124,7 @@ def decode(
         The waveform, float32 of shape `[samples]`, and its sampling rate in Hz.
 
     Raises:
-        ValueError: the file is missing, is no regular file, is not audio that soundfile reads, is damaged, or takes more than
+        ValueError: the file is missing, not a regular file, not audio that soundfile reads, damaged, or takes more than
             `max_duration_s` or `MAX_DECODED_BYTES`; or there is no such part: `start_s` or `end_s` is not finite, out of
             order, or more than `END_TOLERANCE_S` beyond the end of the file.
     """

@@ -338,11 +338,11 @@ def checked_task_name(name: Any) -> str:
     """The name as it is. It becomes a key of `nn.ModuleDict`, part of file names and a column, so not every name will do.
 
     Raises:
-        ValueError: it is no text, is empty or too long, holds a dot, a slash, a control character or a blank at an edge, or
+        ValueError: it is not text, is empty or too long, holds a dot, a slash, a control character or a blank at an edge, or
             is an attribute of `nn.ModuleDict`.
     """
     if not isinstance(name, str):
-        raise ValueError(f"tasks: the name {name!r} is no text; put it in quotes, or give the task another name.")
+        raise ValueError(f"tasks: the name {name!r} is not text; put it in quotes, or give the task another name.")
     if not 1 <= len(name) <= MAX_TASK_NAME or name != name.strip() or not name.isprintable() or set(name) & set("./\\"):
         raise ValueError(
             f"tasks: the name {name[:MAX_TASK_NAME]!r} must serve in weights, files and columns: 1 to {MAX_TASK_NAME} "

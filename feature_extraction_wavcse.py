@@ -110,7 +110,7 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             ValueError: wrong sampling rate, or a clip is stereo, empty, too short, too long, no array (such as a path), of an
-                unsupported dtype, or holds samples that are no audio. The message names the clip by its position.
+                unsupported dtype, or holds samples that are not audio. The message names the clip by its position.
         """
         self._check_sampling_rate(sampling_rate)
         given, _ = as_clips(raw_speech)

@@ -417,7 +417,7 @@ def hash_code_files(folder: Path) -> dict[str, str]:
 
 
 def is_generated(card: Path) -> bool:
-    """Whether a README.md may be written anew: it does not exist yet, or it was made by `model_card`."""
+    """Whether a README.md may be overwritten: it does not exist yet, or it was made by `model_card`."""
     return not card.exists() or GENERATED in card.read_text(encoding="utf-8")
 
 

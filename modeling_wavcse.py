@@ -258,13 +258,13 @@ class WavCSEPreTrainedModel(PreTrainedModel):
             )
         for name in new_heads:
             model.heads.tasks[name].reset_parameters()
-            logger.warning(f"heads.tasks.{name} starts anew: its labels are not those that it was trained with.")
+            logger.warning(f"heads.tasks.{name} starts from scratch: its labels are not those that it was trained with.")
         align_weights(model).base_model.freeze()  # loading puts new parameters in place, all trainable
         return (model, report) if kwargs.get("output_loading_info") else model
 
     @classmethod
     def _heads_to_replace(cls, where: str | Path, hub_kwargs: Mapping[str, Any], kwargs: Mapping[str, Any]) -> list[str]:
-        """Check what weights are to be loaded with against what they were saved with; the tasks whose heads start anew."""
+        """Check the configuration to load weights with against the saved one; the tasks whose heads start from scratch."""
         try:
             fields, _ = PretrainedConfig.get_config_dict(where, **hub_kwargs)
         except OSError:
@@ -287,8 +287,8 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         if changed and not kwargs.get("ignore_mismatched_sizes"):
             raise ValueError(
                 f"tasks[{changed[0]!r}]['labels'] differ from those that the head in {where} was trained with "
-                f"({', '.join(trained.tasks[changed[0]]['labels'])}). Give the new task another name, or start its head anew "
-                "with `ignore_mismatched_sizes=True`."
+                f"({', '.join(trained.tasks[changed[0]]['labels'])}). Give the new task another name, or start its head "
+                "from scratch with `ignore_mismatched_sizes=True`."
             )
         return changed
 

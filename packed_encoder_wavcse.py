@@ -47,7 +47,7 @@ FFT_FROM_KERNEL = 64  # shorter positional convolutions are faster done directly
 
 
 class PackedUpstream:
-    """An encoder's weights arranged for inference; to be made anew when their `fingerprint` changes (`weights_fingerprint`).
+    """An encoder's weights arranged for inference; to be made again when their `fingerprint` changes (`weights_fingerprint`).
 
     Args:
         upstream: WavLM, wav2vec2 or HuBERT of the base (group norm, norm after) or large (layer norm, norm before) shape, or

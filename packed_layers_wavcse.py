@@ -459,7 +459,7 @@ class FlexAttention:
 
 
 class Kernel:
-    """The compiled kernel of this process: one for all blocks and models, compiled anew for other shapes and types."""
+    """The compiled kernel of this process: one for all blocks and models, compiled again for other shapes and types."""
 
     compiled: Callable | None = None
     is_broken = False  # it could not be compiled here

@@ -42,7 +42,7 @@ DEV = [
 
 
 class BuildPackage(build_py):
-    """Of the files in the root, which is the package, these are no modules of it."""
+    """Of the files in the root, which is the package, these are not modules of it."""
 
     NO_MODULES = ("setup", "wavcse_cli")  # the console script is a module of its own, beside the package
 

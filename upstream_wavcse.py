@@ -155,7 +155,7 @@ class UpstreamRunner:
     """Runs an encoder in the cheapest way that gives what is asked for.
 
     Without gradients, and when only the pooled layers are wanted, that is the packed path (`packed_encoder_wavcse`), whose
-    derived weights are kept here and made anew when the encoder's weights change; they are no part of any state. Otherwise
+    derived weights are kept here and made again when the encoder's weights change; they are not part of any state. Otherwise
     the ordinary transformers module runs (`run_upstream`). Both agree to float32 rounding.
     """
 

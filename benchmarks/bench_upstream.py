@@ -83,7 +83,7 @@ def measure_workload(bench: UpstreamBench, variants: Sequence[Contender], worklo
     clips = waveforms(workload)
     if len(clips) == 1:  # nothing to sort: it would be the ordinary recipe again
         variants = [variant for variant in variants if variant.name != "sorted"]
-    for variant in variants:  # derived weights and first-time costs of the libraries are no part of the speed
+    for variant in variants:  # derived weights and first-time costs of the libraries are not part of the speed
         variant.run([clips[0][:WARM_UP_SAMPLES]], 1)
     sizes = {variant.name: fastest_batch_size(variant, clips, bench.device) for variant in variants}
     if bench.device.type == "cuda":  # kernels are compiled for the sizes of packs

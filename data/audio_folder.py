@@ -19,7 +19,7 @@ class AudioFolder(NamedTuple):
 
     Args:
         files: path relative to the folder, bytes that are not UTF-8 spelled out -> the file; in the order of these names.
-        left_out: suffix (in lower case, "" = none) -> how many such files are no audio; and `UNREADABLE` -> how many.
+        left_out: suffix (in lower case, "" = none) -> how many such files are not audio; and `UNREADABLE` -> how many.
     """
 
     files: dict[str, Path]

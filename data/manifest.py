@@ -4,8 +4,8 @@ Columns: `file_name` (relative to the manifest, the `audiofolder` convention), o
 inside a longer file), then label columns (empty = no label) and split columns (empty = the clip is not used). How cells become
 text says `wavcse.data.tables`.
 
-A file that is no table is refused. A row that names no clip is a clip with a `fault`: a corpus run skips it, training refuses
-it.
+A file that is not a table is refused. A row that names no clip is a clip with a `fault`: a corpus run skips it, training
+refuses it.
 """
 
 from __future__ import annotations

@@ -142,13 +142,13 @@ def _read_csv(path: Path) -> TextTable:
                 )
             rows.append((cells + [""] * (width - given))[:width])
     except csv.Error as error:
-        raise _NotATable(f"line {lines.line_num} is no line of a CSV file ({error}); is a quote left open?") from error
+        raise _NotATable(f"line {lines.line_num} is not a line of a CSV file ({error}); is a quote left open?") from error
     columns = {name: [row[place] for row in rows] for place, name in enumerate(header) if name}
     return TextTable(columns, faults)
 
 
 def _header(lines: Iterator[list[str]]) -> list[str]:
-    """Trimmed names of the columns; an empty one, such as that of an index that pandas wrote, is no column."""
+    """Trimmed names of the columns; an empty one, such as that of an index that pandas wrote, is not a column."""
     header = [trimmed(name) for name in next(lines, [])]
     text = ",".join(header)
     if not text.strip(","):

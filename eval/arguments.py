@@ -128,7 +128,7 @@ class EvalArguments:
     )
     temporal_pooling: str | None = option(
         None,
-        "Of the layers of a checkpoint that is no wavCSE model, which has its own.",
+        "Of the layers of a checkpoint that is not a wavCSE model, which has its own.",
         "mean",
         choices=TEMPORAL_POOLINGS,
     )

@@ -166,7 +166,7 @@ def check_encoder(encoder: Encoder) -> None:
             that the clip is in; or the order of the clips is not kept.
     """
     if not isinstance(encoder, Encoder):
-        raise ValueError(f"{encoder!r} is no encoder: it needs name, sampling_rate, embedding_size and embed().")
+        raise ValueError(f"{encoder!r} is not an encoder: it needs name, sampling_rate, embedding_size and embed().")
     rng = np.random.default_rng(0)
     waveforms = [
         (0.1 * rng.standard_normal(round(duration_s * encoder.sampling_rate))).astype(np.float32)

@@ -197,7 +197,7 @@ def _difference(row: Row, comparison: Comparison | None) -> str:
 
 
 def _choices(row: Row) -> list[str]:
-    """What was fitted for each encoder and what validation chose: the plain fields of every run that are no test figure."""
+    """What was fitted for each encoder and what validation chose: the plain fields of every run that are not test figures."""
     lines, fields = [], {}
     for encoder, record in row.records.items():
         for run in record.probe.runs or [{}]:

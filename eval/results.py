@@ -175,7 +175,7 @@ class Result:
                 raise ValueError(f"{name!r} lacks its unit")
         value = read.metrics[read.primary].value
         if value is None or not math.isfinite(value):
-            raise ValueError(f"{read.primary!r} is no finite number")
+            raise ValueError(f"{read.primary!r} is not a finite number")
         return read
 
     def with_texts(self, change: Callable[[Any], Any]) -> Result:
@@ -186,7 +186,7 @@ class Result:
 def _part(kind: type[Part], record: Any, name: str) -> Part:
     """A dataclass from a mapping in JSON; ValueError if it is none, or lacks a field. Unknown fields are of no account."""
     if not isinstance(record, Mapping):
-        raise ValueError(f"{name or 'it'} is no mapping")
+        raise ValueError(f"{name or 'it'} is not a mapping")
     needed = [own.name for own in fields(kind) if own.default is MISSING and own.default_factory is MISSING]
     lacking = [f"{name}.{field}".strip(".") for field in needed if field not in record]
     if lacking:

@@ -251,7 +251,7 @@ def _read_predictions(row: Row, path: Path) -> pd.DataFrame | None:
     try:
         table = pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise ValueError(f"{path}: is no file of predictions ({' '.join(str(error).split())}); evaluate again.") from error
+        raise ValueError(f"{path}: is not a file of predictions ({' '.join(str(error).split())}); evaluate again.") from error
     is_trials = row.task.kind == "verification"
     names, groups = (["enrolment", "test"], ["group_a", "group_b"]) if is_trials else (["clip_id"], ["group"])
     missing = [column for column in (*names, *groups, "label", "prediction_0") if column not in table]

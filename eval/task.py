@@ -144,13 +144,15 @@ def load_task(
 
     Raises:
         ValueError: no manifest has the label column; as `load_task_clips` (a column is missing or empty, a split is empty, a
-            label is unknown to training, audio or a speaker is in two splits, a clip has two labels); a label is no number
+            label is unknown to training, audio or a speaker is in two splits, a clip has two labels); a label is not a number
             where a number is wanted; as `read_trials`, or a trial has a clip outside of the test split, contradicts the
             speakers of its clips or compares audio with itself.
     """
     if (task.kind == "verification") != (trials is not None):
         lacks = "needs a list of trials; give `trials: FILE.csv` beside its manifest."
-        raise ValueError(f"task {task.name!r}: {lacks if trials is None else 'is no verification task and takes no trials.'}")
+        raise ValueError(
+            f"task {task.name!r}: {lacks if trials is None else 'is not a verification task and takes no trials.'}"
+        )
     used = _with_label_column(task, [Manifest(path) for path in manifests])
     inspector = inspector or Inspector()
     paths, numbers = tuple(str(manifest.path) for manifest in used), task.targets if task.kind == "regression" else ()

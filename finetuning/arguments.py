@@ -57,7 +57,7 @@ class FinetuneArguments(StepArguments):
         return self.upstreams
 
     def task_request(self) -> TaskRequest:
-        """The task and its manifests; ValueError if it is no classification task, or a setting of it is wrong."""
+        """The task and its manifests; ValueError if it is not a classification task, or a setting of it is wrong."""
         name = str(self.task.get("task", DEFAULT_TASK))
         request = task_request(name, self.task, where="task")
         if request.task.kind != "classification":

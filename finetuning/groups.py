@@ -25,8 +25,8 @@ def class_groups(asked: Mapping[str, Sequence[str]], upstreams: Mapping[str, str
     Upstreams whose runs say nothing take no part in that; those that do must agree on the classes of this task.
 
     Raises:
-        ValueError: a group is misspelt, names what is no class, or has no test clip; or the upstreams were pre-trained on
-            different labels.
+        ValueError: a group is misspelt, names something that is not a class, or has no test clip; or the upstreams were
+            pre-trained on different labels.
     """
     if not asked:
         return _pretrained_groups(upstreams, data)
@@ -57,7 +57,7 @@ def _check(name: object, classes: object, data: TaskData) -> None:
         )
     unknown = sorted(set(classes) - set(data.classes))
     if unknown:
-        raise ValueError(f"groups.{name}: {unknown} are no classes of the task; they are {data.classes}.")
+        raise ValueError(f"groups.{name}: {unknown} are not classes of the task; they are {data.classes}.")
     if not set(classes) & _tested(data):
         raise ValueError(f"groups.{name}: none of its classes has a test clip.")
 
@@ -89,4 +89,4 @@ def _pretrained_labels(folder: Path, column: str) -> set[str]:
         result = json.loads(path.read_text(encoding="utf-8"))
         return set(result["labels"]) if result["config"]["label_column"] == column else set()
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no result of a pre-training ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{path}: is not the result of a pre-training ({type(error).__name__}: {error}).") from error

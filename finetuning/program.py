@@ -82,7 +82,7 @@ def _upstream(name: str, source: str, args: FinetuneArguments) -> Upstream:
     """An upstream that can be trained: all of them are read before the first one is trained for hours."""
     checkpoint = SavedModel(source)
     try:
-        identity = checkpoint.identity()  # first: it refuses weights that are no safetensors
+        identity = checkpoint.identity()  # first: it refuses weights that are not safetensors
         config = encoder_config(args.encoder, source)
         receptive_field(config)  # refuses a stem whose frames are not 20 ms apart
         _refuse_new_weights(args.encoder, config, encoder_config({}, source))

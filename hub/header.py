@@ -60,7 +60,7 @@ def check_header(card: Path) -> None:
         if not is_language(language) and language not in NOT_ONE:
             # YAML reads `no`, Norwegian, as a boolean.
             hint = " Put it in quotes." if isinstance(language, bool) else ""
-            raise ValueError(f"language is {language!r}, which is no code of ISO 639, such as en, pl or yue.{hint}")
+            raise ValueError(f"language is {language!r}, which is not a code of ISO 639, such as en, pl or yue.{hint}")
 
 
 def _check_licence(header: Mapping[str, Any]) -> None:

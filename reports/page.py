@@ -122,7 +122,7 @@ def _is_harmless(link: str) -> bool:
 
 
 def _embed(image: Element, folder: Path) -> None:
-    """Put the file into the element: the drawing, where there is one beside the PNG; of what is no picture here its title."""
+    """Put the file into the element: the drawing if there is one beside the PNG; only its title if it is not a picture."""
     picture = folder / html.unescape(image.get("src", ""))
     drawing = picture.with_suffix(".svg") if picture.name else picture
     picture = (drawing if drawing.is_file() else picture).resolve()

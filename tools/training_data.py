@@ -113,7 +113,7 @@ def _seconds(manifest: Manifest) -> np.ndarray:
         seconds = pd.to_numeric(manifest.table["duration"], errors="coerce").to_numpy(dtype=float)
         if not (seconds >= 0).all():
             first = manifest.clips[int(np.argmin(seconds >= 0))].clip_id
-            raise ValueError(f"{manifest.path}: the duration of {first} is no number of seconds to count hours by.")
+            raise ValueError(f"{manifest.path}: the duration of {first} is not a number of seconds to count hours by.")
         return seconds
     if any(clip.end_s is None for clip in manifest.clips):
         raise ValueError(f"{manifest.path}: has neither a column 'duration' nor an 'end' of every clip to count hours by.")

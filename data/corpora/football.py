@@ -13,7 +13,7 @@ from wavcse.data.corpora.corpus import Corpus, Rows, some, split_by_hash, tally,
 from wavcse.data.corpus_facts import FACTS
 
 AUDIO = {".wav", ".ogg", ".oga", ".opus", ".flac", ".mp3"}
-OTHERS = {"unknown", "silence"}  # test folders that are no keyword: 18 classes in the paper
+OTHERS = {"unknown", "silence"}  # test folders that are not keywords: 18 classes in the paper
 VALIDATION_SHARE = 0.1
 
 

@@ -53,13 +53,13 @@ def build_encoders(
             another one.
         baselines: names from `BASELINES`.
         precision: of the upstream's matrix products; `None` = the model's own.
-        temporal_pooling: of the layers of a checkpoint that is no wavCSE model, "mean" or "mean_std"; `None` = "mean", or the
-            wavCSE model's own.
+        temporal_pooling: of the layers of a checkpoint that is not a wavCSE model, "mean" or "mean_std"; `None` = "mean", or
+            the wavCSE model's own.
         context: of a Whisper checkpoint, "clip" or "window"; `None` = "clip", or the wavCSE model's own.
 
     Raises:
         ValueError: a wavCSE model that pools otherwise or has another context; an unknown baseline; one that needs a model and
-            there is none; the model cannot be loaded or is no audio model.
+            there is none; the model cannot be loaded or is not an audio model.
     """
     unknown = sorted(set(baselines) - set(BASELINES))
     if unknown:

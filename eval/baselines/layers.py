@@ -130,7 +130,7 @@ class UpstreamLayers:
         context: of Whisper, "clip" (also `None`) or "window".
 
     Raises:
-        ValueError: it cannot be loaded, its weights are not safetensors, it is no audio model, it gives no frames, or the
+        ValueError: it cannot be loaded, its weights are not safetensors, it is not an audio model, it gives no frames, or the
             precision is not available.
     """
 

@@ -141,7 +141,7 @@ PARQUET = pa.table({"file_name": FILES, "label": ["1", "2", "3"]})
         ("m.csv", b"file_name;label\na.wav;go\n", "its columns are separated by semicolons"),
         ("m.tsv", b"file_name\tlabel\na.wav\tgo\n", "its columns are separated by tabs"),
         ("m.csv", b"file_name,label,label \na.wav,go,no\n", "has two columns 'label'"),
-        ("m.csv", b'file_name,label\na.wav,"go\nb.wav,no\n', "line 3 is no line of a CSV file"),
+        ("m.csv", b'file_name,label\na.wav,"go\nb.wav,no\n', "line 3 is not a line of a CSV file"),
         ("m.csv.gz", gzip.compress(b"file_name\na.wav\n", mtime=0)[:-9], "cannot be read as CSV; is it whole"),
         ("m.parquet", b"", "cannot be read as Parquet; is it whole"),
         ("m.parquet", b"file_name\na.wav\n", "cannot be read as Parquet"),

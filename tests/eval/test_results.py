@@ -321,7 +321,7 @@ def broken(folder: Path, how: str) -> None:
         ("interval.unit", "interval.unit"),
         ("metrics.accuracy", "'accuracy'"),
         ("versions", "versions"),
-        ("nan", "'accuracy' is no finite number"),
+        ("nan", "'accuracy' is not a finite number"),
     ],
 )
 def test_a_broken_file_is_refused_in_one_line(tmp_path, capsys, how, named):

@@ -415,7 +415,7 @@ def test_a_training_that_learns_nothing_says_so(tmp_path, capsys, accuracy, is_w
         ({"task": {"manifset": "a.csv"}}, "task: unknown fields ['manifset']"),
         ({"groups": {False: ["aa"]}}, "groups: the name is False; it names files"),
         ({"groups": {"O": [False]}}, "groups.O: is [False]"),
-        ({"groups": {"O": ["dd"]}}, "groups.O: ['dd'] are no classes of the task; they are ['aa', 'bb', 'cc']"),
+        ({"groups": {"O": ["dd"]}}, "groups.O: ['dd'] are not classes of the task; they are ['aa', 'bb', 'cc']"),
         ({"validate_every": 0}, "validate_every is 0"),
         ({"validate_every": 2.5}, "validate_every is 2.5; a whole number is needed"),
         ({"seed": -1}, "seed is -1; it must not be negative"),
@@ -502,7 +502,7 @@ def test_groups_follow_from_the_pre_training(recipe, data, tmp_path):
     with pytest.raises(ValueError, match="x and y were pre-trained on different labels"):
         class_groups({}, {"x": some, "y": every}, data)
     (tmp_path / "some" / "results" / "pretraining.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"pretraining\.json: is no result of a pre-training"):
+    with pytest.raises(ValueError, match=r"pretraining\.json: is not the result of a pre-training"):
         class_groups({}, {"x": some}, data)
 
 

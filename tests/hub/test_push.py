@@ -444,7 +444,7 @@ def test_links_out_of_the_folder_and_hidden_files_stay_here(run, tmp_path):
         (["--license", "other"], "needs a name for it: --license_name NAME"),
         (["--license", "other", "--license_name", "My Own"], "license_name is 'My Own'"),
         (["--license", "mit", "--license_name", "mine"], "it goes with `license: other`"),
-        (["--language", "en", "english"], "language is 'english', which is no code of ISO 639"),
+        (["--language", "en", "english"], "language is 'english', which is not a code of ISO 639"),
         (["--language", "xx"], "language is 'xx'"),
     ],
 )
@@ -462,7 +462,7 @@ def test_a_wrong_licence_or_language_is_refused_before_anything_is_sent(run, hub
     [
         ("license: gpl-9", "license is 'gpl-9'"),
         ("license: other\nlicense_name: mine", None),
-        ("language: no", "language is False, which is no code of ISO 639, such as en, pl or yue. Put it in quotes."),
+        ("language: no", "language is False, which is not a code of ISO 639, such as en, pl or yue. Put it in quotes."),
         ("language: ['no', yue, multilingual]", None),
         ("a: [", "its header cannot be read"),
         ("- a", "its header cannot be read"),

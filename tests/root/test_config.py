@@ -83,9 +83,9 @@ def test_field_out_of_range_is_named(fields, named):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (1, "the name 1 is no text; put it in quotes"),
-        (True, "the name True is no text"),
-        (None, "the name None is no text"),
+        (1, "the name 1 is not text; put it in quotes"),
+        (True, "the name True is not text"),
+        (None, "the name None is not text"),
         ("", "the name '' must serve"),
         ("a.b", "the name 'a.b' must serve in weights, files and columns"),
         ("a/b", "the name 'a/b' must serve"),

@@ -131,7 +131,7 @@ def test_a_head_never_serves_other_labels(folder, trained, labels, log):
     assert not (head.weight[:rows] == trained.heads.tasks["keyword"].weight[:rows]).any()
     assert 0 < head.weight.abs().max() <= 20**-0.5  # initialised, as a new head is
     assert torch.equal(model.heads.tasks["emotion"].weight, trained.heads.tasks["emotion"].weight)
-    assert "heads.tasks.keyword starts anew" in log.text
+    assert "heads.tasks.keyword starts from scratch" in log.text
 
 
 def test_labels_of_a_model_without_heads_may_change(folder, tmp_path):

@@ -49,8 +49,8 @@ def test_switches_keep_all_their_spellings(tmp_path, value):
     [
         ("tasks: [keyword]", "tasks is ['keyword']; a mapping is needed"),
         ("tasks: keyword", "tasks is 'keyword'; a mapping is needed"),
-        (f"tasks: {{1: {TASK}}}", "the name 1 is no text; put it in quotes"),
-        (f"tasks: {{true: {TASK}}}", "the name True is no text"),
+        (f"tasks: {{1: {TASK}}}", "the name 1 is not text; put it in quotes"),
+        (f"tasks: {{true: {TASK}}}", "the name True is not text"),
         (f"tasks: {{a.b: {TASK}}}", "the name 'a.b' must serve"),
         (f"tasks: {{keys: {TASK}}}", "the name 'keys' is taken by torch's ModuleDict"),
         (f"tasks: {{'': {TASK}}}", "the name '' must serve"),

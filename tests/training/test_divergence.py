@@ -188,7 +188,7 @@ def test_every_file_of_results_is_json_as_the_standard_has_it(tmp_path):
     assert "| – |" in (tmp_path / "report.md").read_text()
     metrics[primary] = replace(metrics[primary], value=math.inf)
     name = write_result(tmp_path, replace(result, metrics=metrics)).name
-    with pytest.raises(ValueError, match=f"{name}: '{primary}' is no finite number"):
+    with pytest.raises(ValueError, match=f"{name}: '{primary}' is not a finite number"):
         write_report(tmp_path)
 
 
