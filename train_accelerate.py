@@ -39,11 +39,10 @@ from tqdm.auto import tqdm
 
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data import SPLITS
-from wavcse.data.composite import load_composite
+from wavcse.data.composite import TaskSource, load_composite
 from wavcse.data.features import FeatureCache, open_cache
 from wavcse.data.files import locked, named_errors
 from wavcse.data.inspection import Inspector
-from wavcse.data.labels import TaskSource
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask, combine_losses, cross_entropy_per_task

@@ -1,18 +1,191 @@
-"""Several tasks as one training set: the clips of all of them, each labelled for one or more tasks."""
+"""Labelled clips: of one task, read from manifests, and of several tasks as one training set.
+
+What would leak between splits, or cannot be scored, is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 
 from wavcse.data import SPLITS
 from wavcse.data.inspection import Inspector
-from wavcse.data.labels import TaskClips, TaskSource, class_counts, read_task
-from wavcse.data.leaks import inspected, refuse_leaks
-from wavcse.data.manifest import Clip
+from wavcse.data.leaks import ClipUses, inspected, refuse_leaks
+from wavcse.data.manifest import Clip, Manifest
 from wavcse.modeling_wavcse import IGNORED_LABEL
+
+MOST_SHOWN = 12  # classes that are named before training
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Where a task's clips, labels and splits come from.
+
+    Args:
+        manifests: CSV or Parquet files.
+        label_column: column of the class labels; rows with an empty one are left out.
+        split_columns: split column, or several of which the first that a manifest has is taken.
+        disjoint_by: column whose values (speakers) may not cross splits; `None` where the task is about known ones.
+        classes: outputs of the task's head, in this order; `None` = the training labels, sorted. A class without a training
+            clip is an output that nothing trains, like `_silence_` in the paper's keyword spotting.
+        closed_set: whether the labels are classes, all of which training must have; False for numbers, and for speakers to be
+            verified.
+        numbers: columns, among them `label_column`, that hold numbers: "1.0" is the same label as "1" there.
+    """
+
+    manifests: tuple[str, ...]
+    label_column: str
+    split_columns: tuple[str, ...] = ("split",)
+    disjoint_by: str | None = None
+    classes: tuple[str, ...] | None = None
+    closed_set: bool = True
+    numbers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskClips:
+    """The clips of one task; all arrays have one entry per clip.
+
+    `groups` holds the values of `disjoint_by`, or of `speaker_id` where the manifest has it, else the clip's own id: what an
+    interval resamples. `classes` are the outputs of the head (see `TaskSource`); `targets` index them.
+    """
+
+    name: str
+    clips: list[Clip]
+    labels: np.ndarray
+    splits: np.ndarray
+    groups: np.ndarray
+    classes: list[str]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Class index of every clip, int64 `[N]`."""
+        index = {label: i for i, label in enumerate(self.classes)}
+        return np.array([index[label] for label in self.labels], dtype=np.int64)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Positions of the clips of one split."""
+        return np.flatnonzero(self.splits == split)
+
+    def subset(self, rows: np.ndarray) -> TaskClips:
+        """The task with some of its clips, in the order of `rows`."""
+        arrays = {name: getattr(self, name)[rows] for name in ("labels", "splits", "groups")}
+        return replace(self, clips=[self.clips[row] for row in rows], **arrays)
+
+
+def class_counts(task: str, classes: Sequence[str], targets: np.ndarray) -> str:
+    """A task's classes and how many clips train each, in one line: for the user to check before a long run.
+
+    Args:
+        targets: class indices of the training clips.
+    """
+    counts = np.bincount(targets, minlength=len(classes))
+    shown = [f"{label if label.isprintable() else repr(label)} {count:,}" for label, count in zip(classes, counts)]
+    more = [f"... ({len(shown) - MOST_SHOWN:,} more)"] if len(shown) > MOST_SHOWN else []
+    return f"{task}: {len(shown):,} classes of {len(targets):,} training clips: {', '.join([*shown[:MOST_SHOWN], *more])}"
+
+
+def load_task_clips(
+    name: str, source: TaskSource, inspector: Inspector | None = None, manifests: Sequence[Manifest] | None = None
+) -> TaskClips:
+    """Read a task and check it, also against leaks.
+
+    Args:
+        inspector: if it has seen the files already, they are not read again.
+        manifests: those of `source`, where they have been read already.
+
+    Raises:
+        ValueError: as `read_task` and `refuse_leaks`.
+    """
+    task, uses = read_task(name, source, manifests)
+    refuse_leaks([uses], inspected([uses], inspector or Inspector()))
+    return task
+
+
+def read_task(name: str, source: TaskSource, manifests: Sequence[Manifest] | None = None) -> tuple[TaskClips, ClipUses]:
+    """Read a task, and what `refuse_leaks` has to know of it.
+
+    Args:
+        manifests: those of `source`, where they have been read already.
+
+    Raises:
+        ValueError: a column is missing, no clip is labelled, a split is empty, there are fewer than two classes, or a
+            validation or test label never occurs in training. The message names the task.
+    """
+    if not source.manifests:
+        raise ValueError(f"task {name!r}: names no manifest.")
+    manifests = manifests or [Manifest(path) for path in source.manifests]
+    columns, *parts = zip(*(_read_part(name, source, manifest) for manifest in manifests))
+    sources = np.repeat(np.arange(len(manifests)), list(map(len, parts[0])))
+    rows, labels, splits, groups = map(np.concatenate, parts)
+    clips = [manifests[i].clips[row] for i, row in zip(sources, rows)]
+    trained = sorted(set(labels[splits == "train"]))
+    task = TaskClips(name, clips, labels, splits, groups, trained if source.classes is None else list(source.classes))
+    _check(task, trained, source.closed_set)
+    # `uses` holds this mapping and reads the columns of numbers that are added to it.
+    by_column = {source.label_column: labels}
+    uses = ClipUses(f"task {name!r}", clips, splits, by_column, manifests, sources, rows, columns, source.disjoint_by)
+    by_column.update({column: _as_numbers(uses.column(column)) for column in source.numbers})
+    return task, uses
+
+
+def _as_numbers(texts: np.ndarray) -> np.ndarray:
+    """One spelling for every number; what is none stays as it is."""
+    numbers = pd.to_numeric(pd.Series(texts), errors="coerce")
+    return np.where(numbers.isna(), texts, numbers.astype(str)).astype(object)
+
+
+def _read_part(
+    name: str, source: TaskSource, manifest: Manifest
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The split column of a manifest, the rows that the task uses, and their labels, splits and groups."""
+    split_column = next((column for column in source.split_columns if column in manifest.table.columns), None)
+    if split_column is None:
+        raise ValueError(
+            f"task {name!r}: {manifest.path} has none of the split columns {list(source.split_columns)}; "
+            f"its columns are {list(manifest.table.columns)}."
+        )
+    labels, splits = manifest.column(source.label_column), manifest.split(split_column)
+    used = np.flatnonzero((labels != "") & (splits != ""))
+    if not len(used):
+        raise ValueError(
+            f"task {name!r}: no row of {manifest.path} has both a {source.label_column!r} and a {split_column!r}."
+        )
+    if source.disjoint_by:
+        groups = manifest.column(source.disjoint_by)
+    else:
+        ids = np.array([clip.clip_id for clip in manifest.clips], dtype=object)
+        speakers = manifest.column("speaker_id") if "speaker_id" in manifest.table.columns else ids
+        groups = np.where(speakers == "", ids, speakers)
+    return split_column, used, labels[used], splits[used], groups[used]
+
+
+def _check(task: TaskClips, trained: Sequence[str], closed_set: bool) -> None:
+    """ValueError if a split is empty or, of classes, if training does not have them all and two at least."""
+    for split in SPLITS:
+        if not len(task.rows(split)):
+            raise ValueError(f"task {task.name!r}: the {split} split has no clips; all of {', '.join(SPLITS)} are needed.")
+    if not closed_set:
+        return
+    if len(trained) < 2:
+        raise ValueError(f"task {task.name!r}: training has only the label(s) {trained}; two are needed.")
+    unlisted = sorted(set(trained) - set(task.classes))
+    if unlisted or len(set(task.classes)) < len(task.classes):
+        raise ValueError(f"task {task.name!r}: classes must name every label once; missing are {unlisted}.")
+    unknown = sorted(set(task.labels) - set(trained))
+    if unknown:
+        raise ValueError(f"task {task.name!r}: the labels {unknown} occur in validation or test but never in training.")
+
+
+def as_paths(manifests: str | Sequence[str]) -> tuple[str, ...]:
+    """One path or several, as a tuple."""
+    return (manifests,) if isinstance(manifests, str) else tuple(manifests)
+
+
+# -- several tasks
 
 
 @dataclass(frozen=True)

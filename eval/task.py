@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from wavcse.data import SPLITS
+from wavcse.data.composite import TaskClips, TaskSource, class_counts, load_task_clips
 from wavcse.data.files import sha256_of
 from wavcse.data.inspection import Inspector
-from wavcse.data.labels import TaskClips, TaskSource, class_counts, load_task_clips
 from wavcse.data.leaks import Stretches, file_keys
 from wavcse.data.manifest import Manifest
 from wavcse.data.tables import read_text_table, spelled

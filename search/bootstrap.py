@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from wavcse.data.composite import CompositeSet
-from wavcse.data.labels import TaskSource
+from wavcse.data.composite import CompositeSet, TaskSource
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.search.stability import ERROR_RATE

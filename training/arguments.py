@@ -15,7 +15,7 @@ from wavcse.settings.fields import CheckedFields, option
 from wavcse.settings.recipes import checked_fields
 
 if TYPE_CHECKING:
-    from wavcse.data.labels import TaskSource
+    from wavcse.data.composite import TaskSource
 
 TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight")
 MIXED_PRECISIONS = ("no", "bf16")
@@ -143,7 +143,7 @@ it was: give the same command again.
 def _task_source(name: str, given: Any) -> TaskSource:
     # Here and not above: `--help` need not wait for PyTorch and pandas.
     from wavcse.configuration_wavcse import checked_task_name
-    from wavcse.data.labels import TaskSource, as_paths
+    from wavcse.data.composite import TaskSource, as_paths
 
     where = f"tasks.{checked_task_name(name)}"
     given = checked_fields(where, given, TASK_FIELDS)

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from wavcse.data.composite import load_composite
-from wavcse.data.labels import TaskSource, class_counts, load_task_clips
+from wavcse.data.composite import TaskSource, class_counts, load_composite, load_task_clips
 from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.pretraining.arguments import ClipSource
 from wavcse.pretraining.clips import load_clips

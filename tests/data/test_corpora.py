@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from wavcse.data.composite import TaskSource, load_task_clips
 from wavcse.data.corpora import CORPORA
 from wavcse.data.corpora.__main__ import main
 from wavcse.data.corpora.hub import write_hub_copy
 from wavcse.data.corpora.speech_commands import official_split
 from wavcse.data.corpus_facts import FACTS
-from wavcse.data.labels import TaskSource, load_task_clips
 from wavcse.data.manifest import Manifest
 from wavcse.eval.__main__ import main as evaluate
 from wavcse.eval.task import load_task

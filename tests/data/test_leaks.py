@@ -13,10 +13,9 @@ import soundfile
 import yaml
 
 from wavcse import train_accelerate
-from wavcse.data.composite import load_composite
+from wavcse.data.composite import TaskSource, load_composite, load_task_clips
 from wavcse.data.files import write_json
 from wavcse.data.inspection import Inspector
-from wavcse.data.labels import TaskSource, load_task_clips
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.__main__ import main as evaluate_main
 from wavcse.eval.task import load_task

@@ -13,7 +13,7 @@ import soundfile
 from scipy.stats import spearmanr
 
 from wavcse.data import SPLITS
-from wavcse.data.labels import TaskSource, load_task_clips
+from wavcse.data.composite import TaskSource, load_task_clips
 from wavcse.data.manifest import Manifest
 from wavcse.data.synthetic import TWINS, corpus, plan_twin, write_plan
 from wavcse.data.synthetic import __main__ as cli

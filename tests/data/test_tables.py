@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from wavcse.data.labels import load_task_clips
+from wavcse.data.composite import load_task_clips
 from wavcse.data.manifest import Manifest
 from wavcse.data.tables import read_text_table, spelled
 from wavcse.training.arguments import RunArguments

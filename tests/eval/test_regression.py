@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from wavcse.data.labels import TaskClips
+from wavcse.data.composite import TaskClips
 from wavcse.data.manifest import Clip
 from wavcse.eval.probe import (
     AbsoluteErrorObjective,
