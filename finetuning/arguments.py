@@ -24,9 +24,13 @@ class FinetuneArguments(StepArguments):
     The papers give the rate and the schedule of the optimiser; steps, crops and batches are scaled to small encoders.
     """
 
-    output_dir: str = option("runs/finetune", "Folder of the results, and of the runs below runs/.", flag="out")
+    output_dir: str = option(
+        "runs/finetune", "Folder of the results, and of the runs below runs/.", flag="out", group="the run"
+    )
     upstreams: dict = option(
-        dict, "Name in tables -> WavLM, wav2vec2, HuBERT or wavCSE model, folder or Hub id (YAML or JSON)."
+        dict,
+        "Name in tables -> WavLM, wav2vec2, HuBERT or wavCSE model, folder or Hub id (YAML or JSON).",
+        group="what is trained, on what",
     )
     task: dict = option(
         lambda: {"task": DEFAULT_TASK},
@@ -41,10 +45,10 @@ class FinetuneArguments(StepArguments):
     labels_per_batch: int = option(
         0, "Labels whose clips share the batch evenly; 0 = clips by their length alone.", at_least=0
     )
-    max_steps: int = option(1000, "Updates.", above=0)
-    warmup_steps: int = option(100, "Steps of linear warm-up.")
-    validate_every: int = option(50, "Steps between looks at the validation split.", above=0)
-    seeds: int = option(1, "Trainings per upstream, from `seed` on; figures are their mean.", above=0)
+    max_steps: int = option(1000, "Updates.", above=0, group="steps")
+    warmup_steps: int = option(100, "Steps of linear warm-up.", at_least=0)
+    validate_every: int = option(50, "Steps between looks at the validation split.", above=0, group="steps")
+    seeds: int = option(1, "Trainings per upstream, from `seed` on; figures are their mean.", above=0, group="the run")
 
     def named_upstreams(self) -> dict[str, str]:
         """Name -> folder or id; ValueError if there is none, or a name cannot name files."""

@@ -55,20 +55,27 @@ class PretrainArguments(StepArguments):
     to a small encoder (docs/pretraining.md).
     """
 
-    data: dict = option(dict, "Name -> manifest, where {column: allowed values} (YAML or JSON).")
+    data: dict = option(
+        dict, "Name -> manifest, where {column: allowed values} (YAML or JSON).", group="what it is trained on"
+    )
     label_column: str = option("language", "Manifest column of the labels.")
-    exclude_speakers_of: list[str] = option(list, "Manifests whose validation and test speakers and clips are left out.")
+    exclude_speakers_of: list[str] = option(
+        list, "Manifests whose validation and test speakers and clips are left out.", value="FILE"
+    )
     exclude_split_columns: list[str] = option(lambda: ["split"], "Columns of those manifests that hold such a split.")
     missing_label_rate: float = option(0.0, "Share of the clips whose label is hidden.", at_least=0, at_most=1)
     noisy_label_rate: float = option(0.0, "Share of the labels replaced by a random other one.", at_least=0, at_most=1)
-    output_dir: str = option("runs/pretrain", "Run folder: config, log, checkpoints, upstream.", flag="out")
+    output_dir: str = option("runs/pretrain", "Run folder: config, log, checkpoints, upstream.", flag="out", group="the run")
 
     init_from: str | None = option(
-        None, "Start from this WavLM, wav2vec2, HuBERT or wavCSE model (folder or Hub id), or a run's folder."
+        None,
+        "Start from this WavLM, wav2vec2, HuBERT or wavCSE model (folder or Hub id), or a run's folder.",
+        value="DIR_OR_HUB_ID",
+        group="the encoder",
     )
     freeze_stem: bool = option(False, "Leave the convolutions as they are (with init_from).")
     mask_frames: int = option(20, "Frames (20 ms) of a span.", above=0)
-    num_mels: int = option(80, "Mel bands of the spectrogram that the targets are made of.", above=0)
+    num_mels: int = option(80, "Mel bands of the spectrogram that the targets are made of.", above=0, group="targets")
     num_cepstra: int = option(
         0, "Make targets of this many cepstral coefficients of it; 0 = of the bands, as the paper.", at_least=0
     )
@@ -76,14 +83,16 @@ class PretrainArguments(StepArguments):
     codebook_dim: int = option(16, "Size of a code vector.", above=0)
     codebook_seed: int = option(0, "Seed of projection and codebook, apart from the run's seed.")
 
-    label_loss: str = option("hard_triplet", "Loss on the labels beside BEST-RQ's.", choices=LABEL_LOSS_NAMES)
+    label_loss: str = option(
+        "hard_triplet", "Loss on the labels beside BEST-RQ's.", choices=LABEL_LOSS_NAMES, group="the label loss"
+    )
     label_weight: float = option(16.0, "Lambda: weight of the label loss; 0 = BEST-RQ alone.", at_least=0)
     label_loss_start: int = option(0, "Step from which the label loss counts.", at_least=0)
     margin: float = option(0.2, "Margin of the triplet losses, in units of the distance (0 to 1).", at_least=0)
 
-    log_every: int = option(20, "Steps per line of the log.", above=0)
+    log_every: int = option(20, "Steps per line of the log.", above=0, group="the run")
     stop_after_s: float | None = option(None, "Stop with a checkpoint after this time; the same command goes on.")
-    report_to: str | None = option(None, "Tracker through Accelerate: trackio, tensorboard, ...")
+    report_to: str | None = option(None, "Tracker through Accelerate: trackio, tensorboard, ...", value="NAME")
 
     def __post_init__(self):
         super().__post_init__()

@@ -28,13 +28,19 @@ class StepArguments(RunSettings):
 
     free_on_resume = FREE_ON_RESUME
 
-    output_dir: str = option("runs/steps", "Folder of the run: config, log, checkpoints, results.", flag="out")
+    output_dir: str = option(
+        "runs/steps", "Folder of the run: config, log, checkpoints, results.", flag="out", group="the run"
+    )
     audio_dir: str = option("caches/audio", "Folder for the decoded audio (16-bit, 115 MB an hour).")
     encoder: dict = option(
-        dict, "`model_type` (wavlm, wav2vec2, hubert) and fields of its transformers configuration (YAML or JSON)."
+        dict,
+        "`model_type` (wavlm, wav2vec2, hubert) and fields of its transformers configuration (YAML or JSON).",
+        group="the encoder",
     )
 
-    mask_probability: float = option(0.02, "Probability that a span starts at a frame.", above=0, below=1)
+    mask_probability: float = option(
+        0.02, "Probability that a span starts at a frame.", above=0, below=1, group="masks, crops and batches"
+    )
     mask_frames: int = option(20, "Frames (20 ms) of a span.", at_least=0)
     batch_seconds: float = option(160.0, "Audio of a forward pass, all processes together.", above=0)
     gradient_accumulation_steps: int = option(1, "Such passes per update.", above=0)
@@ -45,7 +51,7 @@ class StepArguments(RunSettings):
     crop_s: float = option(3.0, "Longest crop of a clip in seconds.", above=0)
     length_step_s: float = option(0.5, "Crops are multiples of this, so that equal lengths meet.", above=0)
 
-    max_steps: int = option(10_000, "Updates.", above=0)
+    max_steps: int = option(10_000, "Updates.", above=0, group="steps")
     learning_rate: float = option(6e-4, "Peak of AdamW's learning rate.", above=0)
     warmup_steps: int = option(500, "Steps of linear warm-up.", at_least=0)
     decay: str = option("inverse_sqrt", "Of the learning rate after the warm-up.", choices=DECAYS)

@@ -43,7 +43,9 @@ class RunSettings(CheckedFields):
 
     free_on_resume = ()
 
-    output_dir: str = option("runs/train", "Folder of the run: config, log, checkpoints, results.", flag="out")
+    output_dir: str = option(
+        "runs/train", "Folder of the run: config, log, checkpoints, results.", flag="out", group="the run"
+    )
     overwrite_output_dir: bool = option(False, "Start again, deleting the run that is there.", flag="overwrite")
     seed: int = option(0, "Same seed, same figures to the bit on one machine.")
     mixed_precision: str = option("no", "Of the products of matrices.", choices=MIXED_PRECISIONS)
@@ -74,14 +76,18 @@ class RunArguments(RunSettings):
     free_on_resume = FREE_ON_RESUME
 
     tasks: dict = option(
-        dict, "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight (YAML or JSON)."
+        dict,
+        "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight (YAML or JSON).",
+        group="what it is trained on",
     )
     cache_dir: str = option("caches", "Folder of the feature cache (python -m wavcse.data.cache).")
     upstream: str | None = option(None, "Hub id or folder of the upstream that made the cache; needed for the Hub folder.")
     revision: str | None = option(None, "Commit of the upstream on the Hub.")
-    output_dir: str = option("runs/train", "Run folder: config, log, checkpoints, results, hub.", flag="out")
+    output_dir: str = option("runs/train", "Run folder: config, log, checkpoints, results, hub.", flag="out", group="the run")
 
-    selected_layers: list[int] = option(paper_layers, "Layers to pool: 0 = input of the first block.", "the paper's sixteen")
+    selected_layers: list[int] = option(
+        paper_layers, "Layers to pool: 0 = input of the first block.", "the paper's sixteen", group="the embedding"
+    )
     layer_projection_size: int = option(512, "Width of FC1.")
     pooling_type: str = option("learned_norm", "One of the ten layer poolings.")
     pooling_kwargs: dict = option(dict, "Its constants (in the YAML, or as JSON).")
@@ -89,7 +95,7 @@ class RunArguments(RunSettings):
     layer_dropout: float = option(0.4, "Dropout before FC2.")
     embedding_dropout: float = option(0.6, "Dropout before the heads.")
 
-    num_epochs: int = option(100, "Passes over the composite training set.", at_least=1)
+    num_epochs: int = option(100, "Passes over the composite training set.", at_least=1, group="training")
     batch_size: int = option(2048, "Clips per step, over all processes together.", at_least=1)
     drop_last: bool = option(True, "Leave out an incomplete last batch (kept if it is the only one).")
     learning_rate: float = option(2.5e-3, "AdamW's learning rate.", above=0)
@@ -99,8 +105,10 @@ class RunArguments(RunSettings):
     scheduler_patience: int = option(1, "Epochs without a better validation loss before a decay.", at_least=0)
     scheduler_factor: float = option(0.5, "Factor of that decay.")
 
-    features_in: str = option("auto", "Where the table of features lies; auto: in memory when it fits.", choices=TABLE_PLACES)
-    report_to: str | None = option(None, "Tracker through Accelerate: trackio, tensorboard, ...")
+    features_in: str = option(
+        "auto", "Where the table of features lies; auto: in memory when it fits.", choices=TABLE_PLACES, group="the run"
+    )
+    report_to: str | None = option(None, "Tracker through Accelerate: trackio, tensorboard, ...", value="NAME")
     checkpoint_every_s: float = option(
         20.0, "Least seconds between checkpoints: what a kill can cost. 0 = after every epoch.", at_least=0
     )

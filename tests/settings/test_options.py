@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -285,6 +286,17 @@ def test_a_section_is_held_to_its_program(tmp_path):
         assert str(refusal.value) == message
     with pytest.raises(ValueError, match=r"part: unknown fields \['steps'\]"):
         section_from(Inner, "part", {"steps": 3}, steps=4)
+
+
+@pytest.mark.parametrize("program", [name for name, program in BY_NAME.items() if len(fields(program.settings)) > 8])
+def test_many_options_are_shown_in_groups(program, capsys):
+    with pytest.raises(SystemExit):
+        BY_NAME[program].parse(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    titles = [i for i, line in enumerate(lines) if re.fullmatch(r"[a-z][^:]*:", line) and lines[i + 1].startswith("  ")]
+    groups = [sum(line.startswith("  -") for line in lines[start:end]) for start, end in pairwise(titles)]
+    assert sum(count > 0 for count in groups) >= 2
+    assert max(groups) <= 12
 
 
 def test_the_help_puts_what_must_be_given_first(capsys):
