@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -189,6 +190,7 @@ def _extract(
 
     if workers > 1:  # what the packed path derives from the weights is made here once, for all workers
         pool([np.zeros(feature_extractor.min_samples, np.float32)])
+    order = {item.digest: place for place, item in enumerate(chain.from_iterable(batches))}
     buffer: list[tuple[str, np.ndarray]] = []
     corpus_pass = CorpusPass(batches, load, pool, show_progress, lambda waveform: waveform, workers)
     flushed_at = time.monotonic()
@@ -196,10 +198,10 @@ def _extract(
         for clips, pooled_layers in corpus_pass:
             buffer += zip([item.digest for item in clips], pooled_layers)
             if len(buffer) >= shard_size or time.monotonic() - flushed_at >= SHARD_INTERVAL_S:
-                _flush(cache, buffer)
+                _flush(cache, buffer, order)
                 flushed_at = time.monotonic()
     finally:  # also where a worker died or the run is stopped
-        _flush(cache, buffer)
+        _flush(cache, buffer, order)
     return corpus_pass.report
 
 
@@ -211,7 +213,9 @@ def _pooled_layers(
     return output.pooled_layers.cpu().numpy()
 
 
-def _flush(cache: FeatureCache, buffer: list[tuple[str, np.ndarray]]) -> None:
+def _flush(cache: FeatureCache, buffer: list[tuple[str, np.ndarray]], order: Mapping[str, int]) -> None:
+    """Write a shard, its clips in the order of the batches: workers finish in any order."""
+    buffer.sort(key=lambda pair: order[pair[0]])
     if buffer:
         cache.write_shard(np.stack([features for _, features in buffer]), [digest for digest, _ in buffer])
         buffer.clear()

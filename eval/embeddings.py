@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -142,6 +143,7 @@ def _compute_missing(
     def waveform_of(loaded: tuple[str, dict[int, np.ndarray]]) -> np.ndarray:
         return next(iter(loaded[1].values()))
 
+    order = {item.row: place for place, item in enumerate(chain.from_iterable(batches))}
     corpus_pass = CorpusPass(batches, load, compute, show_progress, waveform_of, workers)
     try:
         for batch, found in corpus_pass:
@@ -149,7 +151,7 @@ def _compute_missing(
                 result.tables[name][[batch[place].row for place in places]] = embeddings
                 result.seconds[name] += seconds
                 if name in stores:
-                    stores[name].add([batch[place].digest for place in places], embeddings)
+                    stores[name].add([batch[place].digest for place in places], embeddings, order[batch[0].row])
     finally:  # also where a worker died or the run is stopped
         for store in stores.values():
             store.flush()
@@ -173,7 +175,7 @@ class EmbeddingStore:
         described = {**encoder_record(encoder), "wavcse": version("wavcse"), "format": FORMAT_VERSION}
         self.folder = root / f"{encoder.name}.{digest_of(described)}"
         self._location: dict[str, tuple[Path, int]] = {}
-        self._waiting: list[tuple[Sequence[str], np.ndarray]] = []
+        self._waiting: list[tuple[int, Sequence[str], np.ndarray]] = []
         self._saved_at = time.monotonic()
         if self.folder.exists():
             remove_partials(self.folder)
@@ -201,9 +203,9 @@ class EmbeddingStore:
             with safe_open(path, "np") as file:
                 out[list(to)] = file.get_tensor("embeddings")[list(places)]
 
-    def add(self, digests: Sequence[str], embeddings: np.ndarray) -> None:
-        """Add the embeddings `[n, E]` of n clips; they are written with others, every `STORE_INTERVAL_S`."""
-        self._waiting.append((digests, embeddings))
+    def add(self, digests: Sequence[str], embeddings: np.ndarray, place: int) -> None:
+        """Add the embeddings `[n, E]` of n clips; they are written with others, every `STORE_INTERVAL_S`, ordered by place."""
+        self._waiting.append((place, digests, embeddings))
         if time.monotonic() - self._saved_at >= STORE_INTERVAL_S:
             self.flush()
 
@@ -211,8 +213,9 @@ class EmbeddingStore:
         """Write what was added."""
         if self._waiting:
             self.folder.mkdir(parents=True, exist_ok=True)
-            digests = [digest for of_batch, _ in self._waiting for digest in of_batch]
-            tensors = {"embeddings": np.concatenate([embeddings for _, embeddings in self._waiting])}
+            self._waiting.sort(key=lambda batch: batch[0])  # workers finish in any order
+            digests = [digest for _, of_batch, _ in self._waiting for digest in of_batch]
+            tensors = {"embeddings": np.concatenate([embeddings for *_, embeddings in self._waiting])}
             metadata = {"digests": json.dumps(digests)}
             path = write_piece(self.folder, ".safetensors", lambda partial: save_file(tensors, partial, metadata))
             self._location.update({digest: (path, row) for row, digest in enumerate(digests)})

@@ -112,15 +112,18 @@ def test_two_workers_cache_what_one_does(toy_corpus, upstream_folder, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(toy_corpus.parent, corpus)
     (corpus / "010.flac").write_text("no audio")
-    manifest, found, skipped = corpus / "metadata.csv", [], []
+    manifest, found, files, skipped = corpus / "metadata.csv", [], [], []
     for workers in (1, 2):
         cache, report = build_cache(
             [manifest], str(upstream_folder), tmp_path / str(workers), batch_seconds=2, workers=workers
         )
         assert (report.added, [clip.clip_id for clip in report.skipped]) == (95, ["010.flac"])
         found.append(cache.read(sorted(cache.location), LAYERS))
+        (shard,) = cache.paths
+        files.append(shard.read_bytes())  # its clips are in one order too
         skipped.append((cache.folder / "skipped.csv").read_text())
     np.testing.assert_array_equal(*found)
+    assert files[0] == files[1]
     assert skipped[0] == skipped[1]
 
 

@@ -66,13 +66,16 @@ def test_a_killed_pass_goes_on_with_what_is_missing(clips, tmp_path, monkeypatch
 def test_two_workers_find_and_store_what_one_does(clips, tmp_path):
     clips[3].path.write_text("no audio")
     soundfile.write(clips[7].path, np.full(1600, np.nan), RATE, subtype="FLOAT")
-    found = []
+    found, files = [], []
     for workers in (1, 2):
         encoders, store = [Counting(), Counting("other")], tmp_path / str(workers)
         how = {"batch_seconds": 1.5, "show_progress": False, "store_dir": store}
         found.append(embed_clips(encoders, clips, workers=workers, **how))
+        (file,) = store.glob("other.*/*.safetensors")
+        files.append(file.read_bytes())
         again = embed_clips([Counting(batches=0), Counting("other", batches=0)], clips[:3], **how)  # from the store alone
         np.testing.assert_array_equal(again.tables["other"], found[-1].tables["other"][:3])
+    assert files[0] == files[1]
     one, two = found
     assert [clip.clip_id for clip in two.skipped] == ["3.wav", "7.wav"]
     assert one.skipped == two.skipped
