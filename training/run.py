@@ -65,7 +65,7 @@ class RunFolder:
         elif config.exists():
             previous = type(args)(**read_recipe(config, [field.name for field in fields(args)]))
             mine, theirs = args.identity(), previous.identity()
-            different = sorted(name for name in mine if mine[name] != theirs[name])
+            different = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
             if different:
                 raise ValueError(
                     f"{self.path}: holds a run with other settings ({', '.join(different)}). "

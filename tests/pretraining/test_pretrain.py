@@ -228,6 +228,22 @@ def test_another_recipe_or_other_data_do_not_continue_a_run(recipe, undisturbed,
     assert "the clips or labels have changed" in capsys.readouterr().err
 
 
+def test_a_run_without_fast_parts_has_the_same_losses_and_is_another_run(recipe, tmp_path, capsys):
+    recipe = {**recipe, "encoder": {**ENCODER, **NO_DROPOUT}, "max_steps": 4}
+    run(recipe, tmp_path / "fast")
+    run(recipe, tmp_path / "plain", fast_parts=False)
+    for fast, plain in zip(log_of(tmp_path / "fast"), log_of(tmp_path / "plain"), strict=True):
+        assert plain["masked_loss"] == pytest.approx(fast["masked_loss"], abs=1e-4)
+        assert plain["label_loss"] == pytest.approx(fast["label_loss"], abs=1e-4)
+    configs = [json.loads((tmp_path / name / "results/pretraining.json").read_text())["config"] for name in ("fast", "plain")]
+    assert "fast_parts" not in configs[0]  # as runs of before the field
+    assert configs[1]["fast_parts"] is False
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for folder, switch in (("fast", "--no_fast_parts"), ("plain", "--fast_parts")):
+        assert main([str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / folder), switch]) == 2
+        assert "other settings (fast_parts)" in capsys.readouterr().err
+
+
 def test_one_and_two_processes_have_the_same_losses(recipe, tmp_path):
     recipe = {**recipe, "encoder": {**ENCODER, **NO_DROPOUT}, "label_loss": "ge2e", "label_loss_start": 3}
     run(recipe, tmp_path / "one")
