@@ -47,7 +47,7 @@ from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask, combine_losses, cross_entropy_per_task
 from wavcse.settings.command import DONE
-from wavcse.training.features import Batch, SplitFeatures, cached_digests, data_fingerprint, open_table
+from wavcse.training.features import FeatureBatch, SplitFeatures, cached_digests, data_fingerprint, open_table
 from wavcse.training.heads import (
     Evaluation,
     begin_epoch,
@@ -61,7 +61,7 @@ from wavcse.training.heads import (
 from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
 
 
-def train_step(accelerator: Accelerator, learner: Learner, batch: Batch) -> dict[str, Tensor]:
+def train_step(accelerator: Accelerator, learner: Learner, batch: FeatureBatch) -> dict[str, Tensor]:
     """One update: forward, loss, backward, step. Returns this process's part of each task's loss.
 
     The gradient of the penalties is known in closed form: as one of the fast parts it is added after the backward pass.

@@ -27,7 +27,7 @@ from wavcse.data.files import json_text
 from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.train_accelerate import train_step
 from wavcse.training.arguments import RunArguments
-from wavcse.training.features import Batch, MemoryTable, SplitFeatures, epoch_order
+from wavcse.training.features import FeatureBatch, MemoryTable, SplitFeatures, epoch_order
 from wavcse.training.heads import new_learner
 from wavcse.training.run import Learner
 
@@ -81,7 +81,9 @@ def dataloader_epoch(bench: TrainingBench, loader: DataLoader) -> None:
         rows = {task: (values != IGNORED_LABEL).nonzero()[:, 0] for task, values in zip(CLASSES, of_tasks)}
         labels = {task: values[rows[task]].to(device) for task, values in zip(CLASSES, of_tasks)}
         layers = MemoryTable(features.to(device)).take(torch.arange(len(features), device=device))
-        batch = Batch(layers, {task: r.to(device) for task, r in rows.items()}, labels, {t: len(r) for t, r in rows.items()})
+        batch = FeatureBatch(
+            layers, {task: r.to(device) for task, r in rows.items()}, labels, {t: len(r) for t, r in rows.items()}
+        )
         train_step(bench.accelerator, bench.learner, batch)
 
 

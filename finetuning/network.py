@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wavcse.steps.batches import Batch, Group, encode_groups
+from wavcse.steps.batches import CropBatch, Group, encode_groups
 from wavcse.training.fast_parts import use_linear
 
 
@@ -32,7 +32,7 @@ class ClassifierNetwork(nn.Module):
         if fast_parts:
             use_linear(self.head)
 
-    def forward(self, batch: Batch, seed: int) -> ClassOutput:
+    def forward(self, batch: CropBatch, seed: int) -> ClassOutput:
         """Loss and logits of a batch; `seed` is the training loop's and draws nothing here."""
         logits = self.logits(batch.groups)
         return ClassOutput(F.cross_entropy(logits, batch.labels), logits)
@@ -56,7 +56,7 @@ class ClassFigures:
         self.correct: Tensor | int = 0
         self.batches, self.clips, self.audio_s = 0, 0, 0.0
 
-    def add(self, batch: Batch, output: ClassOutput) -> None:
+    def add(self, batch: CropBatch, output: ClassOutput) -> None:
         """Take a batch into account."""
         labels = batch.labels.to(output.logits.device)
         self.loss = self.loss + output.loss.detach().double()

@@ -24,7 +24,7 @@ from wavcse.finetuning.audio import TaskAudio, whole_clips
 from wavcse.finetuning.network import ClassFigures, ClassifierNetwork, loss_of
 from wavcse.steps.batches import BatchLoader, CropReader
 from wavcse.steps.encoder import new_encoder
-from wavcse.steps.loop import Progress, new_learner, refuse_divergence, update
+from wavcse.steps.loop import StepProgress, new_learner, refuse_divergence, update
 from wavcse.training.run import Run, new_accelerator
 
 
@@ -52,7 +52,7 @@ class Upstream:
 
 
 @dataclass
-class FinetuneProgress(Progress):
+class FinetuneProgress(StepProgress):
     """How far a run is, and which step validation likes best so far: by accuracy; ties go to the lower loss."""
 
     best_step: int = 0

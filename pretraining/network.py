@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.label_losses import LABEL_LOSSES, LabelLossOutput
 from wavcse.pretraining.quantizer import RandomProjectionQuantizer
-from wavcse.steps.batches import Batch, encode_groups
+from wavcse.steps.batches import CropBatch, encode_groups
 from wavcse.steps.encoder import freeze_stem
 from wavcse.training.fast_parts import use_linear
 
@@ -61,7 +61,7 @@ class PretrainNetwork(nn.Module):
         if args.fast_parts:
             use_linear(self.head)
 
-    def forward(self, batch: Batch, pair_seed: int) -> PretrainOutput:
+    def forward(self, batch: CropBatch, pair_seed: int) -> PretrainOutput:
         """One pass over this process's share of a batch.
 
         Args:
@@ -109,7 +109,7 @@ class Figures:
         self.prediction_counts = torch.zeros_like(self.code_counts)
         self.batches, self.audio_s = 0, 0.0
 
-    def add(self, batch: Batch, output: PretrainOutput) -> None:
+    def add(self, batch: CropBatch, output: PretrainOutput) -> None:
         """Take a batch into account."""
         size = len(self.code_counts)
         self.code_counts += torch.bincount(output.codes, minlength=size)

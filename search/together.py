@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from wavcse.modeling_wavcse import IGNORED_LABEL, combine_losses, cross_entropy_per_task
-from wavcse.training.features import Batch, SplitFeatures
+from wavcse.training.features import FeatureBatch, SplitFeatures
 from wavcse.training.heads import MultiTaskNetwork, begin_epoch, end_epoch, epoch_batches
 from wavcse.training.run import Learner
 
@@ -47,7 +47,7 @@ def train_epoch_together(
 
 
 def train_step_together(
-    accelerator: Accelerator, learners: Sequence[Learner], batches: Sequence[Batch]
+    accelerator: Accelerator, learners: Sequence[Learner], batches: Sequence[FeatureBatch]
 ) -> list[dict[str, Tensor]]:
     """`train_step` of every learner on its own batch."""
     with accelerator.autocast():
@@ -60,7 +60,7 @@ def train_step_together(
     return [{task: loss.detach() for task, loss in own.items()} for own in losses]
 
 
-def losses_together(networks: Sequence[MultiTaskNetwork], batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+def losses_together(networks: Sequence[MultiTaskNetwork], batches: Sequence[FeatureBatch]) -> list[dict[str, Tensor]]:
     """Each network's `cross_entropy_per_task` on its own batch; gradients reach the networks' own parameters.
 
     The batches have one number of clips. Dropout rates may differ, but one rate is 0 in all networks or in none.

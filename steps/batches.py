@@ -39,7 +39,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Batch:
+class CropBatch:
     """One process's share of a batch, and what it must know of the whole.
 
     Crop i of the whole belongs to process `i % num_processes`, as its crop `i // num_processes`.
@@ -56,10 +56,10 @@ class Batch:
     num_masked: int
     seconds: float
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> CropBatch:
         """The batch on another device."""
         groups = [group.to(device) for group in self.groups]
-        return Batch(groups, self.labels.to(device), self.num_masked, self.seconds)
+        return CropBatch(groups, self.labels.to(device), self.num_masked, self.seconds)
 
 
 def encode_groups(encoder: PreTrainedModel, groups: Sequence[Group]) -> tuple[list[Tensor], Tensor]:
@@ -138,9 +138,9 @@ class BatchLoader:
         self.planner = CropPlanner(args, num_samples, targets, receptive_field(config), self.reader.num_frames)
         self.hours = num_samples.sum() / SAMPLING_RATE_HZ / 3600
 
-    def updates(self, first_step: int) -> Iterator[list[Batch]]:
+    def updates(self, first_step: int) -> Iterator[list[CropBatch]]:
         """For each update from `first_step` on, its `gradient_accumulation_steps` batches."""
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool:  # reads the audio of the next update while this one trains
             steps = range(first_step, self.args.max_steps)
             futures = [pool.submit(self.update, step) for step in steps[:1]]
             for step in steps:
@@ -149,14 +149,14 @@ class BatchLoader:
                     futures.append(pool.submit(self.update, step + 1))
                 yield batches
 
-    def update(self, step: int) -> list[Batch]:
+    def update(self, step: int) -> list[CropBatch]:
         """The batches of update `step` (from 0)."""
         return [self._batch(self.planner.crops(step, part)) for part in range(self.args.gradient_accumulation_steps)]
 
-    def _batch(self, crops: Sequence[Crop]) -> Batch:
+    def _batch(self, crops: Sequence[Crop]) -> CropBatch:
         if len(crops) < self.num_processes:
             raise ValueError(f"a batch has {len(crops)} crops for {self.num_processes} processes; raise batch_seconds.")
         mine = crops[self.process_index :: self.num_processes]
         labels = torch.from_numpy(self.targets[[crop.clip for crop in crops]])
         seconds = sum(crop.num_samples for crop in crops) / SAMPLING_RATE_HZ
-        return Batch(self.reader.groups(mine), labels, sum(int(crop.mask.sum()) for crop in crops), seconds)
+        return CropBatch(self.reader.groups(mine), labels, sum(int(crop.mask.sum()) for crop in crops), seconds)

@@ -64,6 +64,7 @@ class CropPlanner:
         budget = to_samples(self.args.batch_seconds)
         turn = 0
         while True:
+            # Clips without a label come whenever they have less of the batch than their share of the hours.
             is_unlabelled = not pools or unlabelled < self.unlabelled_share * total
             pool = self.unlabelled if is_unlabelled else pools[turn % len(pools)]
             crop = self._crop(rng, pool, used)
@@ -87,7 +88,7 @@ class CropPlanner:
 
     def _crop(self, rng: np.random.Generator, pool: Pool, used: set[int]) -> Crop:
         clip = pool.draw(rng)
-        for _ in range(TRIES):
+        for _ in range(TRIES):  # a small pool may have no other clip left: then one comes twice
             if clip not in used:
                 break
             clip = pool.draw(rng)

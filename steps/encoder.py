@@ -67,7 +67,7 @@ def encoder_config(fields: Mapping[str, Any], init_from: str | None) -> Pretrain
     family = type(config)
     unknown = sorted(set(fields) - set(config.to_dict()), key=str)
     if unknown:
-        raise ValueError(f"encoder: {unknown} are no fields of {family.__name__}.")
+        raise ValueError(f"encoder: {unknown} are not fields of {family.__name__}.")
     _check_types(fields, family)
     merged = {**config.to_dict(), **MASKING, **fields}
     _check_sizes(merged)

@@ -16,12 +16,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from wavcse.steps.arguments import StepArguments, learning_rate_factor
-from wavcse.steps.batches import Batch
+from wavcse.steps.batches import CropBatch
 from wavcse.training.run import Learner, all_finite, first_reason
 
 
 @dataclass
-class Progress:
+class StepProgress:
     """How far a run is; saved with every checkpoint. `step` counts finished updates, those skipped with them."""
 
     step: int = 0
@@ -39,13 +39,13 @@ def new_learner(args: StepArguments, network: nn.Module) -> Learner:
     ]
     optimizer = AdamW(groups, lr=args.learning_rate, betas=tuple(args.adam_betas), fused=True)
     scheduler = LambdaLR(optimizer, learning_rate_factor(args.warmup_steps, args.max_steps, args.decay))
-    return Learner(args, network, network, optimizer, scheduler, Progress())
+    return Learner(args, network, network, optimizer, scheduler, StepProgress())
 
 
 def update(
     accelerator: Accelerator,
     learner: Learner,
-    batches: Sequence[Batch],
+    batches: Sequence[CropBatch],
     figures: BatchFigures,
     loss_of: Callable[[Any, Any, int, int], Tensor],
 ) -> None:
@@ -117,6 +117,6 @@ def _what_to_try(args: StepArguments) -> str:
 class BatchFigures(Protocol):
     """An account of the batches of successful updates."""
 
-    def add(self, batch: Batch, output: Any) -> None:
+    def add(self, batch: CropBatch, output: Any) -> None:
         """Take a batch, and the network's output for it, into account."""
         ...

@@ -99,7 +99,7 @@ def _plot(where: str, plot: Any, variants: Sequence[str], fields: Sequence[str],
             raise ValueError(f"{where}: {name} is {value!r}; allowed: {', '.join(known)}.")
     unknown = [name for name in (*drawn, *reference) if name not in variants]
     if unknown:
-        raise ValueError(f"{where}: {unknown} are no variants; there are {', '.join(variants)}.")
+        raise ValueError(f"{where}: {unknown} are not variants; there are {', '.join(variants)}.")
     return found
 
 

@@ -113,7 +113,7 @@ def chosen(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
     """Those that `only` names, all of them if it is empty; ValueError if it names another."""
     unknown = sorted(set(only) - {variant.name for variant in variants})
     if unknown:
-        raise ValueError(f"--only: {unknown} are no variants; there are {', '.join(v.name for v in variants)}.")
+        raise ValueError(f"--only: {unknown} are not variants; there are {', '.join(v.name for v in variants)}.")
     return [variant for variant in variants if not only or variant.name in only]
 
 

@@ -125,7 +125,7 @@ def data_fingerprint(cache: FeatureCache, digests: Sequence[str], composite: Com
 
 
 @dataclass(frozen=True)
-class Batch:
+class FeatureBatch:
     """One step's share of this process: `n` clips.
 
     `rows` task -> positions `[n_t]` of the clips that have a label for it, `labels` task -> these labels `[n_t]`,
@@ -156,7 +156,7 @@ class SplitFeatures:
         """Clips of this split that have a label for the task."""
         return int((self.labels[task] != IGNORED_LABEL).sum())
 
-    def batches(self, size: int, order: Tensor | None = None, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def batches(self, size: int, order: Tensor | None = None, rank: int = 0, world: int = 1) -> Iterator[FeatureBatch]:
         """Batches of `size` clips in the given order; of each, process `rank` of `world` gets every world-th clip."""
         order = torch.arange(len(self)) if order is None else order
         for whole in order.split(size):
@@ -166,7 +166,7 @@ class SplitFeatures:
                 counts[task] = int((of_split[whole] != IGNORED_LABEL).sum())
                 rows[task] = (of_split[share] != IGNORED_LABEL).nonzero()[:, 0]
                 labels[task] = of_split[share][rows[task]]
-            yield Batch(self.table.take(self._there(self.rows[share])), *map(self._all_there, (rows, labels)), counts)
+            yield FeatureBatch(self.table.take(self._there(self.rows[share])), *map(self._all_there, (rows, labels)), counts)
 
     def _all_there(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._there(tensor) for name, tensor in tensors.items()}

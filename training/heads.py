@@ -26,7 +26,7 @@ from wavcse.modeling_wavcse import (
 )
 from wavcse.training.arguments import RunArguments
 from wavcse.training.fast_parts import Dropout, linear, use_linear
-from wavcse.training.features import Batch, PooledLayers, SplitFeatures, epoch_order
+from wavcse.training.features import FeatureBatch, PooledLayers, SplitFeatures, epoch_order
 from wavcse.training.run import Learner, first_reason
 
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
@@ -94,7 +94,7 @@ class MultiTaskNetwork(nn.Module):
 
 
 @dataclass
-class Progress:
+class EpochProgress:
     """How far a run is; saved with every checkpoint. `epoch` counts finished epochs."""
 
     epoch: int = 0
@@ -128,7 +128,7 @@ def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) 
     network = MultiTaskNetwork(config, args.fast_parts).to(device)
     optimizer = AdamW(network.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     scheduler = ReduceLROnPlateau(optimizer, "min", factor=args.scheduler_factor, patience=args.scheduler_patience)
-    return Learner(args, network, network, optimizer, scheduler, Progress())
+    return Learner(args, network, network, optimizer, scheduler, EpochProgress())
 
 
 def begin_epoch(accelerator: Accelerator, learner: Learner, epoch: int) -> None:
@@ -138,7 +138,7 @@ def begin_epoch(accelerator: Accelerator, learner: Learner, epoch: int) -> None:
     torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
 
-def epoch_batches(accelerator: Accelerator, args: RunArguments, train: SplitFeatures, epoch: int) -> Iterator[Batch]:
+def epoch_batches(accelerator: Accelerator, args: RunArguments, train: SplitFeatures, epoch: int) -> Iterator[FeatureBatch]:
     """This process's part of every batch, in the order of (seed, epoch)."""
     order = epoch_order(len(train), args.seed, epoch, args.batch_size, args.drop_last)
     return train.batches(args.batch_size, order, accelerator.process_index, accelerator.num_processes)

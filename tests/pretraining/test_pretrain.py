@@ -19,7 +19,7 @@ from wavcse.pretrain_accelerate import main, pretrain
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.network import Figures, PretrainNetwork, total_loss
 from wavcse.steps.arguments import learning_rate_factor
-from wavcse.steps.batches import Batch, Group
+from wavcse.steps.batches import CropBatch, Group
 from wavcse.steps.encoder import encoder_config, new_encoder, use_fast_parts
 from wavcse.steps.loop import new_learner, update
 from wavcse.tests.helpers.processes import Child, run_in_two_processes, run_python
@@ -147,7 +147,7 @@ def test_only_masked_frames_count(recipe):
     network = PretrainNetwork(args, new_encoder(encoder_config(args.encoder, None)))
     waveforms, mask = normalized(torch.randn(2, 16_000)), torch.zeros(2, 48, dtype=torch.bool)
     mask[0, 5:25], mask[1, 30:] = True, True
-    batch = Batch([Group(waveforms, mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
+    batch = CropBatch([Group(waveforms, mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
     output = network(batch, 0)
     frames = network.encoder(waveforms, mask_time_indices=mask).last_hidden_state
     logits = network.head(frames)
@@ -168,9 +168,9 @@ def test_groups_of_lengths_are_one_batch(recipe):
     network = PretrainNetwork(args, new_encoder(encoder_config(args.encoder, None)))
     groups = [Group(torch.randn(2, 16_000), torch.rand(2, 48) < 0.5), Group(torch.randn(3, 8000), torch.rand(3, 23) < 0.5)]
     labels, counts = torch.tensor([0, 1, 0, 1, 0]), [int(group.mask.sum()) for group in groups]
-    output = network(Batch(groups, labels, sum(counts), 3.5), 0)
+    output = network(CropBatch(groups, labels, sum(counts), 3.5), 0)
     parts = [
-        network(Batch([group], labels[:1].expand(len(group.mask)), count, 1.0), 0) for group, count in zip(groups, counts)
+        network(CropBatch([group], labels[:1].expand(len(group.mask)), count, 1.0), 0) for group, count in zip(groups, counts)
     ]
     expected = sum(part.masked_loss * count for part, count in zip(parts, counts)) / sum(counts)
     torch.testing.assert_close(output.masked_loss, expected)
@@ -342,8 +342,8 @@ def test_steps_that_are_not_finite_change_nothing_and_then_stop_the_run(recipe):
     accelerator = Accelerator(cpu=True)
     learner = learner_of(recipe, max_skipped_steps=3)
     mask = torch.rand(2, 48) < 0.5
-    good = Batch([Group(torch.randn(2, 16_000), mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
-    bad = Batch([Group(torch.full((2, 16_000), torch.nan), mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
+    good = CropBatch([Group(torch.randn(2, 16_000), mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
+    bad = CropBatch([Group(torch.full((2, 16_000), torch.nan), mask)], torch.tensor([0, 1]), int(mask.sum()), 2.0)
     figures = Figures(64, torch.device("cpu"))
     update(accelerator, learner, [good], figures, total_loss)
     before = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
@@ -404,7 +404,7 @@ def test_a_finite_run_that_learns_nothing_says_so(recipe, tmp_path, capsys):
         ({"data": {}}, "data is empty"),
         ({"encoder": {**ENCODER, "conv_stride": [160, 4]}}, "every 640 samples"),
         ({"encoder": {**ENCODER, "conv_dim": [16]}}, "as many"),
-        ({"encoder": {**ENCODER, "width": 3}}, "no fields of WavLMConfig"),
+        ({"encoder": {**ENCODER, "width": 3}}, "not fields of WavLMConfig"),
         ({"encoder": {**ENCODER, "num_attention_heads": 3}}, "hidden_size 32"),
         ({"encoder": {**ENCODER, "num_attention_heads": 0}}, "encoder: num_attention_heads is 0; it must be above 0"),
         ({"encoder": {**ENCODER, "hidden_size": "wide"}}, "field 'hidden_size' of encoder: Field 'hidden_size' expected int"),
@@ -417,7 +417,7 @@ def test_a_finite_run_that_learns_nothing_says_so(recipe, tmp_path, capsys):
             {"encoder": {**ENCODER, "conv_kernel": [400, "3"]}},
             "field 'conv_kernel' of encoder: Field 'conv_kernel' with",
         ),
-        ({"encoder": {**ENCODER, "width": 3, 5: 6}}, "encoder: [5, 'width'] are no fields of WavLMConfig"),
+        ({"encoder": {**ENCODER, "width": 3, 5: 6}}, "encoder: [5, 'width'] are not fields of WavLMConfig"),
         ({"learning_rate": None}, "learning_rate is None; a number is needed"),
         ({"length_step_s": 1e-5}, "length_step_s is 1e-05; it must be at least one sample"),
         ({"adam_betas": [0.9, 1.0]}, "adam_betas is [0.9, 1.0]; it must be two numbers from 0 to below 1"),

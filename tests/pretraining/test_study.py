@@ -269,7 +269,7 @@ def test_the_same_command_again_changes_nothing(out, config, capsys):
         ({"speed": True}, "unknown fields ['speed']"),
         ({"measure_speed": False}, "plots[0]: x is 'speed'"),
         ({"plots": [{"x": "seed", "task": "gender"}]}, "plots[0]: task is 'gender'; allowed: keyword, speaker, mean"),
-        ({"plots": [{"x": "seed", "reference": ["b"]}]}, "plots[0]: ['b'] are no variants"),
+        ({"plots": [{"x": "seed", "reference": ["b"]}]}, "plots[0]: ['b'] are not variants"),
         ({"plots": [{"x": "encoder", "task": "keyword"}]}, "plots[0]: x is 'encoder'"),
     ],
 )
@@ -328,7 +328,7 @@ def test_results_of_an_earlier_evaluation_do_not_count(out, config, tmp_path):
 
 def test_only_names_variants(config, capsys):
     assert main([str(config), "--only", "nobody"]) == 2
-    assert "--only: ['nobody'] are no variants" in capsys.readouterr().err
+    assert "--only: ['nobody'] are not variants" in capsys.readouterr().err
 
 
 def test_encoders_are_merged_key_by_key_and_other_fields_whole():

@@ -27,7 +27,7 @@ from wavcse.finetuning.program import finetune
 from wavcse.pretrain_accelerate import pretrain
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.network import Figures, PretrainNetwork, total_loss
-from wavcse.steps.batches import Batch, BatchLoader, Group
+from wavcse.steps.batches import BatchLoader, CropBatch, Group
 from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.steps.loop import new_learner, update
 
@@ -71,7 +71,7 @@ def encoders(family: str, norm: str):
     return fast, plain
 
 
-def batch_of(num_clips: int = 4) -> Batch:
+def batch_of(num_clips: int = 4) -> CropBatch:
     """Clips of two lengths, two of each label, a third of the frames masked."""
     generator = torch.Generator().manual_seed(2)
     groups = []
@@ -79,7 +79,7 @@ def batch_of(num_clips: int = 4) -> Batch:
         waveforms = normalized(torch.randn(count, samples, generator=generator))
         groups.append(Group(waveforms, torch.rand(count, frames, generator=generator) < 0.3))
     labels = torch.arange(num_clips) % 2
-    return Batch(groups, labels, sum(int(group.mask.sum()) for group in groups), 2.5)
+    return CropBatch(groups, labels, sum(int(group.mask.sum()) for group in groups), 2.5)
 
 
 def plain_adamw(modules, args) -> torch.optim.AdamW:
@@ -105,7 +105,7 @@ def losses_of_plain_loop(args, modules, loss_of_batch, steps: int) -> list[float
     return losses
 
 
-def losses_of_updates(args, network, loss, figures, batch: Batch, steps: int) -> list[float]:
+def losses_of_updates(args, network, loss, figures, batch: CropBatch, steps: int) -> list[float]:
     """The same steps by the loop of the package."""
     learner, accelerator, losses = new_learner(args, network), Accelerator(cpu=True), []
 
@@ -129,7 +129,7 @@ def step_arguments(kind, **fields):
     )
 
 
-def by_hand(plain, head, codes, batch: Batch, label_weight: float) -> torch.Tensor:
+def by_hand(plain, head, codes, batch: CropBatch, label_weight: float) -> torch.Tensor:
     """BEST-RQ's cross-entropy at masked frames, and LASR's hard triplets (Eq. 2) with a margin of 0.2."""
     outputs = [plain(group.waveforms, mask_time_indices=group.mask).last_hidden_state for group in batch.groups]
     masked = torch.cat([output[group.mask] for output, group in zip(outputs, batch.groups)])
@@ -349,7 +349,7 @@ def test_crops_have_the_frames_that_every_encoder_makes(norm, corpus):
     ("fields", "init_from", "message"),
     [
         ({"model_type": "whisper"}, None, "encoder: model_type is 'whisper'; allowed: wavlm, wav2vec2, hubert"),
-        ({"model_type": "hubert", "num_buckets": 320}, None, r"\['num_buckets'\] are no fields of HubertConfig"),
+        ({"model_type": "hubert", "num_buckets": 320}, None, r"\['num_buckets'\] are not fields of HubertConfig"),
         (
             {"model_type": "wav2vec2", "hidden_size": "wide"},
             None,
