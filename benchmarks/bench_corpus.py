@@ -36,7 +36,7 @@ from wavcse.benchmarks.measure import GEMM_ROWS, QUICK_GEMM_ROWS, PairedRatio, g
 from wavcse.benchmarks.report import table
 from wavcse.data.files import json_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 SAMPLING_RATE = 16_000
 SHORT_S = (0.5, 1.0)  # clips of the second question, as single spoken words
@@ -153,7 +153,7 @@ def measure_sizes(args: argparse.Namespace, folder: Path) -> list[CorpusRow]:
 
 def measure_workers(args: argparse.Namespace, encoder: Path, folder: Path) -> list[CorpusRow]:
     """Passes over short clips: one with several workers, which says how many clips a pass takes, then all cases in turn."""
-    name, num_clips = encoder.resolve().name, args.short_clips
+    name, num_clips = "wavcse-tiny" if encoder.resolve() == ROOT else encoder.resolve().name, args.short_clips
     manifest, audio_s = write_corpus(folder / f"short_{name}", num_clips, *SHORT_S)
     first = CorpusRow(name, num_clips, audio_s, args.workers, 0, *run_pass(manifest, encoder, args.workers, watch=True))
     print(first, flush=True)
