@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from wavcse.data.arguments import CONTEXTS, TEMPORAL_POOLINGS, WORKERS, check_inputs
+from wavcse.eval.baselines import BASELINES
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import Task
 from wavcse.settings.command import Program
@@ -123,9 +124,7 @@ class EvalArguments:
         group="what is judged, on what",
     )
     name: str = option("wavcse", "What tables call the model.", "wavcse, or the name of the checkpoint")
-    baselines: list[str] = option(
-        list, "What to compare with: last_layer, mean_layers, best_layer, mfcc, majority.", "none", value="A,B", commas=True
-    )
+    baselines: list[str] = option(list, f"What to compare with: {', '.join(BASELINES)}.", "none", value="A,B", commas=True)
     temporal_pooling: str | None = option(
         None,
         "Of the layers of a checkpoint that is not a wavCSE model, which has its own.",

@@ -1,34 +1,41 @@
-"""Baselines behind the same encoder contract, and which encoders an evaluation of a model consists of."""
+"""Baselines behind the same encoder contract, and which encoders an evaluation of a model consists of.
+
+Nothing is loaded before it is asked for: options and tables need the names alone, and a baseline may need a library that is
+not installed everywhere.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from wavcse.eval.baselines.layers import (
-    BestLayerEncoder,
-    LastLayerEncoder,
-    LayerEncoder,
-    LayerSource,
-    MeanLayersEncoder,
-    UpstreamLayers,
-)
-from wavcse.eval.baselines.mfcc import MFCCEncoder
-from wavcse.eval.encoder import WAVCSE_TYPE, Encoder, SavedModel, WavCSEEncoder
+    from wavcse.eval.encoder import Encoder
 
 DEFAULT_NAME = "wavcse"
-LAYER_BASELINES: dict[str, type[LayerEncoder]] = {
-    baseline.baseline: baseline for baseline in (LastLayerEncoder, MeanLayersEncoder, BestLayerEncoder)
+
+
+def _loaded(module: str, encoder: str, *arguments: object) -> Encoder:
+    """An encoder of a module of this package."""
+    return getattr(import_module(f"{__name__}.{module}"), encoder)(*arguments)
+
+
+LAYER_BASELINES: dict[str, Callable[..., Encoder]] = {
+    "last_layer": partial(_loaded, "layers", "LastLayerEncoder"),
+    "mean_layers": partial(_loaded, "layers", "MeanLayersEncoder"),
+    "best_layer": partial(_loaded, "layers", "BestLayerEncoder"),
 }
-# Name -> constructor, given the evaluated model; in the order in which tables show them.
-BASELINES: dict[str, Callable[[LayerSource | None], Encoder]] = {
+# Name -> constructor, given the evaluated model (a `LayerSource` or None); in the order in which tables show them.
+BASELINES: dict[str, Callable[..., Encoder]] = {
     **LAYER_BASELINES,
-    "mfcc": lambda model: MFCCEncoder(),
-    "majority": lambda model: MajorityEncoder(),
+    "mfcc": lambda model: _loaded("mfcc", "MFCCEncoder"),
+    "majority": lambda model: _loaded("majority", "MajorityEncoder"),
 }
 
 
@@ -61,6 +68,8 @@ def build_encoders(
         ValueError: a wavCSE model that pools otherwise or has another context; an unknown baseline; one that needs a model and
             there is none; the model cannot be loaded or is not an audio model.
     """
+    from wavcse.eval.encoder import WAVCSE_TYPE, SavedModel, WavCSEEncoder
+
     unknown = sorted(set(baselines) - set(BASELINES))
     if unknown:
         raise ValueError(f"baselines: unknown {unknown}; allowed: {', '.join(BASELINES)}.")
@@ -79,6 +88,8 @@ def build_encoders(
                 f"context is {context!r}, but the model {model!r} has {own.context!r}: leave it out, or evaluate its upstream."
             )
         return [own, *(BASELINES[baseline](own) for baseline in asked)]
+    from wavcse.eval.baselines.layers import UpstreamLayers
+
     prefix = name if name not in (None, DEFAULT_NAME) else short_name(model)
     layers = UpstreamLayers(model, device, precision, temporal_pooling or "mean", context)
     readouts = [baseline for baseline in asked if baseline in LAYER_BASELINES] or list(LAYER_BASELINES)
@@ -91,24 +102,7 @@ def build_encoders(
 
 def short_name(model: str) -> str:
     """`facebook/hubert-large-ll60k@main` -> `hubert-large-ll60k`; letters, digits and . _ - only, as it names files."""
+    from wavcse.eval.encoder import SavedModel
+
     path = Path(SavedModel.parse(model).path)
     return re.sub(r"[^\w.-]+", "-", path.resolve().name if path.exists() else path.name)
-
-
-# ---- chance ----
-
-
-class MajorityEncoder:
-    """Chance: embeddings of size 0.
-
-    What is fitted on them can only answer what suits the training clips best without looking: the most frequent label, the
-    mean or median of the target, or one score for all trials.
-    """
-
-    name = "majority"
-    sampling_rate = 16_000
-    embedding_size = 0
-
-    def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """An empty row per clip, `[N, 0]`."""
-        return np.empty((len(waveforms), 0), dtype=np.float32)
