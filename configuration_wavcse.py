@@ -52,7 +52,7 @@ if "__transformers_module_hash__" in globals():
     for name in [name for name in sys.modules if name.startswith(f"{__package__}.") and name != __name__]:
         del sys.modules[name]
 
-UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
+UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper", "unispeech-sat", "data2vec-audio")
 TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames
 CONTEXTS = ("clip", "window")  # of Whisper: the clip's own length, or 30 s whatever it fills of them
 WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
@@ -115,7 +115,7 @@ class WavCSEConfig(PretrainedConfig):
 
     Args:
         upstream_config (`PretrainedConfig` or `dict`, *optional*, defaults to WavLM-Large):
-            Configuration of the encoder: WavLM, wav2vec2 or HuBERT, base or large shape, or Whisper (its encoder). Only
+            Configuration of the encoder: WavLM, wav2vec2, HuBERT, UniSpeech-SAT, data2vec or Whisper (its encoder). Only
             `max(selected_layers)` blocks of it are built, and `num_hidden_layers` is set to that number.
         selected_layers (`Sequence[int]`, *optional*, defaults to 0-14 and 17):
             Layers that are pooled. 0 is the input of the first block, i the output of block i; the encoder's final
@@ -470,7 +470,8 @@ def _count_parameters(config: WavCSEConfig) -> int:
         channels = [1, *upstream.conv_dim, width]
         kernels = [*upstream.conv_kernel, 1]
         stem = sum(before * after * kernel for before, after, kernel in zip(channels, channels[1:], kernels))
-        stem += width * width // upstream.num_conv_pos_embedding_groups * upstream.num_conv_pos_embeddings
+        reach = upstream.num_conv_pos_embeddings * getattr(upstream, "conv_pos_kernel_size", 1)  # of data2vec, so many layers
+        stem += width * width // upstream.num_conv_pos_embedding_groups * reach
         inner = upstream.intermediate_size
     blocks = upstream.num_hidden_layers * (4 * width * width + 2 * width * inner)
     size = config.layer_projection_size
@@ -638,6 +639,7 @@ ARCHITECTURE: dict[str, Callable[[str, Any], Any]] = {
     "conv_pos_batch_norm": _bool,
     "num_conv_pos_embeddings": _size,
     "num_conv_pos_embedding_groups": _size,
+    "conv_pos_kernel_size": _size,
     "num_buckets": partial(_integer, least=4, most=MAX_SIZE),  # half for each way, half of those for exact distances
     "max_bucket_distance": _size,
     "adapter_attn_dim": _optional_size,

@@ -359,7 +359,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
             self.upstream.requires_grad_(False)
         elif is_whisper(self.config.upstream_config):
             self.upstream.layer_norm.requires_grad_(False)
-        elif self.config.upstream_config.do_stable_layer_norm:
+        elif getattr(self.config.upstream_config, "do_stable_layer_norm", False):
             self.upstream.encoder.layer_norm.requires_grad_(False)
 
     def train(self, mode: bool = True) -> WavCSEModel:

@@ -239,7 +239,7 @@ def attention_norm_of(block: nn.Module) -> nn.LayerNorm:
 
 def is_norm_before(upstream: PreTrainedModel) -> bool:
     """Whether blocks normalise their input (large shape, Whisper) rather than their output (base shape)."""
-    return is_whisper(upstream.config) or bool(upstream.config.do_stable_layer_norm)
+    return is_whisper(upstream.config) or bool(getattr(upstream.config, "do_stable_layer_norm", False))
 
 
 def has_relative_bias(upstream: PreTrainedModel) -> bool:
@@ -281,11 +281,13 @@ def _linear_layers(block: nn.Module) -> list[nn.Module]:
 
 
 class WaveformEntrance:
-    """What the first block of WavLM, wav2vec2 and HuBERT sees: stem, positional convolution and, in the base shape, a norm."""
+    """What the first block of a family that takes waveforms sees: stem, positions and, in the base shape, a norm."""
 
     def __init__(self, upstream: PreTrainedModel, precision: str, budget: Budget):
         self.stem = Stem(upstream, precision, budget.stem_frames)
-        self.position = PositionalConvolution(upstream.encoder.pos_conv_embed.conv, precision)
+        embed = upstream.encoder.pos_conv_embed
+        is_stack = hasattr(embed, "layers")  # data2vec's
+        self.position = StackedConvolutions(embed) if is_stack else PositionalConvolution(embed.conv)
         self.norm = None if is_norm_before(upstream) else upstream.encoder.layer_norm
 
     def prepared(self, waveform: Tensor, context: None = None) -> tuple[Tensor, RowConvolution]:
@@ -414,7 +416,7 @@ class PositionalConvolution:
     by half a kernel of zeros.
     """
 
-    def __init__(self, conv: nn.Conv1d, precision: str):
+    def __init__(self, conv: nn.Conv1d):
         self.kernel, self.groups = conv.kernel_size[0], conv.groups
         self.weight, self.bias = conv.weight.detach(), conv.bias.detach()
         self.spectrum = self._spectrum() if FFT_FROM_KERNEL <= self.kernel <= FFT_SIZE // 2 else None
@@ -428,7 +430,7 @@ class PositionalConvolution:
     def __call__(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         if self.spectrum is None:
             for span in spans:
-                x[span.start : span.end] += gelu_(self._direct(x[span.start : span.end]))
+                x[span.start : span.end] += gelu_(self.direct(x[span.start : span.end]))
             return x
         gap = self.kernel // 2
         places = [torch.arange(span.start, span.end) + gap * i for i, span in enumerate(spans, start=1)]
@@ -436,7 +438,8 @@ class PositionalConvolution:
         convolved = self._by_fft(x, at, spans[-1].end + gap * len(spans))
         return x.add_(gelu_(convolved.index_select(0, at - gap).add_(self.bias)))
 
-    def _direct(self, x: Tensor) -> Tensor:
+    def direct(self, x: Tensor) -> Tensor:
+        """The convolution alone, on the frames of one clip `[T, D]`."""
         y = F.conv1d(x.T[None], self.weight, self.bias, padding=self.kernel // 2, groups=self.groups)
         return y[0, :, : len(x)].T
 
@@ -451,6 +454,21 @@ class PositionalConvolution:
         product = torch.bmm(grouped, self.spectrum)  # [frequencies * groups, blocks, width]
         product = product.view(-1, self.groups, num_blocks, width // self.groups).permute(2, 0, 1, 3).flatten(2)
         return torch.fft.irfft(product, n=FFT_SIZE, dim=1)[:, self.kernel - 1 :].flatten(0, 1)
+
+
+class StackedConvolutions:
+    """Adds data2vec's positions to the frames of every clip: grouped convolutions in turn, each with a norm and a GELU."""
+
+    def __init__(self, embed: nn.Module):
+        self.layers = [(PositionalConvolution(layer.conv), layer.layer_norm) for layer in embed.layers]
+
+    def __call__(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
+        for span in spans:
+            y = x[span.start : span.end]
+            for convolution, norm in self.layers:
+                y = gelu_(normed(convolution.direct(y), norm))
+            x[span.start : span.end] += y
+        return x
 
 
 # ---- which rows of a pack belong to which clip ----

@@ -26,7 +26,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.benchmarks.measure import Errors, machine_facts
 from wavcse.benchmarks.report import table
-from wavcse.configuration_wavcse import CONTEXTS, PRECISIONS, count_frames
+from wavcse.configuration_wavcse import PRECISIONS, count_frames
 from wavcse.data.files import json_text
 from wavcse.packed_encoder_wavcse import PackedUpstream
 from wavcse.upstream_wavcse import build_upstream, load_upstream, run_upstream
@@ -35,6 +35,7 @@ RESULT = Path(__file__).parent / "results" / "whisper-cpu.json"
 RATE_HZ = 16_000
 SPEED_LENGTHS_S = (1.0, 8.0, 30.0)
 ERROR_LENGTHS_S = (0.1, 0.5, 1.0, 3.33, 8.0, 29.99, 30.0, 30.01, 45.0, 70.0)
+WAYS = [*(("clip", precision) for precision in PRECISIONS), ("window", "float32")]  # lower precisions have the same blocks
 RIVAL = "transformers, 30 s"
 SHAPES = {  # as published
     "whisper-tiny.en": {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536},
@@ -68,12 +69,9 @@ def variants(encoder: PreTrainedModel) -> dict[str, Callable[[Tensor], Tensor]]:
     """Every way to one clip's layers; ours leave the final LayerNorm out, the rival's last layer has it."""
     layers = range(encoder.config.num_hidden_layers + 1)
     ways = {RIVAL: rival(encoder)}
-    packed = {precision: PackedUpstream(encoder, precision) for precision in PRECISIONS}
-    for context in CONTEXTS:
-        for precision in PRECISIONS:
-            ways[f"{context}, {precision}"] = lambda clip, own=packed[precision], context=context: own(
-                [clip], layers, context=context
-            )[0]
+    for context, precision in WAYS:
+        packed = PackedUpstream(encoder, precision)
+        ways[f"{context}, {precision}"] = lambda clip, own=packed, context=context: own([clip], layers, context=context)[0]
     return ways
 
 
@@ -106,20 +104,16 @@ def speeds(encoder: PreTrainedModel, lengths_s: Sequence[float], rounds: int) ->
 def errors(encoder: PreTrainedModel, lengths_s: Sequence[float]) -> list[dict[str, Any]]:
     """Of every length, context and precision, against the modules on the clip alone; alone and between two other clips."""
     layers, rows = range(encoder.config.num_hidden_layers + 1), []
-    for context in CONTEXTS:
-        expected = {
-            seconds: run_upstream(encoder, [clip_of(seconds)], None, layers, context=context).pooled_layers
-            for seconds in lengths_s
-        }
-        for precision in PRECISIONS:
-            packed = PackedUpstream(encoder, precision)
-            for seconds in lengths_s:
-                clip = clip_of(seconds)
-                alone = packed([clip], layers, context=context)
-                between = packed([clip_of(0.7), clip, clip_of(1.3)], layers, context=context)[1:2]
-                found, apart = Errors.of(alone, expected[seconds]), Errors.of(between, alone)
-                row = {"seconds": seconds, "context": context, "precision": precision, "relative": found.relative}
-                rows.append(row | {"min_cosine": found.min_cosine, "relative_in_a_batch": apart.relative})
+    for context, precision in WAYS:
+        packed = PackedUpstream(encoder, precision)
+        for seconds in lengths_s:
+            clip = clip_of(seconds)
+            expected = run_upstream(encoder, [clip], None, layers, context=context).pooled_layers
+            alone = packed([clip], layers, context=context)
+            between = packed([clip_of(0.7), clip, clip_of(1.3)], layers, context=context)[1:2]
+            found, apart = Errors.of(alone, expected), Errors.of(between, alone)
+            row = {"seconds": seconds, "context": context, "precision": precision, "relative": found.relative}
+            rows.append(row | {"min_cosine": found.min_cosine, "relative_in_a_batch": apart.relative})
     return rows
 
 

@@ -48,11 +48,15 @@ def test_the_whisper_benchmark_finds_exact_layers_at_every_length(tmp_path):
     run_script("bench_whisper.py", "--quick", "--rounds", "1", "--out", tmp_path / "whisper.json")
     (model,) = json.loads((tmp_path / "whisper.json").read_text())["models"]
     exact = [row for row in model["errors"] if row["precision"] == "float32"]
-    assert len(exact) == 20
+    assert {(row["context"], round(30 * row["seconds"], 2)) for row in exact} >= {
+        ("clip", 70.0),
+        ("window", 70.0),
+        ("clip", 0.75),
+    }
     assert max(max(row["relative"], row["relative_in_a_batch"]) for row in exact) < 1e-5
     assert min(row["min_cosine"] for row in model["errors"]) > 0.99
     ways = {row["way"] for row in model["speeds"]}
-    assert {"transformers, 30 s", "clip, float32", "window, int8"} <= ways
+    assert {"transformers, 30 s", "clip, float32", "clip, int8", "window, float32"} == ways - {"clip, bfloat16"}
     assert all(row["audio_s_per_cpu_s"] > 0 for row in model["speeds"])
     assert "| clip, float32 " in (tmp_path / "whisper.md").read_text()
 

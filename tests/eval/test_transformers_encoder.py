@@ -54,17 +54,18 @@ WHISPER = {
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
 }
-FAMILIES = {  # model type -> fields of a tiny one; the first four run packed
+FAMILIES = {  # model type -> fields of a tiny one; the first six run packed
     "wavlm": LARGE,
     "hubert": LARGE,
     "wav2vec2": BASE,
     "whisper": {**WHISPER, "max_source_positions": WHISPER_WINDOW_S * 50},
     "data2vec-audio": {**SIZES, **STEM, "conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 2},
     "unispeech-sat": LARGE,
+    "unispeech": LARGE,
     "wav2vec2-bert": {**SIZES, "feature_projection_input_dim": 160, "position_embeddings_type": "relative"},
     "speech_to_text": {**WHISPER, "max_source_positions": 6000, "conv_channels": 32, "input_feat_per_channel": 80},
 }
-PACKED = list(FAMILIES)[:4]
+PACKED = list(FAMILIES)[:6]
 
 
 def feature_extractor(model_type: str):
@@ -104,7 +105,7 @@ def reference(folder: Path, clip: np.ndarray, temporal_pooling: str = "mean") ->
     kind = model.config.model_type
     runs = model.encoder if model.config.is_encoder_decoder else model
     unnormalised = []
-    if kind in ("wavlm", "hubert", "unispeech-sat", "whisper"):
+    if kind in ("wavlm", "hubert", "unispeech-sat", "unispeech", "whisper"):
         model.encoder.layer_norm.register_forward_pre_hook(lambda module, inputs: unnormalised.append(inputs[0]))
     with torch.no_grad():
         states = list(runs(**extracted, output_hidden_states=True).hidden_states)
@@ -183,7 +184,7 @@ def test_vectors_depend_on_nothing_but_the_clip(family, audio_checkpoint):
         check_encoder(encoder)
 
 
-@pytest.mark.parametrize("family", ["hubert", "data2vec-audio"])
+@pytest.mark.parametrize("family", ["hubert", "unispeech"])
 def test_readouts_are_taken_from_one_pass(family, audio_checkpoint, waves):
     last, mean, best = build_encoders(str(audio_checkpoint(family)), None, LAYER_BASELINES)
     passes = counted(best.source)
@@ -247,7 +248,7 @@ def test_shards_are_hashed_in_order(audio_checkpoint, waves, tmp_path):
 
 
 def test_a_long_clip_is_the_frame_weighted_mean_of_its_parts(audio_checkpoint, waves, monkeypatch):
-    layers = UpstreamLayers(str(audio_checkpoint("data2vec-audio")))
+    layers = UpstreamLayers(str(audio_checkpoint("unispeech")))
     (clip,) = waves(13_200 + 2 * 13_199)
     parts = np.array_split(clip, 3)
     frames = [1 + (len(part) - 400) // 320 for part in parts]
@@ -258,7 +259,7 @@ def test_a_long_clip_is_the_frame_weighted_mean_of_its_parts(audio_checkpoint, w
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy.*", "ignore::RuntimeWarning:transformers.*")
-@pytest.mark.parametrize("family", ["wav2vec2", "data2vec-audio", "wav2vec2-bert"])
+@pytest.mark.parametrize("family", ["wav2vec2", "unispeech", "wav2vec2-bert"])
 def test_a_clip_that_is_too_short_is_named(family, audio_checkpoint, waves):
     layers = UpstreamLayers(str(audio_checkpoint(family)))
     with pytest.raises(ValueError, match="clip 1: has 300 samples"):
@@ -269,18 +270,18 @@ def test_other_precisions_are_for_the_packed_families(audio_checkpoint, waves):
     exact, rounded = (UpstreamLayers(str(audio_checkpoint("hubert")), precision=p) for p in (None, "bfloat16"))
     clips = waves(5000)
     assert 0 < np.abs(exact.all_layers(clips) - rounded.all_layers(clips)).max() < 0.2
-    with pytest.raises(ValueError, match="precision='bfloat16' is not available for .* of type 'data2vec-audio'"):
-        UpstreamLayers(str(audio_checkpoint("data2vec-audio")), precision="bfloat16")
+    with pytest.raises(ValueError, match="precision='bfloat16' is not available for .* of type 'unispeech'"):
+        UpstreamLayers(str(audio_checkpoint("unispeech")), precision="bfloat16")
 
 
 @pytest.mark.usefixtures("quick_probes")
 def test_checkpoints_are_compared_in_one_table(audio_checkpoint, toy_corpus, tmp_path):
     """One command line per checkpoint; the results of both stay in the folder."""
     common = ["--manifest", str(toy_corpus), "--tasks", "keyword", "--output_dir", str(tmp_path), "--device", "cpu"]
-    for family in ("hubert", "data2vec-audio"):
+    for family in ("hubert", "unispeech"):
         assert main(["--model", str(audio_checkpoint(family)), "--baselines", "last_layer", *common]) == 0
     header = (tmp_path / "results.md").read_text().splitlines()[0]
-    assert {"tiny-hubert_last_layer", "tiny-data2vec-audio_last_layer"} <= {column.strip() for column in header.split("|")}
+    assert {"tiny-hubert_last_layer", "tiny-unispeech_last_layer"} <= {column.strip() for column in header.split("|")}
     record = json.loads((tmp_path / "results" / "keyword__tiny-hubert_last_layer.json").read_text())
     assert record["encoder"]["layer"] == "3"
 
@@ -343,7 +344,7 @@ def test_what_cannot_be_read_is_refused(make, tmp_path):
     assert not (tmp_path / "model" / "ran").exists()  # no code of a model that is not a wavCSE model
 
 
-@pytest.mark.parametrize("family", ["hubert", "data2vec-audio"])
+@pytest.mark.parametrize("family", ["hubert", "unispeech"])
 def test_pickled_weights_are_refused_unread(family, audio_checkpoint, tmp_path):
     model = AutoModel.from_pretrained(audio_checkpoint(family))
     model.config.save_pretrained(tmp_path)
