@@ -272,7 +272,7 @@ class Attention:
             if gate is not None:
                 bias, q = self.bias.reversed_rows(num_frames), q.flip(2)
                 clip_gate = gate[at].view(shape).transpose(1, 2).flip(2)  # [G, H, T, 1]
-            if num_frames >= frames_by_head(value):
+            if num_frames >= frames_by_head(value, bias is not None):
                 for clip in range(count):
                     attend_by_head(q[clip], k[clip], v[clip], bias, None if gate is None else clip_gate[clip], out[clip])
             else:
@@ -289,11 +289,14 @@ def equal_spans(spans: Sequence[Span], elements: int) -> Iterator[tuple[int, int
             yield starts[i], len(starts[i : i + count]), num_frames
 
 
-def frames_by_head(x: Tensor) -> float:
-    """From how many frames on attention goes head by head: its scores then fit the cache better than those of all heads."""
+def frames_by_head(x: Tensor, has_bias: bool) -> float:
+    """From how many frames on attention goes head by head: its scores then fit the cache better than those of all heads.
+
+    Without a bias PyTorch's fused attention never writes scores out, and MKL's products are behind it at every length.
+    """
     if uses_onednn(x):
         return FRAMES_BY_HEAD["onednn"]
-    return FRAMES_BY_HEAD["mkl"] if x.device.type == "cpu" and x.dtype == torch.float32 else math.inf
+    return FRAMES_BY_HEAD["mkl"] if has_bias and x.device.type == "cpu" and x.dtype == torch.float32 else math.inf
 
 
 def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None, out: Tensor) -> None:
@@ -303,7 +306,7 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: T
 
     Args:
         q, k, v: `[H, T, d]`; `q` in reverse order if there is a bias.
-        bias: `[H, T, T]`, a view, for the reversed queries.
+        bias: `[H, T, T]`, a view, for the reversed queries; `None` with oneDNN only.
         gate: `[H, T, 1]`, likewise.
         out: `[H, T, d]`, receives the result in the frames' order.
     """
@@ -323,10 +326,7 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: T
                 if bias is not None:
                     scores.addcmul_(bias[head, of_rows], gate[head, of_rows])
                 weights = torch.softmax(scores, dim=-1).to(v.dtype)
-            elif bias is None:
-                scores = torch.mm(of_queries, keys.T, out=block[: len(of_queries)])
-                weights = torch.softmax(scores, dim=-1, out=scores)
-            else:
+            else:  # with a bias, or else `frames_by_head` would not have sent it here
                 scores = torch.mul(bias[head, of_rows], gate[head, of_rows], out=block[: len(of_queries)])
                 weights = torch.softmax(scores.addmm_(of_queries, keys.T), dim=-1, out=scores)
             _put(out[head], a, linear(weights, values), bias is not None)
