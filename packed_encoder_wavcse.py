@@ -141,9 +141,10 @@ class PackedUpstream:
 def span_moments(x: Tensor, spans: Sequence[Span], temporal_pooling: str) -> Tensor:
     """`[N, D]` -> `[B, S, D]`, the moments of every window's kept rows; of whole windows of one length in one go."""
     moments = []
-    for (frames, is_whole), group in itertools.groupby(spans, key=lambda span: (span.num_kept, span.is_whole)):
+    shape = lambda span: (span.end - span.start, span.keep_start - span.start, span.end - span.keep_end)  # noqa: E731
+    for (frames, before, behind), group in itertools.groupby(spans, key=shape):
         group = list(group)
-        if is_whole:
+        if not before and not behind:
             rows = x[group[0].start : group[-1].end].unflatten(0, (len(group), frames))
             moments.append(time_moments(rows, temporal_pooling))
         else:
@@ -196,7 +197,7 @@ class Block:
                 start, end = max(span.keep_start - first, 0), min(span.keep_end - first, len(rows))
                 if start < end:
                     total += inner[start:end].sum(dim=0, dtype=torch.float32)
-        return totals / x.new_tensor([span.num_kept for span in spans])[:, None]
+        return totals / x.new_tensor([span.keep_end - span.keep_start for span in spans])[:, None]
 
     def _attended(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         h = normed(x, self.attention_norm) if self.norm_before else x
@@ -436,7 +437,10 @@ class PositionalConvolution:
         places = [torch.arange(span.start, span.end) + gap * i for i, span in enumerate(spans, start=1)]
         at = torch.cat(places).to(x.device)
         convolved = self._by_fft(x, at, spans[-1].end + gap * len(spans))
-        return x.add_(gelu_(convolved.index_select(0, at - gap).add_(self.bias)))
+        for i, span in enumerate(spans):
+            start = span.start + gap * i
+            x[span.start : span.end] += gelu_(convolved[start : start + span.end - span.start] + self.bias)
+        return x
 
     def direct(self, x: Tensor) -> Tensor:
         """The convolution alone, on the frames of one clip `[T, D]`."""

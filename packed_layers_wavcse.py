@@ -73,16 +73,6 @@ class Span:
     keep_start: int
     keep_end: int
 
-    @property
-    def num_kept(self) -> int:
-        """Rows that are pooled."""
-        return self.keep_end - self.keep_start
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all rows are."""
-        return (self.start, self.end) == (self.keep_start, self.keep_end)
-
 
 # ---- linear layers in float32, bfloat16 or int8 ----
 
