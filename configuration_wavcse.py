@@ -149,6 +149,7 @@ class WavCSEConfig(PretrainedConfig):
 
     model_type = "wavcse"
     sub_configs = {"upstream_config": AutoConfig}  # noqa: RUF012 (transformers reads this class attribute)
+    context = None  # of a subclass without an __init__, whose fields transformers sets from a saved file that may lack it
 
     def __init__(
         self,

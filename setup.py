@@ -23,6 +23,7 @@ SUBPACKAGES = [
     "eval.tasks",
     "eval.baselines",
     "eval.metrics",
+    "studies",
     "finetuning",
 ]
 

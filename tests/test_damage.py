@@ -381,8 +381,8 @@ class Known:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_embeddings_of_an_evaluation_are_set_aside_and_their_clips_are_missing(damage, tmp_path, capsys):
     store = EmbeddingStore(tmp_path, Known())
-    for digest in "ab":
-        store.add([digest], np.full((1, 2), ord(digest), np.float32))
+    for place, digest in enumerate("ab"):
+        store.add([digest], np.full((1, 2), ord(digest), np.float32), place)
         store.flush()
     path = next(path for path in store.folder.iterdir() if b'[\\"a\\"]' in path.read_bytes())
     (store.folder / "left.partial").touch()

@@ -426,7 +426,7 @@ def test_a_training_that_learns_nothing_says_so(tmp_path, capsys, accuracy, is_w
         ({"adam_betas": [0.9, 1.0]}, "adam_betas is [0.9, 1.0]; it must be two numbers from 0 to below 1"),
         ({"length_step_s": 0.6, "crop_s": 0.5}, "length_step_s"),
         ({"length_step_s": 1e-5}, "length_step_s is 1e-05; it must be at least one sample"),
-        ({"encoder": {"width": 3}}, "upstreams.pretrained: encoder: ['width'] are no fields"),
+        ({"encoder": {"width": 3}}, "upstreams.pretrained: encoder: ['width'] are not fields of WavLMConfig"),
         (
             {"encoder": {"num_hidden_layers": 3}},
             "upstreams.pretrained: encoder: with ['num_hidden_layers'] changed, the check",

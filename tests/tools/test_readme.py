@@ -217,7 +217,7 @@ def test_a_duration_that_is_none_is_named(data, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     arguments = [str(tmp_path / "recipe.yaml"), "--corpora", str(data["corpora"]), "--out", str(tmp_path / "data.json")]
     assert training_data.main(arguments) == 2
-    assert "the duration of b.wav is no number" in capsys.readouterr().err
+    assert "the duration of b.wav is not a number of seconds" in capsys.readouterr().err
 
 
 # ---- the root ----

@@ -120,9 +120,9 @@ TWO_PROCESSES = """
 import sys
 import torch
 from wavcse import train_accelerate
-from wavcse.training import loop
+from wavcse.training import heads
 
-do = loop.evaluate
+do = heads.evaluate
 
 def evaluate(accelerator, learner, split):
     if accelerator.process_index == 1:
@@ -130,7 +130,7 @@ def evaluate(accelerator, learner, split):
             next(learner.network.parameters()).fill_(float("nan"))
     return do(accelerator, learner, split)
 
-loop.evaluate = evaluate
+heads.evaluate = evaluate
 code = train_accelerate.main(sys.argv[1:])
 print(f"ended with {code}\\n", end="", flush=True)
 """
