@@ -42,21 +42,14 @@ def test_beside_transformers_it_loads_nothing_for_models_until_one_is_read():
         "before = set(sys.modules)\n"
         "import wavcse\n"
         "assert not {'transformers.modeling_utils', 'torch._dynamo', 'soundfile'} & (set(sys.modules) - before)\n"
+        "upstream = {'model_type': 'wavlm', 'num_hidden_layers': 2}\n"
+        "config = transformers.AutoConfig.for_model('wavcse', upstream_config=upstream, selected_layers=[1])\n"
+        "assert type(config) is wavcse.WavCSEConfig and config.selected_layers == [1]\n"
         f"extractor = transformers.AutoFeatureExtractor.from_pretrained({str(ROOT)!r})\n"
         "assert type(extractor) is wavcse.WavCSEFeatureExtractor\n"
         "for auto in (transformers.AutoConfig, transformers.AutoModel):\n"
         f"    found = type(auto.from_pretrained({str(ROOT)!r}))\n"
         "    assert found is getattr(wavcse, found.__name__), found\n"
-    )
-
-
-def test_the_auto_class_makes_a_configuration():
-    run(
-        "import transformers, wavcse\n"
-        "upstream = {'model_type': 'wavlm', 'num_hidden_layers': 2}\n"
-        "config = transformers.AutoConfig.for_model('wavcse', upstream_config=upstream, selected_layers=[1])\n"
-        "assert type(config) is wavcse.WavCSEConfig\n"
-        "assert config.selected_layers == [1]\n"
     )
 
 

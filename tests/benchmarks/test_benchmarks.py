@@ -44,6 +44,7 @@ def test_arithmetic_of_wavlm_large(seconds, blocks, packed, gflop_per_audio_s):
     assert sum(flop.values()) / seconds / 1e9 == pytest.approx(gflop_per_audio_s, rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_whisper_benchmark_finds_exact_layers_at_every_length(tmp_path):
     run_script("bench_whisper.py", "--quick", "--rounds", "1", "--out", tmp_path / "whisper.json")
     (model,) = json.loads((tmp_path / "whisper.json").read_text())["models"]

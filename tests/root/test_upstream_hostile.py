@@ -90,7 +90,10 @@ def test_a_foreign_kind_of_model_is_refused(hostile, marker, load):
 
 def test_what_is_no_upstream_is_named(hostile):
     change(hostile, "config.json", model_type=["evil"])
-    with pytest.raises(ValueError, match=r"model_type \['evil'\]; an upstream is one of wavlm, wav2vec2, hubert, whisper, unispeech-sat, data2vec-audio, or"):
+    with pytest.raises(
+        ValueError,
+        match=r"model_type \['evil'\]; an upstream is one of wavlm, wav2vec2, hubert, whisper, .* or",
+    ):
         read_config(str(hostile))
     change(hostile, "config.json", model_type="wavlm", hidden_size="wide")
     with pytest.raises(ValueError, match="hidden_size"):

@@ -211,7 +211,7 @@ def test_without_fast_parts_only_transformers_and_pytorch_run(family, norm):
 
 
 @every_shape
-@pytest.mark.parametrize("kind", ["transformers", "wavcse"])
+@pytest.mark.parametrize("kind", ["transformers", pytest.param("wavcse", marks=pytest.mark.slow)])
 def test_a_checkpoint_is_trained_saved_and_loaded_by_transformers(family, norm, kind, tmp_path):
     """What is trained starts as the checkpoint; the saved folder gives the hidden states of the trained encoder."""
     _, plain = encoders(family, norm)
