@@ -64,7 +64,7 @@ def forced_library() -> str | None:
 
 @cache
 def float32_library() -> str:
-    """ "onednn" or "mkl": as forced, as the process that started this one measured, or the faster one (100 ms, once)."""
+    """The library, as forced, as the process that started this one measured, or the faster one (100 ms, once)."""
     if not HAS_ONEDNN_LINEAR or not torch.backends.mkl.is_available():
         return "onednn" if HAS_ONEDNN_LINEAR else "mkl"
     library = forced_library() or os.environ.get(MEASURED)

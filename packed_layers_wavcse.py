@@ -303,9 +303,8 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: T
     num_heads, num_frames, size = q.shape
     by_onednn = uses_onednn(v)
     rows = max(1, SCORE_ELEMENTS["onednn" if by_onednn else "mkl"] // num_frames)
-    block = (
-        None if by_onednn else q.new_empty(min(rows, num_frames), num_frames)
-    )  # one for all: fresh memory costs as much again
+    # One block for the scores of all: fresh memory costs as much again. oneDNN makes its own.
+    block = None if by_onednn else q.new_empty(min(rows, num_frames), num_frames)
     for head in range(num_heads):  # both libraries want operands that lie in one piece
         queries = (q[head].float() * size**-0.5).contiguous()
         keys, values = k[head].float().contiguous(), v[head].T.contiguous()

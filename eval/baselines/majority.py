@@ -1,4 +1,4 @@
-"""Chance: what can be had without listening."""
+"""Chance: how often the most frequent answer is right, without listening."""
 
 from __future__ import annotations
 
