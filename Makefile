@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart tiny tiny-studies real-speech phase1 eval-synthetic eval-real test test-slow test-kill test-transformers lint bench clean
+.PHONY: help setup quickstart tiny tiny-studies real-speech phase1 eval-synthetic eval-real test test-slow test-kill test-doors test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -96,6 +96,10 @@ test: $(READY)  ## The default tests: CPU, offline, under eight minutes on two c
 
 test-slow: $(READY)  ## The tests that are left out by default: long trainings, damaged input by the hundred (CI: weekly)
 	$(PYTEST) -m 'slow or pretrain or fuzz' $(TESTS)
+
+test-doors: $(READY)  ## Every door with the real library behind it: installs its extras
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,doors]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m doors
 
 test-transformers: $(READY)  ## transformers' own common test suites on our classes (fetches its source distribution)
 	$(BIN)/python -m pytest -m transformers_common

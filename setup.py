@@ -25,12 +25,23 @@ SUBPACKAGES = [
     "eval.metrics",
     "studies",
     "finetuning",
+    "doors",
 ]
 
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9", "markdown>=3.6", "scikit-learn>=1.5", "scipy>=1.13"]
-APP = ["gradio>=5"]
 HUB = ["datasets>=4"]
+DOORS = {  # extra -> the libraries of one door (docs/doors.md)
+    "sentence-transformers": ["sentence-transformers>=5"],
+    "peft": ["peft>=0.17"],
+    "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "index": ["faiss-cpu>=1.8", "usearch>=2.16"],
+    "map": ["scikit-learn>=1.5", "umap-learn>=0.5.7"],
+    "ray": ["ray[data]>=2.40"],
+    "spark": ["pyspark>=3.5"],
+    "mteb": ["mteb>=2.5"],
+    "app": ["gradio>=5"],
+}
 DEV = [
     "pytest>=8",
     "pytest-xdist>=3.7",
@@ -81,6 +92,13 @@ setup(
         "tqdm>=4.66",
         "espeakng-loader>=0.2.4",
     ],
-    extras_require={"eval": EVAL, "search": SEARCH, "app": APP, "hub": HUB, "dev": [*DEV, *EVAL, *SEARCH, *HUB]},
+    extras_require={
+        **DOORS,
+        "doors": sorted({library for libraries in DOORS.values() for library in libraries}),
+        "eval": EVAL,
+        "search": SEARCH,
+        "hub": HUB,
+        "dev": [*DEV, *EVAL, *SEARCH, *HUB],
+    },
     entry_points={"console_scripts": ["wavcse=wavcse_cli:main"]},
 )

@@ -24,6 +24,7 @@ ALLOWED = {
     "pretrain_accelerate": "root settings data training steps pretraining",
     "embed": "root settings data eval",
     "pretraining/study": "root settings data reports training steps eval studies pretraining pretrain_accelerate",
+    "doors": "root settings data reports eval hub embed",
     "tools": "root settings data reports training eval pretraining hub",
 }
 FREE = ("benchmarks", "examples", "tests")  # may import anything, and nothing imports them
