@@ -512,6 +512,25 @@ class WavCSEModel(WavCSEPreTrainedModel):
         result = result[0] if is_single else result
         return result.numpy() if convert_to_numpy else result
 
+    @staticmethod
+    def similarity(a: np.ndarray | Tensor | Sequence, b: np.ndarray | Tensor | Sequence) -> Tensor:
+        """Cosine similarities of embeddings, as `SentenceTransformer.similarity`.
+
+        Args:
+            a: `[N, E]`, or one embedding `[E]`; an array, a tensor or a list of them.
+            b: `[M, E]`, or `[E]`.
+
+        Returns:
+            Float32 `[N, M]` on the CPU.
+
+        Raises:
+            ValueError: the embeddings are not vectors of one size.
+        """
+        one, other = (_unit_rows(embeddings) for embeddings in (a, b))
+        if one.shape[1] != other.shape[1]:
+            raise ValueError(f"similarity of embeddings of {one.shape[1]} and of {other.shape[1]} numbers is not defined.")
+        return one @ other.T
+
 
 class WavCSEForMultiTask(WavCSEPreTrainedModel):
     """`WavCSEModel` with one linear head per task of `config.tasks`, trained together."""
@@ -548,6 +567,16 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
             attentions=output.attentions,
         )
         return result if (self.config.return_dict if return_dict is None else return_dict) else result.to_tuple()
+
+
+def _unit_rows(embeddings: np.ndarray | Tensor | Sequence) -> Tensor:
+    """Embeddings `[N, E]` or `[E]` as float32 `[N, E]` of length 1."""
+    parts = embeddings if isinstance(embeddings, list | tuple) else [embeddings]
+    tensors = [part.detach().float().cpu() if isinstance(part, Tensor) else torch.tensor(part).float() for part in parts]
+    rows = torch.atleast_2d(torch.stack(tensors) if parts is embeddings else tensors[0])
+    if rows.dim() > 2:
+        raise ValueError(f"embeddings have shape {list(rows.shape)}; [N, E] or [E] is needed.")
+    return nn.functional.normalize(rows, dim=1)
 
 
 def batches_in_order(

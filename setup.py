@@ -25,6 +25,7 @@ SUBPACKAGES = [
     "eval.metrics",
     "studies",
     "finetuning",
+    "retrieval",
     "doors",
 ]
 

@@ -39,6 +39,16 @@ COMMANDS = {
         "wavcse.data.arguments:EMBED",
         "embed every clip of a manifest or folder into one Parquet file",
     ),
+    "similar": Command(
+        "wavcse.retrieval.similar",
+        "wavcse.retrieval.arguments:SIMILAR",
+        "find the clips of a table of embeddings that are nearest to a recording",
+    ),
+    "compare": Command(
+        "wavcse.retrieval.compare",
+        "wavcse.retrieval.arguments:COMPARE",
+        "print how similar two recordings are",
+    ),
     "eval": Command("wavcse.eval.__main__", "wavcse.eval.arguments:EVAL", "judge a model on tasks, beside baselines"),
     "finetune": Command(
         "wavcse.finetuning.__main__",

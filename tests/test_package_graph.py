@@ -24,7 +24,8 @@ ALLOWED = {
     "pretrain_accelerate": "root settings data training steps pretraining",
     "embed": "root settings data eval",
     "pretraining/study": "root settings data reports training steps eval studies pretraining pretrain_accelerate",
-    "doors": "root settings data reports eval hub embed",
+    "retrieval": "root settings data reports eval embed",
+    "doors": "root settings data reports eval hub embed retrieval",
     "tools": "root settings data reports training eval pretraining hub",
 }
 FREE = ("benchmarks", "examples", "tests")  # may import anything, and nothing imports them

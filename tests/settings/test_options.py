@@ -19,6 +19,7 @@ from wavcse.finetuning.arguments import FINETUNE
 from wavcse.hub.arguments import CARD, PUSH
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
 from wavcse.pretraining.study import read_study
+from wavcse.retrieval.arguments import COMPARE, SIMILAR
 from wavcse.search.arguments import HPARAMS, LAYERS, PHASE1, POOLS
 from wavcse.search.phase1_config import read_config
 from wavcse.settings.command import Program
@@ -31,6 +32,7 @@ CONF = Path(__file__).parents[2] / "conf"
 SHORTEST = {
     CACHE: "--manifest m.csv --upstream u --out o",
     CARD: "run",
+    COMPARE: "a.wav b.wav",
     CORPORA_PROGRAM: "iemocap --root r --out m.csv",
     EMBED: "corpus --model m --out o.parquet",
     EVAL: "--tasks keyword --manifest m.csv --baselines mfcc --out o",
@@ -43,6 +45,7 @@ SHORTEST = {
     PRETRAIN: "",
     PUSH: "run --repo_id o/n",
     REPORT: "folder",
+    SIMILAR: "t.parquet q.wav",
     STUDY: "study.yaml",
     SYNTHESIZE: "--out o",
     TRAIN: "--upstream u",

@@ -1,0 +1,98 @@
+"""The options of `wavcse similar` and `wavcse compare`. Nothing here loads PyTorch, so `--help` is answered at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wavcse.data.arguments import check_inputs, check_is_no_folder
+from wavcse.settings.command import Program
+from wavcse.settings.fields import CheckedFields, operand, option
+
+INDEX_LIBRARIES = ("faiss", "usearch")  # of retrieval/index.py, which a test holds equal
+DEVICE = "Torch device; auto: an accelerator if there is one."
+TABLE = "Parquet file that `wavcse embed` has made, or the folder of its parts."
+SIMILAR_ABOUT = """\
+Find the clips of a table of embeddings that are most similar to a recording, by cosine similarity.
+
+The recording is embedded by the model that made the table, with the table's settings; another model is refused. The search is
+exact and reads the table block by block, so the table may be larger than memory. --index builds a graph in a file beside the
+table, which later calls use, and prints how many of the true neighbours it finds. Exit codes: 0 done, 2 refused.
+"""
+COMPARE_ABOUT = """\
+Print the cosine similarity of two recordings, from -1 to 1.
+
+What is high depends on the model and on the recordings: with --table, the share of pairs of clips in a table that are less
+similar is printed too. Exit codes: 0 done, 2 refused.
+"""
+
+
+@dataclass(frozen=True)
+class SimilarArguments(CheckedFields):
+    """What is looked for, and where."""
+
+    table: str = operand(TABLE, group="input and output")
+    query: str = operand("Audio file.")
+    top: int = option(10, "How many clips are shown.", at_least=1)
+    out: str | None = option(None, "Write them to this CSV file too.", value="FILE.csv")
+    model: str | None = option(
+        None, "Folder or Hub id of the model that made the table.", "as the table says", value="DIR_OR_HUB_ID"
+    )
+    index: str | None = option(
+        None, "Search by an index of this library in a file beside the table.", "exact search", choices=INDEX_LIBRARIES
+    )
+    device: str = option("auto", DEVICE)
+
+    def look(self) -> None:
+        """ValueError for paths that are not there, or not what they should be."""
+        check_table(self.table)
+        check_files([self.query], self.model)
+        if self.out is not None:
+            check_is_no_folder(self.out)
+
+
+@dataclass(frozen=True)
+class CompareArguments(CheckedFields):
+    """Which recordings are compared, and by which model."""
+
+    first: str = operand("Audio file.", group="input")
+    second: str = operand("Audio file.")
+    model: str = option(".", "Folder or Hub id of a wavCSE model; its Python files are run.", value="DIR_OR_HUB_ID")
+    table: str | None = option(None, "Table of embeddings by the same model, whose pairs give the number a scale.")
+    device: str = option("auto", DEVICE)
+
+    def look(self) -> None:
+        """ValueError for paths that are not there."""
+        check_files([self.first, self.second], self.model)
+        if self.table is not None:
+            check_table(self.table)
+
+
+def check_table(table: str) -> None:
+    """ValueError where there is no such table; what it holds is found when it is read."""
+    if not Path(table).exists():
+        raise ValueError(f"{table}: there is no such file; give a table that `wavcse embed` has made.")
+
+
+def check_files(recordings: list[str], model: str | None) -> None:
+    """ValueError for recordings that are no files, or a model that is not there."""
+    check_inputs([], model)
+    for recording in recordings:
+        if not Path(recording).is_file():
+            raise ValueError(f"{recording}: there is no such audio file.")
+
+
+SIMILAR = Program(
+    "wavcse similar",
+    SimilarArguments,
+    SIMILAR_ABOUT,
+    "wavcse similar recordings.parquet clip.wav --top 10 --out ranked.csv",
+    look=SimilarArguments.look,
+)
+COMPARE = Program(
+    "wavcse compare",
+    CompareArguments,
+    COMPARE_ABOUT,
+    "wavcse compare one.wav other.wav --model .",
+    look=CompareArguments.look,
+)

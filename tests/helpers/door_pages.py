@@ -1,0 +1,32 @@
+"""The code that a page of docs/doors begins with, run as a reader would type it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import wavcse_cli
+
+DOORS = Path(__file__).parents[2] / "docs/doors"
+MOST_LINES = 30
+
+
+def run_first_block(name: str) -> dict:
+    """Run the first block of code of a page in the working directory; of Python its names are returned.
+
+    Of a block of the shell the lines that call `wavcse` are run. A page is at most `MOST_LINES` long and begins with its code.
+    """
+    text = (DOORS / name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES, name
+    block = re.match(r"# [^\n]+\n\n```(python|bash)\n(.*?)\n```\n", text, re.DOTALL)
+    assert block, f"{name} does not begin with code"
+    names: dict = {}
+    if block[1] == "python":
+        exec(compile(block[2], name, "exec"), names)
+        return names
+    commands = [shlex.split(line, comments=True) for line in block[2].splitlines() if line.startswith("wavcse ")]
+    assert commands, name
+    for _, *words in commands:
+        assert wavcse_cli.main(words) == 0, words
+    return names
