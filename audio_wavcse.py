@@ -103,6 +103,13 @@ def load_waveform(
     return as_waveform(source, name or "clip")
 
 
+def has_own_rate(source: Any) -> bool:
+    """Whether a clip comes with its sampling rate: a file in any form, a mapping or a decoder; an array does not."""
+    if isinstance(source, (*ENCODED, Mapping)) or is_decoder(source):
+        return True
+    return is_open_file(source) and not hasattr(source, "__array__")
+
+
 def decode(
     source: str | os.PathLike | bytes | memoryview,
     start_s: float = 0.0,
@@ -296,9 +303,8 @@ def as_waveform(array: Any, name: str) -> np.ndarray:
     is_text = waveform.dtype.kind not in "fiubc" and (waveform.ndim == 0 or isinstance(array, Mapping))
     if waveform.dtype == object or is_text:
         raise ValueError(
-            f"{name}: is of type {type(array).__name__}, which holds no samples. A clip is a 1-D array of floats; `encode`, "
-            "the pipeline and `load_waveform` also take paths, URLs, bytes, open files, and mappings with 'array' and "
-            "'sampling_rate'."
+            f"{name}: is of type {type(array).__name__}, which holds no samples. A clip is a 1-D array of floats, a path, "
+            "a URL, bytes, an open file, or a mapping with 'array' and 'sampling_rate'."
         )
     if waveform.ndim == 0:
         raise ValueError(

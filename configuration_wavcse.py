@@ -28,8 +28,9 @@ if int(transformers.__version__.partition(".")[0]) < 5:
 # These lines never run: they are for transformers' loader of remote code (`dynamic_module_utils`), which finds the files of a
 # folder by searching the text of its entry files for imports. transformers 5.0 to 5.7 copy only what the entry file of a
 # class names itself. From 5.8 on it follows the named files too, and names a folder's modules by a hash of all of them. So
-# every entry file (this one, feature extraction, modeling, pipeline) names all others: none is missing; all four get the same
-# hash, so that configuration, extractor and model of a folder fit together; and two folders with other code share no class.
+# every entry file (this one, feature extraction, modeling, pipeline, sentence-transformers) names all others: none is missing;
+# all get the same hash, so that the configuration, extractor and model of a folder fit together; and two folders with other
+# code share no class.
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .pooling_wavcse import LayerPooling  # noqa: F401
+    from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
     from .whisper_wavcse import pool_layers  # noqa: F401
 

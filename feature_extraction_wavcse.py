@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
-from .audio_wavcse import as_clips, as_waveform, check_duration
+from .audio_wavcse import as_clips, check_duration, has_own_rate, load_waveform
 from .audio_wavcse import scale_quiet as scaled_if_quiet
 from .configuration_wavcse import WavCSEConfig
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .pooling_wavcse import LayerPooling  # noqa: F401
+    from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
     from .whisper_wavcse import pool_layers  # noqa: F401
 
@@ -81,7 +83,7 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
 
     def __call__(
         self,
-        raw_speech: np.ndarray | Sequence[float] | Sequence[np.ndarray] | Sequence[Sequence[float]],
+        raw_speech: Any,
         padding: bool | str = True,
         max_length: int | None = None,
         truncation: bool = False,
@@ -96,11 +98,12 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
         """Turn one clip, or a list of clips, into model input.
 
         Args:
-            raw_speech: one clip (`[samples]` array, tensor, column or list of floats), or several (a list, object array or
-                iterator of clips, or `[B, samples]`). Floats in [-1, 1], or int16/int32 PCM.
+            raw_speech: one clip or several, as `WavCSEModel.encode` takes them. Arrays (`[samples]` or `[B, samples]`; floats
+                in [-1, 1], or int16/int32 PCM) are at the model's rate; files, mappings and decoders come with their own
+                rate and are resampled.
             padding, max_length, truncation, pad_to_multiple_of, return_attention_mask, return_tensors:
                 as in every transformers feature extractor, but padding to the longest clip is the default.
-            sampling_rate: rate of `raw_speech` in Hz. Pass it: a wrong rate is then an error, not a wrong embedding.
+            sampling_rate: rate of the arrays in Hz. Pass it: a wrong rate is then an error, not a wrong embedding.
             device: where the tensors shall be (with `return_tensors="pt"`). A GPU receives 16-bit samples, where the clips
                 are 16-bit, and pads and normalises them itself.
             scale_quiet: bring clips below -60 dB of full scale to the level of usual speech, -20 dB, before normalisation.
@@ -109,16 +112,15 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
             `BatchFeature` with `input_values` (float32 of shape `[B, samples]`) and `attention_mask` (int32, 1 = audio).
 
         Raises:
-            ValueError: wrong sampling rate, or a clip is stereo, empty, too short, too long, no array (such as a path), of an
-                unsupported dtype, or holds samples that are not audio. The message names the clip by its position.
+            ValueError: wrong sampling rate, or a clip cannot be read, is a stereo array, empty, too short, too long, of an
+                unsupported dtype, or holds samples that are not audio. The message names the clip by its path or position.
         """
-        self._check_sampling_rate(sampling_rate)
         given, _ = as_clips(raw_speech)
-        clips = [as_waveform(clip, f"clip {i}") for i, clip in enumerate(given if len(given) else [np.zeros(0)])]
-        if truncation and max_length is not None:
-            clips = [clip[:max_length] for clip in clips]
-        for i, clip in enumerate(clips):
-            self.check(clip, f"clip {i}")
+        given = list(given) or [np.zeros(0)]
+        if not all(map(has_own_rate, given)):
+            self._check_sampling_rate(sampling_rate)
+        most = max_length if truncation else None
+        clips = [self.load(clip, i, most) for i, clip in enumerate(given)]
         if scale_quiet:
             clips = [scaled_if_quiet(clip) for clip in clips]
         is_plain = padding in (True, "longest") and max_length is None and pad_to_multiple_of is None
@@ -137,6 +139,23 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
         )
         batch = batch if return_tensors is None else batch.convert_to_tensors(return_tensors)
         return batch if _is_cpu(device) else batch.to(device)
+
+    def load(self, clip: Any, position: int = 0, max_length: int | None = None) -> np.ndarray:
+        """One clip in any form as a checked waveform, float32 `[samples]` at the model's rate.
+
+        Args:
+            clip: what `load_waveform` takes.
+            position: by which messages name a clip that has no path.
+            max_length: keep so many samples of a longer clip.
+
+        Raises:
+            ValueError: it cannot be read, is too short, or too long.
+        """
+        name = str(clip) if isinstance(clip, str | os.PathLike) else f"clip {position}"
+        waveform = load_waveform(clip, self.sampling_rate, name, self.max_duration_s if max_length is None else None)
+        waveform = waveform[:max_length]
+        self.check(waveform, name)
+        return waveform
 
     def prepare(
         self, waveforms: Sequence[np.ndarray], device: str | torch.device | None = None, scale_quiet: bool = False

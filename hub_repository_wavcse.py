@@ -6,6 +6,7 @@ The card here follows from the configuration and the code files alone; result fi
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -35,6 +36,7 @@ CODE_FILES = (
     "packed_layers_wavcse.py",
     "pipeline_wavcse.py",
     "pooling_wavcse.py",
+    "sentence_transformers_wavcse.py",
     "upstream_wavcse.py",
     "whisper_wavcse.py",
 )
@@ -49,6 +51,20 @@ CUSTOM_PIPELINES = {
         "impl": f"pipeline_wavcse.{WavCSEFeatureExtractionPipeline.__name__}",
         "pt": ["AutoModel"],
     }
+}
+SENTENCE_TRANSFORMERS = {  # what `SentenceTransformer(folder)` reads
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers_wavcse.WavCSETransformer"}],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"audio": {"method": "forward", "method_output_name": "embeddings"}},
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    },
 }
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")  # formats that can run code when they are read
 NOT_PUBLISHED = (".git", ".cache", "__pycache__")  # what tools leave in a folder, not worth a word
@@ -147,7 +163,9 @@ CITATION = """\
 
 
 def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | None = None) -> None:
-    """Add to a folder with weights everything else that `AutoModel` and `pipeline` need.
+    """Add to a folder with weights everything else that `AutoModel`, `pipeline` and `SentenceTransformer` need.
+
+    Files of sentence-transformers that are there are kept: it writes its own settings, and modules that follow ours.
 
     Args:
         model_class: of the saved model. What transformers has written of a subclass that was registered with
@@ -163,6 +181,9 @@ def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | 
     feature_extractor = WavCSEFeatureExtractor.from_config(config)
     feature_extractor.auto_map = {"AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"]}
     feature_extractor.save_pretrained(folder)
+    for name, content in SENTENCE_TRANSFORMERS.items():
+        if not (folder / name).exists():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_card(folder, config)
 
 

@@ -6,7 +6,6 @@ Shapes: `B` clips, `K` selected layers, `D` upstream width, `E` embedding size, 
 from __future__ import annotations
 
 import math
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import FEATURE_EXTRACTOR_NAME, ModelOutput, cached_file, logging
 
-from .audio_wavcse import QUIET_RMS, as_clips, load_waveform, rms
+from .audio_wavcse import QUIET_RMS, as_clips, rms
 from .configuration_wavcse import OWN_FIELDS, changed_heads, check_trained_fields, is_whisper
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
+    from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
     from .whisper_wavcse import pool_layers  # noqa: F401
 
 logger = logging.get_logger(__name__)
@@ -595,9 +595,7 @@ def batches_in_order(
     batch: list[np.ndarray] = []
     used = 0
     for position, clip in enumerate(clips):
-        name = str(clip) if isinstance(clip, str | os.PathLike) else f"clip {position}"
-        waveform = load_waveform(clip, feature_extractor.sampling_rate, name, feature_extractor.max_duration_s)
-        feature_extractor.check(waveform, name)
+        waveform = feature_extractor.load(clip, position)
         if batch and used + waveform.size > budget:
             yield batch
             batch, used = [], 0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pooling_wavcse import LayerPooling  # noqa: F401
+    from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
     from .whisper_wavcse import pool_layers  # noqa: F401
 

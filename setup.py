@@ -33,7 +33,7 @@ EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9", "markdown>=3.6", "scikit-learn>=1.5", "scipy>=1.13"]
 HUB = ["datasets>=4"]
 DOORS = {  # extra -> the libraries of one door (docs/doors.md)
-    "sentence-transformers": ["sentence-transformers>=5"],
+    "sentence-transformers": ["sentence-transformers>=5.4"],
     "peft": ["peft>=0.17"],
     "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "index": ["faiss-cpu>=1.8", "usearch>=2.16"],

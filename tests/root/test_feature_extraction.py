@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
+import soxr
 import torch
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 
@@ -165,13 +167,45 @@ def test_quiet_clips_can_be_scaled_before_they_are_normalised(extractor, waves, 
     assert torch.equal(scaled["input_values"][0], plain["input_values"][0])
 
 
+def test_clips_that_come_with_their_rate_are_read_and_resampled(extractor, waves, tmp_path, log):
+    first, second = waves(4_000, 3_000)
+    soundfile.write(tmp_path / "first.wav", first, RATE, subtype="FLOAT")
+    at_8k = {"array": second, "sampling_rate": 8_000}
+    expected = extractor([first, soxr.resample(second, 8_000, RATE, quality="HQ"), first], sampling_rate=RATE)
+    log.clear()
+    path = tmp_path / "first.wav"
+    found = extractor([path, at_8k, path.read_bytes()])  # no rate is missing
+    assert log.text == ""
+    np.testing.assert_array_equal(found["input_values"], expected["input_values"])
+    found = extractor([str(path), at_8k, first], sampling_rate=RATE)
+    np.testing.assert_array_equal(found["input_values"], expected["input_values"])
+    with pytest.raises(ValueError, match="at 8000 Hz, but the model was trained at 16000 Hz"):
+        extractor([at_8k, first], sampling_rate=8_000)
+    extractor([str(path)], sampling_rate=8_000)  # a file says its own
+
+
+def test_a_long_file_is_cut_where_truncation_is_asked_for(waves, tmp_path):
+    (clip,) = waves(20_000)
+    soundfile.write(tmp_path / "long.wav", clip, RATE, subtype="FLOAT")
+    extractor = WavCSEFeatureExtractor(max_duration_s=1.0)
+    with pytest.raises(ValueError, match=r"long\.wav: lasts 1.2 s, more than max_duration_s=1"):
+        extractor(tmp_path / "long.wav")
+    cut = extractor(tmp_path / "long.wav", truncation=True, max_length=5_000, padding="max_length")
+    np.testing.assert_array_equal(cut["input_values"], extractor(clip[:5_000], sampling_rate=RATE)["input_values"])
+
+
 @pytest.mark.parametrize(
-    "clips",
-    ["clip.wav", {"array": np.zeros(800), "sampling_rate": RATE}, [None], [b"RIFF"]],
-    ids=["path", "mapping", "None", "bytes"],
+    ("clips", "message"),
+    [
+        (["clip.wav"], r"clip\.wav: cannot be read as audio \(No such file"),
+        ([None], r"clip 0: is missing \(None\)"),
+        ([b"RIFF"], "clip 0: cannot be read as audio"),
+        ([np.zeros(800), {"array": np.zeros(800)}], "clip 1: 'sampling_rate' is missing beside 'array'"),
+    ],
+    ids=["no file", "None", "no audio", "no rate"],
 )
-def test_what_is_no_array(extractor, clips):
-    with pytest.raises(ValueError, match=r"clip 0: is (of type .*, which holds no samples|missing \(None\))"):
+def test_what_cannot_be_read(extractor, clips, message):
+    with pytest.raises(ValueError, match=message):
         extractor(clips, sampling_rate=RATE)
 
 
