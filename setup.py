@@ -75,7 +75,9 @@ setup(
     packages=["wavcse", *(f"wavcse.{name}" for name in SUBPACKAGES)],
     package_dir={"wavcse": "."},
     py_modules=["wavcse_cli"],
-    package_data={"wavcse": ["conf/*.yaml", "conf/paper/*.yaml", "eval/metrics/*/*.py", "LICENSE", "py.typed"]},
+    package_data={
+        "wavcse": ["conf/*.yaml", "conf/paper/*.yaml", "eval/metrics/*/*.py", "retrieval/*.html", "LICENSE", "py.typed"]
+    },
     cmdclass={"build_py": BuildPackage},
     install_requires=[
         "torch>=2.6",

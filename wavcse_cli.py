@@ -49,6 +49,11 @@ COMMANDS = {
         "wavcse.retrieval.arguments:COMPARE",
         "print how similar two recordings are",
     ),
+    "map": Command(
+        "wavcse.retrieval.map",
+        "wavcse.retrieval.arguments:MAP",
+        "draw a table of embeddings as one web page that works offline",
+    ),
     "eval": Command("wavcse.eval.__main__", "wavcse.eval.arguments:EVAL", "judge a model on tasks, beside baselines"),
     "finetune": Command(
         "wavcse.finetuning.__main__",

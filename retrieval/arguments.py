@@ -1,4 +1,4 @@
-"""The options of `wavcse similar` and `wavcse compare`. Nothing here loads PyTorch, so `--help` is answered at once."""
+"""The options of `wavcse similar`, `compare` and `map`. Nothing here loads PyTorch, so `--help` is answered at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from wavcse.settings.command import Program
 from wavcse.settings.fields import CheckedFields, operand, option
 
 INDEX_LIBRARIES = ("faiss", "usearch")  # of retrieval/index.py, which a test holds equal
+METHODS = ("pca", "tsne", "umap")  # of retrieval/projection.py, likewise
 DEVICE = "Torch device; auto: an accelerator if there is one."
 TABLE = "Parquet file that `wavcse embed` has made, or the folder of its parts."
 SIMILAR_ABOUT = """\
@@ -24,6 +25,12 @@ Print the cosine similarity of two recordings, from -1 to 1.
 
 What is high depends on the model and on the recordings: with --table, the share of pairs of clips in a table that are less
 similar is printed too. Exit codes: 0 done, 2 refused.
+"""
+MAP_ABOUT = """\
+Draw a table of embeddings as points of a plane, in one web page that needs no network and no other file.
+
+Points are coloured by any column of the table or of a manifest; the pointer shows what is known of a clip, and a click plays
+it where the page can find the audio. t-SNE needs scikit-learn and UMAP umap-learn: pip install "wavcse[map]".
 """
 
 
@@ -68,6 +75,30 @@ class CompareArguments(CheckedFields):
             check_table(self.table)
 
 
+@dataclass(frozen=True)
+class MapArguments(CheckedFields):
+    """What is drawn, and how."""
+
+    table: str = operand(TABLE, group="input and output")
+    out: str = option("map.html", "The page to make.", value="FILE.html")
+    manifest: str | None = option(None, "CSV or Parquet manifest of the same clips, whose columns are shown too.")
+    audio: str | None = option(
+        None, "Folder that the table's paths start from, for playing.", "that of --manifest", value="DIR"
+    )
+    method: str = option("pca", "How points are placed.", choices=METHODS, group="what is drawn")
+    color: str | None = option(None, "Column that colours the points at first.", "the first", value="COLUMN")
+    points: int = option(5000, "At most so many rows, drawn at random.", at_least=4)
+    seed: int = option(0, "Of drawing rows and placing points.", at_least=0)
+
+    def look(self) -> None:
+        """ValueError for paths that are not there, or not what they should be."""
+        check_table(self.table)
+        check_inputs([self.manifest] if self.manifest is not None else [], None)
+        check_is_no_folder(self.out)
+        if self.audio is not None and not Path(self.audio).is_dir():
+            raise ValueError(f"{self.audio}: there is no such folder; --audio is where the table's paths start from.")
+
+
 def check_table(table: str) -> None:
     """ValueError where there is no such table; what it holds is found when it is read."""
     if not Path(table).exists():
@@ -95,4 +126,11 @@ COMPARE = Program(
     COMPARE_ABOUT,
     "wavcse compare one.wav other.wav --model .",
     look=CompareArguments.look,
+)
+MAP = Program(
+    "wavcse map",
+    MapArguments,
+    MAP_ABOUT,
+    "wavcse map recordings.parquet --audio recordings --method tsne --out map.html",
+    look=MapArguments.look,
 )

@@ -32,4 +32,4 @@ def test_a_wheel_holds_every_package_and_nothing_beside_it(build):
 
 def test_a_wheel_says_that_the_package_has_types(build):
     data = {name for _, _, _, names in build.data_files for name in names}
-    assert {"py.typed", "LICENSE", "conf/quickstart.yaml"} <= data
+    assert {"py.typed", "LICENSE", "conf/quickstart.yaml", "retrieval/map_page.html"} <= data

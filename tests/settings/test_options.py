@@ -19,7 +19,7 @@ from wavcse.finetuning.arguments import FINETUNE
 from wavcse.hub.arguments import CARD, PUSH
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
 from wavcse.pretraining.study import read_study
-from wavcse.retrieval.arguments import COMPARE, SIMILAR
+from wavcse.retrieval.arguments import COMPARE, MAP, SIMILAR
 from wavcse.search.arguments import HPARAMS, LAYERS, PHASE1, POOLS
 from wavcse.search.phase1_config import read_config
 from wavcse.settings.command import Program
@@ -40,6 +40,7 @@ SHORTEST = {
     HPARAMS: "RECIPE --out o",
     INSTALL: "run --pretraining a b --evaluation e --data d.json",
     LAYERS: "RECIPE --out o",
+    MAP: "t.parquet",
     PHASE1: "phase1.yaml",
     POOLS: "RECIPE --out o",
     PRETRAIN: "",
