@@ -56,6 +56,7 @@ if "__transformers_module_hash__" in globals():
 
 UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper", "unispeech-sat", "data2vec-audio")
 TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames
+LAYER_SCALINGS = ("none", "standard")
 CONTEXTS = ("clip", "window")  # of Whisper: the clip's own length, or 30 s whatever it fills of them
 WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
 WHISPER_SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the second convolution
@@ -82,6 +83,7 @@ LAYER_POOLINGS: dict[str, dict[str, Any]] = {
     "smooth_maximum": {"sharpness": 1.0, "learnable": False},
     "auto": {"alpha": 0.01},
     "self_attention": {},
+    "concat": {},
 }
 
 # microsoft/wavlm-large, the paper's upstream: what differs from WavLMConfig's defaults (the base model).
@@ -103,6 +105,7 @@ TRAINED_FIELDS = {
     "selected_layers": "everything after the encoder was trained on exactly these layers",
     "temporal_pooling": "everything after the encoder was trained on layers pooled in this way",
     "context": "everything after the encoder was trained on layers made in this context",
+    "layer_scaling": "everything after the encoder was trained on layers scaled in this way",
     "layer_projection_size": "the weights have that size",
     "pooling_type": "the embedding projection was trained on what this pooling gives",
     "pooling_kwargs": "the embedding projection was trained on what this pooling gives",
@@ -128,8 +131,12 @@ class WavCSEConfig(PretrainedConfig):
         context (`str`, *optional*): Of a Whisper upstream, what its encoder sees of a clip: `"clip"`, the clip at its own
             length, or `"window"`, windows of 30 s filled up with silence, as transformers runs it. `"clip"` for a new model;
             `"window"` for a saved one that does not say it. Other upstreams see the clip and have no such field.
-        layer_projection_size (`int`, *optional*, defaults to 512): Width of FC1.
-        pooling_type (`str`, *optional*, defaults to `"learned_norm"`): Pooling across the selected layers.
+        layer_scaling (`str`, *optional*, defaults to `"none"`):
+            Of the pooled layers before anything else: `"none"`, as in the paper, or `"standard"`, every dimension of every
+            layer minus its mean over the training clips, divided by its standard deviation over them.
+        layer_projection_size (`int` or `None`, *optional*, defaults to 512): Width of FC1; `None` leaves it out.
+        pooling_type (`str`, *optional*, defaults to `"learned_norm"`):
+            Pooling across the selected layers: one of the paper's ten, or `"concat"`, which puts them side by side before FC1.
         pooling_kwargs (`dict`, *optional*): Arguments of that pooling, for example `{"p": 16.0, "learnable": False}`.
         embedding_size (`int`, *optional*, defaults to 2000): Width of FC2, the size E of the embedding.
         layer_dropout (`float`, *optional*, defaults to 0.4): Dropout between layer pooling and FC2.
@@ -151,7 +158,8 @@ class WavCSEConfig(PretrainedConfig):
 
     model_type = "wavcse"
     sub_configs = {"upstream_config": AutoConfig}  # noqa: RUF012 (transformers reads this class attribute)
-    context = None  # of a subclass without an __init__, whose fields transformers sets from a saved file that may lack it
+    # Of a subclass without an __init__, whose fields transformers sets from a saved file that may lack them.
+    context, layer_scaling = None, "none"
 
     def __init__(
         self,
@@ -159,7 +167,8 @@ class WavCSEConfig(PretrainedConfig):
         selected_layers: Sequence[int] = PAPER_LAYERS,
         temporal_pooling: str = "mean",
         context: str | None = None,
-        layer_projection_size: int = 512,
+        layer_scaling: str = "none",
+        layer_projection_size: int | None = 512,
         pooling_type: str = "learned_norm",
         pooling_kwargs: Mapping[str, Any] | None = None,
         embedding_size: int = 2000,
@@ -178,6 +187,7 @@ class WavCSEConfig(PretrainedConfig):
         self.selected_layers = selected_layers
         self.temporal_pooling = temporal_pooling
         self.context = context
+        self.layer_scaling = layer_scaling
         self.layer_projection_size = layer_projection_size
         self.pooling_type = pooling_type
         self.pooling_kwargs = pooling_kwargs
@@ -208,7 +218,8 @@ class WavCSEConfig(PretrainedConfig):
         self.upstream_config = _truncated(_validated_upstream(self.upstream_config), max(self.selected_layers))
         self.temporal_pooling = _one_of("temporal_pooling", self.temporal_pooling, tuple(TEMPORAL_POOLINGS))
         self.context = _validated_context(self.context, self.upstream_config)
-        self.layer_projection_size = _size("layer_projection_size", self.layer_projection_size)
+        self.layer_scaling = _one_of("layer_scaling", self.layer_scaling, LAYER_SCALINGS)
+        self.layer_projection_size = _optional_size("layer_projection_size", self.layer_projection_size)
         self.pooling_type = _one_of("pooling_type", self.pooling_type, tuple(LAYER_POOLINGS))
         self.pooling_kwargs = _validated_pooling_kwargs(self.pooling_type, self.pooling_kwargs)
         self.embedding_size = _size("embedding_size", self.embedding_size)
@@ -279,6 +290,16 @@ class WavCSEConfig(PretrainedConfig):
     def pooled_size(self) -> int:
         """Size of a layer that is pooled over time: the upstream's width, twice that for `"mean_std"`."""
         return TEMPORAL_POOLINGS[self.temporal_pooling] * self.upstream_config.hidden_size
+
+    @property
+    def projected_size(self) -> int:
+        """What FC2 takes: the width of FC1, and without it of what is pooled across layers."""
+        return self.layer_projection_size or self.stacked_size
+
+    @property
+    def stacked_size(self) -> int:
+        """Of a pooled layer; for `"concat"` of all selected layers side by side."""
+        return self.pooled_size * (len(self.selected_layers) if self.pooling_type == "concat" else 1)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -477,9 +498,11 @@ def _count_parameters(config: WavCSEConfig) -> int:
         stem += width * width // upstream.num_conv_pos_embedding_groups * reach
         inner = upstream.intermediate_size
     blocks = upstream.num_hidden_layers * (4 * width * width + 2 * width * inner)
-    size = config.layer_projection_size
+    size = config.projected_size
+    first = 0 if config.layer_projection_size is None else size * config.stacked_size
+    pooling = config.pooled_size**2 if config.layer_projection_size is None else size**2  # of self-attention
     classes = sum(len(task["labels"]) for task in config.tasks.values())
-    return stem + blocks + size * (config.pooled_size + size + config.embedding_size) + config.embedding_size * classes
+    return stem + blocks + first + pooling + size * config.embedding_size + config.embedding_size * classes
 
 
 def _validated_context(context: Any, upstream_config: PretrainedConfig) -> str | None:

@@ -93,15 +93,14 @@ METADATA = {
 
 DETAILS = """\
 One vector of {embedding_size} numbers per clip, whatever its length; small heads for words, speakers and emotions train on it.
-A self-supervised speech encoder runs up to its highest selected layer; the selected layers are pooled over time, projected,
-pooled across layers and projected again.
+A self-supervised speech encoder runs up to its highest selected layer; the selected layers are pooled over time, {steps}.
 
 | | |
 |---|---|
 | upstream | {family}, {num_blocks} transformer blocks, width {upstream_size} |
 | selected layers | {layers} |
 {context}| pooling over time | `{temporal_pooling}` |
-| layer pooling | `{pooling_type}` {pooling_kwargs} |
+{scaling}| layer pooling | `{pooling_type}` {pooling_kwargs} |
 | embedding size | {embedding_size} |
 | trained tasks | {tasks} |
 | input | mono speech at {sampling_rate} Hz, {min_ms:g} ms to {max_s:g} s |"""
@@ -110,6 +109,10 @@ CONTEXT_ROWS = {  # of Whisper alone
     None: "",
     "clip": "| context | `clip`: the encoder sees every clip at its own length |\n",
     "window": "| context | `window`: windows of 30 s, filled up with silence |\n",
+}
+SCALING_ROWS = {
+    "none": "",
+    "standard": "| layer scaling | `standard`: by mean and deviation over the training clips |\n",
 }
 USAGE = """\
 `trust_remote_code=True` runs the Python files listed below. Read them, then pin `revision` to the commit that you have read.
@@ -360,6 +363,7 @@ def model_card(
         sections: Markdown per title, put behind what the configuration already says under that title.
     """
     facts = {name: inert(value) for name, value in facts_of(config, model_id).items()}
+    facts |= _own_lines(config)
     facts["tasks"] = facts["tasks"].replace("|", "\\|")  # a cell of a table
     own = {
         "Model details": DETAILS.format(**facts),
@@ -391,7 +395,6 @@ def facts_of(config: WavCSEConfig, model_id: str) -> dict[str, Any]:
         "family": upstream.model_type,
         "num_blocks": upstream.num_hidden_layers,
         "upstream_size": upstream.hidden_size,
-        "context": CONTEXT_ROWS[config.context],
         "temporal_pooling": config.temporal_pooling,
         "pooled_size": config.pooled_size,
         "num_layers": len(config.selected_layers),
@@ -405,6 +408,27 @@ def facts_of(config: WavCSEConfig, model_id: str) -> dict[str, Any]:
         "min_ms": 1000 * config.min_samples / config.sampling_rate,
         "max_s": config.max_duration_s,
     }
+
+
+def _own_lines(config: WavCSEConfig) -> dict[str, str]:
+    """What fills places of the texts with lines of ours, which need not be made inert."""
+    rows = {"context": CONTEXT_ROWS[config.context], "scaling": SCALING_ROWS[config.layer_scaling]}
+    return {**rows, "steps": _steps(config)}
+
+
+def _steps(config: WavCSEConfig) -> str:
+    """How pooled layers become an embedding, in words."""
+    steps = ["scaled"] if config.layer_scaling == "standard" else []
+    if config.pooling_type == "concat":
+        steps += ["put side by side"]
+        last = "and projected" if config.layer_projection_size is None else "projected twice"
+    elif config.layer_projection_size is None:
+        steps += ["pooled across layers"]
+        last = "and projected"
+    else:
+        steps += ["projected"]
+        last = "pooled across layers and projected again"
+    return f"{', '.join(steps)}{'' if last.startswith('and') else ','}\n{last}"
 
 
 def inert(value: Any) -> Any:

@@ -101,28 +101,66 @@ class WavCSEMultiTaskOutput(ModelOutput):
 class WavCSEDownstream(nn.Module):
     """Pooled layers `[B, K, D]` -> embeddings `[B, E]`: FC1, layer pooling, dropout, FC2; no activation (Figure 1).
 
-    A linear pooling comes before FC1 instead, which is the same up to rounding and K times less work.
+    A linear pooling comes before FC1 instead, which is the same up to rounding and K times less work; `concat` comes before it
+    because FC1 takes the layers side by side. Without a `layer_projection_size` there is no FC1.
+
+    With `layer_scaling="standard"` layers are scaled first: `(x - layer_mean) / layer_scale`, buffers `[K, D]` that a new
+    model has at 0 and 1, and training sets.
     """
 
     def __init__(self, config: WavCSEConfig):
         super().__init__()
-        size = config.layer_projection_size
-        self.layer_projection = nn.Linear(config.pooled_size, size)
-        num_layers = len(config.selected_layers)
-        self.layer_pooling = build_layer_pooling(config.pooling_type, num_layers, size, **config.pooling_kwargs)
+        size, width, num_layers = config.layer_projection_size, config.pooled_size, len(config.selected_layers)
+        self.layer_projection = nn.Identity() if size is None else nn.Linear(config.stacked_size, size)
+        self.layer_pooling = build_layer_pooling(config.pooling_type, num_layers, size or width, **config.pooling_kwargs)
         self.dropout = nn.Dropout(config.layer_dropout)
-        self.embedding_projection = nn.Linear(size, config.embedding_size)
+        self.embedding_projection = nn.Linear(config.projected_size, config.embedding_size)
+        self.is_scaled = config.layer_scaling == "standard"
+        if self.is_scaled:
+            self.register_buffer("layer_mean", torch.zeros(num_layers, width))
+            self.register_buffer("layer_scale", torch.ones(num_layers, width))
 
     def forward(self, pooled_layers: Tensor) -> Tensor:
-        return self.embedding_projection(self.dropout(self.pool(pooled_layers)))
+        return self.embedding_projection(self.dropout(self.pool(self.scaled(pooled_layers))))
+
+    def scaled(self, pooled_layers: Tensor) -> Tensor:
+        """`[B, K, D]` -> the same, as `layer_scaling` says, in the type of the weights.
+
+        In float32 at least: beside their means, differences between clips are lost in half precision.
+        """
+        if self.is_scaled:
+            pooled_layers = (pooled_layers.float() - self.layer_mean) / self.layer_scale
+        return pooled_layers.to(self.embedding_projection.weight.dtype)
 
     def pool(self, layers: Tensor) -> Tensor:
-        """FC1 and layer pooling: `[B, K, D]`, or `[B, D]` where a linear pooling was applied already, -> `[B, 512]`."""
+        """FC1 and layer pooling: scaled layers `[B, K, D]`, or `[B, D]` that a linear pooling has made, -> `[B, 512]`."""
         if layers.dim() == 2:
             return self.layer_projection(layers)
-        if self.layer_pooling.is_linear:
+        if self.layer_pooling.comes_first:
             return self.layer_projection(self.layer_pooling(layers))
         return self.layer_pooling(self.layer_projection(layers))
+
+    @torch.no_grad()
+    def affine_map(self) -> tuple[Tensor, Tensor]:
+        """The whole of it without dropout as one map of the layers side by side: weight `[E, K * D]`, bias `[E]`.
+
+        Scaling, FC1 and FC2 in one, exact up to rounding.
+
+        Raises:
+            ValueError: the layer pooling is not linear.
+        """
+        pooling, projection = self.layer_pooling, self.layer_projection
+        if not pooling.comes_first:
+            raise ValueError(f"{type(pooling).__name__} is no linear map of the layers, so the embedding is none.")
+        weight, bias = self.embedding_projection.weight, self.embedding_projection.bias
+        if isinstance(projection, nn.Linear):
+            weight, bias = weight @ projection.weight, bias + weight @ projection.bias
+        if pooling.is_linear:
+            weight = torch.cat([share * weight for share in pooling.layer_weights.to(weight)], dim=1)
+        if self.is_scaled:
+            weight = weight / self.layer_scale.flatten()
+            bias = bias - weight @ self.layer_mean.flatten()
+        return weight, bias
 
 
 class WavCSEHeads(nn.Module):
@@ -184,6 +222,7 @@ class WavCSEPreTrainedModel(PreTrainedModel):
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ["layer_mean", "layer_scale"]  # noqa: RUF012 (as transformers has it)
 
     def __init__(self, config: WavCSEConfig):
         config.check()  # a field may have been assigned since it was made
@@ -199,6 +238,9 @@ class WavCSEPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, LayerPooling):
             module.reset_parameters()
+        elif isinstance(module, WavCSEDownstream) and module.is_scaled:
+            init.zeros_(module.layer_mean)
+            init.ones_(module.layer_scale)
 
     @classmethod
     def from_upstream(cls, name_or_path: str, selected_layers: Sequence[int] | None = None, **kwargs):
@@ -332,7 +374,7 @@ class WavCSEPreTrainedModel(PreTrainedModel):
 
 
 class WavCSEModel(WavCSEPreTrainedModel):
-    """Upstream, temporal pooling, FC1, layer pooling, FC2: one embedding `[E]` per clip, the same in any batch.
+    """Upstream, temporal pooling, layer scaling, FC1, layer pooling, FC2: one embedding `[E]` per clip, the same in any batch.
 
     A checkpoint of `WavCSEForMultiTask` loads too; its heads are left out.
     """
@@ -400,7 +442,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
             wants_maps = self.config.output_attentions if output_attentions is None else output_attentions
             upstream = self._run_upstream(input_values, attention_mask, layers, precision, wants_states, wants_maps)
         output = WavCSEModelOutput(
-            embeddings=self.downstream(upstream.pooled_layers.to(self.downstream.layer_projection.weight.dtype)),
+            embeddings=self.downstream(upstream.pooled_layers),
             pooled_layers=upstream.pooled_layers,
             last_hidden_state=upstream.hidden_states[-1] if upstream.hidden_states else None,
             hidden_states=upstream.hidden_states,

@@ -6,7 +6,8 @@ means weighted by frames, and about the common mean the variances within the pie
 
 Across layers: ten poolings, each from `[B, K, D]` to `[B, D]`, channel by channel (only `self_attention` looks across
 channels). Those of wavCSE (section 2.2 of the paper, after SUPERB-EP) use fixed constants, the cited originals learn them:
-`learnable=True`. All but `weighted_average` and `gated` ignore the order of the layers.
+`learnable=True`. All but `weighted_average` and `gated` ignore the order of the layers. Beside them `concat`, which squeezes
+nothing: `[B, K, D]` to `[B, K * D]`.
 
 Shapes: `B` clips, `T` frames, `K` selected layers, `D` width, `S` moments: 1 (mean) or 2 (mean, variance); a layer that is
 pooled over time has `S * D` numbers.
@@ -96,14 +97,16 @@ def _statistics(moments: Tensor) -> Tensor:
 
 
 class LayerPooling(nn.Module):
-    """Base of the poolings: `forward` maps `[B, K, D]` to `[B, D]`.
+    """Base of the poolings: `forward` maps `[B, K, D]` to `[B, D]`, or for `concat` to `[B, K * D]`.
 
     Attributes:
         is_linear: a weighted sum of the layers, the weights `layer_weights` `[K]` adding up to 1. It commutes with any affine
             map of a layer, so that pooling first and mapping once is the same as mapping every layer.
+        comes_first: it takes the layers as they are, and FC1 takes what it gives; else FC1 maps every layer before.
     """
 
     is_linear = False
+    comes_first = False
 
     def __init__(self, num_layers: int, size: int):
         super().__init__()
@@ -115,7 +118,7 @@ class LayerPooling(nn.Module):
 class WeightedAveragePooling(LayerPooling):
     """`y = sum_l softmax(w)_l x_l`, weights shared by all channels (SUPERB, Yang et al. 2021)."""
 
-    is_linear = True
+    is_linear = comes_first = True
 
     def __init__(self, num_layers: int, size: int):
         super().__init__(num_layers, size)
@@ -144,7 +147,7 @@ class MaxPooling(LayerPooling):
 class MeanPooling(LayerPooling):
     """`y = mean_l x_l`."""
 
-    is_linear = True
+    is_linear = comes_first = True
 
     def __init__(self, num_layers: int, size: int):
         super().__init__(num_layers, size)
@@ -289,6 +292,15 @@ class SelfAttentionPooling(LayerPooling):
         return (attention * x).sum(dim=1)
 
 
+class ConcatPooling(LayerPooling):
+    """The layers side by side, in the order of `selected_layers`."""
+
+    comes_first = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
 def inverse_softplus(value: float) -> float:
     """The rho for which `softplus(rho) == value > 0`."""
     return value + math.log(-math.expm1(-value))
@@ -305,6 +317,7 @@ LAYER_POOLING_CLASSES: dict[str, type[LayerPooling]] = {
     "smooth_maximum": SmoothMaximumPooling,
     "auto": AutoPooling,
     "self_attention": SelfAttentionPooling,
+    "concat": ConcatPooling,
 }
 
 

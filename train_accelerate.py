@@ -6,6 +6,7 @@ What is trained (the paper, section 3 and Figure 1). For every clip the cache ho
 upstream, each pooled over time: x_1 .. x_K, of D numbers.
 
     embedding = FC2(dropout(pool_k(FC1(x_k))))                  D -> 512 -> 2000 numbers, no activation
+                                                                (`layer_scaling: standard`: of (x_k - mean_k) / scale_k)
     logits_t  = head_t(dropout(embedding))                      one linear layer for each of T tasks
     loss      = 1/T sum_t w_t CE_t + l1 sum |w| + l2 sum w^2    CE_t: mean over the clips labelled for task t; w: all weights
 
@@ -59,6 +60,7 @@ from wavcse.training.heads import (
     new_learner,
 )
 from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
+from wavcse.training.start import start_network
 
 
 def train_step(accelerator: Accelerator, learner: Learner, batch: FeatureBatch) -> dict[str, Tensor]:
@@ -147,10 +149,12 @@ def set_up(args: RunArguments, accelerator: Accelerator) -> tuple[Run, Data]:
     run = Run(args, accelerator, new_learner(args, config, accelerator.device), "epoch")
     what = f"clips or labels of {', '.join(args.tasks)} (or their cache's upstream or pooling)"
     run.prepare(data_fingerprint(cache, digests, composite), what)
-    learner = run.learner
-    learner.model, learner.optimizer = accelerator.prepare(learner.network, learner.optimizer)
     table = open_table(args.features_in, cache, digests, config.selected_layers, accelerator.device)
     splits = {split: SplitFeatures(table, composite, split, accelerator.device) for split in SPLITS}
+    learner = run.learner
+    if not run.is_begun:  # a checkpoint has it
+        start_network(args, learner.network, splits["train"])
+    learner.model, learner.optimizer = accelerator.prepare(learner.network, learner.optimizer)
     return run, Data(config, splits, hub_model)
 
 

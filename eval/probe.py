@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wavcse.data import SPLITS
+from wavcse.data.scaling import usable_scale
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.results import Fit, Outcome, confusion, embedding_map, scatter
 from wavcse.eval.task import TaskData
@@ -125,9 +126,6 @@ def resampling_unit(data: TaskData, rows: np.ndarray) -> tuple[str, np.ndarray]:
 # ---- one probe ----
 
 
-CONSTANT_DIMENSION = 1e-6  # a standard deviation below this share of the mean is rounding noise, not information
-
-
 @dataclass(frozen=True)
 class ProbeSettings:
     """Settings of the linear probe."""
@@ -201,7 +199,7 @@ def fit_probe(
         return _best_constant(train, validation, len(test_embeddings), objective)
     settings = settings or ProbeSettings()
     mean, std = (moment(train.embeddings, axis=0, dtype=np.float64) for moment in (np.mean, np.std))
-    scale = np.where(std > CONSTANT_DIMENSION * np.abs(mean), std, 1.0).astype(np.float32)
+    scale = usable_scale(mean, std).astype(np.float32)
     standardised = [
         torch.from_numpy((embeddings - mean.astype(np.float32)) / scale).to(device)
         for embeddings in (train.embeddings, validation.embeddings, test_embeddings)

@@ -13,7 +13,7 @@ from wavcse.training.arguments import RunArguments
 
 RIVALS = ("all", "top_weights", "top_single", "greedy", "random")  # ways to choose layers; `selection.py` has the plans
 GRIDS = ("authors", "default")
-POOLINGS = (  # as in pooling_wavcse.py
+PAPER_POOLINGS = (  # as in pooling_wavcse.py
     "weighted_average",
     "max",
     "mean",
@@ -25,6 +25,7 @@ POOLINGS = (  # as in pooling_wavcse.py
     "auto",
     "self_attention",
 )
+POOLINGS = (*PAPER_POOLINGS, "concat")
 LAYERS_ABOUT = """\
 Recursive layer selection with its rivals, their stability and their costs (section 4 of the paper).
 
@@ -99,7 +100,9 @@ class LayersArguments(SearchArguments):
 class PoolingsArguments(SearchArguments):
     """Of the comparison of poolings."""
 
-    poolings: list[str] = option(lambda: list(POOLINGS), "Which of the ten.", "all", value="NAME", choices=POOLINGS)
+    poolings: list[str] = option(
+        lambda: list(PAPER_POOLINGS), "Which to compare.", "the paper's ten", value="NAME", choices=POOLINGS
+    )
     constants: str = option(GRIDS[0], "The authors' grid, or one constant per pooling.", choices=GRIDS)
 
 

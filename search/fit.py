@@ -24,6 +24,7 @@ from wavcse.train_accelerate import train_epoch
 from wavcse.training.arguments import RunArguments
 from wavcse.training.heads import Evaluation, evaluate, new_learner
 from wavcse.training.run import Learner
+from wavcse.training.start import start_network
 
 # Fields of a run's identity that do not reach a fit: where data come from, for which the table's fingerprint stands.
 NOT_OF_A_FIT = ("tasks", "cache_dir", "upstream", "revision")
@@ -79,6 +80,8 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: 
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=many[0].mixed_precision)
     learners = [new_learner(args, table.config(args), device) for args in many]
     splits = [table.splits(args) for args in many]
+    for args, learner, own in zip(many, learners, splits):
+        start_network(args, learner.network, own["train"], table.scaling_of(args))
     curves: list[list[float]] = [[] for _ in many]
     for epoch in range(1, many[0].num_epochs + 1):
         if len(many) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wavcse.search.arguments import POOLS
+from wavcse.search.arguments import PAPER_POOLINGS, POOLS
 
 if __name__ == "__main__":
     POOLS.answer()  # before the imports below, which take seconds
@@ -53,7 +53,7 @@ def search_poolings(
     output_dir: Path,
     seeds: int = 3,
     workers: int = 1,
-    poolings: Sequence[str] = tuple(LAYER_POOLINGS),
+    poolings: Sequence[str] = PAPER_POOLINGS,
     constants: str = "authors",
     show_progress: bool = True,
 ) -> dict:
@@ -65,7 +65,7 @@ def search_poolings(
     Args:
         table: the recipe's clips (`table_for`).
         args: the recipe; its layers are the set, its own pooling plays no part; seeds count up from its own.
-        poolings: of the ten.
+        poolings: of `POOLINGS`.
         constants: "authors", their grid, or "default", one constant each.
 
     Returns:

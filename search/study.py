@@ -45,6 +45,8 @@ def search_space(args: RunArguments) -> dict[str, BaseDistribution]:
     space: dict[str, BaseDistribution] = {}
     for name in ("layer_projection_size", "embedding_size"):
         size = getattr(args, name)
+        if size is None:
+            continue  # there is no FC1
         space[name] = IntDistribution(max(1, size // 4), 2 * size, log=True)
     for name, usual in (("l1", 1e-7), ("l2", 1e-5)):
         middle = getattr(args, name) or usual  # a logarithm has no place for 0

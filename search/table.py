@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, data_fingerprint, free_memory
 from wavcse.training.heads import model_config
+from wavcse.training.start import Scaling, layer_scaling
 
 CHUNK = 4096  # clips copied at a time
 LARGEST_SHARE = 0.8  # of the memory, and for a file of the disk space, that is free
@@ -65,6 +66,18 @@ class SearchTable:
         """The splits as a run with these layers sees them; nothing is copied."""
         table = MemoryTable(self.features, args.selected_layers)
         return {split: SplitFeatures(table, self.composite, split, self.features.device) for split in SPLITS}
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """Of the training clips, of all layers: `[L, D]` each; found once for all fits of a process."""
+        return layer_scaling(SplitFeatures(MemoryTable(self.features), self.composite, "train", self.features.device))
+
+    def scaling_of(self, args: RunArguments) -> Scaling | None:
+        """`scaling` of the layers that `args` selects, `None` where they are not scaled."""
+        if args.layer_scaling == "none":
+            return None
+        mean, scale = self.scaling
+        return mean[args.selected_layers], scale[args.selected_layers]
 
     def config(self, args: RunArguments) -> WavCSEConfig:
         """The configuration of the model that `args` describes on these features."""

@@ -287,6 +287,8 @@ def _kind(hint: Any) -> Any:
 def _read_value(one: Field, hint: Any, value: Any) -> Any:
     """What a text means for a field. A text that does not fit stays one, and is refused where the fields are checked."""
     kind = _kind(hint)
+    if value == "null" and kind in (int, float) and hint is not kind:
+        return None  # as YAML reads it; of a field of texts the word is one
     if get_origin(kind) is not list:
         return _read_json(one, value) if kind is dict else _read_text(kind, value)
     (item,) = get_args(kind)

@@ -8,12 +8,13 @@ import pytest
 
 import wavcse
 import wavcse_cli
-from wavcse.configuration_wavcse import CONTEXTS, LAYER_POOLINGS, PRECISIONS, TEMPORAL_POOLINGS
+from wavcse.configuration_wavcse import CONTEXTS, LAYER_POOLINGS, LAYER_SCALINGS, PRECISIONS, TEMPORAL_POOLINGS
 from wavcse.data import arguments as of_data
 from wavcse.pretraining.arguments import LABEL_LOSS_NAMES
 from wavcse.pretraining.label_losses import LABEL_LOSSES
 from wavcse.search import arguments as of_searches
 from wavcse.search.selection import RIVALS
+from wavcse.training import arguments as of_training
 
 ROOT = Path(__file__).parents[1]
 SEARCHES = ("layers", "poolings", "hparams", "phase1")
@@ -98,4 +99,5 @@ def test_the_names_that_command_lines_allow_are_those_that_the_code_has():
     assert of_data.PRECISIONS == PRECISIONS
     assert LABEL_LOSS_NAMES == tuple(LABEL_LOSSES)
     assert of_searches.POOLINGS == tuple(LAYER_POOLINGS)
+    assert of_training.SCALINGS == LAYER_SCALINGS
     assert of_searches.RIVALS == tuple(RIVALS)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight")
 MIXED_PRECISIONS = ("no", "bf16")
 TABLE_PLACES = ("auto", "memory", "disk")
+SCALINGS = ("none", "standard")  # as in configuration_wavcse.py
+# Options that came later, with the values that leave everything as it was: earlier runs, results and stored fits do not name
+# them, and are those of these values.
+AS_BEFORE = {"layer_scaling": "none"}
 # Fields that may differ between a run and its continuation: they do not change any epoch that is already done.
 FREE_ON_RESUME = (
     "num_epochs",
@@ -88,8 +92,13 @@ class RunArguments(RunSettings):
     selected_layers: list[int] = option(
         paper_layers, "Layers to pool: 0 = input of the first block.", "the paper's sixteen", group="the embedding"
     )
-    layer_projection_size: int = option(512, "Width of FC1.")
-    pooling_type: str = option("learned_norm", "One of the ten layer poolings.")
+    layer_scaling: str = option(
+        "none",
+        "Of the pooled layers; standard: minus the mean of the training clips, by their standard deviation.",
+        choices=SCALINGS,
+    )
+    layer_projection_size: int | None = option(512, "Width of FC1; null: no FC1.")
+    pooling_type: str = option("learned_norm", "One of the paper's ten layer poolings, or concat, layers side by side.")
     pooling_kwargs: dict = option(dict, "Its constants (in the YAML, or as JSON).")
     embedding_size: int = option(2000, "Width of FC2 = size of the embedding.")
     layer_dropout: float = option(0.4, "Dropout before FC2.")
@@ -120,6 +129,10 @@ class RunArguments(RunSettings):
         if self.save_hub and not self.upstream:
             raise ValueError("upstream is not given; name it, or pass --save_hub false to train without leaving a Hub folder.")
 
+    def identity(self) -> dict[str, Any]:
+        """As of all runs; an option that came later only where it changes something."""
+        return {name: value for name, value in super().identity().items() if (name, value) not in AS_BEFORE.items()}
+
     def task_sources(self) -> dict[str, TaskSource]:
         """The tasks as typed sources; ValueError names a missing or unknown field, or one that is not what it must be."""
         return {name: _task_source(name, fields) for name, fields in self.tasks.items()}
@@ -130,8 +143,8 @@ class RunArguments(RunSettings):
 
     def model_fields(self) -> dict[str, Any]:
         """The recipe's part of a `WavCSEConfig`: all but the upstream and the tasks' labels."""
-        names = ("selected_layers", "layer_projection_size", "pooling_type", "pooling_kwargs", "embedding_size")
-        return {name: getattr(self, name) for name in (*names, "layer_dropout", "embedding_dropout")}
+        names = ("selected_layers", "layer_scaling", "layer_projection_size", "pooling_type", "pooling_kwargs")
+        return {name: getattr(self, name) for name in (*names, "embedding_size", "layer_dropout", "embedding_dropout")}
 
 
 TRAIN = Program(

@@ -54,9 +54,12 @@ class MultiTaskNetwork(nn.Module):
         return self.heads(self.downstream(layers), rows)
 
     def gather(self, features: PooledLayers) -> Tensor:
-        """The clips' layers from their table: `[B, K, D]`; as a fast part `[B, D]`, a linear pooling applied here."""
+        """The clips' layers from their table: `[B, K, D]`; as a fast part `[B, D]`, a linear pooling applied here.
+
+        Layers that are scaled are pooled afterwards, as they are.
+        """
         pooling = self.downstream.layer_pooling
-        if not (self.fast_parts and pooling.is_linear):
+        if not (self.fast_parts and pooling.is_linear) or self.downstream.is_scaled:
             return features.stacked()
         return features.averaged(pooling.layer_weights.to(features.table.device))
 
@@ -69,7 +72,7 @@ class MultiTaskNetwork(nn.Module):
         }
 
         def logits(features: PooledLayers, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            pooled = self.downstream.pool(self.gather(features))
+            pooled = self.downstream.pool(self.downstream.scaled(self.gather(features)))
             return {task: linear(pooled[rows[task]], *head) for task, head in heads.items()}
 
         return logits

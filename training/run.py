@@ -162,6 +162,11 @@ class Run:
         """Epochs or steps."""
         return getattr(self.learner.progress, self.unit)
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return finished_state(self.folder.last) is not None
+
     def prepare(self, fingerprint: str, data: str = "clips or labels", project: str = "wavcse") -> None:
         """Make the folder or check the one that is there, as `RunFolder.prepare`, then start the trackers under `project`."""
         if self.is_main:

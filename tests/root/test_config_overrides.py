@@ -47,6 +47,7 @@ def folder(trained, tmp_path_factory) -> Path:
         ({"pooling_kwargs": {"p": 2.0}}, "pooling_kwargs is .*2.0.* trained with .*16.0"),
         ({"embedding_size": 10, "ignore_mismatched_sizes": True}, "embedding_size is 10, but .* with 20: the weights have"),
         ({"layer_projection_size": 4}, "layer_projection_size is 4, but"),
+        ({"layer_scaling": "standard"}, "layer_scaling is .* trained with 'none': .* layers scaled in this way"),
         ({"sampling_rate": 8000}, "sampling_rate is 8000, but .* trained on speech at that rate"),
         ({"do_normalize": False}, "do_normalize is False, but"),
         ({"upstream_config": {"hidden_act": "relu"}}, "upstream_config.hidden_act is 'relu', but .* trained with 'gelu'"),
@@ -179,7 +180,7 @@ VALID = [  # what of NONSENSE a field may hold
     *((field, value) for field in ("apply_spec_augment", "conv_bias") for value in (True,)),
     *((field, 0.5) for field in ("layer_dropout", "embedding_dropout", "window_s", "max_duration_s")),
     *((field, 0.5) for field in ("layer_norm_eps", "layerdrop", "hidden_dropout", "mask_time_prob")),
-    ("upstream_config", None),
+    *((field, None) for field in ("upstream_config", "layer_projection_size")),
     *((field, 10**30) for field in ("window_s", "max_duration_s")),
 ]
 

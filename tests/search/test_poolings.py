@@ -11,10 +11,10 @@ import torch
 import yaml
 from scipy.stats import bootstrap, kendalltau, spearmanr
 
-from wavcse.configuration_wavcse import LAYER_POOLINGS
 from wavcse.data.composite import CompositeSet
 from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.search import runner
+from wavcse.search.arguments import PAPER_POOLINGS
 from wavcse.search.bootstrap import difference_of, interval, resampled_accuracies, units_of
 from wavcse.search.poolings import LEARNED, main, search_poolings
 from wavcse.search.runner import Fit, FitError, fit_all
@@ -90,7 +90,7 @@ def test_constants_are_chosen_on_validation_and_figures_come_from_the_fits(tmp_p
     report = search_poolings(table, args, tmp_path, seeds=2, show_progress=False)
     grid, rows = report["grid"], report["poolings"]
     assert [row["name"] for row in rows] == [
-        name + tail for name in LAYER_POOLINGS for tail in (["", ", learned"] if name in LEARNED else [""])
+        name + tail for name in PAPER_POOLINGS for tail in (["", ", learned"] if name in LEARNED else [""])
     ]
     assert len(grid) == 6 + (3 + 1) + (5 + 1) + (5 + 1) + 5
     assert len(counted) == 2 * (len(grid) + len(rows)) == len(list((tmp_path / "fits").glob("*.json")))

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavcse.data.composite import CompositeSet
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
+from wavcse.pooling_wavcse import ConcatPooling
 from wavcse.search.together import train_epoch_together
 from wavcse.train_accelerate import train_epoch
 from wavcse.training import fast_parts
@@ -24,7 +25,10 @@ N, L, D = 60, 5, 16
 UPSTREAM = {"model_type": "wavlm", "hidden_size": D, "num_hidden_layers": L - 1, "num_attention_heads": 2}
 CLASSES = {"keyword": ["a", "b", "c"], "speaker": ["d", "e", "f", "g"]}
 LINEAR = ("weighted_average", "mean")
-every_pooling = pytest.mark.parametrize("pooling_type", [*LINEAR, "learned_norm", "gated", "self_attention"])
+FORMS = {name: {"pooling_type": name} for name in (*LINEAR, "learned_norm", "gated", "self_attention", "concat")}
+FORMS |= {f"scaled {name}": {**FORMS[name], "layer_scaling": "standard"} for name in ("weighted_average", "gated", "concat")}
+FORMS |= {f"{name} without FC1": {**FORMS[name], "layer_projection_size": None} for name in ("mean", "gated", "scaled concat")}
+every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def arguments(**changes) -> RunArguments:
@@ -62,6 +66,10 @@ def learner_of(args: RunArguments):
     if args.pooling_type in ("weighted_average", "gated"):
         with torch.no_grad():
             pooling.weight.copy_(torch.linspace(-1, 1, len(args.selected_layers)))
+    if args.layer_scaling == "standard":
+        downstream, layers = learner.network.downstream, torch.tensor(args.selected_layers)[:, None]
+        downstream.layer_mean.copy_(0.1 * layers + torch.linspace(-1, 1, D))
+        downstream.layer_scale.copy_(1 + 0.1 * layers + torch.linspace(0, 1, D))
     return learner
 
 
@@ -71,9 +79,17 @@ def splits_of(features, composite, args) -> dict[str, SplitFeatures]:
 
 
 def plain_logits(network, layers: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Figure 1 of the paper, word for word: FC1 on every layer, pooling, FC2, all heads on all clips."""
+    """Figure 1 of the paper, word for word: FC1 on every layer, pooling, FC2, all heads on all clips.
+
+    Scaled layers are scaled before, and layers side by side go through FC1 as one.
+    """
     downstream = network.downstream
-    pooled = downstream.layer_pooling(downstream.layer_projection(layers))
+    if hasattr(downstream, "layer_mean"):
+        layers = (layers - downstream.layer_mean) / downstream.layer_scale
+    if isinstance(downstream.layer_pooling, ConcatPooling):
+        pooled = downstream.layer_projection(torch.cat(layers.unbind(1), dim=1))
+    else:
+        pooled = downstream.layer_pooling(downstream.layer_projection(layers))
     embeddings = downstream.embedding_projection(pooled)
     return {task: head(embeddings) for task, head in network.heads.tasks.items()}
 
@@ -88,9 +104,9 @@ def gradients_of(network, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
 
 
-@every_pooling
-def test_loss_and_every_gradient_are_those_of_the_plain_formula(features, composite, pooling_type):
-    args = arguments(pooling_type=pooling_type)
+@every_form
+def test_loss_and_every_gradient_are_those_of_the_plain_formula(features, composite, form):
+    args = arguments(**FORMS[form])
     learner = learner_of(args)
     (batch,) = splits_of(features, composite, args)["train"].batches(1000)
     losses = cross_entropy_per_task(learner.network(batch.features, batch.rows), batch.labels, batch.num_labelled)
@@ -110,13 +126,13 @@ def test_loss_and_every_gradient_are_those_of_the_plain_formula(features, compos
     assert learner.network.fast_penalty(args.l1, args.l2).item() == pytest.approx(penalty.item(), rel=1e-5)
     assert learner.network.penalty(args.l1, args.l2).item() == pytest.approx(penalty.item(), rel=1e-5)
     assert max(relative_difference(fast[name], plain[name]) for name in plain) < 1e-5
-    if pooling_type == "weighted_average":
+    if form == "weighted_average":
         assert plain["downstream.layer_pooling.weight"].abs().min() > 0
 
 
-@every_pooling
-def test_evaluation_with_folded_heads_is_that_of_the_plain_formula(features, composite, pooling_type):
-    args = arguments(pooling_type=pooling_type, layer_dropout=0.4, embedding_dropout=0.6)
+@every_form
+def test_evaluation_with_folded_heads_is_that_of_the_plain_formula(features, composite, form):
+    args = arguments(**FORMS[form], layer_dropout=0.4, embedding_dropout=0.6)
     learner, accelerator = learner_of(args), Accelerator(cpu=True)
     result = evaluate(accelerator, learner, splits_of(features, composite, args)["validation"])
     rows = composite.rows("validation")
@@ -134,10 +150,10 @@ def test_evaluation_with_folded_heads_is_that_of_the_plain_formula(features, com
     assert result.mean_accuracy == pytest.approx(sum(result.accuracy.values()) / 2)
 
 
-@every_pooling
-def test_epochs_with_and_without_fast_parts_are_equal(features, composite, pooling_type):
+@every_form
+def test_epochs_with_and_without_fast_parts_are_equal(features, composite, form):
     """The whole of an epoch, twice: losses, figures and weights. Without them, nothing but PyTorch's modules runs."""
-    learners = [learner_of(arguments(pooling_type=pooling_type, fast_parts=is_fast)) for is_fast in (True, False)]
+    learners = [learner_of(arguments(**FORMS[form], fast_parts=is_fast)) for is_fast in (True, False)]
     accelerator = Accelerator(cpu=True)
     for epoch in (1, 2):
         entries, operators = [], Operators()
@@ -192,14 +208,14 @@ def test_each_network_of_a_stack_has_its_own_dropout_rate():
     assert (y == 0).float().mean(dim=(1, 2)).tolist() == pytest.approx([0.2, 0.7], abs=0.01)
 
 
-@every_pooling
-def test_networks_that_train_together_train_as_each_alone(features, composite, pooling_type):
+@every_form
+def test_networks_that_train_together_train_as_each_alone(features, composite, form):
     changes = [
         {"seed": 0},
         {"seed": 1, "learning_rate": 1e-2, "l1": 0.0},
         {"seed": 2, "l2": 0.0, "scheduler_patience": 0, "selected_layers": [4, 2, 0]},
     ]
-    many = [arguments(pooling_type=pooling_type, **change) for change in changes]
+    many = [arguments(**FORMS[form], **change) for change in changes]
     accelerator = Accelerator(cpu=True)
     alone = [learner_of(args) for args in many]
     together = [learner_of(args) for args in many]
