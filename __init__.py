@@ -21,10 +21,11 @@ if TYPE_CHECKING:
         WavCSEMultiTaskOutput,
         WavCSEPreTrainedModel,
     )
-    from .pipeline_wavcse import WavCSEFeatureExtractionPipeline
+    from .pipeline_wavcse import WavCSEAudioClassificationPipeline, WavCSEFeatureExtractionPipeline
 
 __version__ = "0.1.0"
 __all__ = [
+    "WavCSEAudioClassificationPipeline",
     "WavCSEConfig",
     "WavCSEFeatureExtractionPipeline",
     "WavCSEFeatureExtractor",
@@ -49,7 +50,7 @@ def __dir__() -> list[str]:
 
 def _load() -> None:
     """Import the public names and register the model."""
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
     from . import configuration_wavcse, feature_extraction_wavcse, modeling_wavcse, pipeline_wavcse
 
@@ -58,6 +59,7 @@ def _load() -> None:
     config = configuration_wavcse.WavCSEConfig
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, modeling_wavcse.WavCSEModel, exist_ok=True)
+    AutoModelForAudioClassification.register(config, modeling_wavcse.WavCSEForMultiTask, exist_ok=True)
     AutoFeatureExtractor.register(config, feature_extraction_wavcse.WavCSEFeatureExtractor, exist_ok=True)
 
 

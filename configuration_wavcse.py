@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .gradients_wavcse import GradientWatch  # noqa: F401
     from .hub_repository_wavcse import complete_repository  # noqa: F401
     from .kernels_wavcse import float32_library  # noqa: F401
+    from .labels_wavcse import predictions  # noqa: F401
     from .modeling_wavcse import WavCSEModel  # noqa: F401
     from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
@@ -64,6 +65,8 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 TASK_KINDS = ("classification",)
 MAX_TASK_NAME = 100  # characters; file systems allow 255 bytes for a name that holds it
 TASK_FIELDS = ("kind", "labels", "loss_weight")
+LABEL_FIELDS = ("id2label", "label2id", "num_labels")  # transformers' names; here they follow from the one task
+NEW_TASK = "label"  # the name of the task that they ask for where the model has no such head
 # Beyond these a file is damaged: nothing larger is built, so that a wrong digit does not fill the memory.
 MAX_SIZE = 2**20  # of a width, a kernel, a rate in Hz
 MAX_BLOCKS = 1000
@@ -142,6 +145,8 @@ class WavCSEConfig(PretrainedConfig):
         layer_dropout (`float`, *optional*, defaults to 0.4): Dropout between layer pooling and FC2.
         embedding_dropout (`float`, *optional*, defaults to 0.6): Dropout between the embedding and the heads.
         tasks (`dict`, *optional*): Task name -> `{"kind": "classification", "labels": [...], "loss_weight": 1.0}`.
+        id2label, label2id, num_labels (*optional*): transformers' names for the labels of one task, called "label"; only
+            without `tasks`. Read, they are those of the model's task; of several tasks, all labels as "task/label".
         freeze_upstream (`bool`, *optional*, defaults to `True`): Keep the upstream fixed and in eval mode.
         sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate in Hz that the upstream expects.
         do_normalize (`bool`, *optional*, defaults to `True`): Zero mean and unit variance per clip before the upstream.
@@ -158,8 +163,10 @@ class WavCSEConfig(PretrainedConfig):
 
     model_type = "wavcse"
     sub_configs = {"upstream_config": AutoConfig}  # noqa: RUF012 (transformers reads this class attribute)
+    # For transformers' Trainer, whose metrics see logits only.
+    keys_to_ignore_at_inference = ["embeddings", "pooled_layers", "hidden_states", "attentions"]  # noqa: RUF012
     # Of a subclass without an __init__, whose fields transformers sets from a saved file that may lack them.
-    context, layer_scaling = None, "none"
+    tasks, context, layer_scaling = None, None, "none"
 
     def __init__(
         self,
@@ -202,7 +209,10 @@ class WavCSEConfig(PretrainedConfig):
         self.max_duration_s = max_duration_s
         self.precision = precision
         kwargs.pop("hidden_size", None)  # derived, see the property
+        labels = wanted_labels({name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs})
+        self.tasks = {}  # while transformers assigns its defaults of `id2label`
         build_valid("a field that every model of transformers has", super().__init__, **kwargs)
+        self.tasks = tasks_with_labels({}, labels) if labels and not tasks else tasks
         self.check()
 
     def check(self) -> None:
@@ -225,8 +235,7 @@ class WavCSEConfig(PretrainedConfig):
         self.embedding_size = _size("embedding_size", self.embedding_size)
         self.layer_dropout = _dropout("layer_dropout", self.layer_dropout)
         self.embedding_dropout = _dropout("embedding_dropout", self.embedding_dropout)
-        tasks = _mapping("tasks", self.tasks)
-        self.tasks = {checked_task_name(name): _validated_task(name, task) for name, task in tasks.items()}
+        self.tasks = _validated_tasks(self.tasks)
         self.freeze_upstream = _bool("freeze_upstream", self.freeze_upstream)
         self.sampling_rate = _size("sampling_rate", self.sampling_rate)
         self.do_normalize = _bool("do_normalize", self.do_normalize)
@@ -249,8 +258,15 @@ class WavCSEConfig(PretrainedConfig):
         Args:
             config_dict: fields by name, as in `config.json`.
             kwargs: overrides. Of a mapping for `upstream_config` the fields that it names are replaced, `tasks` as a whole.
+                `id2label`, `label2id` and `num_labels` keep a single task that has these labels, and else ask for one task
+                in the place of all others (`tasks_with_labels`).
         """
         fields = dict(_mapping("the configuration", config_dict))
+        labels = wanted_labels({name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs})
+        if labels:
+            if kwargs.get("tasks"):
+                raise ValueError("Give `tasks`, or `num_labels`, `id2label` and `label2id`, not both.")
+            kwargs["tasks"] = tasks_with_labels(fields.get("tasks"), labels)
         if kwargs.get("pooling_type", fields.get("pooling_type")) != fields.get("pooling_type"):
             fields["pooling_kwargs"] = None  # those of the other pooling
         for name in OWN_FIELDS & kwargs.keys():
@@ -270,8 +286,13 @@ class WavCSEConfig(PretrainedConfig):
         return super().from_dict(fields, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in every transformers configuration; a `context` that the upstream does not have is left out."""
+        """As in every transformers configuration; a `context` that the upstream does not have is left out.
+
+        Of a single task, `id2label` and `label2id` are there too, for programs that look for them.
+        """
         fields = super().to_dict()
+        if len(self.tasks or {}) == 1:
+            fields |= {"id2label": self.id2label, "label2id": self.label2id}
         if fields.get("context") is None:
             fields.pop("context", None)
         return fields
@@ -280,6 +301,46 @@ class WavCSEConfig(PretrainedConfig):
         """As in every transformers configuration; an invalid one is refused."""
         self.check()
         super().save_pretrained(*args, **kwargs)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Labels of the task by index; of several tasks, of all their heads one after the other, as "task/label"."""
+        tasks = self.tasks or {}
+        names = [label if len(tasks) == 1 else f"{name}/{label}" for name, task in tasks.items() for label in task["labels"]]
+        return dict(enumerate(names))
+
+    @id2label.setter
+    def id2label(self, value: Mapping[int | str, str] | None) -> None:
+        self._set_labels(wanted_labels({"id2label": value}))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The inverse of `id2label`."""
+        return {label: index for index, label in self.id2label.items()}
+
+    @label2id.setter
+    def label2id(self, value: Mapping[str, int | str] | None) -> None:
+        self._set_labels(wanted_labels({"label2id": value}))
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels of the task, or of all tasks together."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, value: int | None) -> None:
+        self._set_labels(wanted_labels({"num_labels": value}))
+
+    def _set_labels(self, labels: list[str] | int | None) -> None:
+        """What transformers' users assign: other names for as many labels of the one task, or one new task."""
+        if not labels or labels == len(self.id2label) or labels == list(self.id2label.values()):
+            return
+        tasks = self.tasks or {}
+        if len(tasks) == 1 and isinstance(labels, list) and len(labels) == self.num_labels:
+            [(name, task)] = tasks.items()
+            self.tasks = _validated_tasks({name: {**task, "labels": labels}})
+        else:
+            self.tasks = tasks_with_labels(tasks, labels)
 
     @property
     def hidden_size(self) -> int:
@@ -377,6 +438,49 @@ def checked_task_name(name: Any) -> str:
             f"tasks: the name {name!r} is taken by torch's ModuleDict, which holds the heads; choose another one."
         )
     return name
+
+
+def wanted_labels(given: Mapping[str, Any]) -> list[str] | int | None:
+    """The labels in their order, or how many there are, or `None`, from values of `LABEL_FIELDS` (indices may be texts).
+
+    Raises:
+        ValueError: the values are no such mappings, leave out an index, or contradict each other.
+    """
+    named = []
+    for field in ("id2label", "label2id"):
+        value = _mapping(field, given.get(field))
+        pairs = value.items() if field == "id2label" else [(index, label) for label, index in value.items()]
+        try:
+            by_index = {int(index): str(label) for index, label in pairs}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{field} is {value!r}; it must pair labels with whole numbers from 0 on.") from error
+        if sorted(by_index) != list(range(len(value))):
+            raise ValueError(
+                f"{field} has the indices {sorted(by_index)}; every one from 0 to {len(value) - 1} is needed once."
+            )
+        if by_index:
+            named.append([by_index[index] for index in range(len(by_index))])
+    count = given.get("num_labels")
+    if count is not None:
+        _integer("num_labels", count, 1, MAX_SIZE)
+    if any(names != named[0] or count not in (None, len(names)) for names in named):
+        raise ValueError(f"num_labels, id2label and label2id contradict each other: {dict(given)}.")
+    return named[0] if named else count
+
+
+def tasks_with_labels(tasks: Any, labels: list[str] | int) -> dict[str, dict[str, Any]]:
+    """The tasks themselves if there is one and it has these labels (or so many); else one new task of that name, `NEW_TASK`.
+
+    Args:
+        tasks: as of `WavCSEConfig`.
+        labels: the names in their order, or their number; then they are called LABEL_0, LABEL_1, ... as by transformers.
+    """
+    tasks = _validated_tasks(tasks)
+    own = [task["labels"] for task in tasks.values()]
+    if len(own) == 1 and (own[0] == labels or len(own[0]) == labels):
+        return tasks
+    names = [f"LABEL_{index}" for index in range(labels)] if isinstance(labels, int) else labels
+    return _validated_tasks({NEW_TASK: {"labels": names}})
 
 
 OWN_FIELDS = set(inspect.signature(WavCSEConfig.__init__).parameters) - {"self", "kwargs"}
@@ -543,6 +647,10 @@ def _validated_pooling_kwargs(pooling_type: str, kwargs: Any) -> dict[str, Any]:
     if merged.get("learnable") and merged.get("r", 1.0) <= 0:
         raise ValueError(f"pooling_kwargs['r'] is {merged['r']!r}; a learnable r must start above 0.")
     return merged
+
+
+def _validated_tasks(tasks: Any) -> dict[str, dict[str, Any]]:
+    return {checked_task_name(name): _validated_task(name, task) for name, task in _mapping("tasks", tasks).items()}
 
 
 def _validated_task(name: Any, task: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .gradients_wavcse import GradientWatch  # noqa: F401
     from .hub_repository_wavcse import complete_repository  # noqa: F401
     from .kernels_wavcse import float32_library  # noqa: F401
+    from .labels_wavcse import predictions  # noqa: F401
     from .modeling_wavcse import WavCSEModel  # noqa: F401
     from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401

@@ -21,7 +21,7 @@ from transformers.utils import HF_MODULES_CACHE
 
 from .configuration_wavcse import WavCSEConfig
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
-from .pipeline_wavcse import WavCSEFeatureExtractionPipeline
+from .pipeline_wavcse import WavCSEAudioClassificationPipeline, WavCSEFeatureExtractionPipeline
 
 CODE_FILES = (
     "audio_streams_wavcse.py",
@@ -31,6 +31,7 @@ CODE_FILES = (
     "gradients_wavcse.py",
     "hub_repository_wavcse.py",
     "kernels_wavcse.py",
+    "labels_wavcse.py",
     "modeling_wavcse.py",
     "packed_encoder_wavcse.py",
     "packed_layers_wavcse.py",
@@ -65,6 +66,12 @@ SENTENCE_TRANSFORMERS = {  # what `SentenceTransformer(folder)` reads
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     },
+}
+PIPELINES_OF_HEADS = {
+    "audio-classification": {
+        "impl": f"pipeline_wavcse.{WavCSEAudioClassificationPipeline.__name__}",
+        "pt": ["AutoModelForAudioClassification"],
+    }
 }
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")  # formats that can run code when they are read
 NOT_PUBLISHED = (".git", ".cache", "__pycache__")  # what tools leave in a folder, not worth a word
@@ -178,7 +185,9 @@ def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | 
     for name in CODE_FILES:
         if (here / name).resolve() != (folder / name).resolve():
             shutil.copyfile(here / name, folder / name)
-    config.auto_map, config.custom_pipelines = _auto_map(folder, config, model_class), dict(CUSTOM_PIPELINES)
+    has_heads = bool(config.tasks) and config.architectures != ["WavCSEModel"]  # which is saved without them
+    config.auto_map = _auto_map(folder, config, model_class)
+    config.custom_pipelines = {**CUSTOM_PIPELINES, **(PIPELINES_OF_HEADS if has_heads else {})}
     config.dtype = config.upstream_config.dtype = "float32"
     config.save_pretrained(folder)
     feature_extractor = WavCSEFeatureExtractor.from_config(config)

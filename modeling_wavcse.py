@@ -25,10 +25,11 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import FEATURE_EXTRACTOR_NAME, ModelOutput, cached_file, logging
 
 from .audio_wavcse import QUIET_RMS, as_clips, rms
-from .configuration_wavcse import OWN_FIELDS, changed_heads, check_trained_fields, is_whisper
+from .configuration_wavcse import LABEL_FIELDS, OWN_FIELDS, changed_heads, check_trained_fields, is_whisper
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
 from .hub_repository_wavcse import class_of_repository, complete_repository, upload_repository, write_card
+from .labels_wavcse import chosen_tasks, predictions
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .upstream_wavcse import (
     UpstreamOutput,
@@ -88,10 +89,13 @@ class WavCSEModelOutput(ModelOutput):
 
 @dataclass
 class WavCSEMultiTaskOutput(ModelOutput):
-    """Output of `WavCSEForMultiTask`: `logits` maps each task to `[B, C]`; `loss` where labels were given."""
+    """Output of `WavCSEForMultiTask`: `logits` `[B, C]` of a single task, of several a mapping task -> `[B, C]`.
+
+    `loss` is there where labels were given; the other fields are those of `WavCSEModelOutput`.
+    """
 
     loss: Tensor | None = None
-    logits: dict[str, Tensor] | None = None
+    logits: Tensor | dict[str, Tensor] | None = None
     embeddings: Tensor | None = None
     pooled_layers: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -268,6 +272,7 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         Overrides, and a `config` that is given, may change what trained weights do not depend on: `tasks`, dropouts,
         `freeze_upstream`, `precision`, `window_s`, `max_duration_s`. A task with a new name gets a new head. For a task whose
         labels are not those that its head was trained with, `ignore_mismatched_sizes=True` asks for a new head.
+        `num_labels`, `id2label` and `label2id` ask for one head with these labels, a new one unless the model has it.
 
         Raises:
             ValueError: a field is out of range, trained weights depend on it, labels of a trained head have changed, or
@@ -318,7 +323,7 @@ class WavCSEPreTrainedModel(PreTrainedModel):
             )
         trained, wanted = cls.config_class.from_dict(fields), kwargs.get("config")
         if not isinstance(wanted, PretrainedConfig):
-            own = {name: kwargs[name] for name in OWN_FIELDS if name in kwargs}
+            own = {name: kwargs[name] for name in (*OWN_FIELDS, *LABEL_FIELDS) if name in kwargs}
             given = fields if wanted is None else PretrainedConfig.get_config_dict(wanted, **hub_kwargs)[0]
             wanted = cls.config_class.from_dict(given, **own)
         wanted.check()
@@ -587,28 +592,107 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
         self,
         input_values: Tensor,
         attention_mask: Tensor | None = None,
-        labels: Mapping[str, Tensor] | None = None,
+        labels: Tensor | Mapping[str, Tensor] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        precision: str | None = None,
     ) -> WavCSEMultiTaskOutput | tuple:
         """Embed and classify clips.
 
         Args:
-            labels: task -> class indices `[B]`, -100 where a clip has no label for the task.
+            labels: task -> class indices `[B]`, -100 where a clip has no label for the task; of a single task, the indices
+                alone will do.
+            input_values, attention_mask, output_attentions, precision: as in `WavCSEModel.forward`.
+
+        Raises:
+            ValueError: `labels` is a tensor, and there are several tasks; or it names a task that the model does not have.
         """
-        output = self.wavcse(input_values, attention_mask, output_attentions, output_hidden_states, return_dict=True)
+        output = self.wavcse(
+            input_values, attention_mask, output_attentions, output_hidden_states, return_dict=True, precision=precision
+        )
         logits = self.heads(output.embeddings)
-        weights = {name: task["loss_weight"] for name, task in self.config.tasks.items()}
+        loss = None if labels is None else self.loss(logits, self.labels_by_task(labels))
         result = WavCSEMultiTaskOutput(
-            loss=None if labels is None else combine_losses(cross_entropy_per_task(logits, labels), weights),
-            logits=logits,
+            loss=loss,
+            logits=logits if len(logits) != 1 else next(iter(logits.values())),
             embeddings=output.embeddings,
             pooled_layers=output.pooled_layers,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
         return result if (self.config.return_dict if return_dict is None else return_dict) else result.to_tuple()
+
+    def loss(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+        """The multi-task loss, a scalar: the tasks' cross-entropies, weighted as the configuration says."""
+        weights = {name: task["loss_weight"] for name, task in self.config.tasks.items()}
+        return combine_losses(cross_entropy_per_task(logits, labels), weights)
+
+    def labels_by_task(self, labels: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`labels` of `forward` as task -> `[B]`; ValueError as there."""
+        tasks = list(self.heads.tasks)
+        if not isinstance(labels, Mapping):
+            if len(tasks) != 1:
+                raise ValueError(
+                    f"labels is one tensor, but the model has {len(tasks)} tasks ({', '.join(tasks) or 'none'}): give a "
+                    "mapping from their names to indices [B], with -100 where a clip has no label."
+                )
+            return {tasks[0]: labels}
+        unknown = sorted(set(labels) - set(tasks))
+        if unknown:
+            raise ValueError(f"labels names the task {unknown[0]!r}; the model has {', '.join(tasks) or 'none'}.")
+        return labels
+
+    @torch.no_grad()
+    def predict(
+        self,
+        inputs: Any,
+        task: str | None = None,
+        top_k: int | None = None,
+        batch_seconds: float = 60.0,
+        show_progress_bar: bool | None = None,
+        precision: str | None = None,
+        scale_quiet: bool = False,
+    ) -> Any:
+        """Labels with their probabilities, the most likely first.
+
+        Args:
+            inputs: one clip or several, as `WavCSEModel.encode` takes them; `batch_seconds`, `show_progress_bar`, `precision`
+                and `scale_quiet` are as there.
+            task: the head to ask; all of them if not given.
+            top_k: how many labels; all if not given.
+
+        Returns:
+            For one clip `[{"label": ..., "score": ...}, ...]`; of a model with several heads, if no `task` is named, such a
+            list per task by its name. For several clips a list of these.
+
+        Raises:
+            ValueError: a clip cannot be read or served, there is no such task, or `top_k` is no positive number.
+
+        Example:
+            >>> model.predict("yes.wav", task="keyword", top_k=1)
+            [{'label': 'yes', 'score': 0.93}]
+        """
+        chosen = chosen_tasks(self.config.tasks, task, top_k)
+        self.eval()
+        embeddings = self.wavcse.encode(
+            inputs, batch_seconds, show_progress_bar, convert_to_numpy=False, precision=precision, scale_quiet=scale_quiet
+        )
+        weight = self.wavcse.downstream.embedding_projection.weight
+        logits = self.heads(torch.atleast_2d(embeddings).to(weight.device, weight.dtype))
+        found = predictions({name: logits[name] for name in chosen}, chosen, task, top_k)
+        return found[0] if embeddings.dim() == 1 else found
+
+    def freeze_feature_encoder(self) -> None:
+        """Keep the upstream's stem fixed, under the name that transformers' training scripts call."""
+        upstream = self.wavcse.upstream
+        stems = [getattr(upstream, name, None) for name in ("feature_extractor", "conv1", "conv2")]
+        for stem in filter(None, stems):
+            stem.requires_grad_(False)
+
+    def freeze_base_model(self) -> None:
+        """Keep everything but the heads fixed; the embedding stays as it is."""
+        self.wavcse.requires_grad_(False)
 
 
 def _unit_rows(embeddings: np.ndarray | Tensor | Sequence) -> Tensor:

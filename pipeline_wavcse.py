@@ -1,4 +1,7 @@
-"""`pipeline("feature-extraction", model=..., trust_remote_code=True)` on speech: one clip in, one embedding out."""
+"""transformers' pipelines on speech: "feature-extraction" embeds clips, "audio-classification" names them.
+
+Both read audio themselves, without ffmpeg.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from .audio_wavcse import as_clips, load_waveform
+from .labels_wavcse import chosen_tasks, predictions
 
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
@@ -29,20 +33,8 @@ if TYPE_CHECKING:
     from .whisper_wavcse import pool_layers  # noqa: F401
 
 
-class WavCSEFeatureExtractionPipeline(Pipeline):
-    """Embed speech clips.
-
-    A clip is what `WavCSEModel.encode` takes: a path, an `http(s)://` URL, the bytes of an audio file, a file opened with
-    "rb", a 1-D array, tensor or list of floats at the model's rate, a mapping with `"array"` (or `"raw"`) and
-    `"sampling_rate"`, or an `AudioDecoder`; other rates are resampled. A list, column or array of clips gives a list of
-    results; a generator or a torch `Dataset` gives an iterator over them.
-
-    Args, at construction or call:
-        precision: "float32", "bfloat16" or "int8", of the upstream's matrix products.
-        scale_quiet: bring clips below -60 dB of full scale to the level of usual speech first.
-
-    Returns per clip `[[e_1, ..., e_E]]`, or with `return_tensors=True` a float tensor of shape `[1, E]`.
-    """
+class SpeechPipeline(Pipeline):
+    """A pipeline whose inputs are speech clips, and which keeps its own count of what a clip and what a list of clips is."""
 
     _load_processor = False
     _load_image_processor = False
@@ -57,6 +49,31 @@ class WavCSEFeatureExtractionPipeline(Pipeline):
             return super().__call__(clips[0], *args, **kwargs)
         return list(super().__call__((clip for clip in clips), *args, **kwargs))  # a column is decoded clip by clip
 
+    def preprocess(self, inputs: Any, scale_quiet: bool = False) -> dict[str, Tensor]:
+        rate = self.feature_extractor.sampling_rate
+        waveform = load_waveform(inputs, rate, max_duration_s=self.feature_extractor.max_duration_s)
+        return self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt", scale_quiet=scale_quiet)
+
+    def _run(self, model_inputs: dict[str, Tensor], precision: str | None) -> Any:
+        with torch.autocast(self.model.device.type, enabled=False):  # `precision` decides, whatever surrounds the call
+            return self.model(**model_inputs, precision=precision, return_dict=True)
+
+
+class WavCSEFeatureExtractionPipeline(SpeechPipeline):
+    """Embed speech clips.
+
+    A clip is what `WavCSEModel.encode` takes: a path, an `http(s)://` URL, the bytes of an audio file, a file opened with
+    "rb", a 1-D array, tensor or list of floats at the model's rate, a mapping with `"array"` (or `"raw"`) and
+    `"sampling_rate"`, or an `AudioDecoder`; other rates are resampled. A list, column or array of clips gives a list of
+    results; a generator or a torch `Dataset` gives an iterator over them.
+
+    Args, at construction or call:
+        precision: "float32", "bfloat16" or "int8", of the upstream's matrix products.
+        scale_quiet: bring clips below -60 dB of full scale to the level of usual speech first.
+
+    Returns per clip `[[e_1, ..., e_E]]`, or with `return_tensors=True` a float tensor of shape `[1, E]`.
+    """
+
     def _sanitize_parameters(
         self, precision: str | None = None, return_tensors: bool | None = None, scale_quiet: bool | None = None
     ) -> tuple[dict, dict, dict]:
@@ -64,16 +81,46 @@ class WavCSEFeatureExtractionPipeline(Pipeline):
         forward = {} if precision is None else {"precision": precision}
         return preprocess, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
 
-    def preprocess(self, inputs: Any, scale_quiet: bool = False) -> dict[str, Tensor]:
-        rate = self.feature_extractor.sampling_rate
-        waveform = load_waveform(inputs, rate, max_duration_s=self.feature_extractor.max_duration_s)
-        return self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt", scale_quiet=scale_quiet)
-
     def _forward(self, model_inputs: dict[str, Tensor], precision: str | None = None) -> dict[str, Tensor]:
-        with torch.autocast(self.model.device.type, enabled=False):  # `precision` decides, whatever surrounds the call
-            output = self.model(**model_inputs, precision=precision, return_dict=True)
-        return {"embeddings": output.embeddings}
+        return {"embeddings": self._run(model_inputs, precision).embeddings}
 
     def postprocess(self, model_outputs: dict[str, Tensor], return_tensors: bool = False) -> Tensor | list[list[float]]:
         embeddings = model_outputs["embeddings"]
         return embeddings if return_tensors else embeddings.tolist()
+
+
+class WavCSEAudioClassificationPipeline(SpeechPipeline):
+    """Name speech clips: labels with their probabilities, by the heads of a `WavCSEForMultiTask`.
+
+    A clip is what `WavCSEFeatureExtractionPipeline` takes.
+
+    Args, at construction or call:
+        top_k: how many labels, the most likely first; 5 if not given, as in transformers, and `None` = all.
+        precision, scale_quiet: as of `WavCSEFeatureExtractionPipeline`.
+    At a call only:
+        task: the head to ask, where there are several; all of them if not given.
+
+    Returns per clip what `WavCSEForMultiTask.predict` returns: `[{"label": ..., "score": ...}, ...]`, of several heads, if no
+    `task` is named, such a list per task by its name.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"top_k": 5, **kwargs})
+
+    def _sanitize_parameters(self, precision: str | None = None, scale_quiet: bool | None = None, **labels) -> tuple:
+        unknown = sorted(labels.keys() - {"task", "top_k"})
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]} is unknown; an audio-classification call takes task, top_k, precision, scale_quiet."
+            )
+        preprocess = {} if scale_quiet is None else {"scale_quiet": scale_quiet}
+        chosen_tasks(self.model.config.tasks, labels.get("task"), labels.get("top_k"))
+        return preprocess, {} if precision is None else {"precision": precision}, labels
+
+    def _forward(self, model_inputs: dict[str, Tensor], precision: str | None = None) -> dict[str, Tensor]:
+        logits = self._run(model_inputs, precision).logits
+        return {name: logits if isinstance(logits, Tensor) else logits[name] for name in self.model.config.tasks}
+
+    def postprocess(self, model_outputs: dict[str, Tensor], task: str | None = None, top_k: int | None = None) -> Any:
+        chosen = chosen_tasks(self.model.config.tasks, task, top_k)
+        return predictions({name: model_outputs[name] for name in chosen}, chosen, task, top_k)[0]
