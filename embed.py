@@ -239,14 +239,17 @@ class Embedder:
     def load(self, clip: Clip) -> LoadedClip:
         """Decode, cut and check a clip; ValueError says why it cannot be used."""
         is_cut = self.window_samples is not None  # then only the windows must not be too long
-        waveform = clip.load(self.rate, None if is_cut else self.encoder.feature_extractor.max_duration_s)
+        return self.cut(clip.load(self.rate, None if is_cut else self.encoder.feature_extractor.max_duration_s), clip.clip_id)
+
+    def cut(self, waveform: np.ndarray, name: str) -> LoadedClip:
+        """Cut and check a waveform `[samples]` at the model's rate, which messages call `name`."""
         level = rms(waveform)
         if self.settings.scale_quiet:
             waveform = scale_quiet(waveform)
         bounds = window_bounds(len(waveform), self.window_samples, self.hop_samples)
         windows = [waveform[start:end] for start, end in bounds]
         for window in windows:
-            self.encoder.feature_extractor.check(window, clip.clip_id)
+            self.encoder.feature_extractor.check(window, name)
         return LoadedClip(len(waveform), level, bounds, windows)
 
     def compute(self, loaded: Sequence[LoadedClip]) -> list[tuple]:
