@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -62,6 +63,7 @@ from wavcse.settings.fields import usable_device
 
 PART_INTERVAL_S = 30.0  # what a kill can lose at most, besides the batch that is being computed
 PART_ROWS = 8192
+ENGINES = {"ray": "wavcse.doors.ray_corpus:run"}  # by name, as they build on this program
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,9 @@ def _shape(out: Path) -> tuple[int, int]:
 @EMBED.main
 def main(args: EmbedArguments) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
+    if args.engine in ENGINES:
+        module, _, function = ENGINES[args.engine].partition(":")
+        return getattr(import_module(module), function)(args)
     how = {"batch_seconds": args.batch_seconds, "device": args.device, "workers": args.workers}
     report = embed_corpus(args.corpus, args.model, args.out, args, show_progress=True, **how)
     state = PartialState()

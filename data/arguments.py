@@ -35,7 +35,9 @@ paths): id, path, seconds, embedding. Read it with
 A killed run goes on where it was: give the same command again. Clips that cannot be used are listed in recordings.skipped.csv,
 and very quiet ones, whose embeddings drift to that of silence, in recordings.quiet.csv; --scale_quiet helps those.
 On a CPU a worker of one thread runs on every core. On several GPUs or machines: accelerate launch -m wavcse.embed ...; all
-processes must see the same disk. Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
+processes must see the same disk. On a Ray cluster: --engine ray; the corpus may then also be Parquet files that hold audio, or
+tar shards, and corpus and OUT, here a folder of Parquet parts, may be URLs such as s3://bucket/folder.
+Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
 """
 
 
@@ -115,16 +117,27 @@ class EmbedArguments(EmbedSettings):
     )
     model: str = option(NEEDED, "Folder or Hub id of a wavCSE model; its Python files are run.", value="DIR_OR_HUB_ID")
     out: str = option(
-        NEEDED, "The Parquet file to make; while it is made, OUT.parts holds what is done.", value="FILE.parquet"
+        NEEDED,
+        "The Parquet file to make; while it is made, OUT.parts holds what is done. With --engine ray a folder.",
+        value="FILE.parquet",
     )
     batch_seconds: float = option(
         60.0, "Seconds of audio per batch; less needs less memory.", value="S", above=0, below=math.inf, group="how it is done"
     )
     device: str = option("auto", "Torch device; auto: an accelerator if there is one.")
     workers: int | str = option("auto", WORKERS, value="N", choices=("auto",), at_least=1)
+    engine: str = option("local", "This machine, or a Ray cluster.", choices=("local", "ray"))
+    address: str | None = option(None, "Of the Ray cluster.", "RAY_ADDRESS, else one on this machine", value="HOST:PORT")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.address is not None and self.engine != "ray":
+            raise ValueError("address is that of a Ray cluster; give --engine ray too.")
 
     def look(self) -> None:
         """ValueError for paths that are not there, or not what they should be."""
+        if self.engine == "ray":
+            return check_inputs([], self.model)
         check_inputs([] if Path(self.corpus).is_dir() else [self.corpus], self.model)
         check_is_no_folder(self.out)
 

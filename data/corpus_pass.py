@@ -418,7 +418,12 @@ def gathered(report: PassReport) -> PassReport:
 
 def write_skipped(path: Path, skipped: Sequence[SkippedClip]) -> None:
     """Write the table of skipped clips (only its header if there are none)."""
-    _write_rows(path, ("clip", "reason"), skipped)
+    write_atomically(path, skipped_text(skipped))
+
+
+def skipped_text(skipped: Sequence[SkippedClip]) -> str:
+    """The table of skipped clips as CSV."""
+    return _as_csv(("clip", "reason"), skipped)
 
 
 def read_skipped(path: Path) -> list[SkippedClip]:
@@ -430,7 +435,7 @@ def write_quiet(path: Path, levels: Mapping[str, float]) -> None:
     """Write the table of the very quiet clips among `clip -> root mean square`; no file if there are none."""
     quiet = [(name, f"{decibels(level):.1f}") for name, level in levels.items() if level < QUIET_RMS]
     if quiet:
-        _write_rows(path, ("clip", "level_db"), quiet)
+        write_atomically(path, _as_csv(("clip", "level_db"), quiet))
     else:
         path.unlink(missing_ok=True)
 
@@ -451,10 +456,10 @@ def decibels(rms: float) -> float:
     return 20 * math.log10(rms) if rms > 0 else -math.inf
 
 
-def _write_rows(path: Path, header: tuple[str, ...], rows: Sequence[tuple]) -> None:
+def _as_csv(header: tuple[str, ...], rows: Sequence[tuple]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomically(path, printable(text.getvalue()))
+    return printable(text.getvalue())
 
 
 def _read_rows(path: Path) -> list[list[str]]:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -183,12 +183,12 @@ def as_lists(embeddings: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
 
 
-def write_table(path: Path, rows: pd.DataFrame, embeddings: np.ndarray, metadata: Mapping) -> None:
+def write_table(place: Path | BinaryIO, rows: pd.DataFrame, embeddings: np.ndarray, metadata: Mapping) -> None:
     """Write a Parquet file in row groups: the columns of `rows`, `embedding` `[N, E]`, and metadata in its schema."""
     fields = [(name, pa.string() if name in ("id", "path") else pa.float64()) for name in rows.columns]
     fields.append(("embedding", pa.list_(pa.float32(), embeddings.shape[1])))
     schema = pa.schema(fields, metadata={METADATA_KEY: json_text(dict(metadata))})
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["id", "path"]) as writer:
+    with pq.ParquetWriter(place, schema, compression="zstd", use_dictionary=["id", "path"]) as writer:
         for start in range(0, len(rows), ROW_GROUP_ROWS):
             part = pa.Table.from_pandas(rows[start : start + ROW_GROUP_ROWS], preserve_index=False)
             part = part.append_column("embedding", as_lists(embeddings[start : start + ROW_GROUP_ROWS]))
