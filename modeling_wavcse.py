@@ -125,7 +125,11 @@ class WavCSEDownstream(nn.Module):
             self.register_buffer("layer_scale", torch.ones(num_layers, width))
 
     def forward(self, pooled_layers: Tensor) -> Tensor:
-        return self.embedding_projection(self.dropout(self.pool(self.scaled(pooled_layers))))
+        return self.project(self.scaled(pooled_layers))
+
+    def project(self, layers: Tensor) -> Tensor:
+        """What comes after the scaling: `[B, K, D]`, or `[B, D]` as `pool` takes it, -> `[B, E]`."""
+        return self.embedding_projection(self.dropout(self.pool(layers)))
 
     def scaled(self, pooled_layers: Tensor) -> Tensor:
         """`[B, K, D]` -> the same, as `layer_scaling` says, in the type of the weights.

@@ -9,6 +9,7 @@ upstream, each pooled over time: x_1 .. x_K, of D numbers.
                                                                 (`layer_scaling: standard`: of (x_k - mean_k) / scale_k)
     logits_t  = head_t(dropout(embedding))                      one linear layer for each of T tasks
     loss      = 1/T sum_t w_t CE_t + l1 sum |w| + l2 sum w^2    CE_t: mean over the clips labelled for task t; w: all weights
+                (`reconstruction_weight`: + it * mean_kd (x_kd - decoder(embedding)_kd)^2 of the scaled layers)
 
 The first two lines are `WavCSEDownstream` and `WavCSEHeads` in modeling_wavcse.py; the loss is in `train_step`. Read on from
 the inside out: `train_step` (forward, loss, backward, step), `train_epoch`, `train`; then what comes before (`set_up`) and
@@ -46,7 +47,7 @@ from wavcse.data.files import locked, named_errors
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
-from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask, combine_losses, cross_entropy_per_task
+from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask
 from wavcse.settings.command import DONE
 from wavcse.training.features import FeatureBatch, SplitFeatures, cached_digests, data_fingerprint, open_table
 from wavcse.training.heads import (
@@ -56,8 +57,10 @@ from wavcse.training.heads import (
     epoch_batches,
     evaluate,
     load_network,
+    losses_of,
     model_config,
     new_learner,
+    total_loss,
 )
 from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
 from wavcse.training.start import start_network
@@ -70,10 +73,10 @@ def train_step(accelerator: Accelerator, learner: Learner, batch: FeatureBatch) 
     """
     args, network = learner.args, learner.network
     with accelerator.autocast():
-        logits = learner.model(batch.features, batch.rows)  # task -> [n_t, C_t], of the clips that have a label for it
-        losses = cross_entropy_per_task(logits, batch.labels, batch.num_labelled)  # task -> CE_t
+        output = learner.model(batch.features, batch.rows)  # task -> [n_t, C_t], of the clips that have a label for it
+        losses = losses_of(output, batch.labels, batch.num_labelled, batch.num_clips)  # task -> CE_t
     # Data-parallel training averages gradients over the processes: each one's part counts `num_processes` times.
-    loss = accelerator.num_processes * combine_losses(losses, args.loss_weights())
+    loss = accelerator.num_processes * total_loss(losses, args)
     if args.fast_parts:
         accelerator.backward(loss)
         network.add_penalty_gradient(args.l1, args.l2)

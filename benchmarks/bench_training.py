@@ -81,9 +81,8 @@ def dataloader_epoch(bench: TrainingBench, loader: DataLoader) -> None:
         rows = {task: (values != IGNORED_LABEL).nonzero()[:, 0] for task, values in zip(CLASSES, of_tasks)}
         labels = {task: values[rows[task]].to(device) for task, values in zip(CLASSES, of_tasks)}
         layers = MemoryTable(features.to(device)).take(torch.arange(len(features), device=device))
-        batch = FeatureBatch(
-            layers, {task: r.to(device) for task, r in rows.items()}, labels, {t: len(r) for t, r in rows.items()}
-        )
+        counts = {task: len(own) for task, own in rows.items()}
+        batch = FeatureBatch(layers, {task: own.to(device) for task, own in rows.items()}, labels, counts, len(features))
         train_step(bench.accelerator, bench.learner, batch)
 
 

@@ -81,7 +81,7 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: 
     learners = [new_learner(args, table.config(args), device) for args in many]
     splits = [table.splits(args) for args in many]
     for args, learner, own in zip(many, learners, splits):
-        start_network(args, learner.network, own["train"], table.scaling_of(args))
+        start_network(args, learner.network, own["train"], table.scaling_of(args), table.components_of(args))
     curves: list[list[float]] = [[] for _ in many]
     for epoch in range(1, many[0].num_epochs + 1):
         if len(many) == 1:

@@ -107,7 +107,7 @@ def _grid(poolings: Sequence[str], constants: str) -> list[dict]:
 
 
 def _with(args: RunArguments, setting: Mapping) -> RunArguments:
-    return replace(args, pooling_type=setting["pooling_type"], pooling_kwargs=setting["pooling_kwargs"])
+    return args.with_pooling(setting["pooling_type"], setting["pooling_kwargs"])
 
 
 def _fit_all(

@@ -8,7 +8,6 @@ before one that did not; a plan that cannot go on without it ends there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -21,8 +20,8 @@ RANDOM_SETS = 3  # per size and seed
 
 def layer_fit(args: RunArguments, layers: Sequence[int], seed: int, label: str) -> Fit:
     """The fit of a set of layers, in ascending order, so that equal sets are the same fit."""
-    changes = {"selected_layers": sorted(layers), "pooling_type": "weighted_average", "pooling_kwargs": {}, "seed": seed}
-    return Fit(replace(args, **changes), f"seed {seed}, {label}")
+    changed = args.with_pooling("weighted_average", {}, selected_layers=sorted(layers), seed=seed)
+    return Fit(changed, f"seed {seed}, {label}")
 
 
 def trial_of(result: Mapping) -> dict:

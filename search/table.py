@@ -25,11 +25,13 @@ from wavcse.data.composite import CompositeSet, load_composite
 from wavcse.data.features import open_cache
 from wavcse.data.files import allocate
 from wavcse.data.inspection import Inspector
+from wavcse.data.pca import PrincipalComponents
+from wavcse.modeling_wavcse import WavCSEDownstream
 from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, data_fingerprint, free_memory
 from wavcse.training.heads import model_config
-from wavcse.training.start import Scaling, layer_scaling
+from wavcse.training.start import Scaling, layer_components, layer_scaling
 
 CHUNK = 4096  # clips copied at a time
 LARGEST_SHARE = 0.8  # of the memory, and for a file of the disk space, that is free
@@ -47,6 +49,7 @@ class SearchTable:
         path: the file that `features` are mapped from, if any.
         groups: task -> number of each clip's speaker, `[N]`, for tasks whose splits have no speaker in common.
         layer_fields: how the features were made and pooled over time (`CacheKey.layer_fields`).
+        components: the last that `components_of` has found.
     """
 
     features: Tensor
@@ -56,6 +59,7 @@ class SearchTable:
     path: Path | None = None
     groups: dict[str, np.ndarray] = field(default_factory=dict)
     layer_fields: dict = field(default_factory=dict)
+    components: dict[tuple, PrincipalComponents] = field(default_factory=dict, compare=False)
 
     @property
     def layers(self) -> list[int]:
@@ -78,6 +82,19 @@ class SearchTable:
             return None
         mean, scale = self.scaling
         return mean[args.selected_layers], scale[args.selected_layers]
+
+    def components_of(self, args: RunArguments) -> PrincipalComponents | None:
+        """What `start: pca` begins at, `None` for another start; found once while its layers and sizes stay the same."""
+        if args.start != "pca":
+            return None
+        key = (tuple(args.selected_layers), args.layer_scaling, args.embedding_size)
+        if key not in self.components:
+            downstream = WavCSEDownstream(self.config(args))
+            if downstream.is_scaled:
+                downstream.layer_mean, downstream.layer_scale = self.scaling_of(args)
+            self.components.clear()  # they can be large
+            self.components[key] = layer_components(downstream, self.splits(args)["train"], args.embedding_size)
+        return self.components[key]
 
     def config(self, args: RunArguments) -> WavCSEConfig:
         """The configuration of the model that `args` describes on these features."""

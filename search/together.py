@@ -14,9 +14,17 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from wavcse.modeling_wavcse import IGNORED_LABEL, combine_losses, cross_entropy_per_task
+from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.training.features import FeatureBatch, SplitFeatures
-from wavcse.training.heads import MultiTaskNetwork, begin_epoch, end_epoch, epoch_batches
+from wavcse.training.heads import (
+    RECONSTRUCTION,
+    MultiTaskNetwork,
+    begin_epoch,
+    end_epoch,
+    epoch_batches,
+    losses_of,
+    total_loss,
+)
 from wavcse.training.run import Learner
 
 
@@ -52,7 +60,7 @@ def train_step_together(
     """`train_step` of every learner on its own batch."""
     with accelerator.autocast():
         losses = losses_together([learner.network for learner in learners], batches)
-    accelerator.backward(sum(combine_losses(own, learner.args.loss_weights()) for own, learner in zip(losses, learners)))
+    accelerator.backward(sum(total_loss(own, learner.args) for own, learner in zip(losses, learners)))
     for learner in learners:
         learner.network.add_penalty_gradient(learner.args.l1, learner.args.l2)
         learner.optimizer.step()
@@ -61,7 +69,7 @@ def train_step_together(
 
 
 def losses_together(networks: Sequence[MultiTaskNetwork], batches: Sequence[FeatureBatch]) -> list[dict[str, Tensor]]:
-    """Each network's `cross_entropy_per_task` on its own batch; gradients reach the networks' own parameters.
+    """Each network's `losses_of` on its own batch; gradients reach the networks' own parameters.
 
     The batches have one number of clips. Dropout rates may differ, but one rate is 0 in all networks or in none.
     """
@@ -72,10 +80,11 @@ def losses_together(networks: Sequence[MultiTaskNetwork], batches: Sequence[Feat
     labels = {task: _padded([batch.labels[task] for batch in batches], IGNORED_LABEL) for task in batches[0].labels}
     # Labels that pad a task are ignored. Losses are summed (a count of 1) and then divided by the real counts.
     counts = {task: torch.tensor([batch.num_labelled[task] for batch in batches]) for task in batches[0].num_labelled}
+    counts[RECONSTRUCTION] = torch.tensor([batch.num_clips for batch in batches])
 
     def losses(parameters: Mapping, buffers: Mapping, layers: Tensor, rows: Mapping, labels: Mapping) -> dict[str, Tensor]:
-        logits = functional_call(networks[0], {**parameters, **buffers}, (layers, rows))
-        return cross_entropy_per_task(logits, labels, dict.fromkeys(labels, 1))
+        output = functional_call(networks[0], {**parameters, **buffers}, (layers, rows))
+        return losses_of(output, labels, dict.fromkeys(labels, 1), 1)
 
     sums = vmap(losses, randomness="different")(parameters, buffers, layers, rows, labels)
     return [{task: sums[task][i] / counts[task][i].clamp(min=1) for task in sums} for i in range(len(networks))]

@@ -6,7 +6,8 @@ A YAML recipe plus command-line overrides, checked before anything is computed.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from wavcse.data.tables import spelled, text_of
@@ -21,9 +22,10 @@ TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "class
 MIXED_PRECISIONS = ("no", "bf16")
 TABLE_PLACES = ("auto", "memory", "disk")
 SCALINGS = ("none", "standard")  # as in configuration_wavcse.py
+STARTS = ("random", "pca")
 # Options that came later, with the values that leave everything as it was: earlier runs, results and stored fits do not name
 # them, and are those of these values.
-AS_BEFORE = {"layer_scaling": "none"}
+AS_BEFORE = {"layer_scaling": "none", "reconstruction_weight": 0.0, "start": "random", "pca_whiten": 0.0}
 # Fields that may differ between a run and its continuation: they do not change any epoch that is already done.
 FREE_ON_RESUME = (
     "num_epochs",
@@ -111,6 +113,15 @@ class RunArguments(RunSettings):
     weight_decay: float = option(5e-8, "AdamW's decoupled weight decay.", at_least=0)
     l1: float = option(1e-7, "Penalty on sum |w| over all parameters.", at_least=0)
     l2: float = option(1e-5, "Penalty on sum w^2 over all parameters.", at_least=0)
+    reconstruction_weight: float = option(
+        0.0, "Of the squared error of a linear decoder from the embedding to the scaled layers; 0: none.", at_least=0
+    )
+    start: str = option(
+        "random", "Of the embedding projection; pca: the principal components of the training clips.", choices=STARTS
+    )
+    pca_whiten: float = option(
+        0.0, "Exponent of that start's whitening: 0 none, 1 unit variance in every direction.", at_least=0, at_most=1
+    )
     scheduler_patience: int = option(1, "Epochs without a better validation loss before a decay.", at_least=0)
     scheduler_factor: float = option(0.5, "Factor of that decay.")
 
@@ -126,8 +137,24 @@ class RunArguments(RunSettings):
     def __post_init__(self):
         super().__post_init__()
         self.task_sources()
+        self._check_start()
         if self.save_hub and not self.upstream:
             raise ValueError("upstream is not given; name it, or pass --save_hub false to train without leaving a Hub folder.")
+
+    def _check_start(self) -> None:
+        if self.start == "pca" and (self.pooling_type != "concat" or self.layer_projection_size is not None):
+            raise ValueError(
+                "start is 'pca', which makes the embedding of the layers side by side: it needs pooling_type concat and "
+                f"layer_projection_size null, and these are {self.pooling_type} and {self.layer_projection_size}."
+            )
+        if self.start != "pca" and self.pca_whiten:
+            raise ValueError(f"pca_whiten is {self.pca_whiten:g}; it belongs to start pca, and start is {self.start!r}.")
+
+    def with_pooling(self, pooling_type: str, pooling_kwargs: Mapping[str, Any], **changes) -> RunArguments:
+        """The recipe with another layer pooling and other `changes`; its start stays where that pooling can have it."""
+        if pooling_type != "concat":
+            changes = {"start": "random", "pca_whiten": 0.0, **changes}
+        return replace(self, pooling_type=pooling_type, pooling_kwargs=dict(pooling_kwargs), **changes)
 
     def identity(self) -> dict[str, Any]:
         """As of all runs; an option that came later only where it changes something."""

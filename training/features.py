@@ -129,13 +129,14 @@ class FeatureBatch:
     """One step's share of this process: `n` clips.
 
     `rows` task -> positions `[n_t]` of the clips that have a label for it, `labels` task -> these labels `[n_t]`,
-    `num_labelled` task -> labelled clips of the whole batch over all processes.
+    `num_labelled` task -> labelled clips of the whole batch over all processes, `num_clips` its clips.
     """
 
     features: PooledLayers
     rows: dict[str, Tensor]
     labels: dict[str, Tensor]
     num_labelled: dict[str, int]
+    num_clips: int
 
 
 class SplitFeatures:
@@ -166,7 +167,8 @@ class SplitFeatures:
                 counts[task] = int((of_split[whole] != IGNORED_LABEL).sum())
                 rows[task] = (of_split[share] != IGNORED_LABEL).nonzero()[:, 0]
                 labels[task] = of_split[share][rows[task]]
-            yield FeatureBatch(self.table.take(self._there(self.rows[share])), *map(self._all_there, (rows, labels)), counts)
+            features = self.table.take(self._there(self.rows[share]))
+            yield FeatureBatch(features, *map(self._all_there, (rows, labels)), counts, len(whole))
 
     def _all_there(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._there(tensor) for name, tensor in tensors.items()}

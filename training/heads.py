@@ -30,36 +30,50 @@ from wavcse.training.features import FeatureBatch, PooledLayers, SplitFeatures, 
 from wavcse.training.run import Learner, first_reason
 
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
+RECONSTRUCTION = "layers.reconstruction"  # beside the tasks' names, which have no dot
+
+NetworkOutput = dict[str, Tensor] | tuple[dict[str, Tensor], Tensor]
 
 
 class MultiTaskNetwork(nn.Module):
     """`WavCSEDownstream` and `WavCSEHeads` in sequence: `[B, K, D]` -> `{task: [B, C]}`; weights PyTorch's defaults.
 
-    With `fast_parts` (`training/fast_parts.py`) it computes the same in another way.
+    With `fast_parts` (`training/fast_parts.py`) it computes the same in another way. With a decoder, which serves training
+    alone, it also makes the layers out of the embedding again.
     """
 
-    def __init__(self, config: WavCSEConfig, fast_parts: bool = True):
+    def __init__(self, config: WavCSEConfig, fast_parts: bool = True, has_decoder: bool = False):
         super().__init__()
         self.downstream = WavCSEDownstream(config)
         self.heads = WavCSEHeads(config)
+        num_layers = len(config.selected_layers)
+        self.decoder = nn.Linear(config.embedding_size, num_layers * config.pooled_size) if has_decoder else None
         self.fast_parts = fast_parts
         if fast_parts:
             self.downstream.dropout = Dropout(config.layer_dropout)
             self.heads.dropout = Dropout(config.embedding_dropout)
             use_linear(self)
 
-    def forward(self, features: PooledLayers | Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Logits of all clips, or of task t for the clips `rows[t]` only; `features` may be what `gather` returned."""
-        layers = self.gather(features) if isinstance(features, PooledLayers) else features
-        return self.heads(self.downstream(layers), rows)
+    def forward(self, features: PooledLayers | Tensor, rows: Mapping[str, Tensor] | None = None) -> NetworkOutput:
+        """Logits of all clips, or of task t for the clips `rows[t]` only; `features` may be what `gather` returned.
+
+        Of a network with a decoder a pair of these and its error: the squared error of the decoded scaled layers, a mean over
+        their K * D numbers, summed over the clips.
+        """
+        layers = self.downstream.scaled(self.gather(features) if isinstance(features, PooledLayers) else features)
+        embeddings = self.downstream.project(layers)
+        logits = self.heads(embeddings, rows)
+        if self.decoder is None:
+            return logits
+        return logits, (self.decoder(embeddings).float() - layers.flatten(1)).square().mean(dim=1).sum()
 
     def gather(self, features: PooledLayers) -> Tensor:
         """The clips' layers from their table: `[B, K, D]`; as a fast part `[B, D]`, a linear pooling applied here.
 
-        Layers that are scaled are pooled afterwards, as they are.
+        Layers that are scaled are pooled afterwards, as they are, and a decoder needs them one by one.
         """
         pooling = self.downstream.layer_pooling
-        if not (self.fast_parts and pooling.is_linear) or self.downstream.is_scaled:
+        if not (self.fast_parts and pooling.is_linear) or self.downstream.is_scaled or self.decoder is not None:
             return features.stacked()
         return features.averaged(pooling.layer_weights.to(features.table.device))
 
@@ -96,6 +110,26 @@ class MultiTaskNetwork(nn.Module):
         torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=l1)
 
 
+def losses_of(
+    output: NetworkOutput, labels: Mapping[str, Tensor], num_labelled: Mapping[str, int | Tensor], num_clips: int
+) -> dict[str, Tensor]:
+    """What is to be minimised: `cross_entropy_per_task`, and with a decoder its mean error under `RECONSTRUCTION`.
+
+    Args:
+        num_labelled, num_clips: of the whole batch over all processes.
+    """
+    logits, error = output if isinstance(output, tuple) else (output, None)
+    losses = cross_entropy_per_task(logits, labels, num_labelled)
+    return losses if error is None else {**losses, RECONSTRUCTION: error / num_clips}
+
+
+def total_loss(losses: Mapping[str, Tensor], args: RunArguments) -> Tensor:
+    """The tasks' losses as `combine_losses` weighs them, plus `reconstruction_weight` times the decoder's."""
+    tasks = {task: loss for task, loss in losses.items() if task != RECONSTRUCTION}
+    total = combine_losses(tasks, args.loss_weights())
+    return total + args.reconstruction_weight * losses[RECONSTRUCTION] if RECONSTRUCTION in losses else total
+
+
 @dataclass
 class EpochProgress:
     """How far a run is; saved with every checkpoint. `epoch` counts finished epochs."""
@@ -128,7 +162,7 @@ class Evaluation:
 def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) -> Learner:
     """An untrained model of the recipe, its weights drawn from the recipe's seed."""
     torch.manual_seed(args.seed)
-    network = MultiTaskNetwork(config, args.fast_parts).to(device)
+    network = MultiTaskNetwork(config, args.fast_parts, has_decoder=args.reconstruction_weight > 0).to(device)
     optimizer = AdamW(network.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     scheduler = ReduceLROnPlateau(optimizer, "min", factor=args.scheduler_factor, patience=args.scheduler_patience)
     return Learner(args, network, network, optimizer, scheduler, EpochProgress())
@@ -197,19 +231,20 @@ def _divergence(args: RunArguments, epoch: int, train_loss: dict[str, float], va
 def evaluate(accelerator: Accelerator, learner: Learner, split: SplitFeatures) -> Evaluation:
     """Figures of the learner's present weights on a split; every process sees all of it."""
     args, network = learner.args, learner.network.eval()
-    predict, penalty = (network.folded(), network.fast_penalty) if network.fast_parts else (network, network.penalty)
+    predict = network.folded() if network.fast_parts and network.decoder is None else network
+    penalty = network.fast_penalty if network.fast_parts else network.penalty
     counts = {task: split.num_labelled(task) for task in network.heads.tasks}
-    sums, is_correct = dict.fromkeys(counts, 0.0), {task: [] for task in counts}
+    sums, is_correct = {}, {task: [] for task in counts}
     for batch in split.batches(EVALUATION_BATCH):
         with accelerator.autocast():
-            logits = predict(batch.features, batch.rows)
-        losses = cross_entropy_per_task(logits, batch.labels, counts)
-        for task, values in logits.items():
-            sums[task] += losses[task]
+            output = predict(batch.features, batch.rows)
+        losses = losses_of(output, batch.labels, counts, len(split))
+        sums = {task: sums.get(task, 0.0) + loss for task, loss in losses.items()}
+        for task, values in (output[0] if isinstance(output, tuple) else output).items():
             is_correct[task].append(values.argmax(dim=1) == batch.labels[task])
     joined = {task: torch.cat(parts).cpu() for task, parts in is_correct.items()}
     accuracy = {task: values.double().mean().item() for task, values in joined.items()}
-    loss = combine_losses(sums, args.loss_weights()) + penalty(args.l1, args.l2)
+    loss = total_loss(sums, args) + penalty(args.l1, args.l2)
     task_loss = {task: float(value) for task, value in sums.items()}
     return Evaluation(float(loss), task_loss, accuracy, sum(accuracy.values()) / len(accuracy), joined)
 
@@ -236,6 +271,6 @@ def model_config(
 
 
 def load_network(model: WavCSEForMultiTask, weights: dict[str, Tensor]) -> None:
-    """Put trained weights of a `MultiTaskNetwork` into the complete model."""
+    """Put trained weights of a `MultiTaskNetwork` into the complete model, which has no decoder."""
     parts = nn.ModuleDict({"downstream": model.wavcse.downstream, "heads": model.heads})
-    parts.load_state_dict(weights)
+    parts.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("decoder.")})

@@ -1,14 +1,17 @@
-"""What a network has before its first step: the scaling of its layers, from the training clips.
+"""What a network has before its first step: the scaling of its layers and principal components, from the training clips.
 
 It follows from the data alone, so every process of a run finds the same, and a continued run has it from its checkpoint.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wavcse.data.pca import PrincipalComponents, fit_pca
 from wavcse.data.scaling import Moments
+from wavcse.modeling_wavcse import WavCSEDownstream
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import SplitFeatures
 from wavcse.training.heads import EVALUATION_BATCH, MultiTaskNetwork
@@ -25,15 +28,55 @@ def layer_scaling(train: SplitFeatures) -> Scaling:
 
 
 @torch.no_grad()
-def start_network(args: RunArguments, network: MultiTaskNetwork, train: SplitFeatures, scaling: Scaling | None = None) -> None:
-    """Set what the recipe starts with: the buffers of `layer_scaling: standard`.
+def layer_components(downstream: WavCSEDownstream, train: SplitFeatures, size: int) -> PrincipalComponents:
+    """The first `size` principal components of the layers of a split, scaled as the model scales them, side by side.
+
+    Raises:
+        ValueError: the layers of these clips vary in fewer directions than that.
+    """
+    blocks = (
+        downstream.scaled(batch.features.stacked()).flatten(1).cpu().numpy() for batch in train.batches(EVALUATION_BATCH)
+    )
+    found = fit_pca(blocks, min(size, downstream.embedding_projection.in_features))
+    if size > found.rank:
+        raise ValueError(
+            f"embedding_size is {size}, but the layers of the {len(train)} training clips vary in {found.rank} directions: "
+            f"there are no more principal components. Take at most {found.rank}, or more clips or layers."
+        )
+    return found
+
+
+@torch.no_grad()
+def start_network(
+    args: RunArguments,
+    network: MultiTaskNetwork,
+    train: SplitFeatures,
+    scaling: Scaling | None = None,
+    components: PrincipalComponents | None = None,
+) -> None:
+    """Set what the recipe starts with: the buffers of `layer_scaling: standard`, and what `start: pca` begins at.
 
     Args:
         train: the training split, of the layers that the network pools.
-        scaling: of these layers, where it is known.
+        scaling: of these layers, where it is known; `components` too.
+
+    Raises:
+        ValueError: as `layer_components`.
     """
     downstream = network.downstream
     if downstream.is_scaled:
         mean, scale = layer_scaling(train) if scaling is None else scaling
         downstream.layer_mean.copy_(mean)
         downstream.layer_scale.copy_(scale)
+    if args.start == "pca":
+        found = components or layer_components(downstream, train, downstream.embedding_projection.out_features)
+        set_linear(downstream.embedding_projection, found.encoder(args.pca_whiten))
+        if network.decoder is not None:
+            set_linear(network.decoder, found.decoder(args.pca_whiten))
+
+
+@torch.no_grad()
+def set_linear(layer: nn.Linear, weights: tuple[np.ndarray, np.ndarray]) -> None:
+    """Give a layer these weights, `[out, in]`, and these biases."""
+    for parameter, values in zip((layer.weight, layer.bias), weights):
+        parameter.copy_(torch.from_numpy(values))

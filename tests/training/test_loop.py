@@ -19,7 +19,7 @@ from wavcse.training import fast_parts
 from wavcse.training.arguments import RunArguments
 from wavcse.training.fast_parts import Dropout, linear
 from wavcse.training.features import MemoryTable, PooledLayers, SplitFeatures
-from wavcse.training.heads import MultiTaskNetwork, evaluate, model_config, new_learner
+from wavcse.training.heads import MultiTaskNetwork, evaluate, losses_of, model_config, new_learner, total_loss
 
 N, L, D = 60, 5, 16
 UPSTREAM = {"model_type": "wavlm", "hidden_size": D, "num_hidden_layers": L - 1, "num_attention_heads": 2}
@@ -28,6 +28,8 @@ LINEAR = ("weighted_average", "mean")
 FORMS = {name: {"pooling_type": name} for name in (*LINEAR, "learned_norm", "gated", "self_attention", "concat")}
 FORMS |= {f"scaled {name}": {**FORMS[name], "layer_scaling": "standard"} for name in ("weighted_average", "gated", "concat")}
 FORMS |= {f"{name} without FC1": {**FORMS[name], "layer_projection_size": None} for name in ("mean", "gated", "scaled concat")}
+DECODED = {name: {**FORMS[name], "reconstruction_weight": 0.3} for name in ("mean", "scaled concat", "gated without FC1")}
+FORMS |= {f"{name}, decoded": form for name, form in DECODED.items()}
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -78,20 +80,38 @@ def splits_of(features, composite, args) -> dict[str, SplitFeatures]:
     return {split: SplitFeatures(table, composite, split, torch.device("cpu")) for split in composite.targets}
 
 
+def plain_loss(network, layers: torch.Tensor, labels: dict[str, torch.Tensor], args: RunArguments) -> torch.Tensor:
+    """All of it but the penalties, of the given clips."""
+    losses = cross_entropy_per_task(plain_logits(network, layers), labels)
+    loss = (losses["keyword"] + 0.5 * losses["speaker"]) / 2
+    if args.reconstruction_weight:
+        scaled, embeddings = plain_layers(network, layers), plain_embeddings(network, layers)
+        decoded = embeddings @ network.decoder.weight.T + network.decoder.bias
+        loss = loss + 0.3 * ((decoded - torch.cat(scaled.unbind(1), dim=1)) ** 2).mean()
+    return loss
+
+
+def plain_layers(network, layers: torch.Tensor) -> torch.Tensor:
+    downstream = network.downstream
+    return (layers - downstream.layer_mean) / downstream.layer_scale if hasattr(downstream, "layer_mean") else layers
+
+
 def plain_logits(network, layers: torch.Tensor) -> dict[str, torch.Tensor]:
+    embeddings = plain_embeddings(network, layers)
+    return {task: head(embeddings) for task, head in network.heads.tasks.items()}
+
+
+def plain_embeddings(network, layers: torch.Tensor) -> torch.Tensor:
     """Figure 1 of the paper, word for word: FC1 on every layer, pooling, FC2, all heads on all clips.
 
     Scaled layers are scaled before, and layers side by side go through FC1 as one.
     """
-    downstream = network.downstream
-    if hasattr(downstream, "layer_mean"):
-        layers = (layers - downstream.layer_mean) / downstream.layer_scale
+    downstream, layers = network.downstream, plain_layers(network, layers)
     if isinstance(downstream.layer_pooling, ConcatPooling):
         pooled = downstream.layer_projection(torch.cat(layers.unbind(1), dim=1))
     else:
         pooled = downstream.layer_pooling(downstream.layer_projection(layers))
-    embeddings = downstream.embedding_projection(pooled)
-    return {task: head(embeddings) for task, head in network.heads.tasks.items()}
+    return downstream.embedding_projection(pooled)
 
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -109,8 +129,8 @@ def test_loss_and_every_gradient_are_those_of_the_plain_formula(features, compos
     args = arguments(**FORMS[form])
     learner = learner_of(args)
     (batch,) = splits_of(features, composite, args)["train"].batches(1000)
-    losses = cross_entropy_per_task(learner.network(batch.features, batch.rows), batch.labels, batch.num_labelled)
-    loss = combine_losses(losses, args.loss_weights())
+    output = learner.network(batch.features, batch.rows)
+    loss = total_loss(losses_of(output, batch.labels, batch.num_labelled, batch.num_clips), args)
     learner.network.zero_grad()
     loss.backward()
     learner.network.add_penalty_gradient(args.l1, args.l2)
@@ -118,11 +138,10 @@ def test_loss_and_every_gradient_are_those_of_the_plain_formula(features, compos
 
     rows = composite.rows("train")
     labels = {task: torch.from_numpy(targets[rows]) for task, targets in composite.targets["train"].items()}
-    logits = plain_logits(learner.network, features[rows][:, args.selected_layers])
-    plain_loss = combine_losses(cross_entropy_per_task(logits, labels), args.loss_weights())
+    expected = plain_loss(learner.network, features[rows][:, args.selected_layers], labels, args)
     penalty = sum(args.l1 * p.abs().sum() + args.l2 * p.square().sum() for p in learner.network.parameters())
-    plain = gradients_of(learner.network, plain_loss + penalty)
-    assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-5)
+    plain = gradients_of(learner.network, expected + penalty)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert learner.network.fast_penalty(args.l1, args.l2).item() == pytest.approx(penalty.item(), rel=1e-5)
     assert learner.network.penalty(args.l1, args.l2).item() == pytest.approx(penalty.item(), rel=1e-5)
     assert max(relative_difference(fast[name], plain[name]) for name in plain) < 1e-5
@@ -139,7 +158,7 @@ def test_evaluation_with_folded_heads_is_that_of_the_plain_formula(features, com
     labels = {task: torch.from_numpy(targets[rows]) for task, targets in composite.targets["validation"].items()}
     with torch.no_grad():
         logits = plain_logits(learner.network, features[rows][:, args.selected_layers])
-        loss = combine_losses(cross_entropy_per_task(logits, labels), args.loss_weights())
+        loss = plain_loss(learner.network, features[rows][:, args.selected_layers], labels, args)
         loss = loss + sum(args.l1 * p.abs().sum() + args.l2 * p.square().sum() for p in learner.network.parameters())
     assert result.loss == pytest.approx(loss.item(), rel=1e-5)
     for task in CLASSES:

@@ -1,4 +1,4 @@
-"""What a network starts with: its layers' scaling, which is NumPy's over the training clips, in every way of training."""
+"""What a network starts with: scaling, which is NumPy's, and components, which are scikit-learn's; the decoder beside them."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from sklearn.decomposition import PCA
 
 from wavcse import WavCSEModel
 from wavcse.data.composite import load_composite
@@ -16,12 +17,14 @@ from wavcse.data.scaling import Moments, usable_scale
 from wavcse.search import fit as fit_module
 from wavcse.search.fit import fit_together
 from wavcse.search.poolings import search_poolings
+from wavcse.search.selection import layer_fit
 from wavcse.search.table import read_table
 from wavcse.tests.helpers.processes import run_in_two_processes
 from wavcse.train_accelerate import train
 from wavcse.training import start
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import cached_digests
+from wavcse.training.heads import RECONSTRUCTION, MultiTaskNetwork, new_learner
 
 ROOT = start.__file__.rsplit("/", 2)[0]
 SCALED = {"layer_scaling": "standard", "num_epochs": 2}
@@ -126,12 +129,113 @@ def test_what_is_left_as_it_was_does_not_change_the_name_of_a_run(search_recipe)
     assert arguments(search_recipe, layer_scaling="standard").identity()["layer_scaling"] == "standard"
 
 
+# ---- principal components ----
+
+PCA_START = {"layer_scaling": "standard", "pooling_type": "concat", "layer_projection_size": None, "start": "pca"}
+DECODED = {**PCA_START, "embedding_size": 12, "pca_whiten": 0.5, "reconstruction_weight": 0.3}
+
+
+def started(recipe, **changes) -> tuple[MultiTaskNetwork, np.ndarray]:
+    """A network before its first step, and the training clips' scaled layers side by side."""
+    args = arguments(recipe, **{**PCA_START, **changes})
+    table = read_table(args)
+    network = new_learner(args, table.config(args), torch.device("cpu")).network.eval()
+    start.start_network(args, network, table.splits(args)["train"])
+    layers = training_layers(args).astype(np.float64)
+    if args.layer_scaling == "standard":
+        layers = (layers - layers.mean(axis=0)) / layers.std(axis=0)
+    return network, layers.reshape(len(layers), -1)
+
+
+@pytest.mark.parametrize("scaling", ["none", "standard"])
+def test_training_starts_from_scikit_learns_components(search_recipe, scaling):
+    network, layers = started(search_recipe, embedding_size=12, layer_scaling=scaling)
+    weight, bias = network.downstream.embedding_projection.parameters()
+    theirs = PCA(12).fit(layers)
+    signs = np.sign((weight.detach().numpy() * theirs.components_).sum(axis=1))
+    embeddings = layers @ weight.detach().numpy().T + bias.detach().numpy()
+    expected = theirs.transform(layers) * signs
+    np.testing.assert_allclose(embeddings, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_whitened_start_and_its_decoder_give_the_layers_back(search_recipe):
+    network, layers = started(search_recipe, embedding_size=12, pca_whiten=1.0, reconstruction_weight=0.1)
+    given = torch.from_numpy(training_layers(arguments(search_recipe)))
+    with torch.no_grad():
+        embeddings = network.downstream(given)
+        decoded = network.decoder(embeddings).numpy()
+        error = network(given)[1].item() / len(given)
+    np.testing.assert_allclose(np.cov(embeddings.numpy().T), np.eye(12), atol=1e-3)
+    theirs = PCA(12).fit(layers)
+    nearest = theirs.inverse_transform(theirs.transform(layers))
+    np.testing.assert_allclose(decoded, nearest, atol=1e-3)
+    assert error == pytest.approx(np.mean((nearest - layers) ** 2), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pooling_type": "mean"}, "needs pooling_type concat and layer_projection_size null, and these are mean and None"),
+        ({"layer_projection_size": 8}, "these are concat and 8"),
+        ({"start": "random", "pca_whiten": 0.5}, "pca_whiten is 0.5; it belongs to start pca"),
+        ({"embedding_size": 97}, "embedding_size is 97, but the layers of the 48 training clips vary in 47 directions"),
+        ({"embedding_size": 48}, "Take at most 47, or more clips or layers"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(search_recipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        started(search_recipe, **changes)
+
+
+def test_two_processes_decode_and_start_as_one(search_recipe, tmp_path):
+    fields = {**search_recipe, **DECODED, "layer_dropout": 0.0, "embedding_dropout": 0.0, "num_epochs": 2}
+    run(fields, tmp_path / "one", save_hub=True)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**fields, "save_hub": False}))
+    command = (f"{ROOT}/train_accelerate.py", tmp_path / "recipe.yaml", "--output_dir", tmp_path / "two")
+    for done in run_in_two_processes(*command):
+        assert done.returncode == 0, done.stderr
+    logs = [[json.loads(line) for line in open(tmp_path / name / "log.jsonl")] for name in ("one", "two")]
+    for one, two in zip(*logs, strict=True):
+        assert RECONSTRUCTION in one["train_loss"]
+        assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
+        assert two["validation"]["task_loss"] == pytest.approx(one["validation"]["task_loss"], abs=1e-4)
+    assert checkpoint(tmp_path / "one")["model.decoder.weight"].shape == (96, 12)
+    published = load_file(tmp_path / "one/hub/model.safetensors")
+    assert not [name for name in published if "decoder" in name]
+    model = WavCSEModel.from_pretrained(tmp_path / "one/hub")
+    assert torch.equal(model.downstream.affine_map()[0], affine_map_of(checkpoint(tmp_path / "one")))
+
+
+def affine_map_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    best = {name.removeprefix("best.downstream."): own for name, own in tensors.items()}
+    return best["embedding_projection.weight"] / best["layer_scale"].flatten()
+
+
+def test_a_strong_decoder_keeps_more_of_the_layers(search_recipe, tmp_path):
+    """Against the same run whose decoder hardly counts: the layers' error on validation is lower."""
+    errors = []
+    for weight in (1e-6, 10.0):
+        own = {**SCALED, "pooling_type": "concat", "num_epochs": 12, "learning_rate": 3e-3}
+        run(search_recipe, tmp_path / str(weight), **own, reconstruction_weight=weight)
+        last = json.loads((tmp_path / str(weight) / "log.jsonl").read_text().splitlines()[-1])
+        errors.append(last["validation"]["task_loss"][RECONSTRUCTION])
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_searches_of_other_poolings_leave_the_start_out(search_recipe):
+    args = arguments(search_recipe, **DECODED)
+    other = args.with_pooling("mean", {}, seed=3)
+    assert (other.start, other.pca_whiten, other.seed, other.reconstruction_weight) == ("random", 0.0, 3, 0.3)
+    assert args.with_pooling("concat", {}).start == "pca"
+    assert layer_fit(args, [3, 1], 0, "").args.selected_layers == [1, 3]
+
+
 # ---- searches ----
 
 
-@pytest.mark.parametrize("form", [{}, {"pooling_type": "concat", "layer_projection_size": None}], ids=str)
+@pytest.mark.parametrize("form", [{}, DECODED], ids=str)
 def test_a_fit_is_the_run_of_its_recipe(search_recipe, tmp_path, form):
-    args = arguments(search_recipe, **SCALED, **form, selected_layers=[3, 1], output_dir=str(tmp_path))
+    args = arguments(search_recipe, **{**SCALED, **form}, selected_layers=[3, 1], output_dir=str(tmp_path))
     result = train(args)
     fitted = fit_together(read_table(args), [args])[0]
     assert fitted["validation"]["mean_accuracy"] == result["mean_accuracy"]["validation"]
