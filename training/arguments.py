@@ -113,8 +113,14 @@ class RunArguments(RunSettings):
     weight_decay: float = option(5e-8, "AdamW's decoupled weight decay.", at_least=0)
     l1: float = option(1e-7, "Penalty on sum |w| over all parameters.", at_least=0)
     l2: float = option(1e-5, "Penalty on sum w^2 over all parameters.", at_least=0)
+    scheduler_patience: int = option(1, "Epochs without a better validation loss before a decay.", at_least=0)
+    scheduler_factor: float = option(0.5, "Factor of that decay.")
+
     reconstruction_weight: float = option(
-        0.0, "Of the squared error of a linear decoder from the embedding to the scaled layers; 0: none.", at_least=0
+        0.0,
+        "Of the squared error of a linear decoder from the embedding to the scaled layers; 0: none.",
+        at_least=0,
+        group="beyond the paper",
     )
     start: str = option(
         "random", "Of the embedding projection; pca: the principal components of the training clips.", choices=STARTS
@@ -122,8 +128,6 @@ class RunArguments(RunSettings):
     pca_whiten: float = option(
         0.0, "Exponent of that start's whitening: 0 none, 1 unit variance in every direction.", at_least=0, at_most=1
     )
-    scheduler_patience: int = option(1, "Epochs without a better validation loss before a decay.", at_least=0)
-    scheduler_factor: float = option(0.5, "Factor of that decay.")
 
     features_in: str = option(
         "auto", "Where the table of features lies; auto: in memory when it fits.", choices=TABLE_PLACES, group="the run"
