@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .configuration_wavcse import WavCSEConfig
+    from .encoding_wavcse import WavCSEFrames, WavCSEWindows
     from .feature_extraction_wavcse import WavCSEFeatureExtractor
     from .modeling_wavcse import (
         WavCSEForMultiTask,
@@ -30,10 +31,12 @@ __all__ = [
     "WavCSEFeatureExtractionPipeline",
     "WavCSEFeatureExtractor",
     "WavCSEForMultiTask",
+    "WavCSEFrames",
     "WavCSEModel",
     "WavCSEModelOutput",
     "WavCSEMultiTaskOutput",
     "WavCSEPreTrainedModel",
+    "WavCSEWindows",
 ]
 
 

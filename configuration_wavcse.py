@@ -11,6 +11,7 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ if int(transformers.__version__.partition(".")[0]) < 5:
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
+    from .encoding_wavcse import read_clips  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
     from .hub_repository_wavcse import complete_repository  # noqa: F401
@@ -388,6 +390,12 @@ class WavCSEConfig(PretrainedConfig):
         """How layers are made and pooled over time, as arguments of `UpstreamRunner`."""
         names = ("window_frames", "temporal_pooling", "context")
         return {name: getattr(self, name) for name in names}
+
+    def frame_times_ms(self, num_frames: int) -> np.ndarray:
+        """Centres of a clip's frames in ms, `[T]`: 12.5, 32.5, ... for the usual stem at 16 kHz; 0, 20, ... for Whisper."""
+        is_whisper_upstream = is_whisper(self.upstream_config)
+        field, hop = (0, WHISPER_SAMPLES_PER_FRAME) if is_whisper_upstream else frame_geometry(self.upstream_config)
+        return (field / 2 + hop * np.arange(num_frames)) * 1000 / self.sampling_rate
 
     @property
     def min_samples(self) -> int:

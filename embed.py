@@ -57,6 +57,7 @@ from wavcse.data.embedding_table import (
 from wavcse.data.files import locked
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
+from wavcse.encoding_wavcse import in_samples, window_bounds
 from wavcse.eval.encoder import WavCSEEncoder, checked_embeddings
 from wavcse.settings.command import SOME_SKIPPED
 from wavcse.settings.fields import usable_device
@@ -205,7 +206,7 @@ class Embedder:
         self.encoder = WavCSEEncoder(model, device=device, precision=settings.precision)
         self.settings, self.batch_seconds, self.rate = settings, batch_seconds, self.encoder.sampling_rate
         self.window_samples, self.hop_samples = (
-            None if seconds is None else max(1, round(seconds * self.rate)) for seconds in (settings.window_s, settings.hop_s)
+            None if seconds is None else in_samples(seconds, self.rate) for seconds in (settings.window_s, settings.hop_s)
         )
         self._check()
         config, identity = self.encoder.model.config, self.encoder.identity
@@ -273,20 +274,6 @@ class Embedder:
         if self.settings.normalize:
             embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
         return np.ascontiguousarray(embeddings)
-
-
-def window_bounds(num_samples: int, window: int | None, hop: int | None) -> list[tuple[int, int]]:
-    """`(start, end)` in samples of the windows that cover a clip.
-
-    All have the same length: they start at multiples of `hop`, and if the last of these does not reach the clip's end, one
-    more ends there. A clip that is no longer than a window is one stretch of its own length.
-    """
-    if window is None or hop is None or num_samples <= window:
-        return [(0, num_samples)]
-    starts = list(range(0, num_samples - window + 1, hop))
-    if starts[-1] + window < num_samples:
-        starts.append(num_samples - window)
-    return [(start, start + window) for start in starts]
 
 
 def skipped_path(out: Path) -> Path:

@@ -27,6 +27,7 @@ CODE_FILES = (
     "audio_streams_wavcse.py",
     "audio_wavcse.py",
     "configuration_wavcse.py",
+    "encoding_wavcse.py",
     "feature_extraction_wavcse.py",
     "gradients_wavcse.py",
     "hub_repository_wavcse.py",

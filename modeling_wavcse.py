@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import AutoFeatureExtractor
 from transformers import initialization as init
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import FEATURE_EXTRACTOR_NAME, ModelOutput, cached_file, logging
 
-from .audio_wavcse import QUIET_RMS, as_clips, rms
+from .audio_wavcse import as_clips
 from .configuration_wavcse import LABEL_FIELDS, OWN_FIELDS, changed_heads, check_trained_fields, is_whisper
+from .encoding_wavcse import WavCSEFrames, WavCSEWindows, WindowCutter, batches_in_order, read_clips
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
 from .hub_repository_wavcse import class_of_repository, complete_repository, upload_repository, write_card
@@ -39,6 +41,7 @@ from .upstream_wavcse import (
     check_precision,
     load_upstream,
     read_config,
+    reduced_weight_norm,
 )
 
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
@@ -60,10 +63,6 @@ UPLOAD_KWARGS = (  # of `save_pretrained(push_to_hub=True)`, for `push_to_hub`
 )
 AUDIO_SETTINGS = ("sampling_rate", "do_normalize", "context", "window_s", "max_duration_s")
 MAY_BE_MISSING = r"^heads\.|(^|\.)masked_spec_embed$"  # in weights that are loaded: new heads; a vector for training alone
-MANY_QUIET = (
-    f"{{num_quiet}} of {{num_clips}} clips are quieter than {20 * math.log10(QUIET_RMS):.0f} dB of full scale: their "
-    "embeddings drift to that of silence. `encode(..., scale_quiet=True)` brings them to the level of usual speech."
-)
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
 
 
@@ -235,6 +234,13 @@ class WavCSEPreTrainedModel(PreTrainedModel):
     def __init__(self, config: WavCSEConfig):
         config.check()  # a field may have been assigned since it was made
         super().__init__(config)
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """A model can be pickled, for the workers and fingerprints of `datasets`; what is arranged for speed stays behind."""
+        for module in self.modules():
+            if is_parametrized(module):
+                type(module).__reduce_ex__ = reduced_weight_norm
+        return super().__reduce_ex__(protocol)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -509,7 +515,11 @@ class WavCSEModel(WavCSEPreTrainedModel):
         truncate_dim: int | None = None,
         precision: str | None = None,
         scale_quiet: bool = False,
-    ) -> np.ndarray | Tensor:
+        batch_size: int | None = None,
+        convert_to_tensor: bool = False,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+    ) -> np.ndarray | Tensor | WavCSEWindows | list[WavCSEWindows]:
         """Embed speech, the sentence-transformers way.
 
         Args:
@@ -524,12 +534,18 @@ class WavCSEModel(WavCSEPreTrainedModel):
             precision: "float32", "bfloat16", "int8", or "auto", the fastest of them on this processor; the configuration's if
                 not given. Autocast changes nothing.
             scale_quiet: bring clips below -60 dB of full scale to the level of usual speech, -20 dB, before normalisation.
+            batch_size: clips (or windows) per batch at most, besides `batch_seconds`; it does not change the result either.
+            convert_to_tensor: the same as `convert_to_numpy=False`.
+            window_s: embed windows of so many seconds, as `wavcse embed --window_s` does, instead of whole clips.
+            hop_s: distance of the windows' starts in seconds; that of `window_s` if not given.
 
         Returns:
-            float32 `[E]` for one clip, `[N, E]` for a list, in input order.
+            float32 `[E]` for one clip, `[N, E]` for a list, in input order. With `window_s` a `WavCSEWindows` per clip:
+            `embeddings` `[n, E]`, `start_s` and `end_s` `[n]`.
 
         Raises:
-            ValueError: a clip cannot be read or served; the message names it by its path or position.
+            ValueError: a clip cannot be read or served; the message names it by its path or position. Or an argument is out
+                of range.
 
         Example:
             >>> model.encode(["a.wav", {"array": samples, "sampling_rate": 8000}]).shape
@@ -540,47 +556,90 @@ class WavCSEModel(WavCSEPreTrainedModel):
             raise ValueError(
                 f"truncate_dim is {truncate_dim}; it must lie in 1..{self.config.embedding_size}, the size of the embedding."
             )
-        if show_progress_bar is None:
-            show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
-        if any(module.training for module in self.modules()):  # setting the mode of all takes longer than asking for it
-            self.eval()
+        if window_s is None and hop_s is not None:
+            raise ValueError("hop_s is the distance of windows; give window_s too.")
+        to_numpy = convert_to_numpy and not convert_to_tensor
         feature_extractor = WavCSEFeatureExtractor.from_config(self.config)
+        cutter = None if window_s is None else WindowCutter(window_s, hop_s, feature_extractor)
+        if cutter is not None:
+            feature_extractor.max_duration_s = math.inf  # only windows go through the model
         clips, is_single = as_clips(inputs)
-        embeddings, num_quiet = [torch.empty(0, size)], 0
-        with logging.tqdm(total=len(clips), desc="encode", unit="clip", disable=not show_progress_bar) as bar:
-            for waveforms in batches_in_order(clips, feature_extractor, batch_seconds):
-                prepared = feature_extractor.prepare(waveforms, self.device, scale_quiet)
-                with torch.autocast(self.device.type, enabled=False):  # `precision` counts, whatever surrounds the call
-                    output = self(prepared, precision=precision, return_dict=True)
-                embeddings.append(output.embeddings[:, :size].float().cpu())
-                num_quiet += sum(0.0 < rms(waveform) < QUIET_RMS for waveform in waveforms)
-                bar.update(len(waveforms))
-        if num_quiet and not scale_quiet:
-            logger.warning(MANY_QUIET.format(num_quiet=num_quiet, num_clips=len(clips)))
+        waveforms = read_clips(clips, feature_extractor, scale_quiet, show_progress_bar)
+        embeddings = [torch.empty(0, size)]
+        for batch in self._prepared(waveforms if cutter is None else cutter(waveforms), batch_seconds, batch_size):
+            output = self(batch, precision=precision, return_dict=True)
+            embeddings.append(output.embeddings[:, :size].float().cpu())
         result = torch.cat(embeddings)
         if normalize_embeddings:
             result = nn.functional.normalize(result, dim=1)
+        if cutter is not None:
+            windows = cutter.of_clips(result, to_numpy)
+            return windows[0] if is_single else windows
         result = result[0] if is_single else result
-        return result.numpy() if convert_to_numpy else result
+        return result.numpy() if to_numpy else result
 
-    @staticmethod
-    def similarity(a: np.ndarray | Tensor | Sequence, b: np.ndarray | Tensor | Sequence) -> Tensor:
-        """Cosine similarities of embeddings, as `SentenceTransformer.similarity`.
+    @torch.no_grad()
+    def encode_frames(
+        self,
+        inputs: Any,
+        layers: int | Sequence[int] | None = None,
+        batch_seconds: float = 60.0,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        precision: str | None = None,
+        scale_quiet: bool = False,
+    ) -> WavCSEFrames | list[WavCSEFrames]:
+        """The upstream's layers frame by frame, as pooling over time sees them: a clip's result does not depend on its batch.
+
+        Only the layers that are asked for are kept: `4 T K D` bytes per clip, at 50 frames per second. The mean over `T` is
+        the layer in `pooled_layers` (of "mean_std" its first half).
 
         Args:
-            a: `[N, E]`, or one embedding `[E]`; an array, a tensor or a list of them.
-            b: `[M, E]`, or `[E]`.
+            inputs, batch_seconds, batch_size, show_progress_bar, convert_to_numpy, precision, scale_quiet: as of `encode`.
+            layers: one layer or K of them, 0 = input of the first block, up to `config.num_hidden_layers`; the selected ones
+                if not given.
 
         Returns:
-            Float32 `[N, M]` on the CPU.
+            `WavCSEFrames` for one clip, a list of them for several: `frames` float32 `[T, K, D]` without padding, and
+            `times_ms` `[T]`, the centres of the frames.
 
         Raises:
-            ValueError: the embeddings are not vectors of one size.
+            ValueError: as `encode`, or there is no such layer.
         """
-        one, other = (_unit_rows(embeddings) for embeddings in (a, b))
-        if one.shape[1] != other.shape[1]:
-            raise ValueError(f"similarity of embeddings of {one.shape[1]} and of {other.shape[1]} numbers is not defined.")
-        return one @ other.T
+        layers = self._checked_layers(layers)
+        clips, is_single = as_clips(inputs)
+        waveforms = read_clips(clips, WavCSEFeatureExtractor.from_config(self.config), scale_quiet, show_progress_bar)
+        how = {"precision": precision or self.config.precision, **self.config.upstream_options}
+        del how["temporal_pooling"]
+        results = []
+        for batch in self._prepared(waveforms, batch_seconds, batch_size):
+            for frames in self.run_upstream.frames(self.upstream, batch, layers, **how):
+                frames = frames.cpu().numpy() if convert_to_numpy else frames.cpu()
+                results.append(WavCSEFrames(frames, self.config.frame_times_ms(len(frames))))
+        return results[0] if is_single else results
+
+    def _prepared(
+        self, waveforms: Iterable[np.ndarray], batch_seconds: float, batch_size: int | None
+    ) -> Iterator[list[Tensor]]:
+        """Batches as the model takes them; the model is in eval mode and autocast off while one is out."""
+        if any(module.training for module in self.modules()):  # setting the mode of all takes longer than asking for it
+            self.eval()
+        feature_extractor = WavCSEFeatureExtractor.from_config(self.config)
+        for batch in batches_in_order(waveforms, self.config.sampling_rate, batch_seconds, batch_size):
+            with torch.autocast(self.device.type, enabled=False):  # `precision` counts, whatever surrounds the call
+                yield feature_extractor.prepare(batch, self.device)
+
+    def _checked_layers(self, layers: int | Sequence[int] | None) -> list[int]:
+        if layers is None:
+            return self.config.selected_layers
+        wanted = [layers] if isinstance(layers, int) else list(layers)
+        most = self.config.num_hidden_layers
+        bad = [layer for layer in wanted if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= most]
+        if bad or not wanted:
+            what = f"{bad[0]!r} is none of them" if bad else "none is named"
+            raise ValueError(f"layers: {what}; this model has 0 to {most}, up to its highest selected layer.")
+        return wanted
 
 
 class WavCSEForMultiTask(WavCSEPreTrainedModel):
@@ -707,32 +766,6 @@ def _unit_rows(embeddings: np.ndarray | Tensor | Sequence) -> Tensor:
     if rows.dim() > 2:
         raise ValueError(f"embeddings have shape {list(rows.shape)}; [N, E] or [E] is needed.")
     return nn.functional.normalize(rows, dim=1)
-
-
-def batches_in_order(
-    clips: Sequence[Any], feature_extractor: WavCSEFeatureExtractor, batch_seconds: float
-) -> Iterator[list[np.ndarray]]:
-    """Load clips one after another into batches of about `batch_seconds`; no more than one batch is held.
-
-    The packed upstream computes no padding, so clips need no sorting by length and results come in input order.
-
-    Raises:
-        ValueError: a clip cannot be read or served; the message names it by its path or position.
-    """
-    if not (isinstance(batch_seconds, int | float) and batch_seconds > 0):
-        raise ValueError(f"batch_seconds is {batch_seconds}; it must be a positive number of seconds.")
-    budget = batch_seconds * feature_extractor.sampling_rate
-    batch: list[np.ndarray] = []
-    used = 0
-    for position, clip in enumerate(clips):
-        waveform = feature_extractor.load(clip, position)
-        if batch and used + waveform.size > budget:
-            yield batch
-            batch, used = [], 0
-        batch.append(waveform)
-        used += waveform.size
-    if batch:
-        yield batch
 
 
 def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, **fields) -> WavCSEConfig:

@@ -105,10 +105,7 @@ class PackedUpstream:
         shape = (len(layers), num_moments(temporal_pooling), self.config.hidden_size)
         moments = [torch.zeros(0, *shape, device=self.device)]  # of the windows, pack by pack
         with torch.autocast(self.device.type, enabled=False):  # the precision is this object's, whatever surrounds the call
-            clips = [self.entrance.prepared(waveform, context) for waveform in waveforms]
-            for pack in packs(windows, self.budget.pack_frames):
-                spans = spans_of(pack)
-                x = self.entrance([(clips[window.clip], window.start, window.end) for window in pack], spans)
+            for x, spans in self._inputs(waveforms, windows, context):
                 moments.append(self._moments(x, spans, layers, temporal_pooling))
             kept_frames = [window.keep_end - window.keep_start for window in windows]
             pooled = pooled_pieces([window.clip for window in windows], kept_frames, torch.cat(moments), len(waveforms))
@@ -116,7 +113,45 @@ class PackedUpstream:
             raise self._not_finite(pooled, waveforms)
         return pooled
 
-    def _not_finite(self, pooled: Tensor, waveforms: Sequence[Tensor]) -> FloatingPointError:
+    @torch.no_grad()
+    def frames(
+        self,
+        waveforms: Sequence[Tensor],
+        layers: Sequence[int],
+        window_frames: int | None = None,
+        context: str | None = None,
+    ) -> list[Tensor]:
+        """The wanted layers frame by frame: what `__call__` pools, one `[T, K, D]` per clip; arguments and errors as there."""
+        windows = clip_windows(waveforms, self.config, window_frames, context)
+        kept: list[Tensor] = []
+        with torch.autocast(self.device.type, enabled=False):
+            for x, spans in self._inputs(waveforms, windows, context):
+                kept += self._frames(x, spans, layers)
+        frames = joined_windows(windows, kept)
+        if not all(own.isfinite().all() for own in frames):
+            raise self._not_finite(frames, waveforms)
+        return frames
+
+    def _inputs(
+        self, waveforms: Sequence[Tensor], windows: Sequence[Window], context: str | None
+    ) -> Iterator[tuple[Tensor, list[Span]]]:
+        """Pack by pack, the input of the first block `[N, D]` and where its windows lie."""
+        clips = [self.entrance.prepared(waveform, context) for waveform in waveforms]
+        for pack in packs(windows, self.budget.pack_frames):
+            spans = spans_of(pack)
+            yield self.entrance([(clips[window.clip], window.start, window.end) for window in pack], spans), spans
+
+    def _frames(self, x: Tensor, spans: Sequence[Span], layers: Sequence[int]) -> list[Tensor]:
+        """From the input of the first block `[N, D]`, the kept frames of every window of a pack, `[T, K, D]` each."""
+        taken = torch.empty(len(x), len(layers), x.shape[1], device=x.device)
+        for layer in range(max(layers) + 1):
+            if layer > 0:
+                x = self.blocks[layer - 1](x, spans)
+            for k in (k for k, wanted in enumerate(layers) if wanted == layer):
+                taken[:, k] = x
+        return [taken[span.keep_start : span.keep_end] for span in spans]
+
+    def _not_finite(self, pooled: Sequence[Tensor], waveforms: Sequence[Tensor]) -> FloatingPointError:
         # A clip with such samples comes first: blocks of the positional convolution carry them on into its neighbours.
         at_fault = [clip for clip, waveform in enumerate(waveforms) if not torch.isfinite(waveform).all()]
         at_fault += [clip for clip, own in enumerate(pooled) if not torch.isfinite(own).all()]
@@ -544,6 +579,14 @@ def clip_windows(
             cut = windows_of(frames, min(filter(None, (most, window_frames)), default=None))
         windows += [Window(clip, *window) for window in cut]
     return windows
+
+
+def joined_windows(windows: Sequence[Window], frames: Sequence[Tensor]) -> list[Tensor]:
+    """Of every clip, the kept frames of its windows, `[T, ...]` each, one after another."""
+    clips: dict[int, list[Tensor]] = {}
+    for window, own in zip(windows, frames):
+        clips.setdefault(window.clip, []).append(own)
+    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in clips.values()]
 
 
 def packs(windows: Sequence[Window], pack_frames: int) -> Iterator[list[Window]]:

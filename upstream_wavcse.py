@@ -7,19 +7,29 @@ differ in whether `hidden_states[-1]` holds it, so layers are read from the bloc
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_wavcse import PRECISIONS, UPSTREAM_FAMILIES, WavCSEConfig, build_valid, count_frames, is_whisper
-from .packed_encoder_wavcse import PackedUpstream, Window, clip_windows, unsupported_part, weights_fingerprint
+from .packed_encoder_wavcse import (
+    PackedUpstream,
+    Window,
+    clip_windows,
+    joined_windows,
+    unsupported_part,
+    weights_fingerprint,
+)
 from .packed_layers_wavcse import fastest_precision
 from .pooling_wavcse import num_moments, pooled_pieces, time_moments
 from .whisper_wavcse import build_encoder, log_mel_of_clip, visit_encoder_layers
@@ -45,6 +55,28 @@ LEFT_OUT = (
     r"^(wavcse\.)?downstream\.",
     r"^heads\.",
 )
+
+
+def reduced_weight_norm(module: nn.Module, protocol: int) -> tuple:
+    """How to pickle a module with a weight norm, as positional convolutions have it.
+
+    PyTorch refuses to, because it makes a class and a hook for each such module. Here both are made again. To be set as
+    `__reduce_ex__` of that class.
+    """
+    state = {**vars(module), "_load_state_dict_pre_hooks": OrderedDict()}
+    return _with_weight_norm, (parametrize.type_before_parametrizations(module), state)
+
+
+def _with_weight_norm(module_class: type[nn.Module], state: dict) -> nn.Module:
+    module = module_class.__new__(module_class)
+    modules = dict(state["_modules"])
+    lists = modules.pop("parametrizations")
+    vars(module).update({**state, "_modules": modules})
+    for name, of_weight in lists.items():
+        module.register_parameter(name, nn.Parameter(of_weight().detach(), requires_grad=False))
+        weight_norm(module, name, dim=of_weight[0].dim)
+        module.parametrizations[name] = of_weight  # its two originals, to the bit
+    return module
 
 
 @dataclass
@@ -181,28 +213,51 @@ class UpstreamRunner:
         Raises:
             ValueError: as `run_upstream`, or the precision is not available for this upstream or with gradients.
         """
-        wants_frames = output_hidden_states or output_attentions
+        packed = self._packed_way(upstream, input_values, precision, output_hidden_states or output_attentions)
+        if packed is not None:
+            waveforms = [waveform.float() for waveform in unpadded(upstream.config, input_values, attention_mask)]
+            return UpstreamOutput(packed(waveforms, layers, window_frames, temporal_pooling, context))
+        states = (output_hidden_states, output_attentions)
+        return run_upstream(upstream, input_values, attention_mask, layers, *states, temporal_pooling, context)
+
+    def frames(
+        self,
+        upstream: PreTrainedModel,
+        waveforms: Sequence[Tensor],
+        layers: Sequence[int],
+        precision: str = "float32",
+        window_frames: int | None = None,
+        context: str | None = None,
+    ) -> list[Tensor]:
+        """The wanted layers frame by frame, `[T, K, D]` of every waveform `[samples]`; arguments and errors as of a call."""
+        packed = self._packed_way(upstream, waveforms, precision)
+        if packed is not None:
+            unpadded(upstream.config, waveforms, None)
+            return packed.frames([waveform.float() for waveform in waveforms], layers, window_frames, context)
+        return run_frames(upstream, waveforms, layers, context)
+
+    def _packed_way(
+        self, upstream: PreTrainedModel, input_values: Tensor | Sequence[Tensor], precision: str, wants_states: bool = False
+    ) -> PackedUpstream | None:
+        """The packed form of the encoder, or `None` where its transformers module has to run."""
         needs_gradient = torch.is_grad_enabled() and (
             any(waveform.requires_grad for waveform in input_values)
             or any(parameter.requires_grad for parameter in upstream.parameters())
         )
         if needs_gradient or upstream.training:
             self.packed = self.unsupported = None  # fused optimisers, and writing to `.data`, leave no trace on the weights
-        is_ordinary = wants_frames or needs_gradient or upstream.training or torch.compiler.is_compiling()
+        is_ordinary = wants_states or needs_gradient or upstream.training or torch.compiler.is_compiling()
         if precision == "auto":
             precision = "float32" if is_ordinary or unsupported_part(upstream) else fastest_precision(upstream.device)
         packed = None if is_ordinary else self._packed_for(upstream, precision)
-        if packed is not None:
-            waveforms = [waveform.float() for waveform in unpadded(upstream.config, input_values, attention_mask)]
-            return UpstreamOutput(packed(waveforms, layers, window_frames, temporal_pooling, context))
-        check_precision(upstream, precision)
-        if precision != "float32":
-            raise ValueError(
-                f"precision={precision!r} is for inference on pooled layers: use `model.eval()` and `torch.no_grad()`, "
-                "without hidden states or attentions."
-            )
-        states = (output_hidden_states, output_attentions)
-        return run_upstream(upstream, input_values, attention_mask, layers, *states, temporal_pooling, context)
+        if packed is None:
+            check_precision(upstream, precision)
+            if precision != "float32":
+                raise ValueError(
+                    f"precision={precision!r} is for inference on pooled layers: use `model.eval()` and `torch.no_grad()`, "
+                    "without hidden states or attentions."
+                )
+        return packed
 
     def __reduce__(self) -> tuple:
         return UpstreamRunner, ()  # a copy of the encoder has its weights elsewhere, so it arranges its own
@@ -275,6 +330,27 @@ def run_upstream(
     kept_frames = [window.keep_end - window.keep_start for window in windows]
     pooled = pooled_pieces([window.clip for window in windows], kept_frames, moments, len(waveforms))
     return UpstreamOutput(pooled, frames and frames.as_tuple(), maps and maps.as_tuple())
+
+
+def run_frames(
+    upstream: PreTrainedModel, waveforms: Sequence[Tensor], layers: Sequence[int], context: str | None = None
+) -> list[Tensor]:
+    """Run the transformers modules as `run_upstream` does, and keep the frames of the wanted layers: `[T, K, D]` per clip."""
+    waveforms = unpadded(upstream.config, waveforms, None)
+    windows = clip_windows(waveforms, upstream.config, None, context)
+    inputs = _module_inputs(upstream, waveforms, windows, context)
+    kept: list[Tensor | None] = [None] * len(windows)
+    for rows, span in _alike(inputs, windows, upstream.config):
+        collected: dict[int, Tensor] = {}
+
+        def visit(layer: int, hidden: Tensor, collected: dict = collected, span: slice = span) -> None:
+            if layer in layers:
+                collected[layer] = hidden[:, span].float()
+
+        _visit_layers(upstream, torch.stack([inputs[row] for row in rows]).to(upstream.dtype), visit, False)
+        for row, own in zip(rows, torch.stack([collected[layer] for layer in layers], dim=2)):
+            kept[row] = own
+    return joined_windows(windows, kept)
 
 
 def _module_inputs(
@@ -370,10 +446,7 @@ class _PaddedStates:
     def _padded(self, state: list[Tensor] | Tensor) -> Tensor:
         if isinstance(state, Tensor):
             return state
-        clips: dict[int, list[Tensor]] = {}
-        for window, own in zip(self.windows, state):
-            clips.setdefault(window.clip, []).append(own)
-        whole = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in clips.values()]
+        whole = joined_windows(self.windows, state)
         longest = max(frames.shape[-2] for frames in whole)
         # [T, D] pads its axis 0, attention maps [H, T, T] their last two
         missing = [longest - frames.shape[-2] for frames in whole]

@@ -20,7 +20,8 @@ from wavcse.data import corpus_pass
 from wavcse.data.corpus_pass import CorpusClip, CorpusPass, batches_by_length, seconds_of, share_of_process
 from wavcse.data.embedding_table import EmbeddingParts, read_metadata
 from wavcse.data.manifest import Clip, Manifest
-from wavcse.embed import Embedder, EmbedSettings, embed_corpus, main, window_bounds
+from wavcse.embed import Embedder, EmbedSettings, embed_corpus, main
+from wavcse.encoding_wavcse import window_bounds
 from wavcse.tests.helpers.killed import run_killed, started
 from wavcse.tests.helpers.processes import Child, run_in_two_processes
 
