@@ -86,7 +86,7 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
     def __call__(
         self,
         raw_speech: Any,
-        padding: bool | str = True,
+        padding: bool | str | None = None,
         max_length: int | None = None,
         truncation: bool = False,
         pad_to_multiple_of: int | None = None,
@@ -104,7 +104,8 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
                 in [-1, 1], or int16/int32 PCM) are at the model's rate; files, mappings and decoders come with their own
                 rate and are resampled.
             padding, max_length, truncation, pad_to_multiple_of, return_attention_mask, return_tensors:
-                as in every transformers feature extractor, but padding to the longest clip is the default.
+                as in every transformers feature extractor, but padding to the longest clip is the default where tensors or
+                arrays of the whole batch are asked for (`return_tensors`).
             sampling_rate: rate of the arrays in Hz. Pass it: a wrong rate is then an error, not a wrong embedding.
             device: where the tensors shall be (with `return_tensors="pt"`). A GPU receives 16-bit samples, where the clips
                 are 16-bit, and pads and normalises them itself.
@@ -117,6 +118,7 @@ class WavCSEFeatureExtractor(SequenceFeatureExtractor):
             ValueError: wrong sampling rate, or a clip cannot be read, is a stereo array, empty, too short, too long, of an
                 unsupported dtype, or holds samples that are not audio. The message names the clip by its path or position.
         """
+        padding = return_tensors is not None if padding is None else padding
         given, _ = as_clips(raw_speech)
         given = list(given) or [np.zeros(0)]
         if not all(map(has_own_rate, given)):

@@ -171,13 +171,15 @@ def test_clips_that_come_with_their_rate_are_read_and_resampled(extractor, waves
     first, second = waves(4_000, 3_000)
     soundfile.write(tmp_path / "first.wav", first, RATE, subtype="FLOAT")
     at_8k = {"array": second, "sampling_rate": 8_000}
-    expected = extractor([first, soxr.resample(second, 8_000, RATE, quality="HQ"), first], sampling_rate=RATE)
+    expected = extractor(
+        [first, soxr.resample(second, 8_000, RATE, quality="HQ"), first], sampling_rate=RATE, return_tensors="np"
+    )
     log.clear()
     path = tmp_path / "first.wav"
-    found = extractor([path, at_8k, path.read_bytes()])  # no rate is missing
+    found = extractor([path, at_8k, path.read_bytes()], return_tensors="np")  # no rate is missing
     assert log.text == ""
     np.testing.assert_array_equal(found["input_values"], expected["input_values"])
-    found = extractor([str(path), at_8k, first], sampling_rate=RATE)
+    found = extractor([str(path), at_8k, first], sampling_rate=RATE, return_tensors="np")
     np.testing.assert_array_equal(found["input_values"], expected["input_values"])
     with pytest.raises(ValueError, match="at 8000 Hz, but the model was trained at 16000 Hz"):
         extractor([at_8k, first], sampling_rate=8_000)
@@ -236,6 +238,16 @@ def test_other_integers(extractor, clip):
 def test_stereo(extractor, clips, advice):
     with pytest.raises(ValueError, match=advice):
         extractor(clips, sampling_rate=RATE)
+
+
+def test_clips_keep_their_length_until_tensors_are_asked_for(waves):
+    """As in transformers, whose training scripts pad later, by `pad`; else the padding would be taken for audio there."""
+    extractor, clips = WavCSEFeatureExtractor(), waves(4_000, 6_000)
+    plain = extractor(clips, sampling_rate=RATE)["input_values"]
+    assert [len(values) for values in plain] == [4_000, 6_000]
+    later = extractor.pad([{"input_values": values, "labels": 0} for values in plain], return_tensors="pt")
+    at_once = extractor(clips, sampling_rate=RATE, return_tensors="pt")
+    assert all(torch.equal(later[name], at_once[name]) for name in at_once)
 
 
 def test_silence_has_a_finite_embedding(tiny_model, embed, waves):
