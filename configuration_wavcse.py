@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .pooling_wavcse import LayerPooling  # noqa: F401
     from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
+    from .wav2vec2_bert_wavcse import filterbank_of_clip  # noqa: F401
     from .whisper_wavcse import pool_layers  # noqa: F401
 
 # transformers 5.0 to 5.7 names a folder's modules by the folder's name alone: for another folder of that name it runs this
@@ -57,12 +58,16 @@ if "__transformers_module_hash__" in globals():
     for name in [name for name in sys.modules if name.startswith(f"{__package__}.") and name != __name__]:
         del sys.modules[name]
 
-UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper", "unispeech-sat", "data2vec-audio")
+MODULE_FAMILIES = ("sew", "sew-d", "wav2vec2-bert", "moonshine")  # never packed: their transformers modules run, in windows
+UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper", "unispeech-sat", "data2vec-audio", *MODULE_FAMILIES)
 TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames
 LAYER_SCALINGS = ("none", "standard")
 CONTEXTS = ("clip", "window")  # of Whisper: the clip's own length, or 30 s whatever it fills of them
 WHISPER_MIN_SAMPLES = 400  # one analysis window of its spectrogram, 25 ms
 WHISPER_SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the second convolution
+# (kernel, stride) of what makes frames, where the configuration does not say it.
+MOONSHINE_STEM = ((127, 64), (7, 3), (3, 2))  # its three convolutions
+FILTERBANK_STEM = ((400, 160), (2, 2))  # of Wav2Vec2-BERT: mel frames of 25 ms every 10 ms, two of which are one frame
 PRECISIONS = ("float32", "bfloat16", "int8")
 TASK_KINDS = ("classification",)
 MAX_TASK_NAME = 100  # characters; file systems allow 255 bytes for a name that holds it
@@ -125,8 +130,9 @@ class WavCSEConfig(PretrainedConfig):
 
     Args:
         upstream_config (`PretrainedConfig` or `dict`, *optional*, defaults to WavLM-Large):
-            Configuration of the encoder: WavLM, wav2vec2, HuBERT, UniSpeech-SAT, data2vec or Whisper (its encoder). Only
-            `max(selected_layers)` blocks of it are built, and `num_hidden_layers` is set to that number.
+            Configuration of the encoder: WavLM, wav2vec2, HuBERT, UniSpeech-SAT, data2vec, SEW, SEW-D, Wav2Vec2-BERT,
+            Whisper or Moonshine (their encoders). Only `max(selected_layers)` blocks of it are built, and
+            `num_hidden_layers` is set to that number.
         selected_layers (`Sequence[int]`, *optional*, defaults to 0-14 and 17):
             Layers that are pooled. 0 is the input of the first block, i the output of block i; the encoder's final
             LayerNorm is never applied.
@@ -380,7 +386,7 @@ class WavCSEConfig(PretrainedConfig):
         if is_whisper(self.upstream_config):
             most = self.upstream_config.max_source_positions
             return most if self.context == "window" else min(most, self._frames_in(WHISPER_SAMPLES_PER_FRAME))
-        return self._frames_in(math.prod(self.upstream_config.conv_stride))
+        return self._frames_in(frame_geometry(self.upstream_config)[1])
 
     def _frames_in(self, hop_samples: int) -> int:
         return max(1, int(self.window_s * self.sampling_rate / hop_samples))
@@ -408,18 +414,37 @@ def is_whisper(upstream_config: PretrainedConfig) -> bool:
     return upstream_config.model_type == "whisper"
 
 
+def stem_of(upstream_config: PretrainedConfig) -> list[tuple[int, int]]:
+    """(kernel, stride) of every step from samples to the frames that the blocks see; not for Whisper."""
+    if upstream_config.model_type == "moonshine":
+        return list(MOONSHINE_STEM)
+    if upstream_config.model_type == "wav2vec2-bert":
+        return list(FILTERBANK_STEM)
+    squeeze = getattr(upstream_config, "squeeze_factor", None)  # SEW averages so many frames of its stem into one
+    return [*zip(upstream_config.conv_kernel, upstream_config.conv_stride), *([(squeeze, squeeze)] if squeeze else [])]
+
+
 def frame_geometry(upstream_config: PretrainedConfig) -> tuple[int, int]:
     """Receptive field of a frame of the convolutional stem, and distance to the next frame, both in samples."""
     field = hop = 1
-    for kernel, stride in reversed(list(zip(upstream_config.conv_kernel, upstream_config.conv_stride))):
+    for kernel, stride in reversed(stem_of(upstream_config)):
         field, hop = (field - 1) * stride + kernel, hop * stride
     return field, hop
+
+
+def as_encoder(upstream_config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration with its encoder's sizes under the general names, which Moonshine has for its decoder's."""
+    if upstream_config.model_type == "moonshine":
+        for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+            setattr(upstream_config, name, getattr(upstream_config, f"encoder_{name}"))
+    return upstream_config
 
 
 def count_frames(num_samples: int | Tensor, upstream_config: PretrainedConfig) -> int | Tensor:
     """Frames that the convolutional stem makes of `num_samples`: 400 samples give 1, every further 320 one more.
 
-    For Whisper, the frames that hold audio: one for every started 20 ms.
+    For Whisper, the frames that hold audio: one for every started 20 ms. For SEW and Wav2Vec2-BERT, the frames that the
+    blocks see: of two steps each, the last one only if it is whole.
     """
     if is_whisper(upstream_config):
         return (num_samples + WHISPER_SAMPLES_PER_FRAME - 1) // WHISPER_SAMPLES_PER_FRAME
@@ -557,8 +582,9 @@ def _truncated(upstream_config: PretrainedConfig, num_blocks: int) -> Pretrained
             f"{available}. Choose layers in that range, or start again from the full upstream with `from_upstream`."
         )
     upstream_config.num_hidden_layers = num_blocks
-    if is_whisper(upstream_config):
-        upstream_config.encoder_layers = num_blocks  # the same number under the encoder's own name
+    own_name = {"whisper": "encoder_layers", "moonshine": "encoder_num_hidden_layers"}.get(upstream_config.model_type)
+    if own_name:
+        setattr(upstream_config, own_name, num_blocks)  # the same number under the encoder's own name
     return upstream_config
 
 
@@ -568,13 +594,24 @@ def _validated_upstream(upstream_config: Any) -> PretrainedConfig:
     family = _one_of("upstream_config.model_type", getattr(upstream_config, "model_type", None), UPSTREAM_FAMILIES)
     if getattr(upstream_config, "add_adapter", False):
         raise ValueError("upstream_config.add_adapter is True; wavCSE reads the encoder's blocks, so it must be False.")
+    upstream_config = as_encoder(upstream_config)
     for name, check in {**ARCHITECTURE, **TRAINING_ONLY}.items():
         if hasattr(upstream_config, name):
             check(f"upstream_config.{name}", getattr(upstream_config, name))
     for name, check in INHERITED.items():
         check(f"upstream_config.{name}", getattr(upstream_config, name, None))
     _multiple_of(upstream_config, "hidden_size", "num_attention_heads")
-    if family != "whisper":
+    if family == "moonshine" and upstream_config.encoder_num_key_value_heads != upstream_config.encoder_num_attention_heads:
+        raise ValueError(
+            f"upstream_config.encoder_num_key_value_heads is {upstream_config.encoder_num_key_value_heads}; as in every "
+            f"published Moonshine it must be encoder_num_attention_heads ({upstream_config.encoder_num_attention_heads})."
+        )
+    if family == "wav2vec2-bert":
+        for name, rest in (("feature_projection_input_dim", 0), ("conv_depthwise_kernel_size", 1)):
+            if getattr(upstream_config, name) % 2 != rest:
+                kind = "odd" if rest else "even: two mel frames make one frame"
+                raise ValueError(f"upstream_config.{name} is {getattr(upstream_config, name)}; it must be {kind}.")
+    if hasattr(upstream_config, "conv_dim"):
         _multiple_of(upstream_config, "hidden_size", "num_conv_pos_embedding_groups")
         if len({len(getattr(upstream_config, name)) for name in STEM}) > 1:
             lengths = ", ".join(f"{name} {len(getattr(upstream_config, name))}" for name in STEM)
@@ -597,24 +634,33 @@ def _count_parameters(config: WavCSEConfig) -> int:
     """Of the large matrices of a model; close enough to tell a real size from a damaged one."""
     upstream = config.upstream_config
     width = upstream.hidden_size
-    if is_whisper(upstream):
-        inner, stem = (
-            upstream.encoder_ffn_dim,
-            3 * width * (upstream.num_mel_bins + width) + upstream.max_source_positions * width,
-        )
-    else:
-        channels = [1, *upstream.conv_dim, width]
-        kernels = [*upstream.conv_kernel, 1]
-        stem = sum(before * after * kernel for before, after, kernel in zip(channels, channels[1:], kernels))
-        reach = upstream.num_conv_pos_embeddings * getattr(upstream, "conv_pos_kernel_size", 1)  # of data2vec, so many layers
-        stem += width * width // upstream.num_conv_pos_embedding_groups * reach
-        inner = upstream.intermediate_size
-    blocks = upstream.num_hidden_layers * (4 * width * width + 2 * width * inner)
+    inner = upstream.encoder_ffn_dim if is_whisper(upstream) else upstream.intermediate_size
+    of_block = 4 * width * width + 2 * width * inner
+    if upstream.model_type == "wav2vec2-bert":  # a second feed-forward part and a convolution
+        of_block += 2 * width * inner + width * (3 * width + upstream.conv_depthwise_kernel_size)
     size = config.projected_size
     first = 0 if config.layer_projection_size is None else size * config.stacked_size
     pooling = config.pooled_size**2 if config.layer_projection_size is None else size**2  # of self-attention
     classes = sum(len(task["labels"]) for task in config.tasks.values())
-    return stem + blocks + first + pooling + size * config.embedding_size + config.embedding_size * classes
+    downstream = first + pooling + size * config.embedding_size + config.embedding_size * classes
+    return _count_stem(upstream) + upstream.num_hidden_layers * of_block + downstream
+
+
+def _count_stem(upstream: PretrainedConfig) -> int:
+    width = upstream.hidden_size
+    if is_whisper(upstream):
+        return 3 * width * (upstream.num_mel_bins + width) + upstream.max_source_positions * width
+    if upstream.model_type == "wav2vec2-bert":
+        return width * upstream.feature_projection_input_dim
+    is_moonshine = upstream.model_type == "moonshine"
+    channels = [1, width, 2 * width, width] if is_moonshine else [1, *upstream.conv_dim, width]
+    kernels = [*(kernel for kernel, _ in MOONSHINE_STEM)] if is_moonshine else [*upstream.conv_kernel, 1]
+    stem = sum(before * after * kernel for before, after, kernel in zip(channels, channels[1:], kernels))
+    if is_moonshine:
+        return stem
+    reach = upstream.num_conv_pos_embeddings * getattr(upstream, "conv_pos_kernel_size", 1)  # of data2vec, so many layers
+    stem += width * width // upstream.num_conv_pos_embedding_groups * reach
+    return stem + width * 2 * max(getattr(upstream, "max_position_embeddings", 0), getattr(upstream, "position_buckets", 0))
 
 
 def _validated_context(context: Any, upstream_config: PretrainedConfig) -> str | None:
@@ -739,6 +785,10 @@ _fraction = partial(_number, least=0.0, most=1.0)
 _activation = partial(_one_of, allowed=tuple(ACT2FN))
 
 
+def _position_type(field: str, value: Any) -> str | None:
+    return value if value is None else _one_of(field, value, ("rotary", "relative", "relative_key"))
+
+
 def _names(field: str, value: Any) -> Any:
     if not isinstance(value or [], list | tuple) or not all(isinstance(name, str) for name in value or []):
         raise ValueError(f"{field} is {value!r}; it must be a list of names.")
@@ -791,6 +841,29 @@ ARCHITECTURE: dict[str, Callable[[str, Any], Any]] = {
     "max_source_positions": _size,
     "activation_function": _activation,
     "scale_embedding": _bool,
+    # SEW's and SEW-D's
+    "squeeze_factor": partial(_integer, least=1, most=MAX_CONVOLUTIONS),
+    "feature_layer_norm_eps": _fraction,
+    "max_position_embeddings": _size,
+    "position_buckets": partial(_integer, least=2, most=MAX_SIZE),
+    "share_att_key": _bool,
+    "relative_attention": _bool,
+    "pos_att_type": _names,
+    "norm_rel_ebd": partial(_one_of, allowed=("none", "layer_norm")),
+    # Wav2Vec2-BERT's
+    "feature_projection_input_dim": partial(_integer, least=2, most=MAX_SIZE),
+    "position_embeddings_type": _position_type,
+    "rotary_embedding_base": _size,
+    "left_max_position_embeddings": _size,
+    "right_max_position_embeddings": _count,
+    "conv_depthwise_kernel_size": _size,
+    # Moonshine's
+    "encoder_hidden_act": _activation,
+    "encoder_num_attention_heads": _size,
+    "encoder_num_key_value_heads": _size,
+    "attention_bias": _bool,
+    "pad_head_dim_to_multiple_of": _optional_size,
+    "rope_parameters": _mapping,
 }
 # Fields that act in training alone, so that they may differ from what weights were trained with.
 TRAINING_ONLY: dict[str, Callable[[str, Any], Any]] = {

@@ -40,6 +40,7 @@ CODE_FILES = (
     "pooling_wavcse.py",
     "sentence_transformers_wavcse.py",
     "upstream_wavcse.py",
+    "wav2vec2_bert_wavcse.py",
     "whisper_wavcse.py",
 )
 AUTO_MAP = {

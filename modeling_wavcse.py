@@ -26,7 +26,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import FEATURE_EXTRACTOR_NAME, ModelOutput, cached_file, logging
 
 from .audio_wavcse import as_clips
-from .configuration_wavcse import LABEL_FIELDS, OWN_FIELDS, changed_heads, check_trained_fields, is_whisper
+from .configuration_wavcse import LABEL_FIELDS, OWN_FIELDS, changed_heads, check_trained_fields
 from .encoding_wavcse import WavCSEFrames, WavCSEWindows, WindowCutter, batches_in_order, read_clips
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
@@ -42,6 +42,7 @@ from .upstream_wavcse import (
     load_upstream,
     read_config,
     reduced_weight_norm,
+    unread_part,
 )
 
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
+    from .wav2vec2_bert_wavcse import filterbank_of_clip  # noqa: F401
     from .whisper_wavcse import pool_layers  # noqa: F401
 
 logger = logging.get_logger(__name__)
@@ -63,6 +65,7 @@ UPLOAD_KWARGS = (  # of `save_pretrained(push_to_hub=True)`, for `push_to_hub`
 )
 AUDIO_SETTINGS = ("sampling_rate", "do_normalize", "context", "window_s", "max_duration_s")
 MAY_BE_MISSING = r"^heads\.|(^|\.)masked_spec_embed$"  # in weights that are loaded: new heads; a vector for training alone
+NOT_NORMALISED = ("wav2vec2-bert", "moonshine")  # families that take waveforms as they are, where no preprocessor says it
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
 
 
@@ -261,8 +264,8 @@ class WavCSEPreTrainedModel(PreTrainedModel):
         """A new model on a pre-trained upstream; only blocks up to `max(selected_layers)` are loaded.
 
         Args:
-            name_or_path: Hub id (`"microsoft/wavlm-large"`) or local folder of a WavLM, wav2vec2, HuBERT or Whisper model, or
-                of a wavCSE model, whose upstream is taken as far as it was saved: up to its highest selected layer.
+            name_or_path: Hub id (`"microsoft/wavlm-large"`) or local folder of a model of a family in docs/upstreams.md, or of
+                a wavCSE model, whose upstream is taken as far as it was saved: up to its highest selected layer.
             selected_layers: layers to pool; the paper's 0-14 and 17 if not given.
             kwargs: further fields of `WavCSEConfig`; `revision`, `token`, `cache_dir`, `local_files_only` go to the Hub.
         """
@@ -411,13 +414,11 @@ class WavCSEModel(WavCSEPreTrainedModel):
         check_precision(self.upstream, precision)
 
     def freeze(self) -> None:
-        """Take what is not trained out of the gradient: the whole upstream, or else the final norm that no layer holds."""
+        """Take what is not trained out of the gradient: the whole upstream, or else what is in no layer (`unread_part`)."""
         if self.config.freeze_upstream:
             self.upstream.requires_grad_(False)
-        elif is_whisper(self.config.upstream_config):
-            self.upstream.layer_norm.requires_grad_(False)
-        elif getattr(self.config.upstream_config, "do_stable_layer_norm", False):
-            self.upstream.encoder.layer_norm.requires_grad_(False)
+        elif (unread := unread_part(self.upstream)) is not None:
+            unread.requires_grad_(False)
 
     def train(self, mode: bool = True) -> WavCSEModel:
         """Set training mode; a frozen upstream stays in eval mode (no dropout, LayerDrop or SpecAugment)."""
@@ -793,7 +794,21 @@ def config_from_upstream(name_or_path: str, hub_kwargs: Mapping | None = None, *
     if preprocessor is not None:
         fields.setdefault("sampling_rate", preprocessor.sampling_rate)
         fields.setdefault("do_normalize", getattr(preprocessor, "do_normalize", False))  # Whisper's has no such step
+        _check_filterbank(config, preprocessor)
+    elif config.model_type in NOT_NORMALISED:
+        fields.setdefault("do_normalize", False)
     return WavCSEConfig(upstream_config=config, **fields)
+
+
+def _check_filterbank(config: PretrainedConfig, preprocessor: Any) -> None:
+    """ValueError if a Wav2Vec2-BERT was trained on another filterbank than `wav2vec2_bert_wavcse` makes."""
+    if config.model_type == "wav2vec2-bert" and hasattr(preprocessor, "num_mel_bins"):
+        found = (preprocessor.sampling_rate, preprocessor.num_mel_bins, preprocessor.stride)
+        if found != (16_000, config.feature_projection_input_dim // 2, 2):
+            raise ValueError(
+                f"Its preprocessor has sampling_rate, num_mel_bins and stride {found}; a Wav2Vec2-BERT upstream must have "
+                f"16000 Hz, {config.feature_projection_input_dim // 2} bins (half of feature_projection_input_dim), stride 2."
+            )
 
 
 def _with_config_of(model_class: type[PreTrainedModel], kwargs: Mapping[str, Any]) -> dict[str, Any]:

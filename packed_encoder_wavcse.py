@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_wavcse import PRECISIONS, count_frames, frame_geometry, is_whisper
+from .configuration_wavcse import MODULE_FAMILIES, PRECISIONS, count_frames, frame_geometry, is_whisper
 from .packed_layers_wavcse import (
     HAS_FLEX,
     Attention,
@@ -259,8 +259,10 @@ def weights_fingerprint(upstream: PreTrainedModel) -> tuple:
 
 
 def blocks_of(upstream: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks of an upstream; Whisper's encoder is an upstream by itself."""
-    return upstream.layers if is_whisper(upstream.config) else upstream.encoder.layers
+    """The transformer blocks of an upstream; Whisper's and Moonshine's encoders are upstreams by themselves."""
+    if upstream.config.model_type == "sew-d":
+        return upstream.encoder.encoder.layer
+    return upstream.layers if upstream.config.model_type in ("whisper", "moonshine") else upstream.encoder.layers
 
 
 def attention_of(block: nn.Module) -> nn.Module:
@@ -286,6 +288,8 @@ def has_relative_bias(upstream: PreTrainedModel) -> bool:
 def unsupported_part(upstream: PreTrainedModel) -> str | None:
     """What keeps an upstream from running packed, or `None`; such a one runs as the ordinary transformers module."""
     config, of_whisper = upstream.config, is_whisper(upstream.config)
+    if config.model_type in MODULE_FAMILIES:
+        return "the packed path does not have its kind of blocks"
     for name in ("activation_function",) if of_whisper else ("feat_extract_activation", "hidden_act"):
         if getattr(config, name) != "gelu":
             return f"{name} is {getattr(config, name)!r}, not 'gelu'"

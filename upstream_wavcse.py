@@ -19,12 +19,24 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .configuration_wavcse import PRECISIONS, UPSTREAM_FAMILIES, WavCSEConfig, build_valid, count_frames, is_whisper
+from .configuration_wavcse import (
+    MODULE_FAMILIES,
+    PRECISIONS,
+    UPSTREAM_FAMILIES,
+    WavCSEConfig,
+    as_encoder,
+    build_valid,
+    count_frames,
+    frame_geometry,
+    is_whisper,
+)
 from .packed_encoder_wavcse import (
     PackedUpstream,
     Window,
+    blocks_of,
     clip_windows,
     joined_windows,
     unsupported_part,
@@ -32,10 +44,12 @@ from .packed_encoder_wavcse import (
 )
 from .packed_layers_wavcse import fastest_precision
 from .pooling_wavcse import num_moments, pooled_pieces, time_moments
+from .wav2vec2_bert_wavcse import filterbank_of_clip
 from .whisper_wavcse import build_encoder, log_mel_of_clip, visit_encoder_layers
 
 IN_WAVCSE = r"^(?:wavcse\.)?upstream\."  # where a saved wavCSE model has its upstream, without and with heads
-IN_WHISPER = r"^(?:model\.)?encoder\."
+IN_ENCODER_DECODER = r"^(?:model\.)?encoder\."  # Whisper's and Moonshine's
+MODULE_FRAMES = 4000  # of windows that go through the modules together, in the families that run by them alone
 WHISPER_LONG, WHISPER_WINDOWS = 1000, 4  # of so many mel frames or more, so many windows go through its modules together
 NO_SAFETENSORS = (
     "No safetensors weights of {name!r} were found, and pickled ones (pytorch_model.bin) are not read: they can run code. "
@@ -45,7 +59,7 @@ NO_SAFETENSORS = (
 )
 # Parts of a checkpoint that no selected layer needs, as regular expressions on its names.
 LEFT_OUT = (
-    r"(encoder|decoder)\.layers\.\d+\.",
+    r"(encoder|decoder)\.layers?\.\d+\.",
     r"^layers\.\d+\.",
     r"^(model\.)?decoder\.",
     r"^quantizer\.",
@@ -94,6 +108,8 @@ class UpstreamOutput:
 
 def build_upstream(config: PretrainedConfig) -> PreTrainedModel:
     """The transformers encoder of `config`, random weights, under its own parameter names."""
+    if config.model_type == "moonshine":
+        return MoonshineEncoder(config)
     return build_encoder(config) if is_whisper(config) else AutoModel.from_config(config)
 
 
@@ -120,7 +136,7 @@ def read_config(name_or_path: str, **hub_kwargs) -> PretrainedConfig:
     if model_type == WavCSEConfig.model_type:
         return WavCSEConfig.from_pretrained(name_or_path, **hub_kwargs)
     what = f"{name_or_path}: config.json"
-    return build_valid(what, AutoConfig.from_pretrained, name_or_path, trust_remote_code=False, **hub_kwargs)
+    return as_encoder(build_valid(what, AutoConfig.from_pretrained, name_or_path, trust_remote_code=False, **hub_kwargs))
 
 
 def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> PreTrainedModel:
@@ -137,7 +153,7 @@ def load_upstream(name_or_path: str, config: PretrainedConfig, **hub_kwargs) -> 
     family = type(build_on_meta(config))
     left_out = [*(family._keys_to_ignore_on_load_unexpected or []), *LEFT_OUT]
     own = {"_keys_to_ignore_on_load_unexpected": left_out, "__module__": family.__module__}
-    names = {IN_WAVCSE: "", **({IN_WHISPER: ""} if is_whisper(config) else {})}
+    names = {IN_WAVCSE: "", **({IN_ENCODER_DECODER: ""} if config.model_type in ("whisper", "moonshine") else {})}
     try:
         # A subclass, because transformers reads from the class what a checkpoint may hold besides.
         model = type(family.__name__, (family,), own).from_pretrained(
@@ -208,7 +224,9 @@ class UpstreamRunner:
         temporal_pooling: str = "mean",
         context: str | None = None,
     ) -> UpstreamOutput:
-        """As `run_upstream`; a `precision` other than "float32" and windows of `window_frames` need the packed path.
+        """As `run_upstream`; a `precision` other than "float32" needs the packed path.
+
+        Windows of `window_frames` are for the packed path too, and for the families that never run packed.
 
         Raises:
             ValueError: as `run_upstream`, or the precision is not available for this upstream or with gradients.
@@ -218,7 +236,8 @@ class UpstreamRunner:
             waveforms = [waveform.float() for waveform in unpadded(upstream.config, input_values, attention_mask)]
             return UpstreamOutput(packed(waveforms, layers, window_frames, temporal_pooling, context))
         states = (output_hidden_states, output_attentions)
-        return run_upstream(upstream, input_values, attention_mask, layers, *states, temporal_pooling, context)
+        windows = _windows_of_modules(upstream, window_frames)
+        return run_upstream(upstream, input_values, attention_mask, layers, *states, temporal_pooling, context, windows)
 
     def frames(
         self,
@@ -234,7 +253,7 @@ class UpstreamRunner:
         if packed is not None:
             unpadded(upstream.config, waveforms, None)
             return packed.frames([waveform.float() for waveform in waveforms], layers, window_frames, context)
-        return run_frames(upstream, waveforms, layers, context)
+        return run_frames(upstream, waveforms, layers, context, _windows_of_modules(upstream, window_frames))
 
     def _packed_way(
         self, upstream: PreTrainedModel, input_values: Tensor | Sequence[Tensor], precision: str, wants_states: bool = False
@@ -276,6 +295,11 @@ class UpstreamRunner:
         return self.packed
 
 
+def _windows_of_modules(upstream: PreTrainedModel, window_frames: int | None) -> int | None:
+    """`window_frames` of a family that never runs packed; others go through their modules in one piece."""
+    return window_frames if upstream.config.model_type in MODULE_FAMILIES else None
+
+
 def run_upstream(
     upstream: PreTrainedModel,
     input_values: Tensor | Sequence[Tensor],
@@ -285,6 +309,7 @@ def run_upstream(
     output_attentions: bool = False,
     temporal_pooling: str = "mean",
     context: str | None = None,
+    window_frames: int | None = None,
 ) -> UpstreamOutput:
     """Run the transformers modules over a right-padded batch and pool the frames of the wanted layers over time.
 
@@ -297,15 +322,19 @@ def run_upstream(
         layers: the K layers to pool.
         temporal_pooling: "mean" or "mean_std" (`pooling_wavcse`).
         context: of Whisper, "clip" or "window" (`whisper_wavcse`); `None` for all others.
+        window_frames: a longer clip goes through in windows, each of them as a clip of its own; `None` = in one piece.
 
     Raises:
         ValueError: a clip is too short for one frame, the mask is not right-padding, the pooling is unknown, or attentions are
-            wanted of a Whisper clip that goes through in several windows.
+            wanted of a clip that goes through in several windows.
     """
     waveforms = unpadded(upstream.config, input_values, attention_mask)
-    windows = clip_windows(waveforms, upstream.config, None, context)
+    windows = clip_windows(waveforms, upstream.config, window_frames, context)
     if output_attentions and len(windows) > len(waveforms):
-        raise ValueError("A clip has more frames than Whisper has positions: no attention map covers it; cut the clip.")
+        raise ValueError(
+            "A clip has more frames than go through together (`window_s`; Whisper's positions): no attention map covers it; "
+            "cut the clip."
+        )
     inputs = _module_inputs(upstream, waveforms, windows, context)
     shape = (len(windows), len(layers), num_moments(temporal_pooling), upstream.config.hidden_size)
     moments = waveforms[0].new_zeros(shape, dtype=torch.float32)
@@ -333,11 +362,15 @@ def run_upstream(
 
 
 def run_frames(
-    upstream: PreTrainedModel, waveforms: Sequence[Tensor], layers: Sequence[int], context: str | None = None
+    upstream: PreTrainedModel,
+    waveforms: Sequence[Tensor],
+    layers: Sequence[int],
+    context: str | None = None,
+    window_frames: int | None = None,
 ) -> list[Tensor]:
     """Run the transformers modules as `run_upstream` does, and keep the frames of the wanted layers: `[T, K, D]` per clip."""
     waveforms = unpadded(upstream.config, waveforms, None)
-    windows = clip_windows(waveforms, upstream.config, None, context)
+    windows = clip_windows(waveforms, upstream.config, window_frames, context)
     inputs = _module_inputs(upstream, waveforms, windows, context)
     kept: list[Tensor | None] = [None] * len(windows)
     for rows, span in _alike(inputs, windows, upstream.config):
@@ -356,11 +389,25 @@ def run_frames(
 def _module_inputs(
     upstream: PreTrainedModel, waveforms: Sequence[Tensor], windows: Sequence[Window], context: str | None
 ) -> Sequence[Tensor]:
-    """What the transformers modules take, per window: the waveform of a clip, or Whisper's spectrogram `[2 T, mel bins]`."""
-    if not is_whisper(upstream.config):
-        return waveforms  # every clip is one window
-    spectrograms = [log_mel_of_clip(waveform, upstream.config, context) for waveform in waveforms]
-    return [spectrograms[window.clip][2 * window.start : 2 * window.end] for window in windows]
+    """What the transformers modules take of every window.
+
+    That is a waveform `[samples]`; for Whisper a spectrogram `[2 T, mel bins]`; for Wav2Vec2-BERT a filterbank
+    `[T, 2 mel bins]`. The latter two are those of the whole clip, cut into windows.
+    """
+    config = upstream.config
+    if is_whisper(config):
+        spectrograms = [log_mel_of_clip(waveform, config, context) for waveform in waveforms]
+        return [spectrograms[window.clip][2 * window.start : 2 * window.end] for window in windows]
+    if config.model_type == "wav2vec2-bert":
+        features = [filterbank_of_clip(waveform, config) for waveform in waveforms]
+        return [features[window.clip][window.start : window.end] for window in windows]
+    field, hop = frame_geometry(config)
+    inputs = []
+    for window in windows:
+        waveform = waveforms[window.clip]
+        is_last = window.end == count_frames(len(waveform), config)
+        inputs.append(waveform[window.start * hop : None if is_last else (window.end - 1) * hop + field])
+    return inputs
 
 
 def _alike(inputs: Sequence[Tensor], windows: Sequence[Window], config: PretrainedConfig) -> Iterator[tuple[list[int], slice]]:
@@ -369,8 +416,12 @@ def _alike(inputs: Sequence[Tensor], windows: Sequence[Window], config: Pretrain
     for row, window in enumerate(windows):
         kept = (window.keep_start - window.start, window.keep_end - window.start)
         groups.setdefault((len(inputs[row]), *kept), []).append(row)
-    for (_, start, end), rows in sorted(groups.items()):
-        together = WHISPER_WINDOWS if is_whisper(config) and len(inputs[rows[0]]) > WHISPER_LONG else len(rows)
+    for (length, start, end), rows in sorted(groups.items()):
+        together = len(rows)
+        if is_whisper(config) and length > WHISPER_LONG:
+            together = WHISPER_WINDOWS
+        elif config.model_type in MODULE_FAMILIES:
+            together = max(1, MODULE_FRAMES // (windows[rows[0]].end - windows[rows[0]].start))
         for first in range(0, len(rows), together):
             yield rows[first : first + together], slice(start, end)
 
@@ -385,6 +436,16 @@ def _visit_layers(
         return upstream(batch, output_attentions=output_attentions).attentions or ()
 
 
+def unread_part(upstream: PreTrainedModel) -> nn.Module | None:
+    """The part behind the last block that is in no layer, and so is never trained: a final norm, or SEW's upsampling."""
+    family = upstream.config.model_type
+    if family in ("whisper", "moonshine"):
+        return upstream.layer_norm
+    if family in ("sew", "sew-d"):
+        return upstream.encoder.upsample
+    return upstream.encoder.layer_norm if getattr(upstream.config, "do_stable_layer_norm", False) else None
+
+
 @contextmanager
 def visiting_layers(upstream: PreTrainedModel, visit: Callable[[int, Tensor], None]) -> Iterator[None]:
     """During one pass, `visit(layer, hidden_states [B, T, D])` is called for layer 0 and after every block, in order.
@@ -397,6 +458,10 @@ def visiting_layers(upstream: PreTrainedModel, visit: Callable[[int, Tensor], No
         for layer in range(latest[0] + 1, stop):
             visit(layer, latest[1])
 
+    def before(module: nn.Module, inputs: tuple) -> None:
+        latest[:] = 0, inputs[0]
+        visit(*latest)
+
     def after(layer: int) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
             visit_skipped(layer)
@@ -405,12 +470,17 @@ def visiting_layers(upstream: PreTrainedModel, visit: Callable[[int, Tensor], No
 
         return hook
 
-    # In every family the blocks' input is what `encoder.dropout` returns; it exists even where no block is needed.
-    hooks = [upstream.encoder.dropout.register_forward_hook(after(0))]
-    hooks += [block.register_forward_hook(after(i)) for i, block in enumerate(upstream.encoder.layers, start=1)]
+    # The blocks' input, read where a module is even if no block is needed: as it is given to that module, or returned by it.
+    blocks, family = blocks_of(upstream), upstream.config.model_type
+    if family in ("moonshine", "sew-d"):
+        taker = upstream.rotary_emb if family == "moonshine" else upstream.encoder.encoder
+        hooks = [taker.register_forward_pre_hook(before)]
+    else:
+        hooks = [upstream.encoder.dropout.register_forward_hook(after(0))]
+    hooks += [block.register_forward_hook(after(i)) for i, block in enumerate(blocks, start=1)]
     try:
         yield
-        visit_skipped(len(upstream.encoder.layers) + 1)
+        visit_skipped(len(blocks) + 1)
     finally:
         for hook in hooks:
             hook.remove()

@@ -35,7 +35,7 @@ def cost_of(upstream_config: Mapping, layers: Sequence[int], context: str | None
     if is_whisper(upstream.config) and config.context == "window":
         seconds = upstream.config.max_source_positions * WHISPER_SAMPLES_PER_FRAME / config.sampling_rate
     clip = torch.empty(1, round(seconds * config.sampling_rate), device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         run_upstream(upstream, clip, None, config.selected_layers, context=config.context)
     return {
         "blocks": config.num_hidden_layers,

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.configuration_wavcse import WavCSEConfig, as_encoder
 from wavcse.eval.encoder import SavedModel
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.modeling_wavcse import config_from_upstream
@@ -119,7 +119,7 @@ class LayerSource(Protocol):
 class UpstreamLayers:
     """`LayerSource` of any transformers audio checkpoint; none of its own code is run.
 
-    A family that wavCSE has as an upstream goes through the same packed path as in a wavCSE model. Any other checkpoint goes
+    A family that wavCSE has as an upstream goes through the same code as in a wavCSE model. Any other checkpoint goes
     through as transformers runs it, if that gives frames (`HiddenStateLayers`).
 
     Args:
@@ -151,10 +151,10 @@ class UpstreamLayers:
         if context is not None and config.model_type != "whisper":
             raise ValueError(f"context is {context!r}, a choice of Whisper alone; {model!r} is of type {config.model_type!r}.")
         fields = {"temporal_pooling": temporal_pooling, "context": context}
-        packed = _config_of_all_layers(checkpoint, config, fields)
-        if packed is not None:
-            self.passes = PackedLayers(checkpoint, packed, device, precision)
-            self.identity |= {} if packed.context is None else {"context": packed.context}
+        own = _config_of_all_layers(checkpoint, config, fields)
+        if own is not None:
+            self.passes = UpstreamPasses(checkpoint, own, device, precision)
+            self.identity |= {} if own.context is None else {"context": own.context}
         elif precision in (None, "float32"):
             self.passes = HiddenStateLayers(checkpoint, device, temporal_pooling)
         else:
@@ -171,8 +171,8 @@ class UpstreamLayers:
         return self._last[1]
 
 
-class PackedLayers:
-    """Layers of a WavLM, wav2vec2, HuBERT or Whisper checkpoint, by the code that runs them in a wavCSE model.
+class UpstreamPasses:
+    """Layers of a checkpoint of a family of upstreams, by the code that runs them in a wavCSE model.
 
     Args:
         config: selects all layers.
@@ -200,7 +200,7 @@ class PackedLayers:
 def _config_of_all_layers(checkpoint: SavedModel, config: PretrainedConfig, fields: Mapping) -> WavCSEConfig | None:
     """The wavCSE configuration of the whole upstream, or `None` if wavCSE cannot have it as an upstream."""
     options = {"revision": checkpoint.revision}
-    layers = range(getattr(config, "num_hidden_layers", 0) + 1)
+    layers = range(getattr(as_encoder(config), "num_hidden_layers", 0) + 1)
     try:
         return config_from_upstream(checkpoint.path, options, selected_layers=layers, **fields)
     except ValueError:  # of another family, or with parts that no layer shows

@@ -30,7 +30,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.eval.__main__ import main
 from wavcse.eval.baselines import BASELINES, build_encoders, short_name
-from wavcse.eval.baselines.layers import HiddenStateLayers, PackedLayers, UpstreamLayers
+from wavcse.eval.baselines.layers import HiddenStateLayers, UpstreamLayers, UpstreamPasses
 from wavcse.eval.encoder import SavedModel, check_encoder
 
 SAMPLING_RATE = 16_000
@@ -54,18 +54,23 @@ WHISPER = {
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
 }
-FAMILIES = {  # model type -> fields of a tiny one; the first six run packed
+MOONSHINE = {"encoder_num_hidden_layers": 3, "decoder_num_hidden_layers": 1, "encoder_num_attention_heads": 4}
+MOONSHINE |= {"decoder_num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 20}
+FAMILIES = {  # model type -> fields of a tiny one; all but the last two are families of upstreams
     "wavlm": LARGE,
     "hubert": LARGE,
     "wav2vec2": BASE,
     "whisper": {**WHISPER, "max_source_positions": WHISPER_WINDOW_S * 50},
     "data2vec-audio": {**SIZES, **STEM, "conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 2},
     "unispeech-sat": LARGE,
-    "unispeech": LARGE,
+    "sew": {**BASE, "conv_dim": [16] * 13},
+    "sew-d": {**BASE, "conv_dim": [16] * 13},
     "wav2vec2-bert": {**SIZES, "feature_projection_input_dim": 160, "position_embeddings_type": "relative"},
+    "moonshine": MOONSHINE,
+    "unispeech": LARGE,
     "speech_to_text": {**WHISPER, "max_source_positions": 6000, "conv_channels": 32, "input_feat_per_channel": 80},
 }
-PACKED = list(FAMILIES)[:6]
+OF_UPSTREAMS = list(FAMILIES)[:-2]
 
 
 def feature_extractor(model_type: str):
@@ -75,7 +80,7 @@ def feature_extractor(model_type: str):
         return SeamlessM4TFeatureExtractor()
     if model_type == "speech_to_text":
         return Speech2TextFeatureExtractor()
-    return Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    return Wav2Vec2FeatureExtractor(do_normalize=model_type != "moonshine", return_attention_mask=True)
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +110,7 @@ def reference(folder: Path, clip: np.ndarray, temporal_pooling: str = "mean") ->
     kind = model.config.model_type
     runs = model.encoder if model.config.is_encoder_decoder else model
     unnormalised = []
-    if kind in ("wavlm", "hubert", "unispeech-sat", "unispeech", "whisper"):
+    if kind in ("wavlm", "hubert", "unispeech-sat", "unispeech", "whisper", "moonshine"):
         model.encoder.layer_norm.register_forward_pre_hook(lambda module, inputs: unnormalised.append(inputs[0]))
     with torch.no_grad():
         states = list(runs(**extracted, output_hidden_states=True).hidden_states)
@@ -142,7 +147,7 @@ def counted(layers: UpstreamLayers) -> list[int]:
 def test_layers_are_the_time_means_of_the_hidden_states(family, audio_checkpoint, waves):
     folder = audio_checkpoint(family)
     layers = UpstreamLayers(str(folder), **context_of(family))
-    assert isinstance(layers.passes, PackedLayers if family in PACKED else HiddenStateLayers)
+    assert isinstance(layers.passes, UpstreamPasses if family in OF_UPSTREAMS else HiddenStateLayers)
     assert (layers.num_layers, layers.layer_size, layers.sampling_rate) == (4, 32, SAMPLING_RATE)
     clips = waves(9_000, 16_001, 4_700, 16_001)
     found = layers.all_layers(clips)
@@ -153,6 +158,13 @@ def test_layers_are_the_time_means_of_the_hidden_states(family, audio_checkpoint
         np.testing.assert_allclose(of_clip, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
         differences = np.abs(np.diff(of_clip, axis=0)).max(axis=1)
         assert (differences > 1e-2 * np.abs(expected).max()).all()  # else a wrong layer would not show
+
+
+def test_frames_that_a_feature_extractor_adds_are_left_out(audio_checkpoint, waves):
+    folder, clips = audio_checkpoint("wav2vec2-bert"), waves(16_000, 16_160)  # an odd and an even number of mel frames
+    with torch.no_grad():
+        found = HiddenStateLayers(SavedModel(str(folder))).pooled(clips).numpy()
+    np.testing.assert_allclose(found, [reference(folder, clip) for clip in clips], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
