@@ -640,19 +640,22 @@ def is_url(source: object) -> bool:
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
-def download(url: str) -> bytes:
+def download(url: str, max_bytes: int | None = None) -> bytes:
     """The content of an `http(s)://` URL. Blanks and letters outside ASCII are quoted; redirects lead to such URLs only.
 
+    Args:
+        max_bytes: the largest answer; `MAX_DOWNLOAD_BYTES` if not given.
+
     Raises:
-        ValueError: there is no such server or file, its answer is broken, not whole, larger than `MAX_DOWNLOAD_BYTES`, or
-            takes longer than `DOWNLOAD_TIMEOUT_S`.
+        ValueError: there is no such server or file, its answer is broken, not whole, larger than `max_bytes`, or takes longer
+            than `DOWNLOAD_TIMEOUT_S`.
     """
     answer: list[bytes | Exception] = []
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT_S
 
     def fetch() -> None:
         try:
-            answer.append(_fetch(quoted(url), deadline))
+            answer.append(_fetch(quoted(url), deadline, MAX_DOWNLOAD_BYTES if max_bytes is None else max_bytes))
         except Exception as error:
             answer.append(error)
 
@@ -676,19 +679,19 @@ def quoted(url: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme.lower(), host, path, query, ""))
 
 
-def _fetch(url: str, deadline: float) -> bytes:
+def _fetch(url: str, deadline: float, max_bytes: int) -> bytes:
     with _opener().open(url, timeout=min(CONNECT_TIMEOUT_S, DOWNLOAD_TIMEOUT_S)) as response:
         announced = response.length or 0
         content = bytearray()
-        while announced <= MAX_DOWNLOAD_BYTES:
+        while announced <= max_bytes:
             if time.monotonic() > deadline:
                 raise _too_slow()
             chunk = response.read1(CHUNK_BYTES)
             content += chunk
-            if not chunk or len(content) > MAX_DOWNLOAD_BYTES:
+            if not chunk or len(content) > max_bytes:
                 break
-        if max(announced, len(content)) > MAX_DOWNLOAD_BYTES:
-            raise ValueError(f"it is larger than {MAX_DOWNLOAD_BYTES / 1e9:.3g} GB, the most that is downloaded")
+        if max(announced, len(content)) > max_bytes:
+            raise ValueError(f"it is larger than {max_bytes / 1e9:.3g} GB, the most that is downloaded")
         if len(content) < announced:
             raise ValueError(f"the connection broke off after {len(content)} of {announced} bytes")
         return bytes(content)

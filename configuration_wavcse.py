@@ -29,13 +29,14 @@ if int(transformers.__version__.partition(".")[0]) < 5:
 # These lines never run: they are for transformers' loader of remote code (`dynamic_module_utils`), which finds the files of a
 # folder by searching the text of its entry files for imports. transformers 5.0 to 5.7 copy only what the entry file of a
 # class names itself. From 5.8 on it follows the named files too, and names a folder's modules by a hash of all of them. So
-# every entry file (this one, feature extraction, modeling, pipeline, sentence-transformers) names all others: none is missing;
-# all get the same hash, so that the configuration, extractor and model of a folder fit together; and two folders with other
-# code share no class.
+# every entry file (this one, feature extraction, modeling, pipeline, sentence-transformers, endpoint) names all others: none
+# is missing; all get the same hash, so that the configuration, extractor and model of a folder fit together; and two folders
+# with other code share no class.
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
+    from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
     from .hub_repository_wavcse import complete_repository  # noqa: F401

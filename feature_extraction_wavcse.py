@@ -21,6 +21,7 @@ from .configuration_wavcse import WavCSEConfig
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
+    from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
     from .hub_repository_wavcse import complete_repository  # noqa: F401
     from .kernels_wavcse import float32_library  # noqa: F401

@@ -28,6 +28,7 @@ CODE_FILES = (
     "audio_wavcse.py",
     "configuration_wavcse.py",
     "encoding_wavcse.py",
+    "endpoint_wavcse.py",
     "feature_extraction_wavcse.py",
     "gradients_wavcse.py",
     "hub_repository_wavcse.py",
@@ -75,6 +76,20 @@ PIPELINES_OF_HEADS = {
         "pt": ["AutoModelForAudioClassification"],
     }
 }
+HANDLER = "handler.py"  # what Inference Endpoints start, by this name and this class
+HANDLER_CODE = '''\
+"""What Hugging Face Inference Endpoints start; how requests are answered is in endpoint_wavcse.py."""
+
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+
+class EndpointHandler:
+    def __init__(self, path: str = ""):
+        self.handler = get_class_from_dynamic_module("endpoint_wavcse.EndpointHandler", path)(path)
+
+    def __call__(self, data: dict) -> list:
+        return self.handler(data)
+'''
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")  # formats that can run code when they are read
 NOT_PUBLISHED = (".git", ".cache", "__pycache__")  # what tools leave in a folder, not worth a word
 HIDDEN_AND_PUBLISHED = (".gitattributes", ".eval_results/*.yaml")  # the Hub reads them
@@ -175,9 +190,10 @@ CITATION = """\
 
 
 def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | None = None) -> None:
-    """Add to a folder with weights everything else that `AutoModel`, `pipeline` and `SentenceTransformer` need.
+    """Add to a folder with weights all else that `AutoModel`, `pipeline`, `SentenceTransformer` and Inference Endpoints need.
 
-    Files of sentence-transformers that are there are kept: it writes its own settings, and modules that follow ours.
+    Files of sentence-transformers that are there are kept: it writes its own settings, and modules that follow ours. So is a
+    `handler.py`.
 
     Args:
         model_class: of the saved model. What transformers has written of a subclass that was registered with
@@ -198,6 +214,8 @@ def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | 
     for name, content in SENTENCE_TRANSFORMERS.items():
         if not (folder / name).exists():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if not (folder / HANDLER).exists():  # else it is the same, or somebody's own
+        (folder / HANDLER).write_text(HANDLER_CODE, encoding="utf-8")
     write_card(folder, config)
 
 
@@ -478,6 +496,7 @@ def is_generated(card: Path) -> bool:
 
 
 def _code_table(code_files: Mapping[str, str]) -> str:
-    intro = "With `trust_remote_code=True` these files run on your machine, and no others of this repository:"
+    intro = "With `trust_remote_code=True` these files run on your machine, and no others of this repository"
+    intro += f"; `{HANDLER}` runs on Inference Endpoints alone:" if HANDLER in code_files else ":"
     rows = ["| `{}` | `{}` |".format(inert(name).replace("|", "\\|"), digest) for name, digest in code_files.items()]
     return "\n".join([intro, "", "| file | SHA-256 |", "|---|---|", *rows])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .audio_wavcse import load_waveform  # noqa: F401
     from .configuration_wavcse import WavCSEConfig  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
+    from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
     from .hub_repository_wavcse import complete_repository  # noqa: F401

@@ -57,7 +57,7 @@ DEV = [
 class BuildPackage(build_py):
     """Of the files in the root, which is the package, these are not modules of it."""
 
-    NO_MODULES = ("setup", "wavcse_cli")  # the console script is a module of its own, beside the package
+    NO_MODULES = ("setup", "handler", "wavcse_cli")  # the console script is a module of its own, beside the package
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         found = super().find_package_modules(package, package_dir)

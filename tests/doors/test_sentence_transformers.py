@@ -12,6 +12,7 @@ import soxr
 import torch
 
 from wavcse.hub_repository_wavcse import SENTENCE_TRANSFORMERS
+from wavcse.tests.helpers.door_pages import link_root, run_first_block
 
 ROOT = Path(__file__).parents[2]
 RATE = 16_000
@@ -159,3 +160,14 @@ def test_it_trains(folder, clips):
     first, second = door(features)["sentence_embedding"]
     torch.cosine_similarity(first, second, dim=0).backward()
     assert door[0].model.downstream.embedding_projection.weight.grad.abs().max() > 0
+
+
+@pytest.mark.doors
+def test_the_page(waves, tmp_path, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    link_root(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("clip.wav", waves(16_000)[0], RATE)
+    names = run_first_block("sentence_transformers.md")
+    assert names["embeddings"].shape == (2, 2000)
+    assert names["door"].similarity(names["embeddings"], names["embeddings"])[0, 1] == pytest.approx(1, abs=1e-3)

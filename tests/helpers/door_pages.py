@@ -7,10 +7,11 @@ import shlex
 from pathlib import Path
 
 import wavcse_cli
+from wavcse.hub_repository_wavcse import HANDLER, SENTENCE_TRANSFORMERS
 
 ROOT = Path(__file__).parents[2]
 DOORS = ROOT / "docs/doors"
-MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", HANDLER, *SENTENCE_TRANSFORMERS)
 MOST_LINES = 30
 
 

@@ -16,7 +16,7 @@ from wavcse.hub import card as card_cli
 from wavcse.hub.build import build_repository
 from wavcse.hub.card import base_model_of, languages_of, metadata_of
 from wavcse.hub.source import read_source
-from wavcse.hub_repository_wavcse import CITATION, CODE_FILES, SECTIONS
+from wavcse.hub_repository_wavcse import CITATION, CODE_FILES, HANDLER, SECTIONS
 from wavcse.tests.helpers.card_rules import card_errors
 from wavcse.tests.helpers.hub_server import HubServer
 from wavcse.tests.helpers.published_run import REPO_ID, make_run
@@ -184,7 +184,7 @@ def test_limits_repeat_remarks_and_terms(card, own):
 
 def test_every_file_that_runs_is_listed_with_its_hash(built, card):
     listed = dict(re.findall(r"^\| `(\S+)` \| `([0-9a-f]{64})` \|$", section(card, "Python files that run"), re.MULTILINE))
-    assert listed == {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in CODE_FILES}
+    assert listed == {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in (*CODE_FILES, HANDLER)}
     assert set(listed) == {path.name for path in built.glob("*.py")}
 
 

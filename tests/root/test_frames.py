@@ -9,6 +9,7 @@ from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEModel
 from wavcse.data.arguments import EmbedSettings
 from wavcse.data.manifest import Clip
 from wavcse.embed import Embedder
+from wavcse.tests.helpers.door_pages import link_root, run_first_block
 from wavcse.upstream_wavcse import run_frames
 
 RATE = 16_000
@@ -210,3 +211,12 @@ def test_options_as_users_of_sentence_transformers_type_them(wavlm, waves):
     np.testing.assert_allclose(wavlm.encode(clips, batch_size=1), plain, rtol=1e-5, atol=1e-6)
     tensor = wavlm.encode(clips, batch_size=32, convert_to_tensor=True)
     assert torch.equal(tensor, torch.from_numpy(plain))
+
+
+def test_the_page(waves, tmp_path, monkeypatch):
+    link_root(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("clip.wav", waves(64_000)[0], RATE)
+    names = run_first_block("windows_and_frames.md")
+    assert names["windows"].embeddings.shape == (3, 2000)
+    assert names["frames"].frames.shape[1:] == (2, 192)

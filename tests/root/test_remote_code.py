@@ -2,9 +2,7 @@
 
 import ast
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,30 +15,15 @@ import yaml
 
 import wavcse
 from wavcse import WavCSEForMultiTask
-from wavcse.hub_repository_wavcse import CODE_FILES, SENTENCE_TRANSFORMERS
+from wavcse.hub_repository_wavcse import CODE_FILES, HANDLER, SENTENCE_TRANSFORMERS
+from wavcse.tests.helpers.strangers import run_without_wavcse
 
 ROOT = Path(wavcse.__file__).parent
 EXAMPLE = ROOT / "examples" / "embed_a_file.py"
 RATE, OTHER_RATE = 16_000, 22_050
-REPOSITORY = {*CODE_FILES, *SENTENCE_TRANSFORMERS, "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
-
-# Stands before every script that runs in a fresh process: no `wavcse`, however it is installed.
-WITHOUT_WAVCSE = """
-import sys
-
-class Blocked:
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] == "wavcse":
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocked)
-try:
-    import wavcse
-except ImportError:
-    pass
-else:
-    sys.exit("wavcse is importable, so this test would prove nothing")
-"""
+REPOSITORY = {*CODE_FILES, *SENTENCE_TRANSFORMERS, HANDLER, "README.md"}
+REPOSITORY |= {"config.json", "model.safetensors", "preprocessor_config.json"}
+ENTRIES = ("configuration", "feature_extraction", "modeling", "pipeline", "sentence_transformers", "endpoint")
 
 LOAD = """
 import numpy as np
@@ -85,23 +68,6 @@ except ValueError as error:
     results["untrusted pipeline"] = str(error)
 torch.save(results, out)
 """
-
-
-def run_without_wavcse(script: str, *arguments, modules: Path) -> str:
-    """Run a script in a fresh process, offline, in another folder and with an own cache of remote code; its stdout."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(modules), "HF_MODULES_CACHE": str(modules / "modules")}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_WAVCSE + script, *map(str, arguments)],
-        cwd=modules,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +117,10 @@ def test_saved_folder_is_complete(folder):
 
 def test_every_code_file_is_listed():
     assert set(CODE_FILES) == {path.name for path in ROOT.glob("*_wavcse.py")}
+
+
+def test_the_root_has_what_endpoints_start(folder):
+    assert (ROOT / HANDLER).read_bytes() == (folder / HANDLER).read_bytes()
 
 
 def test_saved_configuration(folder):
@@ -287,7 +257,7 @@ def test_example_says_what_is_missing(files, message, tmp_path, monkeypatch, cap
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", ["configuration", "feature_extraction", "modeling", "pipeline", "sentence_transformers"])
+@pytest.mark.parametrize("part", ENTRIES)
 def test_each_entry_names_every_file_it_needs(part):
     """transformers 5.0 does not follow the imports of imported files."""
 

@@ -21,7 +21,7 @@ from wavcse.data.files import read_json
 from wavcse.eval.report import write_report
 from wavcse.hub.build import build_repository
 from wavcse.hub.source import read_source
-from wavcse.hub_repository_wavcse import CODE_FILES, SENTENCE_TRANSFORMERS
+from wavcse.hub_repository_wavcse import CODE_FILES, HANDLER, SENTENCE_TRANSFORMERS
 from wavcse.tests.helpers.card_rules import card_errors
 from wavcse.tests.helpers.killed import run_killed, started
 from wavcse.tests.helpers.processes import run_python
@@ -540,7 +540,7 @@ def test_a_push_of_the_checkout_holds_the_model_alone_and_the_card_of_its_result
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     figures = {f".eval_results/{path.name}" for path in (ROOT / ".eval_results").iterdir()}
     model = {"LICENSE", "config.json", "model.safetensors", "preprocessor_config.json"}
-    assert names == {*figures, *model, *CODE_FILES, *SENTENCE_TRANSFORMERS, "README.md"}
+    assert names == {*figures, *model, *CODE_FILES, *SENTENCE_TRANSFORMERS, HANDLER, "README.md"}
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     sections = source.card_sections()
     assert list(sections) == ["The model", "What it is good for", "What it was trained on", "How it was trained", "Limits"]
