@@ -70,9 +70,13 @@ WHISPER_SAMPLES_PER_FRAME = 320  # mel frames every 160 samples, halved by the s
 MOONSHINE_STEM = ((127, 64), (7, 3), (3, 2))  # its three convolutions
 FILTERBANK_STEM = ((400, 160), (2, 2))  # of Wav2Vec2-BERT: mel frames of 25 ms every 10 ms, two of which are one frame
 PRECISIONS = ("float32", "bfloat16", "int8")
-TASK_KINDS = ("classification",)
+TASK_KINDS = ("classification", "regression")
+NUMBER_LOSSES = ("ccc", "mae")  # of regression: 1 - CCC, and the mean absolute error in standard deviations
 MAX_TASK_NAME = 100  # characters; file systems allow 255 bytes for a name that holds it
-TASK_FIELDS = ("kind", "labels", "loss_weight")
+TASK_FIELDS = {  # kind -> what a task of it has
+    "classification": ("kind", "labels", "loss_weight"),
+    "regression": ("kind", "loss", "mean", "std", "loss_weight"),
+}
 LABEL_FIELDS = ("id2label", "label2id", "num_labels")  # transformers' names; here they follow from the one task
 NEW_TASK = "label"  # the name of the task that they ask for where the model has no such head
 # Beyond these a file is damaged: nothing larger is built, so that a wrong digit does not fill the memory.
@@ -153,7 +157,9 @@ class WavCSEConfig(PretrainedConfig):
         embedding_size (`int`, *optional*, defaults to 2000): Width of FC2, the size E of the embedding.
         layer_dropout (`float`, *optional*, defaults to 0.4): Dropout between layer pooling and FC2.
         embedding_dropout (`float`, *optional*, defaults to 0.6): Dropout between the embedding and the heads.
-        tasks (`dict`, *optional*): Task name -> `{"kind": "classification", "labels": [...], "loss_weight": 1.0}`.
+        tasks (`dict`, *optional*): Task name -> `{"kind": "classification", "labels": [...], "loss_weight": 1.0}`, or for a
+            number `{"kind": "regression", "loss": "ccc" or "mae", "mean": ..., "std": ..., "loss_weight": 1.0}`, with mean and
+            standard deviation of the training clips: the head gives (number - mean) / std.
         id2label, label2id, num_labels (*optional*): transformers' names for the labels of one task, called "label"; only
             without `tasks`. Read, they are those of the model's task; of several tasks, all labels as "task/label".
         freeze_upstream (`bool`, *optional*, defaults to `True`): Keep the upstream fixed and in eval mode.
@@ -315,7 +321,8 @@ class WavCSEConfig(PretrainedConfig):
     def id2label(self) -> dict[int, str]:
         """Labels of the task by index; of several tasks, of all their heads one after the other, as "task/label"."""
         tasks = self.tasks or {}
-        names = [label if len(tasks) == 1 else f"{name}/{label}" for name, task in tasks.items() for label in task["labels"]]
+        own = [(name, label) for name, task in tasks.items() for label in task.get("labels", [None])]
+        names = [name if label is None else label if len(tasks) == 1 else f"{name}/{label}" for name, label in own]
         return dict(enumerate(names))
 
     @id2label.setter
@@ -345,7 +352,7 @@ class WavCSEConfig(PretrainedConfig):
         if not labels or labels == len(self.id2label) or labels == list(self.id2label.values()):
             return
         tasks = self.tasks or {}
-        if len(tasks) == 1 and isinstance(labels, list) and len(labels) == self.num_labels:
+        if len(tasks) == 1 and isinstance(labels, list) and len(labels) == self.num_labels > 1:
             [(name, task)] = tasks.items()
             self.tasks = _validated_tasks({name: {**task, "labels": labels}})
         else:
@@ -507,12 +514,15 @@ def tasks_with_labels(tasks: Any, labels: list[str] | int) -> dict[str, dict[str
 
     Args:
         tasks: as of `WavCSEConfig`.
-        labels: the names in their order, or their number; then they are called LABEL_0, LABEL_1, ... as by transformers.
+        labels: the names in their order, or their number; then they are called LABEL_0, LABEL_1, ... as by transformers. One
+            label alone asks for a number.
     """
     tasks = _validated_tasks(tasks)
-    own = [task["labels"] for task in tasks.values()]
+    own = [task.get("labels", [name]) for name, task in tasks.items()]
     if len(own) == 1 and (own[0] == labels or len(own[0]) == labels):
         return tasks
+    if labels == 1 or (isinstance(labels, list) and len(labels) == 1):
+        return _validated_tasks({NEW_TASK: {"kind": "regression", "loss": "mae"}})  # as transformers takes one label
     names = [f"LABEL_{index}" for index in range(labels)] if isinstance(labels, int) else labels
     return _validated_tasks({NEW_TASK: {"labels": names}})
 
@@ -544,12 +554,18 @@ def check_trained_fields(wanted: WavCSEConfig, trained: WavCSEConfig, where: str
             )
 
 
+def num_outputs(task: Mapping[str, Any]) -> int:
+    """Outputs of a task's head: one per class, or one number."""
+    return len(task["labels"]) if task["kind"] == "classification" else 1
+
+
 def changed_heads(wanted: WavCSEConfig, trained: WavCSEConfig) -> list[str]:
-    """Tasks of both configurations whose labels, or their order, differ: the trained head would give wrong names."""
+    """Tasks of both configurations whose labels, their order or scale differ: the trained head would say something else."""
     return [
         name
         for name, task in wanted.tasks.items()
-        if name in trained.tasks and task["labels"] != trained.tasks[name]["labels"]
+        if name in trained.tasks
+        and any(task.get(field) != trained.tasks[name].get(field) for field in ("kind", "labels", "mean", "std"))
     ]
 
 
@@ -642,7 +658,7 @@ def _count_parameters(config: WavCSEConfig) -> int:
     size = config.projected_size
     first = 0 if config.layer_projection_size is None else size * config.stacked_size
     pooling = config.pooled_size**2 if config.layer_projection_size is None else size**2  # of self-attention
-    classes = sum(len(task["labels"]) for task in config.tasks.values())
+    classes = sum(map(num_outputs, config.tasks.values()))
     downstream = first + pooling + size * config.embedding_size + config.embedding_size * classes
     return _count_stem(upstream) + upstream.num_hidden_layers * of_block + downstream
 
@@ -711,10 +727,13 @@ def _validated_tasks(tasks: Any) -> dict[str, dict[str, Any]]:
 def _validated_task(name: Any, task: Any) -> dict[str, Any]:
     field = f"tasks[{name!r}]"
     task = _mapping(field, task)
-    unknown = sorted(map(str, task.keys() - set(TASK_FIELDS)))
-    if unknown:
-        raise ValueError(f"{field}[{unknown[0]!r}] is unknown; a task has {', '.join(TASK_FIELDS)}.")
     kind = _one_of(f"{field}['kind']", task.get("kind", "classification"), TASK_KINDS)
+    unknown = sorted(map(str, task.keys() - set(TASK_FIELDS[kind])))
+    if unknown:
+        raise ValueError(f"{field}[{unknown[0]!r}] is unknown; a task has {', '.join(TASK_FIELDS[kind])}.")
+    loss_weight = float(_number(f"{field}['loss_weight']", task.get("loss_weight", 1.0), 0.0, 1e6))
+    if kind == "regression":
+        return {**_validated_numbers(field, task), "loss_weight": loss_weight}
     labels = task.get("labels", ())
     is_list = isinstance(labels, Sequence) and not isinstance(labels, str)
     if not is_list or not all(isinstance(label, str | int | float) and not isinstance(label, bool) for label in labels):
@@ -722,8 +741,14 @@ def _validated_task(name: Any, task: Any) -> dict[str, Any]:
     labels = [str(label) for label in labels]
     if len(labels) < 2 or len(set(labels)) != len(labels):
         raise ValueError(f"{field}['labels'] is {labels!r}; at least two different labels are needed.")
-    loss_weight = float(_number(f"{field}['loss_weight']", task.get("loss_weight", 1.0), 0.0, 1e6))
     return {"kind": kind, "labels": labels, "loss_weight": loss_weight}
+
+
+def _validated_numbers(field: str, task: Mapping[str, Any]) -> dict[str, Any]:
+    loss = _one_of(f"{field}['loss']", task.get("loss", NUMBER_LOSSES[0]), NUMBER_LOSSES)
+    mean = float(_number(f"{field}['mean']", task.get("mean", 0.0), -1e30, 1e30))
+    std = float(_number(f"{field}['std']", task.get("std", 1.0), 1e-30, 1e30))
+    return {"kind": "regression", "loss": loss, "mean": mean, "std": std}
 
 
 def _mapping(field: str, value: Any) -> Mapping[str, Any]:

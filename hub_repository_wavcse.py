@@ -431,7 +431,7 @@ def facts_of(config: WavCSEConfig, model_id: str) -> dict[str, Any]:
         "pooling_type": config.pooling_type,
         # Sorted, as config.json is: a reloaded model gets the same card.
         "pooling_kwargs": ", ".join(f"{name} = {value}" for name, value in sorted(config.pooling_kwargs.items())),
-        "tasks": ", ".join(f"{name} ({len(task['labels'])} classes)" for name, task in sorted(config.tasks.items())) or "none",
+        "tasks": ", ".join(f"{name} ({_outputs_in_words(task)})" for name, task in sorted(config.tasks.items())) or "none",
         "sampling_rate": config.sampling_rate,
         "two_seconds": 2 * config.sampling_rate,
         "min_ms": 1000 * config.min_samples / config.sampling_rate,
@@ -458,6 +458,10 @@ def _steps(config: WavCSEConfig) -> str:
         steps += ["projected"]
         last = "pooled across layers and projected again"
     return f"{', '.join(steps)}{'' if last.startswith('and') else ','}\n{last}"
+
+
+def _outputs_in_words(task: Mapping[str, Any]) -> str:
+    return f"{len(task['labels'])} classes" if task["kind"] == "classification" else "a number"
 
 
 def inert(value: Any) -> Any:

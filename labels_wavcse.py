@@ -1,4 +1,4 @@
-"""What heads say of clips, in words: labels with their probabilities.
+"""What heads say of clips: labels with their probabilities, or numbers.
 
 Shapes: `B` clips, `C` classes of a task.
 """
@@ -36,10 +36,16 @@ def predictions(
         tasks: these tasks as the configuration has them.
         task, top_k: as of `predict`.
     """
-    found = {name: _ranked(values, tasks[name]["labels"], top_k) for name, values in logits.items()}
+    found = {name: _of_task(values, tasks[name], top_k) for name, values in logits.items()}
     if task is not None or len(found) == 1:
         return next(iter(found.values()))
     return [dict(zip(found, of_clip)) for of_clip in zip(*found.values())]
+
+
+def _of_task(logits: Tensor, task: Mapping[str, Any], top_k: int | None) -> list[Any]:
+    if task["kind"] == "regression":
+        return (task["mean"] + task["std"] * logits[:, 0].double()).tolist()
+    return _ranked(logits, task["labels"], top_k)
 
 
 def _ranked(logits: Tensor, labels: list[str], top_k: int | None) -> list[list[dict[str, Any]]]:

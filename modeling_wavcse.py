@@ -26,7 +26,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import FEATURE_EXTRACTOR_NAME, ModelOutput, cached_file, logging
 
 from .audio_wavcse import as_clips
-from .configuration_wavcse import LABEL_FIELDS, OWN_FIELDS, changed_heads, check_trained_fields
+from .configuration_wavcse import LABEL_FIELDS, OWN_FIELDS, changed_heads, check_trained_fields, num_outputs
 from .encoding_wavcse import WavCSEFrames, WavCSEWindows, WindowCutter, batches_in_order, read_clips
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
@@ -181,7 +181,7 @@ class WavCSEHeads(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.tasks = nn.ModuleDict(
-            {name: nn.Linear(config.embedding_size, len(task["labels"])) for name, task in config.tasks.items()}
+            {name: nn.Linear(config.embedding_size, num_outputs(task)) for name, task in config.tasks.items()}
         )
 
     def forward(self, embeddings: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -192,6 +192,56 @@ class WavCSEHeads(nn.Module):
         own = [rows[name] for name in self.tasks]
         taken = embeddings.index_select(0, torch.cat(own)).split([len(part) for part in own])  # one gradient, not one per task
         return {name: head(part) for (name, head), part in zip(self.tasks.items(), taken)}
+
+
+CCC_EPSILON = 1e-8  # keeps the ratio finite for a batch whose labels and outputs are the same constant
+
+
+def concordance(x: Tensor, y: Tensor) -> Tensor:
+    """Concordance correlation coefficient of every column, `[B, T]`, `[B, T]` -> `[T]`.
+
+    `2 cov / (var_x + var_y + (mean_x - mean_y)^2)` with population moments (Lin 1989), differentiable; 0 for a constant.
+    """
+    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
+    covariance = ((x - mean_x) * (y - mean_y)).mean(dim=0)
+    variances = x.var(dim=0, correction=0) + y.var(dim=0, correction=0)
+    return 2 * covariance / (variances + (mean_x - mean_y).square() + CCC_EPSILON)
+
+
+def number_loss(outputs: Tensor, targets: Tensor, loss: str) -> Tensor:
+    """Mean loss of standardised numbers `[B]`: `1 - CCC` over them (`"ccc"`) or the mean absolute error (`"mae"`)."""
+    if loss == "ccc":
+        return 1 - concordance(outputs[:, None], targets[:, None])[0]
+    return (outputs - targets).abs().mean()
+
+
+def losses_per_task(
+    logits: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    num_labelled: Mapping[str, int | Tensor] | None = None,
+    number_losses: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """Loss of every task: `cross_entropy_per_task` of classes, `number_loss` of the numbers that are there.
+
+    Args:
+        logits, labels, num_labelled: as of `cross_entropy_per_task`; of a regression task `[B, 1]` and standardised numbers
+            `[B]`, -100 = none. A process that has a part of a batch counts its own loss by its share of the labelled clips,
+            so that `1 - CCC` is that of the process's clips.
+        number_losses: regression task -> its loss.
+    """
+    number_losses = number_losses or {}
+    classes = {task: values for task, values in logits.items() if task not in number_losses}
+    losses = cross_entropy_per_task(classes, labels, num_labelled)
+    for task, loss in number_losses.items():
+        outputs, targets = logits[task][:, 0].float(), labels.get(task)
+        is_there = torch.zeros_like(outputs, dtype=torch.bool) if targets is None else targets != IGNORED_LABEL
+        if not is_there.any():
+            losses[task] = outputs.sum() * 0.0
+            continue
+        count = is_there.sum()
+        share = 1.0 if num_labelled is None else count / torch.as_tensor(num_labelled[task])
+        losses[task] = share * number_loss(outputs[is_there], targets[is_there].float(), loss)
+    return {task: losses[task] for task in logits}
 
 
 def cross_entropy_per_task(
@@ -346,9 +396,10 @@ class WavCSEPreTrainedModel(PreTrainedModel):
             return []  # no heads here, or none there
         changed = changed_heads(wanted, trained)
         if changed and not kwargs.get("ignore_mismatched_sizes"):
+            labels = trained.tasks[changed[0]].get("labels", ["a number"])
             raise ValueError(
                 f"tasks[{changed[0]!r}]['labels'] differ from those that the head in {where} was trained with "
-                f"({', '.join(trained.tasks[changed[0]]['labels'])}). Give the new task another name, or start its head "
+                f"({', '.join(labels)}). Give the new task another name, or start its head "
                 "from scratch with `ignore_mismatched_sizes=True`."
             )
         return changed
@@ -666,8 +717,8 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
         """Embed and classify clips.
 
         Args:
-            labels: task -> class indices `[B]`, -100 where a clip has no label for the task; of a single task, the indices
-                alone will do.
+            labels: task -> class indices `[B]`, -100 where a clip has no label for the task, or of a regression task numbers
+                in their own unit, NaN where there is none; of a single task, the tensor alone will do.
             input_values, attention_mask, output_attentions, precision: as in `WavCSEModel.forward`.
 
         Raises:
@@ -689,9 +740,16 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
         return result if (self.config.return_dict if return_dict is None else return_dict) else result.to_tuple()
 
     def loss(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
-        """The multi-task loss, a scalar: the tasks' cross-entropies, weighted as the configuration says."""
-        weights = {name: task["loss_weight"] for name, task in self.config.tasks.items()}
-        return combine_losses(cross_entropy_per_task(logits, labels), weights)
+        """The multi-task loss, a scalar: the tasks' losses, weighted as the configuration says."""
+        tasks = self.config.tasks
+        number_losses = {name: task["loss"] for name, task in tasks.items() if task["kind"] == "regression"}
+        scaled = {
+            name: torch.nan_to_num((values - tasks[name]["mean"]) / tasks[name]["std"], nan=float(IGNORED_LABEL))
+            for name, values in labels.items()
+            if name in number_losses
+        }
+        losses = losses_per_task(logits, {**labels, **scaled}, number_losses=number_losses)
+        return combine_losses(losses, {name: task["loss_weight"] for name, task in tasks.items()})
 
     def labels_by_task(self, labels: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """`labels` of `forward` as task -> `[B]`; ValueError as there."""
@@ -719,7 +777,7 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
         precision: str | None = None,
         scale_quiet: bool = False,
     ) -> Any:
-        """Labels with their probabilities, the most likely first.
+        """Labels with their probabilities, the most likely first; of a regression task the number, in its unit.
 
         Args:
             inputs: one clip or several, as `WavCSEModel.encode` takes them; `batch_seconds`, `show_progress_bar`, `precision`
@@ -728,8 +786,8 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
             top_k: how many labels; all if not given.
 
         Returns:
-            For one clip `[{"label": ..., "score": ...}, ...]`; of a model with several heads, if no `task` is named, such a
-            list per task by its name. For several clips a list of these.
+            For one clip `[{"label": ..., "score": ...}, ...]`, or a float; of a model with several heads, if no `task` is
+            named, one of these per task by its name. For several clips a list of these.
 
         Raises:
             ValueError: a clip cannot be read or served, there is no such task, or `top_k` is no positive number.

@@ -9,6 +9,7 @@ upstream, each pooled over time: x_1 .. x_K, of D numbers.
                                                                 (`layer_scaling: standard`: of (x_k - mean_k) / scale_k)
     logits_t  = head_t(dropout(embedding))                      one linear layer for each of T tasks
     loss      = 1/T sum_t w_t CE_t + l1 sum |w| + l2 sum w^2    CE_t: mean over the clips labelled for task t; w: all weights
+                                                                (`kind: regression`: 1 - CCC or absolute error in its place)
                 (`reconstruction_weight`: + it * mean_kd (x_kd - decoder(embedding)_kd)^2 of the scaled layers)
 
 The first two lines are `WavCSEDownstream` and `WavCSEHeads` in modeling_wavcse.py; the loss is in `train_step`. Read on from
@@ -65,6 +66,8 @@ from wavcse.training.heads import (
 from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
 from wavcse.training.start import start_network
 
+NUMBERS = ("ccc", "mae")  # figures of a regression task
+
 
 def train_step(accelerator: Accelerator, learner: Learner, batch: FeatureBatch) -> dict[str, Tensor]:
     """One update: forward, loss, backward, step. Returns this process's part of each task's loss.
@@ -74,7 +77,7 @@ def train_step(accelerator: Accelerator, learner: Learner, batch: FeatureBatch) 
     args, network = learner.args, learner.network
     with accelerator.autocast():
         output = learner.model(batch.features, batch.rows)  # task -> [n_t, C_t], of the clips that have a label for it
-        losses = losses_of(output, batch.labels, batch.num_labelled, batch.num_clips)  # task -> CE_t
+        losses = losses_of(output, batch.labels, batch.num_labelled, batch.num_clips, args.number_losses())  # task -> CE_t
     # Data-parallel training averages gradients over the processes: each one's part counts `num_processes` times.
     loss = accelerator.num_processes * total_loss(losses, args)
     if args.fast_parts:
@@ -145,7 +148,7 @@ def set_up(args: RunArguments, accelerator: Accelerator) -> tuple[Run, Data]:
     composite = load_composite(args.task_sources(), Inspector(cache.folder.parent))
     if accelerator.is_main_process:
         print(composite.class_counts())
-    config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.layer_fields)
+    config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.layer_fields, composite.scales)
     digests, hub_model = cached_digests(cache, composite), None
     if accelerator.is_main_process and args.save_hub:
         hub_model = load_hub_model(args, config, cache, composite.clips[0], digests[0])
@@ -189,8 +192,11 @@ def log_epoch(run: Run, entry: dict, bar: tqdm) -> None:
     accuracy = entry["validation"]["accuracy"]
     scalars = {f"train_loss/{task}": loss for task, loss in entry["train_loss"].items()}
     scalars |= {f"validation_accuracy/{task}": value for task, value in accuracy.items()}
+    ccc = entry["validation"].get("ccc", {})
+    scalars |= {f"validation_ccc/{task}": value for task, value in ccc.items()}
     run.log(entry, {**scalars, "validation_loss": entry["validation"]["loss"]})
-    bar.set_postfix({task: f"{100 * value:.1f}%" for task, value in accuracy.items()}, refresh=False)
+    shown = {task: f"{100 * value:.1f}%" for task, value in accuracy.items()}
+    bar.set_postfix({**shown, **{task: f"CCC {value:.2f}" for task, value in ccc.items()}}, refresh=False)
     bar.update()
 
 
@@ -199,7 +205,7 @@ def finish(run: Run, data: Data) -> dict:
     learner, tasks = run.learner, data.config.tasks
     learner.network.load_state_dict(learner.best_weights)
     training, validation, test = (evaluate(run.accelerator, learner, data.splits[split]) for split in SPLITS)
-    warnings = [_nothing_learnt(run.args, data, task, training.accuracy[task]) for task in tasks]
+    warnings = [_nothing_learnt(run.args, data, task, training) for task in tasks]
     result = run.write_result(
         "phase1",
         {
@@ -222,6 +228,11 @@ def finish(run: Run, data: Data) -> dict:
 
 def _task_result(args: RunArguments, data: Data, task: str, validation: Evaluation, test: Evaluation) -> dict:
     counts = {split: features.num_labelled(task) for split, features in data.splits.items()}
+    if task in validation.ccc:
+        figures = {
+            name: {"validation": getattr(validation, name)[task], "test": getattr(test, name)[task]} for name in NUMBERS
+        }
+        return {"kind": "regression", **figures, "num_clips": counts, "protocol": protocol_of(args.task_sources()[task])}
     return {
         "accuracy": {"validation": validation.accuracy[task], "test": test.accuracy[task]},
         "num_classes": len(data.config.tasks[task]["labels"]),
@@ -230,8 +241,16 @@ def _task_result(args: RunArguments, data: Data, task: str, validation: Evaluati
     }
 
 
-def _nothing_learnt(args: RunArguments, data: Data, task: str, accuracy: float) -> str:
+def _nothing_learnt(args: RunArguments, data: Data, task: str, training: Evaluation) -> str:
     """A warning where the very clips that the task was trained on are named no better than by chance; else empty."""
+    remedies = (
+        f"nothing was learnt. Try a smaller learning_rate ({args.learning_rate:g} here) or penalty "
+        f"(l1 {args.l1:g}, l2 {args.l2:g}), or more epochs; else look at the labels."
+    )
+    if task in training.ccc:
+        ccc = training.ccc[task]
+        return "" if ccc > 0 else f"{task}: CCC {ccc:.3f} on the training clips is no better than a constant: {remedies}"
+    accuracy = training.accuracy[task]
     labels = data.splits["train"].labels[task]
     labels = labels[labels != IGNORED_LABEL]
     chance = float(labels.bincount().max()) / len(labels)
@@ -239,8 +258,7 @@ def _nothing_learnt(args: RunArguments, data: Data, task: str, accuracy: float) 
         return ""
     return (
         f"{task}: {accuracy:.2%} accuracy on the training clips is no better than chance ({chance:.2%}, always naming the "
-        f"most frequent class): nothing was learnt. Try a smaller learning_rate ({args.learning_rate:g} here) or penalty "
-        f"(l1 {args.l1:g}, l2 {args.l2:g}), or more epochs; else look at the labels."
+        f"most frequent class): {remedies}"
     )
 
 
@@ -253,6 +271,9 @@ def table(result: dict) -> str:
     """The final figures as a text table."""
     lines = [f"{'task':<12} {'classes':>7} {'test clips':>10} {'validation':>11} {'test':>8}"]
     for task, figures in result["tasks"].items():
+        if figures.get("kind") == "regression":
+            lines.append(_numbers_line(task, figures))
+            continue
         accuracy = figures["accuracy"]
         lines.append(
             f"{task:<12} {figures['num_classes']:>7} {figures['num_clips']['test']:>10} "
@@ -263,6 +284,12 @@ def table(result: dict) -> str:
     lines.append(f"accuracy of epoch {result['best_epoch']}, the best on validation of {result['num_epochs']}")
     lines += [f"warning: {words}" for words in result["warnings"]]
     return "\n".join([*lines, *([result["note"]] if result["note"] else [])])
+
+
+def _numbers_line(task: str, figures: Mapping) -> str:
+    ccc, mae = figures["ccc"], figures["mae"]
+    line = f"{task:<12} {'CCC':>7} {figures['num_clips']['test']:>10} {ccc['validation']:>11.3f} {ccc['test']:>8.3f}"
+    return f"{line}  (mean absolute error {mae['validation']:.4g}, {mae['test']:.4g})"
 
 
 @TRAIN.main

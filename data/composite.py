@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ class TaskSource:
         closed_set: whether the labels are classes, all of which training must have; False for numbers, and for speakers to be
             verified.
         numbers: columns, among them `label_column`, that hold numbers: "1.0" is the same label as "1" there.
+        kind: "classification", or "regression": the labels are the numbers to be predicted.
     """
 
     manifests: tuple[str, ...]
@@ -43,6 +45,7 @@ class TaskSource:
     classes: tuple[str, ...] | None = None
     closed_set: bool = True
     numbers: tuple[str, ...] = ()
+    kind: str = "classification"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,20 @@ class TaskClips:
         """Class index of every clip, int64 `[N]`."""
         index = {label: i for i, label in enumerate(self.classes)}
         return np.array([index[label] for label in self.labels], dtype=np.int64)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The labels of a regression task as float64 `[N]`.
+
+        Raises:
+            ValueError: a label is no finite number.
+        """
+        values = pd.to_numeric(pd.Series(self.labels), errors="coerce").to_numpy(dtype=np.float64)
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            clip, label = self.clips[wrong[0]].clip_id, self.labels[wrong[0]]
+            raise ValueError(f"task {self.name!r}: {clip} has {label!r} as its label; a number is needed for a regression.")
+        return values
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the clips of one split."""
@@ -188,21 +205,37 @@ def as_paths(manifests: str | Sequence[str]) -> tuple[str, ...]:
 # -- several tasks
 
 
+MOST_DEVIATIONS = 90  # from the training clips' mean: beyond it a number is a mistake, and near the mark of clips without one
+
+
+class Scale(NamedTuple):
+    """Mean and standard deviation of the numbers that train a regression task."""
+
+    mean: float
+    std: float
+
+    def __str__(self) -> str:
+        return f"numbers with mean {self.mean:g} and standard deviation {self.std:g}"
+
+
 @dataclass(frozen=True)
 class CompositeSet:
     """The union of the tasks' clips.
 
     Attributes:
         clips: the N different clips.
-        classes: task -> its labels, in the order of the class indices.
-        targets: split -> task -> class indices `[N]`, `IGNORED_LABEL` where a clip has no label for the task in that split.
+        classes: task -> its labels, in the order of the class indices; none of a regression task.
+        targets: split -> task -> class indices `[N]`, or of a regression task standardised numbers (float32 `[N]`);
+            `IGNORED_LABEL` where a clip has no label for the task in that split.
         digests: content digest of every clip; empty for a file that cannot be read.
+        scales: regression task -> mean and standard deviation of the training clips, by which its numbers are standardised.
     """
 
     clips: list[Clip]
     classes: dict[str, list[str]]
     targets: dict[str, dict[str, np.ndarray]]
     digests: list[str] = field(default_factory=list)
+    scales: dict[str, Scale] = field(default_factory=dict)
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the clips that have a label of any task in `split`."""
@@ -212,9 +245,14 @@ class CompositeSet:
     def class_counts(self) -> str:
         """The classes of every task and how many clips train each, a line per task."""
         train = self.targets["train"]
-        return "\n".join(
-            class_counts(task, classes, train[task][train[task] != IGNORED_LABEL]) for task, classes in self.classes.items()
-        )
+        lines = []
+        for task, classes in self.classes.items():
+            own = train[task][train[task] != IGNORED_LABEL]
+            scale = self.scales.get(task)
+            lines.append(
+                class_counts(task, classes, own) if scale is None else f"{task}: {scale} of {len(own):,} training clips"
+            )
+        return "\n".join(lines)
 
 
 def load_composite(sources: Mapping[str, TaskSource], inspector: Inspector | None = None) -> CompositeSet:
@@ -242,8 +280,29 @@ def load_composite(sources: Mapping[str, TaskSource], inspector: Inspector | Non
             if position.setdefault(clip.place, len(clips)) == len(clips):
                 clips.append(clip)
                 digests.append(fact.digest)
-    targets = {split: {name: _targets(task, split, position, len(clips)) for name, task in tasks.items()} for split in SPLITS}
-    return CompositeSet(clips, {name: task.classes for name, task in tasks.items()}, targets, digests)
+    scales = {name: _scale_of(tasks[name]) for name, source in sources.items() if source.kind == "regression"}
+    targets = {
+        split: {name: _targets(task, split, position, len(clips), scales.get(name)) for name, task in tasks.items()}
+        for split in SPLITS
+    }
+    classes = {name: [] if name in scales else task.classes for name, task in tasks.items()}
+    return CompositeSet(clips, classes, targets, digests, scales)
+
+
+def _scale_of(task: TaskClips) -> Scale:
+    numbers = task.numbers
+    trained = numbers[task.rows("train")]
+    scale = Scale(float(trained.mean()), float(trained.std()))
+    if scale.std <= 1e-12 * max(1.0, abs(scale.mean)):
+        raise ValueError(f"task {task.name!r}: all training clips have the number {scale.mean:g}; there is nothing to learn.")
+    far = np.abs(numbers - scale.mean) > MOST_DEVIATIONS * scale.std
+    if far.any():
+        row = int(np.flatnonzero(far)[0])
+        raise ValueError(
+            f"task {task.name!r}: {task.clips[row].clip_id} has {numbers[row]:g}, more than {MOST_DEVIATIONS} standard "
+            f"deviations from the mean of the training clips ({scale}). Mend or empty its label."
+        )
+    return scale
 
 
 def _refuse_faulty_rows(tasks: Mapping[str, TaskClips]) -> None:
@@ -256,8 +315,10 @@ def _refuse_faulty_rows(tasks: Mapping[str, TaskClips]) -> None:
             )
 
 
-def _targets(task: TaskClips, split: str, position: Mapping[tuple, int], num_clips: int) -> np.ndarray:
-    targets = np.full(num_clips, IGNORED_LABEL, dtype=np.int64)
-    rows, indices = task.rows(split), task.targets
-    targets[[position[task.clips[row].place] for row in rows]] = indices[rows]
+def _targets(
+    task: TaskClips, split: str, position: Mapping[tuple, int], num_clips: int, scale: Scale | None = None
+) -> np.ndarray:
+    targets = np.full(num_clips, IGNORED_LABEL, dtype=np.int64 if scale is None else np.float32)
+    rows, values = task.rows(split), task.targets if scale is None else (task.numbers - scale.mean) / scale.std
+    targets[[position[task.clips[row].place] for row in rows]] = values[rows]
     return targets

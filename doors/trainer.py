@@ -26,8 +26,8 @@ class LabelledClips:
     """A data collator: rows of a data set -> `input_values`, `attention_mask` and `labels` of `WavCSEForMultiTask`.
 
     A row is a mapping with a clip, in any form that `WavCSEModel.encode` takes, and a label per task: its text or its index,
-    or `None`, "" or -100 where the clip has none. `TrainingArguments(remove_unused_columns=False)` is needed, else `Trainer`
-    drops these columns.
+    or `None`, "" or -100 where the clip has none; of a regression task its number. `Trainer` needs
+    `TrainingArguments(remove_unused_columns=False)`, else it drops these columns.
 
     Args:
         model: gives the feature extractor and the tasks.
@@ -61,7 +61,10 @@ class LabelledClips:
 
     def _labels(self, task: str, rows: Sequence[Mapping[str, Any]]) -> Tensor:
         column = (self.columns or {}).get(task, task)
-        return torch.tensor([label_index(self._cell(row, column), task, self.tasks[task]["labels"]) for row in rows])
+        values = [self._cell(row, column) for row in rows]
+        if self.tasks[task]["kind"] == "regression":
+            return torch.tensor([math.nan if value is None or value == "" else float(value) for value in values])
+        return torch.tensor([label_index(value, task, self.tasks[task]["labels"]) for value in values])
 
     def _cell(self, row: Mapping[str, Any], column: str) -> Any:
         if column not in row:
@@ -92,23 +95,32 @@ def metrics_per_task(model: WavCSEForMultiTask) -> Callable[[EvalPrediction], di
 
     Returns:
         What makes of an evaluation's logits, `[N, C]` or task -> `[N, C]`, and labels, `accuracy` and `uar` of a single task;
-        of several `TASK_accuracy` and `TASK_uar`, and `accuracy`, the mean over the tasks. A task without a label is left out.
+        of several `TASK_accuracy` and `TASK_uar`, and `accuracy`, the mean over the tasks. A regression task has `ccc` and
+        `mae`, in the unit of the labels. A task without a label is left out.
 
     Raises:
         ImportError: scikit-learn or SciPy is not installed.
     """
-    tasks, metrics = list(model.config.tasks), optional_library("wavcse.eval.metrics", "eval").METRICS
+    tasks, metrics = model.config.tasks, optional_library("wavcse.eval.metrics", "eval").METRICS
 
-    def of_task(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        rows = np.flatnonzero(labels != IGNORED_LABEL)
-        return {name: metrics[name].compute(labels[rows], logits[rows].argmax(axis=1)) for name in ("accuracy", "uar")}
+    def of_task(name: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        task = tasks[name]
+        is_number = task["kind"] == "regression"
+        rows = np.flatnonzero(~np.isnan(labels) if is_number else labels != IGNORED_LABEL)
+        if not len(rows):
+            return {}
+        found = task["mean"] + task["std"] * logits[rows, 0].astype(np.float64) if is_number else logits[rows].argmax(axis=1)
+        names = ("ccc", "mae") if is_number else ("accuracy", "uar")
+        return {name: metrics[name].compute(labels[rows], found) for name in names}
 
     def compute_metrics(evaluation: EvalPrediction) -> dict[str, float]:
         logits, labels = evaluation.predictions, evaluation.label_ids
         if len(tasks) == 1:
-            return of_task(logits, labels[tasks[0]] if isinstance(labels, Mapping) else labels)
-        own = {task: of_task(logits[task], labels[task]) for task in tasks if (labels[task] != IGNORED_LABEL).any()}
+            [name] = tasks
+            return of_task(name, logits, labels[name] if isinstance(labels, Mapping) else labels)
+        own = {name: of_task(name, logits[name], labels[name]) for name in tasks}
+        accuracies = [found["accuracy"] for found in own.values() if "accuracy" in found]
         figures = {f"{task}_{name}": value for task, found in own.items() for name, value in found.items()}
-        return {"accuracy": float(np.mean([found["accuracy"] for found in own.values()])), **figures}
+        return {**({"accuracy": float(np.mean(accuracies))} if accuracies else {}), **figures}
 
     return compute_metrics

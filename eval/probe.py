@@ -24,6 +24,7 @@ from wavcse.data.scaling import usable_scale
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.results import Fit, Outcome, confusion, embedding_map, scatter
 from wavcse.eval.task import TaskData
+from wavcse.modeling_wavcse import concordance
 
 CONSTANTS = {"accuracy": "most frequent label", "ccc": "training mean", "mae": "training median"}
 
@@ -289,9 +290,6 @@ def _validate(linear: nn.Linear, objective: Objective, embeddings: Tensor, label
 # ---- what a probe learns, and what validation looks at ----
 
 
-CCC_EPSILON = 1e-8  # keeps the ratio finite for a batch whose labels and outputs are the same constant
-
-
 class Objective(Protocol):
     """A loss for training and a figure for the choice of epoch and learning rate.
 
@@ -412,14 +410,3 @@ class AbsoluteErrorObjective:
     def constant(self, labels: np.ndarray) -> np.ndarray:
         """Medians `[T]`, which have the smallest absolute error."""
         return np.median(labels, axis=0)
-
-
-def concordance(x: Tensor, y: Tensor) -> Tensor:
-    """Concordance correlation coefficient of every column, `[B, T]`, `[B, T]` -> `[T]`.
-
-    `2 cov / (var_x + var_y + (mean_x - mean_y)^2)` with population moments (Lin 1989), differentiable; 0 for a constant.
-    """
-    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
-    covariance = ((x - mean_x) * (y - mean_y)).mean(dim=0)
-    variances = x.var(dim=0, correction=0) + y.var(dim=0, correction=0)
-    return 2 * covariance / (variances + (mean_x - mean_y).square() + CCC_EPSILON)

@@ -154,6 +154,9 @@ def _task_row(name: str, task: Mapping[str, Any], settings: Mapping[str, Any]) -
     corpora = ", ".join(f"`{shown_path(path)}`" for path in _as_list(settings["manifest"]))
     protocol = f" ({task['protocol']})" if task.get("protocol") else ""
     counts = ", ".join(str(task["num_clips"][split]) for split in ("train", "validation", "test"))
+    if task.get("kind") == "regression":
+        ccc, mae = (", ".join(f"{task[name][split]:.4g}" for split in ("validation", "test")) for name in ("ccc", "mae"))
+        return [name, f"{corpora}{protocol}", "a number", counts, f"CCC {ccc}; mean absolute error {mae}"]
     accuracies = ", ".join(f"{100 * task['accuracy'][split]:.1f}" for split in ("validation", "test"))
     return [name, f"{corpora}{protocol}", task["num_classes"], counts, accuracies]
 

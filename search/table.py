@@ -109,10 +109,17 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
         folder: keep the features in a file there, mapped into memory, so that processes can share them; else in memory.
 
     Raises:
-        ValueError: as `load_composite`, `open_cache` and `cached_digests`; or memory or disk are too small.
+        ValueError: as `load_composite`, `open_cache` and `cached_digests`; there is a regression task; or memory or disk are
+            too small.
     """
     device = device or torch.device("cpu")
     sources = args.task_sources()
+    numbers = [name for name, source in sources.items() if source.kind == "regression"]
+    if numbers:
+        raise ValueError(
+            f"tasks.{numbers[0]}: is a regression task. Searches compare models clip by clip, right or wrong, and resample "
+            "these; a number is neither. Search on the tasks with classes, and train what is chosen on all."
+        )
     cache = open_cache(args.cache_dir)
     composite = load_composite(sources, Inspector(cache.folder.parent))
     digests = cached_digests(cache, composite)

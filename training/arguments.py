@@ -18,7 +18,7 @@ from wavcse.settings.recipes import checked_fields
 if TYPE_CHECKING:
     from wavcse.data.composite import TaskSource
 
-TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight")
+TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight", "kind", "loss")
 MIXED_PRECISIONS = ("no", "bf16")
 TABLE_PLACES = ("auto", "memory", "disk")
 SCALINGS = ("none", "standard")  # as in configuration_wavcse.py
@@ -83,7 +83,7 @@ class RunArguments(RunSettings):
 
     tasks: dict = option(
         dict,
-        "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight (YAML or JSON).",
+        "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight, kind, loss (YAML or JSON).",
         group="what it is trained on",
     )
     cache_dir: str = option("caches", "Folder of the feature cache (python -m wavcse.data.cache).")
@@ -172,6 +172,10 @@ class RunArguments(RunSettings):
         """Task -> weight of its loss; 1 unless the recipe says otherwise (equal weighting)."""
         return {name: float(fields.get("loss_weight", 1.0)) for name, fields in self.tasks.items()}
 
+    def number_losses(self) -> dict[str, str]:
+        """Regression task -> its loss."""
+        return {name: fields.get("loss", "ccc") for name, fields in self.tasks.items() if fields.get("kind") == "regression"}
+
     def model_fields(self) -> dict[str, Any]:
         """The recipe's part of a `WavCSEConfig`: all but the upstream and the tasks' labels."""
         names = ("selected_layers", "layer_scaling", "layer_projection_size", "pooling_type", "pooling_kwargs")
@@ -211,6 +215,7 @@ def _task_source(name: str, given: Any) -> TaskSource:
             raise ValueError(
                 f"{where}: {column} is {value!r}; a column's name is needed, in quotes if it is yes, no, on or off."
             )
+    kind = _kind(where, given)
     weight = given.get("loss_weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
         raise ValueError(f"{where}: loss_weight is {weight!r}; a number from 0 on is needed.")
@@ -220,7 +225,26 @@ def _task_source(name: str, given: Any) -> TaskSource:
         split_columns=as_paths(splits),
         disjoint_by=given.get("disjoint_by") or None,
         classes=_classes(where, given.get("classes")),
+        closed_set=kind == "classification",
+        numbers=(given["label_column"],) if kind == "regression" else (),
+        kind=kind,
     )
+
+
+def _kind(where: str, given: Mapping[str, Any]) -> str:
+    """The task's kind; ValueError where its fields do not go with it."""
+    from wavcse.configuration_wavcse import NUMBER_LOSSES, TASK_KINDS
+
+    kind, loss = given.get("kind", TASK_KINDS[0]), given.get("loss")
+    if kind not in TASK_KINDS:
+        raise ValueError(f"{where}: kind is {kind!r}; allowed: {', '.join(TASK_KINDS)}.")
+    if loss is not None and kind != "regression":
+        raise ValueError(f"{where}: loss is {loss!r}, which is a choice of kind: regression alone.")
+    if kind == "regression" and loss not in (None, *NUMBER_LOSSES):
+        raise ValueError(f"{where}: loss is {loss!r}; allowed: {', '.join(NUMBER_LOSSES)}.")
+    if kind == "regression" and given.get("classes"):
+        raise ValueError(f"{where}: classes is given, but a regression task has none.")
+    return kind
 
 
 def _classes(where: str, given: Any) -> tuple[str, ...] | None:

@@ -117,6 +117,8 @@ def cached_digests(cache: FeatureCache, composite: CompositeSet) -> list[str]:
 def data_fingerprint(cache: FeatureCache, digests: Sequence[str], composite: CompositeSet) -> str:
     """Sixteen hex digits that change with any clip (`digests`, in order), label, class, split, upstream weight or pooling."""
     words = {"cache": cache.key.digest(), "clips": list(digests), "classes": composite.classes}
+    if composite.scales:
+        words["scales"] = composite.scales
     digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
     for split, tasks in sorted(composite.targets.items()):
         for task, targets in sorted(tasks.items()):
@@ -128,8 +130,9 @@ def data_fingerprint(cache: FeatureCache, digests: Sequence[str], composite: Com
 class FeatureBatch:
     """One step's share of this process: `n` clips.
 
-    `rows` task -> positions `[n_t]` of the clips that have a label for it, `labels` task -> these labels `[n_t]`,
-    `num_labelled` task -> labelled clips of the whole batch over all processes, `num_clips` its clips.
+    `rows` task -> positions `[n_t]` of the clips that have a label for it, `labels` task -> these labels `[n_t]`, class
+    indices or standardised numbers, `num_labelled` task -> labelled clips of the whole batch over all processes, `num_clips`
+    its clips.
     """
 
     features: PooledLayers
@@ -148,6 +151,7 @@ class SplitFeatures:
     def __init__(self, table: MemoryTable | DiskTable, composite: CompositeSet, split: str, device: torch.device):
         self.table, self.device = table, device
         self.rows = torch.from_numpy(composite.rows(split))
+        self.scales = composite.scales
         self.labels = {task: torch.from_numpy(targets)[self.rows] for task, targets in composite.targets[split].items()}
 
     def __len__(self) -> int:

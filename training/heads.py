@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,12 +17,15 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wavcse.configuration_wavcse import WavCSEConfig
+from wavcse.data.composite import Scale
 from wavcse.modeling_wavcse import (
     WavCSEDownstream,
     WavCSEForMultiTask,
     WavCSEHeads,
     combine_losses,
-    cross_entropy_per_task,
+    concordance,
+    losses_per_task,
+    number_loss,
 )
 from wavcse.training.arguments import RunArguments
 from wavcse.training.fast_parts import Dropout, linear, use_linear
@@ -111,15 +114,20 @@ class MultiTaskNetwork(nn.Module):
 
 
 def losses_of(
-    output: NetworkOutput, labels: Mapping[str, Tensor], num_labelled: Mapping[str, int | Tensor], num_clips: int
+    output: NetworkOutput,
+    labels: Mapping[str, Tensor],
+    num_labelled: Mapping[str, int | Tensor],
+    num_clips: int,
+    number_losses: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """What is to be minimised: `cross_entropy_per_task`, and with a decoder its mean error under `RECONSTRUCTION`.
+    """What is to be minimised: `losses_per_task`, and with a decoder its mean error under `RECONSTRUCTION`.
 
     Args:
         num_labelled, num_clips: of the whole batch over all processes.
+        number_losses: as of `losses_per_task`.
     """
     logits, error = output if isinstance(output, tuple) else (output, None)
-    losses = cross_entropy_per_task(logits, labels, num_labelled)
+    losses = losses_per_task(logits, labels, num_labelled, number_losses)
     return losses if error is None else {**losses, RECONSTRUCTION: error / num_clips}
 
 
@@ -145,7 +153,8 @@ class Evaluation:
     """Figures of a model on a split.
 
     `loss` has the penalties in it, as it drives the schedule; `is_correct` task -> bool, one per clip with a label for it, in
-    the order of the split, on the CPU.
+    the order of the split, on the CPU. Of regression tasks `ccc` and, in the unit of the labels, `mae`, over the whole split;
+    `mean_accuracy` is the mean over all tasks, of accuracies and CCCs.
     """
 
     loss: float
@@ -153,10 +162,13 @@ class Evaluation:
     accuracy: dict[str, float]
     mean_accuracy: float
     is_correct: dict[str, Tensor]
+    ccc: dict[str, float] = field(default_factory=dict)
+    mae: dict[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict:
-        """All but the single clips, for a log."""
-        return {name: value for name, value in vars(self).items() if name != "is_correct"}
+        """All but the single clips, for a log; without figures of numbers where there are none."""
+        left_out = {"is_correct", *(name for name in ("ccc", "mae") if not getattr(self, name))}
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) -> Learner:
@@ -234,19 +246,32 @@ def evaluate(accelerator: Accelerator, learner: Learner, split: SplitFeatures) -
     predict = network.folded() if network.fast_parts and network.decoder is None else network
     penalty = network.fast_penalty if network.fast_parts else network.penalty
     counts = {task: split.num_labelled(task) for task in network.heads.tasks}
-    sums, is_correct = {}, {task: [] for task in counts}
+    number_losses = args.number_losses()
+    numbers = {task: ([], []) for task in number_losses}  # outputs and targets: CCC is one of the whole split
+    sums, is_correct = {}, {task: [] for task in counts if task not in numbers}
     for batch in split.batches(EVALUATION_BATCH):
         with accelerator.autocast():
             output = predict(batch.features, batch.rows)
-        losses = losses_of(output, batch.labels, counts, len(split))
+        losses = losses_of(output, batch.labels, counts, len(split), number_losses)
         sums = {task: sums.get(task, 0.0) + loss for task, loss in losses.items()}
         for task, values in (output[0] if isinstance(output, tuple) else output).items():
-            is_correct[task].append(values.argmax(dim=1) == batch.labels[task])
+            if task in numbers:
+                for parts, part in zip(numbers[task], (values[:, 0], batch.labels[task])):
+                    parts.append(part.double())
+            else:
+                is_correct[task].append(values.argmax(dim=1) == batch.labels[task])
     joined = {task: torch.cat(parts).cpu() for task, parts in is_correct.items()}
     accuracy = {task: values.double().mean().item() for task, values in joined.items()}
+    ccc, mae = {}, {}
+    for task, loss in number_losses.items():
+        outputs, targets = map(torch.cat, numbers[task])
+        sums[task] = number_loss(outputs, targets, loss)
+        ccc[task] = concordance(outputs[:, None], targets[:, None]).item()
+        mae[task] = split.scales[task].std * (outputs - targets).abs().mean().item()
+    scores = [*accuracy.values(), *ccc.values()]
     loss = total_loss(sums, args) + penalty(args.l1, args.l2)
     task_loss = {task: float(value) for task, value in sums.items()}
-    return Evaluation(float(loss), task_loss, accuracy, sum(accuracy.values()) / len(accuracy), joined)
+    return Evaluation(float(loss), task_loss, accuracy, sum(scores) / len(scores), joined, ccc, mae)
 
 
 def update_progress(learner: Learner, epoch: int, accuracy: float, seconds: float) -> None:
@@ -260,13 +285,25 @@ def update_progress(learner: Learner, epoch: int, accuracy: float, seconds: floa
 
 
 def model_config(
-    args: RunArguments, upstream_config: Mapping, classes: Mapping[str, list[str]], layer_fields: Mapping | None = None
+    args: RunArguments,
+    upstream_config: Mapping,
+    classes: Mapping[str, list[str]],
+    layer_fields: Mapping | None = None,
+    scales: Mapping[str, Scale] | None = None,
 ) -> WavCSEConfig:
-    """The model to train: the recipe's sizes, the tasks' labels, the cache's upstream and what it did (`layer_fields`)."""
-    weights = args.loss_weights()
-    tasks = {
-        name: {"kind": "classification", "labels": labels, "loss_weight": weights[name]} for name, labels in classes.items()
-    }
+    """The model to train: the recipe's sizes, the tasks' labels, the cache's upstream and what it did (`layer_fields`).
+
+    Args:
+        classes, scales: as of `CompositeSet`.
+    """
+    weights, losses = args.loss_weights(), args.number_losses()
+    tasks: dict[str, dict] = {}
+    for name, labels in classes.items():
+        if name in losses:
+            own = {"kind": "regression", "loss": losses[name], **(scales or {})[name]._asdict()}
+        else:
+            own = {"kind": "classification", "labels": labels}
+        tasks[name] = {**own, "loss_weight": weights[name]}
     return WavCSEConfig(upstream_config=upstream_config, **(layer_fields or {}), **args.model_fields(), tasks=tasks)
 
 

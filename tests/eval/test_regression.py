@@ -18,13 +18,13 @@ from wavcse.eval.probe import (
     ConcordanceObjective,
     LabelledEmbeddings,
     ProbeSettings,
-    concordance,
     fit_probe,
     objective_for,
     probe_outcomes,
 )
 from wavcse.eval.task import TaskData
 from wavcse.eval.tasks import TASKS
+from wavcse.modeling_wavcse import concordance
 
 SIZE = 12
 RATINGS = ConcordanceObjective(3, (1.0, 5.0))
