@@ -55,6 +55,7 @@ from wavcse.data.embedding_table import (
     remove_parts,
 )
 from wavcse.data.files import locked
+from wavcse.data.hub_datasets import names_data_set
 from wavcse.data.inspection import ClipFacts, Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.encoding_wavcse import in_samples, window_bounds
@@ -178,16 +179,15 @@ def embed_corpus(
 
 
 def clips_of(corpus: str | Path) -> ListedCorpus:
-    """The clips of a manifest, or of all audio files below a folder in the order of their paths.
+    """The clips of a manifest or data set, or of all audio files below a folder in the order of their paths.
 
     Raises:
         ValueError: as `Manifest`, or the folder holds no audio.
     """
-    corpus = Path(corpus)
-    if not corpus.is_dir():
+    files, left_out = read_audio_folder(corpus) if Path(corpus).is_dir() else ({}, {})
+    if not files and (names_data_set(corpus) or not Path(corpus).is_dir()):
         manifest = Manifest(corpus)
         return ListedCorpus(manifest.clips, list(manifest.column("file_name")), {})
-    files, left_out = read_audio_folder(corpus)
     if not files:
         others = "".join(f"; {line}" for line in left_out_in_words(left_out))
         raise ValueError(f"{corpus}: holds no audio files ({', '.join(AUDIO_SUFFIXES)}){others}.")

@@ -45,7 +45,11 @@ Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
 class CacheArguments(CheckedFields):
     """What is cached, and how."""
 
-    manifest: list[str] = option(NEEDED, "CSV or Parquet manifests, one row per clip.", group="input and output")
+    manifest: list[str] = option(
+        NEEDED,
+        "CSV or Parquet manifests, one row per clip, or data sets, such as hf://datasets/ORG/NAME.",
+        group="input and output",
+    )
     upstream: str = option(
         NEEDED, "Hub id or folder: WavLM, wav2vec2, HuBERT, Whisper, or a wavCSE model, whose upstream is taken."
     )
@@ -113,7 +117,8 @@ class EmbedArguments(EmbedSettings):
     """What is embedded, and how."""
 
     corpus: str = operand(
-        "CSV or Parquet manifest, or a folder: every audio file below it, hidden ones not.", group="input and output"
+        "CSV or Parquet manifest, data set (hf://datasets/ORG/NAME), or a folder: every audio file below it, hidden ones not.",
+        group="input and output",
     )
     model: str = option(NEEDED, "Folder or Hub id of a wavCSE model; its Python files are run.", value="DIR_OR_HUB_ID")
     out: str = option(
@@ -148,10 +153,12 @@ def check_inputs(tables: Sequence[str], model: str | None) -> None:
     Args:
         model: a Hub id is left to the Hub.
     """
-    from wavcse.data.tables import check_is_file  # half a second, which no help has to wait for
+    from wavcse.data.hub_datasets import names_data_set  # half a second, which no help has to wait for
+    from wavcse.data.tables import check_is_file
 
     for table in tables:
-        check_is_file(Path(table))
+        if not names_data_set(table):
+            check_is_file(Path(table))
     is_path = model is not None and (model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir())
     if is_path and not Path(model, "config.json").is_file():
         what = "It holds no config.json." if Path(model).is_dir() else "There is no such folder."

@@ -279,7 +279,7 @@ if fcntl is not None:
 
 
 @contextmanager
-def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[None]:
+def locked(place: Path, holds: bool = True, is_file: bool = False, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
     """Keep other runs away from a folder, or from a file that is being made, while the context lasts.
 
     The system releases the lock when the process ends, however it ends. A process may take a lock again that it holds. On
@@ -288,6 +288,7 @@ def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[N
     Args:
         place: the folder, which is made if it is missing, or the file.
         holds: whether this process takes the lock; of several processes of one run the main one does.
+        patience_s: how long to wait for a process that has it.
 
     Raises:
         ValueError: another process has it; the message says which, and what to do.
@@ -299,7 +300,7 @@ def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[N
     was_there = path.parent.exists()  # else it is removed at the end, if the run wrote nothing
     if path in _held:
         _held[path].times += 1
-    elif (handle := _take(path, place)) is not None:
+    elif (handle := _take(path, place, patience_s)) is not None:
         _held[path] = _Lock(handle)
     try:
         yield
@@ -314,9 +315,9 @@ def locked(place: Path, holds: bool = True, is_file: bool = False) -> Iterator[N
                         path.parent.rmdir()  # only succeeds if it is empty, as after a recipe that is refused
 
 
-def _take(path: Path, place: Path) -> int | None:
+def _take(path: Path, place: Path, patience_s: float) -> int | None:
     """A handle that has the lock; `None` where the file system has no locks."""
-    deadline = time.monotonic() + LOCK_PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

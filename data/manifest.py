@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 
 from wavcse.audio_wavcse import decode, resample
-from wavcse.data import SPLITS
+from wavcse.data import SPLIT_ALIASES, SPLITS
+from wavcse.data.hub_datasets import manifest_of, names_data_set
 from wavcse.data.tables import read_text_table
 
 AS_WRITTEN = ("file_name", "start", "end")  # they name a clip
-SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "test"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,9 @@ def real_path(path: str | Path) -> str:
 class Manifest:
     """A table of clips and labels.
 
+    Args:
+        path: a CSV or Parquet file, or a data set in one of the Hub's formats, see `wavcse.data.hub_datasets`.
+
     Attributes:
         path: the file it was read from.
         table: the rows as text columns (`pandas.DataFrame`); an empty string means "no label" or "not in any split".
@@ -93,7 +96,7 @@ class Manifest:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = manifest_of(path) if names_data_set(path) else Path(path)
         table = read_text_table(self.path, AS_WRITTEN)
         self.table, self._unread = pd.DataFrame(table.columns, dtype=object), table.unread
         names = self.column("file_name")

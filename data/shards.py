@@ -10,15 +10,17 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from wavcse.audio_wavcse import AUDIO_SUFFIXES
 from wavcse.data.files import digest_of
-from wavcse.data.manifest import Clip
 from wavcse.data.remote import filesystem_of
+
+if TYPE_CHECKING:
+    from wavcse.data.manifest import Clip
 
 CLIPS_PER_PIECE = 2048  # 16 MB of embeddings at E = 2000; what a lost worker computes again at most
 READ_ROWS = 64  # of a Parquet file at a time
@@ -132,6 +134,11 @@ def _of_parquet(files: Any, path: str, name: str, stamp: str, size: int) -> Iter
         if count >= size or end == len(rows):
             yield Piece("parquet", url, name, stamp, row_groups=(start, end), first_row=first_row, column=column)
             start, first_row = end, first_row + count
+
+
+def holds_audio(schema: pa.Schema) -> bool:
+    """Whether a Parquet file has a column of audio, and is not a manifest, which names files."""
+    return "file_name" not in schema.names and any(_holds_bytes(field.type) for field in schema)
 
 
 def _audio_column(schema: pa.Schema, path: str) -> str:

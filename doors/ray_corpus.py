@@ -32,6 +32,7 @@ from wavcse.data.audio_folder import read_audio_folder
 from wavcse.data.corpus_pass import SkippedClip, quiet_in_words, skipped_text
 from wavcse.data.embedding_table import METADATA_KEY, refuse_other_settings, write_table
 from wavcse.data.files import json_text, replacing
+from wavcse.data.hub_datasets import is_saved
 from wavcse.data.remote import filesystem_of, is_remote
 from wavcse.data.shards import NamedClip, Piece, clips_of_piece, corpus_digest, pieces_of_clips, pieces_of_url
 from wavcse.doors.batches import EmbedBatch, EmbeddedCell
@@ -224,9 +225,9 @@ def embed_on_ray(
 
 
 def _pieces(corpus: str) -> list[Piece]:
-    """Manifests and folders of audio are read as without Ray; all else is shards."""
+    """Manifests, folders of audio and of `save_to_disk` are read as without Ray; all else is shards."""
     path = Path(corpus)
-    is_listed = path.suffix.lower() in (".csv", ".gz") or (path.is_dir() and read_audio_folder(path).files)
+    is_listed = path.suffix.lower() in (".csv", ".gz") or (path.is_dir() and (read_audio_folder(path).files or is_saved(path)))
     if path.suffix.lower() == ".parquet" and path.is_file():
         is_listed = "file_name" in parquet.read_schema(path).names
     if is_remote(corpus) or not is_listed:

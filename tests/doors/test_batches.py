@@ -18,7 +18,7 @@ from datasets import Audio, Dataset, Features, List, Value, load_dataset
 
 from wavcse import WavCSEModel
 from wavcse.doors.batches import EmbedBatch
-from wavcse.tests.helpers.pages import run_first_block
+from wavcse.tests.helpers.door_pages import run_first_block
 
 RATE = 16_000
 LENGTHS = (9_000, 5_000, 12_000, 5_000, 7_000)
@@ -91,7 +91,7 @@ def test_datasets_map_on_parquet_with_bytes_loaded_and_streamed(hub, clips, expe
 
 def test_the_page_on_datasets(hub, clips, expected, cache, tmp_path):
     paths = {"clips.parquet": parquet_with_bytes(tmp_path, clips), "model": hub}
-    close(run_first_block("doors/datasets.md", paths)["rows"]["embedding"], expected)
+    close(run_first_block("datasets.md", paths)["rows"]["embedding"], expected)
 
 
 def test_datasets_map_in_arrow_and_on_decoded_cells(hub, clips, expected, cache, tmp_path):

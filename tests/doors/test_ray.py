@@ -20,7 +20,7 @@ from wavcse.doors import ray_corpus
 from wavcse.doors.batches import EmbedBatch
 from wavcse.doors.ray_corpus import EmbedPieces, embed_on_ray
 from wavcse.embed import embed_corpus, main
-from wavcse.tests.helpers.pages import run_first_block
+from wavcse.tests.helpers.door_pages import run_first_block
 
 pytestmark = pytest.mark.doors
 RATE = 16_000
@@ -111,7 +111,7 @@ def test_the_page_on_ray(ray, hub, waves, tmp_path):
     rows = [{"audio": {"bytes": (tmp_path / "a.wav").read_bytes(), "path": "a.wav"}, "word": "yes"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "clips.parquet")
     paths = {"clips.parquet": tmp_path / "clips.parquet", "model": hub, "embedded": tmp_path / "embedded"}
-    run_first_block("doors/ray.md", paths)
+    run_first_block("ray.md", paths)
     (row,) = pq.read_table(tmp_path / "embedded").to_pylist()
     assert row["word"] == "yes"
     np.testing.assert_allclose(row["embedding"], WavCSEModel.from_pretrained(hub).eval().encode(wave), atol=1e-5)

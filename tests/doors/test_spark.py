@@ -12,7 +12,7 @@ import soundfile
 
 from wavcse import WavCSEModel
 from wavcse.doors.batches import EmbedBatch
-from wavcse.tests.helpers.pages import run_first_block
+from wavcse.tests.helpers.door_pages import run_first_block
 
 pytestmark = pytest.mark.doors
 
@@ -59,6 +59,6 @@ def test_the_page_on_spark(spark, tiny_model, waves, tmp_path):
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
     rows = [{"audio": {"bytes": (tmp_path / "a.wav").read_bytes(), "path": "a.wav"}, "word": "yes"}]
     pq.write_table(pa.Table.from_pylist(rows), paths["clips.parquet"])
-    (row,) = run_first_block("doors/spark.md", paths, spark=spark)["frame"].collect()
+    (row,) = run_first_block("spark.md", paths, spark=spark)["frame"].collect()
     assert row.word == "yes"
     np.testing.assert_allclose(row.embedding, WavCSEModel.from_pretrained(paths["model"]).eval().encode(wave), atol=1e-5)

@@ -14,18 +14,19 @@ import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from wavcse.tests.helpers.card_rules import card_errors
 
 TOKEN, USER, ORGANISATION = "hf_loopback", "somebody", "org"
 EMPTY_TREE = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
-LFS_SUFFIXES = (".safetensors", ".bin")
-REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+LFS_SUFFIXES = (".safetensors", ".bin", ".parquet")
+REPO = r"(?P<repo>(datasets/)?[\w.-]+/[\w.-]+)"  # a data set is kept as datasets/OWNER/NAME
+API = r"/api/(models/)?" + REPO
 
 
 class Repository:
-    """Commits (hash -> files) and branches (name -> hash) of one model."""
+    """Commits (hash -> files) and branches (name -> hash) of one model or data set."""
 
     def __init__(self, private: bool):
         self.private = private
@@ -96,15 +97,16 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
-        ("GET", rf"/api/models/{REPO}", "info"),
-        ("GET", rf"/api/models/{REPO}/revision/(?P<revision>[^/]+)", "info"),
-        ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<below>.+))?", "tree"),
-        ("POST", rf"/api/models/{REPO}/branch/(?P<branch>[^/]+)", "branch"),
-        ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("GET", rf"{API}", "info"),
+        ("GET", rf"{API}/revision/(?P<revision>[^/]+)", "info"),
+        ("GET", rf"{API}/tree/(?P<revision>[^/]+)(/(?P<below>.+))?", "tree"),
+        ("POST", rf"{API}/branch/(?P<branch>[^/]+)", "branch"),
+        ("POST", rf"{API}/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        ("POST", rf"{API}/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "store"),
         ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})/verify", "verify"),
-        ("POST", rf"/api/models/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
+        ("POST", rf"{API}/commit/(?P<revision>[^/]+)", "commit"),
         ("HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", "file"),
         ("GET", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", "file"),
         ("HEAD", r"/lfs/(?P<oid>[0-9a-f]{64})", "fetch"),
@@ -158,6 +160,7 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo, revision="main"):
         repository, sha = self._find(repo, revision)
         siblings = [{"rfilename": name} for name in sorted(repository.commits[sha])]
+        repo = repo.removeprefix("datasets/")
         answer = {"id": repo, "modelId": repo, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []}
         return self._json({**answer, "pipeline_tag": "feature-extraction", "library_name": "transformers"})
 
@@ -167,7 +170,22 @@ class Handler(BaseHTTPRequestHandler):
         names = [name for name in sorted(files) if below is None or name.startswith(f"{below}/")]
         if below is not None and not names:
             raise Refusal(404, f"{below} does not exist on {revision!r}", "EntryNotFound")
-        return self._json([_entry(name, files[name]) for name in names])
+        start = len(f"{below}/") if below else 0
+        deeper = [name for name in names if "/" in name[start:]]
+        if "recursive=true" in urlsplit(self.path).query.lower():
+            return self._json([_entry(name, files[name]) for name in names])
+        folders = dict.fromkeys(name[: name.index("/", start)] for name in deeper)
+        entries = [_entry(name, files[name]) for name in names if name not in deeper]
+        return self._json([*(_folder(name, sha) for name in folders), *entries])
+
+    def paths_info(self, repo, revision):
+        repository, sha = self._find(repo, revision)
+        files = repository.commits[sha]
+        is_json = self.headers.get("Content-Type", "").startswith("application/json")
+        asked = json.loads(self.body)["paths"] if is_json else parse_qs(self.body.decode()).get("paths", [])
+        folders = [name for name in asked if any(file.startswith(f"{name}/") for file in files)]
+        entries = [_entry(name, files[name]) for name in asked if name in files]
+        return self._json([*entries, *(_folder(name, sha) for name in folders)])
 
     def branch(self, repo, branch):
         self._writer()
@@ -303,6 +321,11 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if status == 200 and asked and self.command == "GET":
+            start, end = int(asked[1]), min(int(asked[2] or len(body)), len(body) - 1)
+            status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{end}/{len(body)}"}
+            body = body[start : end + 1]
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -326,3 +349,7 @@ def oid_of(name: str, content: bytes) -> str:
 def _entry(name: str, content: bytes) -> dict:
     lfs = {"lfs": {"oid": sha256(content), "size": len(content), "pointerSize": 134}} if name.endswith(LFS_SUFFIXES) else {}
     return {"type": "file", "path": name, "size": len(content), "oid": oid_of(name, content), **lfs}
+
+
+def _folder(name: str, sha: str) -> dict:
+    return {"type": "directory", "path": name, "size": 0, "oid": sha}
