@@ -86,17 +86,27 @@ def floors_table(run: Mapping[str, Any]) -> str:
     return table(["floor", "goal", "measured", "lowest on", ""], [cells(run, floor) for floor in FLOORS])
 
 
+def newest_reports(folder: Path = RESULTS, device: str = "cpu") -> dict[str, tuple[Path, dict]]:
+    """Machine kind -> file and content of its newest result of `bench_upstream.py`; "cpu" or "cuda"."""
+    newest: dict[str, tuple[Path, dict]] = {}
+    for path in sorted(folder.glob(f"????-??-??-{device}*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        newest[machine_kind(report["machine"])] = path, report
+    return dict(sorted(newest.items()))
+
+
+def machine_kind(machine: Mapping[str, Any]) -> str:
+    """The GPU, or the instructions of the processor."""
+    return machine.get("gpu") or machine.get("instructions", "AVX512")  # the first result did not say
+
+
 def page(folder: Path = RESULTS) -> str:
     """Of every class of processors, the newest result's floors."""
-    newest: dict[str, tuple[Path, dict]] = {}
-    for path in sorted(folder.glob("????-??-??-cpu*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        newest[report["machine"].get("instructions", "AVX512")] = path, report  # the first result did not say
     parts = [
         "# Floors of inference speed, one thread",
         "Made by `python -m wavcse.benchmarks.floors` from the files beside it.",
     ]
-    for instructions, (path, report) in sorted(newest.items()):
+    for instructions, (path, report) in newest_reports(folder).items():
         run = next((run for run in report["runs"] if (run["threads"], run["allocator"]) == (1, "default")), None)
         if run is not None:
             parts.append(f"## {report['machine']['processor']}, {instructions}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import WavLMConfig
 
-from wavcse.benchmarks import bench_corpus, bench_upstream, engines, memory
+from wavcse.benchmarks import bench_corpus, bench_upstream, engines, memory, million_hours
 from wavcse.benchmarks.floors import Floor, cells, page
 from wavcse.benchmarks.measure import Errors, PairedRatio, device_class
 from wavcse.benchmarks.memory import rival_memory_mb
@@ -161,6 +161,22 @@ def test_the_page_of_floors_is_made_from_the_results(tmp_path):
     assert "10%" not in text
     committed = BENCHMARKS / "results" / "floors.md"
     assert committed.read_text(encoding="utf-8") == page(committed.parent)
+
+
+def test_the_page_of_a_million_hours_is_made_from_the_results(tmp_path):
+    for name, machine in (("cpu-avx2", {"processor": "p", "instructions": "AVX2"}), ("cuda", {"processor": "p", "gpu": "G"})):
+        run = result_of({"voxceleb": {"float32": {"audio_s_per_s": 4.0 if name != "cuda" else 1000.0}}})
+        report = {"date": "2026-01-01", "device": name[:4].rstrip("-"), "machine": machine, "runs": [run]}
+        (tmp_path / f"2026-01-01-{name}.json").write_text(json.dumps(report))
+    found = {rate.machine: (rate.unit, rate.unit_hours) for rate in million_hours.rates(tmp_path)}
+    assert found == {"p, AVX2": ("core", 250_000.0), "G": ("GPU", 1_000.0)}
+    lines = million_hours.page(tmp_path, price_per_unit_hour=0.5).splitlines()
+    costs = [line.split("|")[-2].strip() for line in lines if "float32" in line]
+    assert costs == ["125,000", "500"]
+    assert "| 2000 " in lines[-3]
+    assert lines[-3].split("|")[-2].strip() == "3.60"  # 450 million clips x 2000 numbers x 4 bytes
+    committed = BENCHMARKS.parent / "docs" / "million_hours.md"
+    assert committed.read_text(encoding="utf-8") == million_hours.page()
 
 
 def test_another_engine_is_left_out_where_it_is_not_installed(monkeypatch, capsys):
