@@ -14,7 +14,7 @@ from wavcse.upstream_wavcse import run_frames
 
 RATE = 16_000
 LAYERS = [3, 0, 2]  # in any order
-LENGTHS = (12_000, 400, 5_000, 40_000)  # the last in windows
+LENGTHS = (12_000, 900, 5_000, 40_000)  # the last in windows
 WHISPER = {"d_model": 32, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "max_source_positions": 50}
 DATA2VEC = {"conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 2, "do_stable_layer_norm": False}
 # Name -> family, norm, fields of the upstream, fields of the model.
@@ -29,14 +29,31 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=[*MODELS, "whisper clip", "whisper window"])
+SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+SEW = {**SIZES, "conv_dim": [16] * 13, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+MOONSHINE = {"hidden_size": 32, "intermediate_size": 64, "encoder_num_hidden_layers": 4, "encoder_num_attention_heads": 4}
+OTHERS = {  # name -> fields of the upstream, and of the model; families with a stem of their own
+    "whisper clip": ({"model_type": "whisper", **WHISPER}, {"context": "clip"}),
+    "whisper window": ({"model_type": "whisper", **WHISPER}, {"context": "window"}),
+    "sew": ({"model_type": "sew", **SEW}, {"window_s": 1.0}),
+    "sew-d": ({"model_type": "sew-d", **SEW}, {"window_s": 1.0}),
+    "wav2vec2-bert": ({"model_type": "wav2vec2-bert", **SIZES}, {"window_s": 1.0}),
+    "moonshine": ({"model_type": "moonshine", **MOONSHINE}, {"window_s": 1.0}),
+}
+# Family -> centre of the first frame and distance of frames, ms; of all others 25 ms are a frame, every 20 ms.
+TIMES_MS = {"whisper": (0, 20), "sew": (22.5, 40), "sew-d": (22.5, 40), "wav2vec2-bert": (17.5, 20)}
+TIMES_MS |= {"moonshine": (27.96875, 24)}
+
+
+@pytest.fixture(scope="module", params=[*MODELS, *OTHERS])
 def model(request, tiny_model) -> WavCSEModel:
     if request.param in MODELS:
         family, norm, upstream, fields = MODELS[request.param]
         return tiny_model(family, norm, upstream, selected_layers=[0, 2, 3], **fields)
     torch.manual_seed(0)
-    own = {"layer_projection_size": 8, "embedding_size": 20, "context": request.param.removeprefix("whisper ")}
-    return WavCSEModel(WavCSEConfig({"model_type": "whisper", **WHISPER}, selected_layers=[0, 2, 3], **own)).eval()
+    upstream, fields = OTHERS[request.param]
+    sizes = {"layer_projection_size": 8, "embedding_size": 20}
+    return WavCSEModel(WavCSEConfig(upstream, selected_layers=[0, 2, 3], **sizes, **fields)).eval()
 
 
 def pooled(model: WavCSEModel, clips: list[np.ndarray]) -> np.ndarray:
@@ -86,10 +103,10 @@ def test_frames_are_the_hidden_states_of_the_transformers_modules(model, waves):
 
 
 def test_times_are_the_centres_of_the_frames(model, waves):
-    times = model.encode_frames(waves(12_000)[0], layers=0).times_ms
-    first, number = (0.0, 38) if model.config.context else (12.5, 37)
-    np.testing.assert_allclose(times, first + 20.0 * np.arange(number))
-    assert times[-1] <= 750
+    frames, times = model.encode_frames(waves(12_000)[0], layers=0)
+    first, hop = TIMES_MS.get(model.config.upstream_config.model_type, (12.5, 20))
+    np.testing.assert_allclose(times, first + hop * np.arange(len(frames)))
+    assert 750 - 3 * hop <= times[-1] <= 750
 
 
 # ---- of one model ----
