@@ -55,7 +55,7 @@ def time_moments(frames: Tensor, temporal_pooling: str) -> Tensor:
 
 def pooled_frames(frames: Tensor, temporal_pooling: str) -> Tensor:
     """`[..., T, D]` -> `[..., S * D]`: mean, then for "mean_std" the standard deviation."""
-    return _statistics(time_moments(frames, temporal_pooling))
+    return statistics_of(time_moments(frames, temporal_pooling))
 
 
 def pooled_pieces(clips: Sequence[int], frames: Sequence[int], moments: Tensor, num_clips: int) -> Tensor:
@@ -71,7 +71,7 @@ def pooled_pieces(clips: Sequence[int], frames: Sequence[int], moments: Tensor, 
         `[B, K, S * D]`.
     """
     if len(clips) == num_clips:  # every clip in one piece
-        return _statistics(moments)
+        return statistics_of(moments)
     total = [0] * num_clips
     for clip, count in zip(clips, frames):
         total[clip] += count
@@ -82,10 +82,10 @@ def pooled_pieces(clips: Sequence[int], frames: Sequence[int], moments: Tensor, 
     for clip, share, piece in pieces:
         if share < 1:  # the variance between pieces
             pooled[clip, :, 1:] += (piece[:, :1] - pooled[clip, :, :1]).square() * share
-    return _statistics(pooled)
+    return statistics_of(pooled)
 
 
-def _statistics(moments: Tensor) -> Tensor:
+def statistics_of(moments: Tensor) -> Tensor:
     """`[..., S, D]` -> `[..., S * D]`: the variance, if there is one, becomes a standard deviation."""
     if moments.shape[-2] == 1:
         return moments.flatten(-2)

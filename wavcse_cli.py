@@ -60,6 +60,11 @@ COMMANDS = {
         "wavcse.finetuning.arguments:FINETUNE",
         "train a whole upstream on a task, as the papers of its pre-training do",
     ),
+    "export": Command(
+        "wavcse.doors.export",
+        "wavcse.doors.arguments:EXPORT",
+        "write a model as an ONNX file or a torch.export program",
+    ),
     "push": Command(
         "wavcse.hub.push",
         "wavcse.hub.arguments:PUSH",

@@ -14,6 +14,7 @@ import yaml
 from wavcse.data.arguments import CACHE, EMBED
 from wavcse.data.corpora.arguments import CORPORA_PROGRAM
 from wavcse.data.synthetic.arguments import SYNTHESIZE
+from wavcse.doors.arguments import EXPORT
 from wavcse.eval.arguments import EVAL, REPORT
 from wavcse.finetuning.arguments import FINETUNE
 from wavcse.hub.arguments import CARD, PUSH
@@ -36,6 +37,7 @@ SHORTEST = {
     CORPORA_PROGRAM: "iemocap --root r --out m.csv",
     EMBED: "corpus --model m --out o.parquet",
     EVAL: "--tasks keyword --manifest m.csv --baselines mfcc --out o",
+    EXPORT: "",
     FINETUNE: "",
     HPARAMS: "RECIPE --out o",
     INSTALL: "run --pretraining a b --evaluation e --data d.json",

@@ -1,0 +1,176 @@
+"""Exported models: the model's own numbers in a padded batch, for every upstream family, and through the real runtimes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wavcse import WavCSEFeatureExtractor, WavCSEModel
+from wavcse.doors.export import card_section, padded, write_to_card
+from wavcse.doors.exportable import ExportableModel
+from wavcse.tests.helpers.door_pages import run_first_block
+from wavcse_cli import main
+
+FAMILIES = [
+    *((family, norm, {}) for family in ("wavlm", "wav2vec2", "hubert") for norm in ("group", "layer")),
+    ("unispeech-sat", "group", {}),
+    ("data2vec-audio", "layer", {"do_stable_layer_norm": False}),
+    ("hubert", "group", {"conv_pos_batch_norm": True}),
+]
+SAMPLES = (9001, 4000, 1201, 720)
+FOUND = {"error": 1e-6, "batch_error": 2e-7, "cosine": 0.99, "megabytes": 2, "speed": 7, "model_speed": 9, "threads": 1}
+
+
+def wide(model):
+    """The model with weights far from those at initialisation, so that attention and norms show."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.upstream.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.running_mean.normal_()
+    return model
+
+
+@pytest.mark.parametrize("temporal_pooling", ["mean", "mean_std"])
+@pytest.mark.parametrize(("family", "norm", "changes"), FAMILIES)
+def test_a_padded_batch_has_the_models_own_embeddings(family, norm, changes, temporal_pooling, tiny_model, waves):
+    model = wide(tiny_model(family, norm, changes, temporal_pooling=temporal_pooling))
+    exportable, clips = ExportableModel(model), [torch.tensor(wave) for wave in waves(*SAMPLES)]
+    with torch.no_grad():
+        own = torch.cat([model(clip[None]).embeddings for clip in clips])
+        together = exportable(*padded(clips))
+        alone = torch.cat([exportable(*padded([clip])) for clip in clips])
+    assert (together - own).abs().max() <= 1e-5 * own.abs().max()
+    assert (together - alone).abs().max() <= 1e-5 * own.abs().max()
+
+
+def test_frames_are_those_of_the_model_without_padding(tiny_model, waves):
+    model = wide(tiny_model("wavlm", "group"))
+    clips = [torch.tensor(wave) for wave in waves(*SAMPLES)]
+    with torch.no_grad():
+        _, frames, num_frames = ExportableModel(model, with_frames=True)(*padded(clips))
+        states = [model(clip[None], output_hidden_states=True).hidden_states for clip in clips]
+    assert num_frames.tolist() == [state[0].shape[1] for state in states]
+    for row, state in enumerate(states):
+        own = torch.stack([state[layer][0] for layer in model.config.selected_layers], dim=1)
+        torch.testing.assert_close(frames[row, : num_frames[row]], own, atol=1e-5, rtol=1e-4)
+        assert not frames[row, num_frames[row] :].any()
+
+
+def test_whisper_is_refused(tmp_path, whisper_folder, capsys):
+    assert main(["export", "--model", str(whisper_folder), "--format", "torch-export"]) == 2
+    assert "A model with a Whisper upstream cannot be exported" in capsys.readouterr().err
+
+
+@pytest.fixture
+def whisper_folder(tmp_path):
+    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 80}
+    config = WavCSEModel.config_class(
+        {"model_type": "whisper", **sizes}, selected_layers=[1], layer_projection_size=8, embedding_size=20
+    )
+    WavCSEModel(config).save_pretrained(tmp_path / "whisper")
+    return tmp_path / "whisper"
+
+
+def test_the_card_gets_one_section_that_later_exports_replace(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    before = card.read_text()
+    assert write_to_card(card, card_section({"onnx/model.onnx": FOUND}))
+    assert write_to_card(card, card_section({"onnx/model.onnx": FOUND, "torch_export/model.pt2": FOUND}))
+    text = card.read_text()
+    row = "| `torch_export/model.pt2` | 2.0 | 1.0e-06 | 2.0e-07 | 0.990000 | 7 / 9 (1) |"
+    assert text.count("## Exported files") == text.count(row) == text.count("## Python files that run") == 1
+    start, end = text.index("## Exported files"), text.index("## Python files that run")
+    assert text[:start] + text[end:] == before
+    card.write_text("mine")
+    assert not write_to_card(card, "other")
+    assert card.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "torch-export", "--precision", "int8"], "precision int8 is for format onnx"),
+        (["--clips", "absent.wav"], "absent.wav: there is no such audio file"),
+        (["--model", "org/name"], "org/name is on the Hub; give the folder of the files with --out"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(words, message, hub, capsys):
+    assert main(["export", *(["--model", str(hub)] if "--model" not in words else []), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_model, tmp_path_factory):
+    """A base-shape WavLM, whose group norm and position bias both have to be told of padding."""
+    folder = tmp_path_factory.mktemp("hub")
+    wide(tiny_model("wavlm", "group")).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_torch_export_program_runs_any_batch_and_length(hub, tmp_path, waves):
+    assert main(["export", "--model", str(hub), "--format", "torch-export", "--out", str(tmp_path)]) == 0
+    program = torch.export.load(tmp_path / "torch_export/model.pt2").module()
+    model = WavCSEModel.from_pretrained(hub).eval()
+    for lengths in ((5000,), (1201, 9001, 720), (16_000, 16_000)):
+        clips = [torch.tensor(wave) for wave in waves(*lengths)]
+        with torch.no_grad():
+            own = model(clips).embeddings
+            assert (program(*padded(clips)) - own).abs().max() <= 1e-5 * own.abs().max()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_same_numbers(hub, waves):
+    model = WavCSEModel.from_pretrained(hub).eval()
+    inputs = padded([torch.tensor(wave) for wave in waves(5000, 3000)])
+    with torch.no_grad():
+        own = model(*inputs).embeddings
+        compiled = torch.compile(model, backend="eager")(*inputs).embeddings
+    assert (compiled - own).abs().max() <= 1e-5 * own.abs().max()
+
+
+@pytest.mark.doors
+def test_the_page_runs_and_onnxruntime_gives_the_models_embeddings(hub, tmp_path, monkeypatch, waves, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = tmp_path / "model"
+    shutil.copytree(hub, folder)
+    monkeypatch.chdir(tmp_path)
+    run_first_block("export.md")
+    shown = capsys.readouterr().out
+    assert shown.count("README.md: says so") == 2
+    assert "`onnx/model_qint8.onnx`" in (folder / "README.md").read_text()
+    exports = json.loads((folder / "exports.json").read_text())
+    assert exports["onnx/model.onnx"]["error"] <= 1e-5
+    assert exports["onnx/model.onnx"]["batch_error"] <= 1e-5
+    assert 0.9 < exports["onnx/model_qint8.onnx"]["cosine"] < 0.999999
+    assert exports["onnx/model_qint8.onnx"]["megabytes"] < exports["onnx/model.onnx"]["megabytes"]
+    model = WavCSEModel.from_pretrained(folder).eval()
+    extractor = WavCSEFeatureExtractor.from_pretrained(folder)
+    session = onnxruntime.InferenceSession(folder / "onnx/model.onnx")
+    for lengths in ((5000,), (1201, 9001, 720), (16_000, 16_000)):
+        clips = waves(*lengths)
+        inputs = extractor(clips, sampling_rate=16_000, return_tensors="np", return_attention_mask=True)
+        found = session.run(["embeddings"], {name: inputs[name] for name in ("input_values", "attention_mask")})[0]
+        own = model.encode(clips)
+        np.testing.assert_allclose(found, own, atol=1e-5 * np.abs(own).max())
+
+
+@pytest.mark.doors
+def test_onnx_frames_are_an_output(hub, tmp_path, waves):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert main(["export", "--model", str(hub), "--frames", "--out", str(tmp_path)]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "onnx/model_frames.onnx")
+    values, mask = padded([torch.tensor(wave) for wave in waves(*SAMPLES)])
+    _, frames, num_frames = session.run(None, {"input_values": values.numpy(), "attention_mask": mask.numpy()})
+    exportable = ExportableModel(WavCSEModel.from_pretrained(hub), with_frames=True)
+    with torch.no_grad():
+        wanted = exportable(values, mask)
+    np.testing.assert_allclose(frames, wanted[1], atol=1e-4)
+    assert num_frames.tolist() == wanted[2].tolist()
