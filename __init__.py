@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         WavCSEModelOutput,
         WavCSEMultiTaskOutput,
         WavCSEPreTrainedModel,
+        quantize_embeddings,
     )
     from .pipeline_wavcse import WavCSEAudioClassificationPipeline, WavCSEFeatureExtractionPipeline
 
@@ -37,6 +38,7 @@ __all__ = [
     "WavCSEMultiTaskOutput",
     "WavCSEPreTrainedModel",
     "WavCSEWindows",
+    "quantize_embeddings",
 ]
 
 

@@ -67,6 +67,7 @@ UPLOAD_KWARGS = (  # of `save_pretrained(push_to_hub=True)`, for `push_to_hub`
 AUDIO_SETTINGS = ("sampling_rate", "do_normalize", "context", "window_s", "max_duration_s")
 MAY_BE_MISSING = r"^heads\.|(^|\.)masked_spec_embed$"  # in weights that are loaded: new heads; a vector for training alone
 NOT_NORMALISED = ("wav2vec2-bert", "moonshine")  # families that take waveforms as they are, where no preprocessor says it
+QUANTIZATIONS = ("int8", "uint8", "binary", "ubinary")  # of embeddings that are returned
 IGNORED_LABEL = -100  # of a clip that has no label for a task, as in torch.nn.functional.cross_entropy
 
 
@@ -572,6 +573,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
         convert_to_tensor: bool = False,
         window_s: float | None = None,
         hop_s: float | None = None,
+        quantize: str | None = None,
+        ranges: np.ndarray | None = None,
     ) -> np.ndarray | Tensor | WavCSEWindows | list[WavCSEWindows]:
         """Embed speech, the sentence-transformers way.
 
@@ -591,10 +594,13 @@ class WavCSEModel(WavCSEPreTrainedModel):
             convert_to_tensor: the same as `convert_to_numpy=False`.
             window_s: embed windows of so many seconds, as `wavcse embed --window_s` does, instead of whole clips.
             hop_s: distance of the windows' starts in seconds; that of `window_s` if not given.
+            quantize: of the returned numbers, "int8", "uint8", "binary" or "ubinary", as of `quantize_embeddings`. This is
+                what sentence-transformers calls `precision`; here that is the precision of the computation.
+            ranges: `[2, E]`, which "int8" and "uint8" need.
 
         Returns:
-            float32 `[E]` for one clip, `[N, E]` for a list, in input order. With `window_s` a `WavCSEWindows` per clip:
-            `embeddings` `[n, E]`, `start_s` and `end_s` `[n]`.
+            float32 `[E]` for one clip, `[N, E]` for a list, in input order; quantised, int8 or uint8 `[E]` or `[E / 8]`. With
+            `window_s` a `WavCSEWindows` per clip: `embeddings` `[n, E]`, `start_s` and `end_s` `[n]`.
 
         Raises:
             ValueError: a clip cannot be read or served; the message names it by its path or position. Or an argument is out
@@ -611,6 +617,10 @@ class WavCSEModel(WavCSEPreTrainedModel):
             )
         if window_s is None and hop_s is not None:
             raise ValueError("hop_s is the distance of windows; give window_s too.")
+        if precision in QUANTIZATIONS and precision != "int8":
+            raise ValueError(f"precision={precision!r} is of returned numbers here: give quantize={precision!r}.")
+        if quantize is not None:
+            check_quantization(quantize, ranges, size)
         to_numpy = convert_to_numpy and not convert_to_tensor
         feature_extractor = WavCSEFeatureExtractor.from_config(self.config)
         cutter = None if window_s is None else WindowCutter(window_s, hop_s, feature_extractor)
@@ -625,6 +635,8 @@ class WavCSEModel(WavCSEPreTrainedModel):
         result = torch.cat(embeddings)
         if normalize_embeddings:
             result = nn.functional.normalize(result, dim=1)
+        if quantize is not None:
+            result = torch.from_numpy(quantize_embeddings(result, quantize, ranges))
         if cutter is not None:
             windows = cutter.of_clips(result, to_numpy)
             return windows[0] if is_single else windows
@@ -816,6 +828,44 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
     def freeze_base_model(self) -> None:
         """Keep everything but the heads fixed; the embedding stays as it is."""
         self.wavcse.requires_grad_(False)
+
+
+def check_quantization(precision: str, ranges: np.ndarray | None, size: int) -> None:
+    """ValueError unless embeddings of `size` numbers can be quantised so; `ranges` as of `quantize_embeddings`."""
+    if precision not in QUANTIZATIONS:
+        raise ValueError(f"embeddings cannot be quantised to {precision!r}; allowed: {', '.join(QUANTIZATIONS)}.")
+    if precision in ("int8", "uint8") and np.shape(ranges) != (2, size):
+        given = "are not given" if ranges is None else f"have shape {list(np.shape(ranges))}"
+        raise ValueError(
+            f"{precision!r} needs the smallest and the largest of each of the {size} numbers, and ranges {given}; [2, {size}] "
+            "is needed, from many embeddings, such as `StoredEmbeddings(table).ranges()`."
+        )
+
+
+def quantize_embeddings(embeddings: np.ndarray | Tensor, precision: str, ranges: np.ndarray | None = None) -> np.ndarray:
+    """Embeddings in 8 bits or in one bit per number, as sentence-transformers' function of this name.
+
+    Args:
+        embeddings: float `[N, E]`.
+        precision: "int8" or "uint8", 256 steps between the ends of each number's range, numbers beyond them cut off;
+            "ubinary" or "binary", whether a number is above 0, eight to a byte (the latter with 128 taken off, as int8).
+        ranges: `[2, E]`, the smallest and the largest value of each number over many embeddings; for "int8" and "uint8".
+
+    Returns:
+        `[N, E]` int8 or uint8, or `[N, E / 8]` (rounded up) int8 or uint8.
+
+    Raises:
+        ValueError: there is no such precision, or ranges of another shape.
+    """
+    numbers = embeddings.detach().cpu().numpy() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
+    check_quantization(precision, ranges, numbers.shape[-1])
+    if precision in ("binary", "ubinary"):
+        bits = np.packbits(numbers > 0, axis=-1)
+        return bits if precision == "ubinary" else (bits - 128).astype(np.int8)
+    low, high = np.asarray(ranges, np.float32)
+    steps = (high - low) / 255
+    levels = np.clip(np.floor((numbers - low) / np.where(steps == 0, 1, steps)), 0, 255)
+    return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)
 
 
 def _unit_rows(embeddings: np.ndarray | Tensor | Sequence) -> Tensor:

@@ -60,6 +60,11 @@ COMMANDS = {
         "wavcse.finetuning.arguments:FINETUNE",
         "train a whole upstream on a task, as the papers of its pre-training do",
     ),
+    "reduce": Command(
+        "wavcse.retrieval.reduce",
+        "wavcse.retrieval.arguments:REDUCE",
+        "make a model with a smaller embedding: principal components of a table",
+    ),
     "export": Command(
         "wavcse.doors.export",
         "wavcse.doors.arguments:EXPORT",

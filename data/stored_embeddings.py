@@ -71,6 +71,14 @@ class StoredEmbeddings:
             for batch in file.iter_batches(rows, columns=[COLUMN]):
                 yield self._numbers(batch.column(0))
 
+    def ranges(self) -> np.ndarray:
+        """The smallest and the largest value of each number over all rows, float32 `[2, E]`: what int8 is calibrated with."""
+        low = np.full(self.embedding_size, np.inf, np.float32)
+        high = -low
+        for block in self.blocks():
+            low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
+        return np.stack([low, high])
+
     def embeddings(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
         """Embeddings of some rows, `[len(positions), E]`; only the row groups that hold them are read."""
         positions = np.asarray(positions, dtype=np.int64)

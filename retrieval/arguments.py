@@ -1,4 +1,4 @@
-"""The options of `wavcse similar`, `compare` and `map`. Nothing here loads PyTorch, so `--help` is answered at once."""
+"""The options of the commands on tables of embeddings. Nothing here loads PyTorch, so `--help` is answered at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wavcse.data.arguments import check_inputs, check_is_no_folder
 from wavcse.settings.command import Program
-from wavcse.settings.fields import CheckedFields, operand, option
+from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
 
 INDEX_LIBRARIES = ("faiss", "usearch")  # of retrieval/index.py, which a test holds equal
 METHODS = ("pca", "tsne", "umap")  # of retrieval/projection.py, likewise
@@ -25,6 +25,13 @@ Print the cosine similarity of two recordings, from -1 to 1.
 
 What is high depends on the model and on the recordings: with --table, the share of pairs of clips in a table that are less
 similar is printed too. Exit codes: 0 done, 2 refused.
+"""
+REDUCE_ABOUT = """\
+Make a model with a smaller embedding: the principal components of a table of its embeddings.
+
+The projection is put into the model's last layer, so the new folder is an ordinary model, whose smaller vectors every command
+and library gives. Heads are kept, and read what the components keep. The table must hold whole embeddings of the same model
+(`wavcse embed` without --normalize and --truncate_dim), of at least some thousand clips. Exit codes: 0 done, 2 refused.
 """
 MAP_ABOUT = """\
 Draw a table of embeddings as points of a plane, in one web page that needs no network and no other file.
@@ -99,6 +106,26 @@ class MapArguments(CheckedFields):
             raise ValueError(f"{self.audio}: there is no such folder; --audio is where the table's paths start from.")
 
 
+@dataclass(frozen=True)
+class ReduceArguments(CheckedFields):
+    """What is reduced, and to what."""
+
+    table: str = operand(TABLE, group="input and output")
+    size: int = option(NEEDED, "Numbers per embedding of the new model.", at_least=1)
+    out: str = option(NEEDED, "Folder of the new model.", value="DIR")
+    model: str | None = option(
+        None, "Folder or Hub id of the model that made the table.", "as the table says", value="DIR_OR_HUB_ID"
+    )
+    whiten: bool = option(False, "Scale every component to the variance 1.")
+
+    def look(self) -> None:
+        """ValueError for paths that are not there, or that would be written over."""
+        check_table(self.table)
+        check_inputs([], self.model)
+        if Path(self.out, "config.json").exists():
+            raise ValueError(f"{self.out}: holds a model already; give the name of a new folder.")
+
+
 def check_table(table: str) -> None:
     """ValueError where there is no such table; what it holds is found when it is read."""
     if not Path(table).exists():
@@ -126,6 +153,13 @@ COMPARE = Program(
     COMPARE_ABOUT,
     "wavcse compare one.wav other.wav --model .",
     look=CompareArguments.look,
+)
+REDUCE = Program(
+    "wavcse reduce",
+    ReduceArguments,
+    REDUCE_ABOUT,
+    "wavcse reduce recordings.parquet --size 128 --whiten --out small",
+    look=ReduceArguments.look,
 )
 MAP = Program(
     "wavcse map",

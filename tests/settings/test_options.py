@@ -20,7 +20,7 @@ from wavcse.finetuning.arguments import FINETUNE
 from wavcse.hub.arguments import CARD, PUSH
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
 from wavcse.pretraining.study import read_study
-from wavcse.retrieval.arguments import COMPARE, MAP, SIMILAR
+from wavcse.retrieval.arguments import COMPARE, MAP, REDUCE, SIMILAR
 from wavcse.search.arguments import HPARAMS, LAYERS, PHASE1, POOLS
 from wavcse.search.phase1_config import read_config
 from wavcse.settings.command import Program
@@ -47,6 +47,7 @@ SHORTEST = {
     POOLS: "RECIPE --out o",
     PRETRAIN: "",
     PUSH: "run --repo_id o/n",
+    REDUCE: "t.parquet --size 8 --out o",
     REPORT: "folder",
     SIMILAR: "t.parquet q.wav",
     STUDY: "study.yaml",
