@@ -643,6 +643,25 @@ class WavCSEModel(WavCSEPreTrainedModel):
         result = result[0] if is_single else result
         return result.numpy() if to_numpy else result
 
+    @staticmethod
+    def similarity(a: np.ndarray | Tensor | Sequence, b: np.ndarray | Tensor | Sequence) -> Tensor:
+        """Cosine similarities of embeddings, as `SentenceTransformer.similarity`.
+
+        Args:
+            a: `[N, E]`, or one embedding `[E]`; an array, a tensor or a list of them.
+            b: `[M, E]`, or `[E]`.
+
+        Returns:
+            Float32 `[N, M]` on the CPU.
+
+        Raises:
+            ValueError: the embeddings are not vectors of one size.
+        """
+        one, other = (_unit_rows(embeddings) for embeddings in (a, b))
+        if one.shape[1] != other.shape[1]:
+            raise ValueError(f"similarity of embeddings of {one.shape[1]} and of {other.shape[1]} numbers is not defined.")
+        return one @ other.T
+
     @torch.no_grad()
     def encode_frames(
         self,
