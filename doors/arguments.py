@@ -16,8 +16,8 @@ Write a model as one graph for onnxruntime or torch.export: a padded batch of wa
 
 Batch and time are dynamic, and a clip has the same embedding alone and in a batch. The file goes into the model's folder
 (onnx/model.onnx, as sentence-transformers expects it) and is run beside the model at once; error, cosine and speed are printed
-and written into the model card. ONNX needs libraries: pip install "wavcse[onnx]". Models with a Whisper upstream are refused.
-Exit codes: 0 done, 2 refused.
+and written into the model card. ONNX needs libraries: pip install "wavcse[onnx]".
+Upstreams of some families, such as Whisper, are refused. Exit codes: 0 done, 2 refused.
 """
 
 

@@ -17,29 +17,32 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from wavcse.configuration_wavcse import count_frames, is_whisper
+from wavcse.configuration_wavcse import count_frames
 from wavcse.modeling_wavcse import WavCSEModel
 from wavcse.pooling_wavcse import num_moments, statistics_of
 from wavcse.upstream_wavcse import visiting_layers
+
+# Waveform, convolutions, positions by a convolution, blocks: what `ExportableModel` can tell of padding.
+FAMILIES = ("wavlm", "wav2vec2", "hubert", "unispeech-sat", "data2vec-audio")
 
 
 class ExportableModel(nn.Module):
     """A copy of a model, in eval mode, that runs a padded batch without Python between its operations.
 
     Args:
-        model: with any upstream but Whisper.
+        model: with an upstream of `FAMILIES`.
         with_frames: also give the frames of the selected layers.
 
     Raises:
-        ValueError: the upstream is Whisper.
+        ValueError: the upstream is of another family.
     """
 
     def __init__(self, model: WavCSEModel, with_frames: bool = False):
         super().__init__()
-        if is_whisper(model.config.upstream_config):
+        family = model.config.upstream_config.model_type
+        if family not in FAMILIES:
             raise ValueError(
-                "A model with a Whisper upstream cannot be exported: its spectrogram is computed outside the graph. Models "
-                "with WavLM, wav2vec2, HuBERT, UniSpeech-SAT and data2vec upstreams can."
+                f"A model with an upstream of the family {family} cannot be exported yet; those of {', '.join(FAMILIES)} can."
             )
         model = copy.deepcopy(model).eval().requires_grad_(False)
         self.config, self.with_frames = model.config, with_frames
