@@ -14,7 +14,13 @@ FEED_FORWARD = ("intermediate_dense", "output_dense")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 # transformers' WavLM hands the weights of its attention's projections to PyTorch and never calls the modules, so that adapters
 # on them would neither change the output nor get a gradient.
-TARGETS = {"wavlm": FEED_FORWARD, "whisper": (*ATTENTION, "fc1", "fc2")}
+TARGETS = {
+    "wavlm": FEED_FORWARD,
+    "whisper": (*ATTENTION, "fc1", "fc2"),
+    "sew-d": ("query_proj", "key_proj", "value_proj", "dense"),
+    "wav2vec2-bert": ("linear_q", "linear_k", "linear_v", "linear_out", *FEED_FORWARD),
+    "moonshine": ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
+}
 TRAINED_WHOLE = ("downstream", "heads")  # small beside the upstream, and new for a new task
 
 
