@@ -57,8 +57,8 @@ def changed(model, before: dict) -> set[str]:
     ("fields", "freeze", "expected"),
     [
         ({}, "freeze_base_model", {HEADS}),
-        ({}, "freeze_feature_encoder", {HEADS, DOWNSTREAM}),
-        (WHOLE, "freeze_feature_encoder", {HEADS, DOWNSTREAM, BLOCKS, "other"}),
+        pytest.param({}, "freeze_feature_encoder", {HEADS, DOWNSTREAM}, marks=pytest.mark.slow),
+        pytest.param(WHOLE, "freeze_feature_encoder", {HEADS, DOWNSTREAM, BLOCKS, "other"}, marks=pytest.mark.slow),
         (WHOLE, None, {HEADS, DOWNSTREAM, BLOCKS, STEM, "other"}),
     ],
     ids=["heads", "downstream", "without the stem", "whole"],
@@ -75,6 +75,7 @@ def test_what_is_trained(tiny_multi_task_model, rows, tmp_path, fields, freeze, 
     assert figures["eval_accuracy"] == np.mean([word == row["keyword"] for word, row in zip(found, rows)])
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_trains_the_same(tiny_multi_task_model, rows, tmp_path):
     weights = []
     for is_on in (False, True):
@@ -86,6 +87,7 @@ def test_gradient_checkpointing_trains_the_same(tiny_multi_task_model, rows, tmp
         torch.testing.assert_close(weights[1][name], tensor, msg=name)
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_checkpoint(tiny_multi_task_model, rows, tmp_path):
     model = tiny_multi_task_model(tasks=KEYWORD)
     settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "learning_rate": 0.0}
@@ -108,6 +110,7 @@ def test_early_stopping_keeps_the_best_checkpoint(tiny_multi_task_model, rows, t
     assert again.predict(rows[0]["audio"]) == model.predict(rows[0]["audio"])
 
 
+@pytest.mark.slow
 def test_push_to_the_hub(tiny_multi_task_model, rows, tmp_path, monkeypatch):
     with HubServer() as hub:
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
@@ -199,6 +202,7 @@ def test_example_on_a_table(base, toy_corpus, tmp_path, monkeypatch):
     assert figures["eval_accuracy"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_example_on_an_audiofolder(base, waves, tmp_path, monkeypatch):
     for split in ("train", "validation"):
         for index, label in enumerate(["left", "right"]):

@@ -154,6 +154,7 @@ def test_the_epoch_is_chosen_by_the_mean_of_accuracy_and_ccc(finished):
     assert "CCC" in table(result)
 
 
+@pytest.mark.slow
 def test_fast_parts_change_nothing(recipe, finished, tmp_path):
     plain = train(RunArguments(**recipe, output_dir=str(tmp_path), fast_parts=False, save_hub=False))
     figures, expected = plain["tasks"]["pitch"], finished[1]["tasks"]["pitch"]
