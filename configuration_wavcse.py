@@ -74,9 +74,11 @@ TASK_KINDS = ("classification", "regression")
 NUMBER_LOSSES = ("ccc", "mae")  # of regression: 1 - CCC, and the mean absolute error in standard deviations
 MAX_TASK_NAME = 100  # characters; file systems allow 255 bytes for a name that holds it
 TASK_FIELDS = {  # kind -> what a task of it has
-    "classification": ("kind", "labels", "loss_weight"),
+    "classification": ("kind", "labels", "loss_weight", "loss", "scale", "margin"),
     "regression": ("kind", "loss", "mean", "std", "loss_weight"),
 }
+CLASS_LOSSES = ("cross_entropy", "aam_softmax")  # of classification
+AAM_SOFTMAX = {"scale": 30.0, "margin": 0.2}  # the defaults of that loss; those of speaker verification
 LABEL_FIELDS = ("id2label", "label2id", "num_labels")  # transformers' names; here they follow from the one task
 NEW_TASK = "label"  # the name of the task that they ask for where the model has no such head
 # Beyond these a file is damaged: nothing larger is built, so that a wrong digit does not fill the memory.
@@ -159,7 +161,9 @@ class WavCSEConfig(PretrainedConfig):
         embedding_dropout (`float`, *optional*, defaults to 0.6): Dropout between the embedding and the heads.
         tasks (`dict`, *optional*): Task name -> `{"kind": "classification", "labels": [...], "loss_weight": 1.0}`, or for a
             number `{"kind": "regression", "loss": "ccc" or "mae", "mean": ..., "std": ..., "loss_weight": 1.0}`, with mean and
-            standard deviation of the training clips: the head gives (number - mean) / std.
+            standard deviation of the training clips: the head gives (number - mean) / std. With `"loss": "aam_softmax"` the
+            head of classes compares directions, and training asks for an additive angular margin (Deng et al. 2019):
+            `"scale"` 30, `"margin"` 0.2 in radians.
         id2label, label2id, num_labels (*optional*): transformers' names for the labels of one task, called "label"; only
             without `tasks`. Read, they are those of the model's task; of several tasks, all labels as "task/label".
         freeze_upstream (`bool`, *optional*, defaults to `True`): Keep the upstream fixed and in eval mode.
@@ -561,11 +565,11 @@ def num_outputs(task: Mapping[str, Any]) -> int:
 
 def changed_heads(wanted: WavCSEConfig, trained: WavCSEConfig) -> list[str]:
     """Tasks of both configurations whose labels, their order or scale differ: the trained head would say something else."""
+    names = ("kind", "labels", "mean", "std", "scale")  # a scale has `aam_softmax` alone; its margin serves training
     return [
         name
         for name, task in wanted.tasks.items()
-        if name in trained.tasks
-        and any(task.get(field) != trained.tasks[name].get(field) for field in ("kind", "labels", "mean", "std"))
+        if name in trained.tasks and any(task.get(one) != trained.tasks[name].get(one) for one in names)
     ]
 
 
@@ -741,7 +745,26 @@ def _validated_task(name: Any, task: Any) -> dict[str, Any]:
     labels = [str(label) for label in labels]
     if len(labels) < 2 or len(set(labels)) != len(labels):
         raise ValueError(f"{field}['labels'] is {labels!r}; at least two different labels are needed.")
-    return {"kind": kind, "labels": labels, "loss_weight": loss_weight}
+    return {"kind": kind, "labels": labels, "loss_weight": loss_weight, **validated_loss(field, task)}
+
+
+def validated_loss(field: str, task: Mapping[str, Any]) -> dict[str, Any]:
+    """What the loss of a task with classes is, with its defaults; nothing for the plain cross-entropy, as in saved models.
+
+    Raises:
+        ValueError: it is unknown, out of range, or has fields of the other one; the message begins with `field`.
+    """
+    loss = _one_of(f"{field}['loss']", task.get("loss", CLASS_LOSSES[0]), CLASS_LOSSES)
+    given = {name: task[name] for name in AAM_SOFTMAX if name in task}
+    if loss == CLASS_LOSSES[0]:
+        if given:
+            raise ValueError(
+                f"{field}[{next(iter(given))!r}] is given, but it belongs to loss aam_softmax, and loss is {loss}."
+            )
+        return {}
+    values = {**AAM_SOFTMAX, **given}
+    scale = float(_number(f"{field}['scale']", values["scale"], 1.0, 1e3))
+    return {"loss": loss, "scale": scale, "margin": float(_number(f"{field}['margin']", values["margin"], 0.0, 1.5))}
 
 
 def _validated_numbers(field: str, task: Mapping[str, Any]) -> dict[str, Any]:

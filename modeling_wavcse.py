@@ -175,15 +175,38 @@ class WavCSEDownstream(nn.Module):
         return weight, bias
 
 
+class CosineHead(nn.Linear):
+    """Embeddings `[n, E]` -> `scale * cos(embedding, w_c)` of every class c, `[n, C]`; no bias. The head of `aam_softmax`."""
+
+    def __init__(self, size: int, num_classes: int, scale: float, margin: float):
+        super().__init__(size, num_classes, bias=False)
+        self.scale, self.margin = scale, margin
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        directions = (nn.functional.normalize(x.float(), dim=-1) for x in (embeddings, self.weight))
+        return self.scale * nn.functional.linear(*directions)
+
+    def with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits `[n, C]` for training: `scale * cos(angle + margin)` for each clip's own class, `labels` `[n]`.
+
+        The additive angular margin of Deng et al. 2019 (ArcFace). Where the angle would exceed pi, it is instead
+        `scale * (cos(angle) - margin * sin(margin))`, as in the authors' code, so that a smaller angle is always better.
+        """
+        cosine = (logits.float() / self.scale).clamp(-1.0, 1.0)
+        sine = (1.0 - cosine.square()).clamp_min(1e-7).sqrt()  # the root has an infinite slope at 0
+        harder = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+        harder = torch.where(cosine > -math.cos(self.margin), harder, cosine - self.margin * math.sin(self.margin))
+        is_own = torch.arange(logits.shape[-1], device=logits.device) == labels[:, None]
+        return self.scale * torch.where(is_own, harder, cosine)
+
+
 class WavCSEHeads(nn.Module):
-    """Embeddings `[B, E]` -> logits `{task: [B, C]}`: dropout, then one linear layer per task."""
+    """Embeddings `[B, E]` -> logits `{task: [B, C]}`: dropout, then one linear layer per task, or a `CosineHead`."""
 
     def __init__(self, config: WavCSEConfig):
         super().__init__()
         self.dropout = nn.Dropout(config.embedding_dropout)
-        self.tasks = nn.ModuleDict(
-            {name: nn.Linear(config.embedding_size, num_outputs(task)) for name, task in config.tasks.items()}
-        )
+        self.tasks = nn.ModuleDict({name: _head(config.embedding_size, task) for name, task in config.tasks.items()})
 
     def forward(self, embeddings: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Logits of all clips, or of task t for the clips `rows[t]` `[n_t]` only, such as those that have a label for it."""
@@ -193,6 +216,17 @@ class WavCSEHeads(nn.Module):
         own = [rows[name] for name in self.tasks]
         taken = embeddings.index_select(0, torch.cat(own)).split([len(part) for part in own])  # one gradient, not one per task
         return {name: head(part) for (name, head), part in zip(self.tasks.items(), taken)}
+
+    @property
+    def margins(self) -> dict[str, CosineHead]:
+        """Task -> head, of those that train with a margin; none in eval mode."""
+        return {name: head for name, head in self.tasks.items() if self.training and isinstance(head, CosineHead)}
+
+
+def _head(size: int, task: Mapping[str, Any]) -> nn.Linear:
+    if task.get("loss") == "aam_softmax":
+        return CosineHead(size, num_outputs(task), task["scale"], task["margin"])
+    return nn.Linear(size, num_outputs(task))
 
 
 CCC_EPSILON = 1e-8  # keeps the ratio finite for a batch whose labels and outputs are the same constant
@@ -221,6 +255,7 @@ def losses_per_task(
     labels: Mapping[str, Tensor],
     num_labelled: Mapping[str, int | Tensor] | None = None,
     number_losses: Mapping[str, str] | None = None,
+    margins: Mapping[str, CosineHead] | None = None,
 ) -> dict[str, Tensor]:
     """Loss of every task: `cross_entropy_per_task` of classes, `number_loss` of the numbers that are there.
 
@@ -229,10 +264,11 @@ def losses_per_task(
             `[B]`, -100 = none. A process that has a part of a batch counts its own loss by its share of the labelled clips,
             so that `1 - CCC` is that of the process's clips.
         number_losses: regression task -> its loss.
+        margins: as of `cross_entropy_per_task`.
     """
     number_losses = number_losses or {}
     classes = {task: values for task, values in logits.items() if task not in number_losses}
-    losses = cross_entropy_per_task(classes, labels, num_labelled)
+    losses = cross_entropy_per_task(classes, labels, num_labelled, margins)
     for task, loss in number_losses.items():
         outputs, targets = logits[task][:, 0].float(), labels.get(task)
         is_there = torch.zeros_like(outputs, dtype=torch.bool) if targets is None else targets != IGNORED_LABEL
@@ -246,7 +282,10 @@ def losses_per_task(
 
 
 def cross_entropy_per_task(
-    logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_labelled: Mapping[str, int | Tensor] | None = None
+    logits: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    num_labelled: Mapping[str, int | Tensor] | None = None,
+    margins: Mapping[str, CosineHead] | None = None,
 ) -> dict[str, Tensor]:
     """Cross-entropy of every task, averaged over the clips that have a label for it; 0 for a task that has none here.
 
@@ -255,12 +294,15 @@ def cross_entropy_per_task(
         labels: task -> class indices `[B]`, -100 = no label; a task that is not named has none.
         num_labelled: what to divide each task's sum by instead of the number of labelled clips in this batch; a process that
             sees a part of a batch gives the number of the whole batch.
+        margins: task -> head whose margin counts (`WavCSEHeads.margins`).
     """
     losses = {}
     for task, task_logits in logits.items():
         if task not in labels:
             losses[task] = task_logits.sum() * 0.0
             continue
+        if task in (margins or {}):
+            task_logits = margins[task].with_margin(task_logits, labels[task])
         total = nn.functional.cross_entropy(task_logits.float(), labels[task], ignore_index=IGNORED_LABEL, reduction="sum")
         count = (labels[task] != IGNORED_LABEL).sum() if num_labelled is None else torch.as_tensor(num_labelled[task])
         losses[task] = total / count.clamp(min=1)
@@ -397,11 +439,14 @@ class WavCSEPreTrainedModel(PreTrainedModel):
             return []  # no heads here, or none there
         changed = changed_heads(wanted, trained)
         if changed and not kwargs.get("ignore_mismatched_sizes"):
-            labels = trained.tasks[changed[0]].get("labels", ["a number"])
+            old, new = trained.tasks[changed[0]], wanted.tasks[changed[0]]
+            labels = ", ".join(old.get("labels", ["a number"]))
+            what = f"['labels'] differ from those that the head in {where} was trained with ({labels})"
+            if new["kind"] == old["kind"] and new.get("labels") == old.get("labels"):
+                what = f"['loss'] or its scale is not what the head in {where} was trained with"
             raise ValueError(
-                f"tasks[{changed[0]!r}]['labels'] differ from those that the head in {where} was trained with "
-                f"({', '.join(labels)}). Give the new task another name, or start its head "
-                "from scratch with `ignore_mismatched_sizes=True`."
+                f"tasks[{changed[0]!r}]{what}. Give the new task another name, or start its head from scratch with "
+                "`ignore_mismatched_sizes=True`."
             )
         return changed
 
@@ -779,7 +824,7 @@ class WavCSEForMultiTask(WavCSEPreTrainedModel):
             for name, values in labels.items()
             if name in number_losses
         }
-        losses = losses_per_task(logits, {**labels, **scaled}, number_losses=number_losses)
+        losses = losses_per_task(logits, {**labels, **scaled}, None, number_losses, self.heads.margins)
         return combine_losses(losses, {name: task["loss_weight"] for name, task in tasks.items()})
 
     def labels_by_task(self, labels: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

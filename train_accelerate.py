@@ -77,7 +77,7 @@ def train_step(accelerator: Accelerator, learner: Learner, batch: FeatureBatch) 
     args, network = learner.args, learner.network
     with accelerator.autocast():
         output = learner.model(batch.features, batch.rows)  # task -> [n_t, C_t], of the clips that have a label for it
-        losses = losses_of(output, batch.labels, batch.num_labelled, batch.num_clips, args.number_losses())  # task -> CE_t
+        losses = losses_of(network, output, batch.labels, batch.num_labelled, batch.num_clips)  # task -> CE_t, or of a number
     # Data-parallel training averages gradients over the processes: each one's part counts `num_processes` times.
     loss = accelerator.num_processes * total_loss(losses, args)
     if args.fast_parts:

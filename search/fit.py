@@ -39,7 +39,13 @@ def settings_of(args: RunArguments) -> dict:
     settings = {name: value for name, value in args.identity().items() if name not in NOT_OF_A_FIT}
     settings["num_epochs"] = args.num_epochs
     kwargs = {**LAYER_POOLINGS.get(args.pooling_type, {}), **args.pooling_kwargs}
-    return {**settings, "pooling_kwargs": kwargs, "loss_weights": args.loss_weights()}
+    losses = {task: loss for task, loss in args.task_losses().items() if loss}  # that are no plain cross-entropy
+    return {
+        **settings,
+        "pooling_kwargs": kwargs,
+        "loss_weights": args.loss_weights(),
+        **({"losses": losses} if losses else {}),
+    }
 
 
 def fit(table: SearchTable, args: RunArguments) -> dict:

@@ -84,7 +84,7 @@ def losses_together(networks: Sequence[MultiTaskNetwork], batches: Sequence[Feat
 
     def losses(parameters: Mapping, buffers: Mapping, layers: Tensor, rows: Mapping, labels: Mapping) -> dict[str, Tensor]:
         output = functional_call(networks[0], {**parameters, **buffers}, (layers, rows))
-        return losses_of(output, labels, dict.fromkeys(labels, 1), 1)
+        return losses_of(networks[0], output, labels, dict.fromkeys(labels, 1), 1)
 
     sums = vmap(losses, randomness="different")(parameters, buffers, layers, rows, labels)
     return [{task: sums[task][i] / counts[task][i].clamp(min=1) for task in sums} for i in range(len(networks))]

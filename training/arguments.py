@@ -18,7 +18,10 @@ from wavcse.settings.recipes import checked_fields
 if TYPE_CHECKING:
     from wavcse.data.composite import TaskSource
 
-TASK_FIELDS = ("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight", "kind", "loss")
+TASK_FIELDS = (
+    *("manifest", "label_column", "split_column", "disjoint_by", "classes", "loss_weight"),
+    *("kind", "loss", "scale", "margin"),
+)
 MIXED_PRECISIONS = ("no", "bf16")
 TABLE_PLACES = ("auto", "memory", "disk")
 SCALINGS = ("none", "standard")  # as in configuration_wavcse.py
@@ -83,7 +86,8 @@ class RunArguments(RunSettings):
 
     tasks: dict = option(
         dict,
-        "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight, kind, loss (YAML or JSON).",
+        "Task -> manifest, label_column, split_column, disjoint_by, classes, loss_weight, kind, loss, scale, margin "
+        "(YAML or JSON).",
         group="what it is trained on",
     )
     cache_dir: str = option("caches", "Folder of the feature cache (python -m wavcse.data.cache).")
@@ -141,6 +145,8 @@ class RunArguments(RunSettings):
     def __post_init__(self):
         super().__post_init__()
         self.task_sources()
+        if self.tasks:
+            self.task_losses()
         self._check_start()
         if self.save_hub and not self.upstream:
             raise ValueError("upstream is not given; name it, or pass --save_hub false to train without leaving a Hub folder.")
@@ -175,6 +181,13 @@ class RunArguments(RunSettings):
     def number_losses(self) -> dict[str, str]:
         """Regression task -> its loss."""
         return {name: fields.get("loss", "ccc") for name, fields in self.tasks.items() if fields.get("kind") == "regression"}
+
+    def task_losses(self) -> dict[str, dict[str, Any]]:
+        """Task with classes -> `loss`, `scale` and `margin` of `aam_softmax`, nothing for the plain cross-entropy."""
+        from wavcse.configuration_wavcse import validated_loss
+
+        numbers = self.number_losses()
+        return {name: validated_loss(f"tasks.{name}", own) for name, own in self.tasks.items() if name not in numbers}
 
     def model_fields(self) -> dict[str, Any]:
         """The recipe's part of a `WavCSEConfig`: all but the upstream and the tasks' labels."""
@@ -238,8 +251,8 @@ def _kind(where: str, given: Mapping[str, Any]) -> str:
     kind, loss = given.get("kind", TASK_KINDS[0]), given.get("loss")
     if kind not in TASK_KINDS:
         raise ValueError(f"{where}: kind is {kind!r}; allowed: {', '.join(TASK_KINDS)}.")
-    if loss is not None and kind != "regression":
-        raise ValueError(f"{where}: loss is {loss!r}, which is a choice of kind: regression alone.")
+    if kind == "regression" and (given.keys() & {"scale", "margin"}):
+        raise ValueError(f"{where}: scale and margin belong to loss aam_softmax, and a regression task has no classes.")
     if kind == "regression" and loss not in (None, *NUMBER_LOSSES):
         raise ValueError(f"{where}: loss is {loss!r}; allowed: {', '.join(NUMBER_LOSSES)}.")
     if kind == "regression" and given.get("classes"):

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.composite import Scale
 from wavcse.modeling_wavcse import (
+    CosineHead,
     WavCSEDownstream,
     WavCSEForMultiTask,
     WavCSEHeads,
@@ -51,6 +52,7 @@ class MultiTaskNetwork(nn.Module):
         self.heads = WavCSEHeads(config)
         num_layers = len(config.selected_layers)
         self.decoder = nn.Linear(config.embedding_size, num_layers * config.pooled_size) if has_decoder else None
+        self.number_losses = {name: task["loss"] for name, task in config.tasks.items() if task["kind"] == "regression"}
         self.fast_parts = fast_parts
         if fast_parts:
             self.downstream.dropout = Dropout(config.layer_dropout)
@@ -81,16 +83,22 @@ class MultiTaskNetwork(nn.Module):
         return features.averaged(pooling.layer_weights.to(features.table.device))
 
     def folded(self) -> Callable[[PooledLayers, Mapping[str, Tensor]], dict[str, Tensor]]:
-        """`forward` without dropout, FC2 and each head made one map of the pooled layers, `[C, 512]`."""
+        """`forward` without dropout, FC2 and each linear head made one map of the pooled layers, `[C, 512]`."""
         last = self.downstream.embedding_projection
+        whole = {task: head for task, head in self.heads.tasks.items() if isinstance(head, CosineHead)}
         heads = {
             task: (linear(head.weight, last.weight.T), linear(last.bias, head.weight, head.bias))
             for task, head in self.heads.tasks.items()
+            if task not in whole
         }
 
         def logits(features: PooledLayers, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
             pooled = self.downstream.pool(self.downstream.scaled(self.gather(features)))
-            return {task: linear(pooled[rows[task]], *head) for task, head in heads.items()}
+            embeddings = last(pooled) if whole else None
+            return {
+                task: head(embeddings[rows[task]]) if task in whole else linear(pooled[rows[task]], *heads[task])
+                for task, head in self.heads.tasks.items()
+            }
 
         return logits
 
@@ -114,20 +122,19 @@ class MultiTaskNetwork(nn.Module):
 
 
 def losses_of(
+    network: MultiTaskNetwork,
     output: NetworkOutput,
     labels: Mapping[str, Tensor],
     num_labelled: Mapping[str, int | Tensor],
     num_clips: int,
-    number_losses: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
     """What is to be minimised: `losses_per_task`, and with a decoder its mean error under `RECONSTRUCTION`.
 
     Args:
         num_labelled, num_clips: of the whole batch over all processes.
-        number_losses: as of `losses_per_task`.
     """
     logits, error = output if isinstance(output, tuple) else (output, None)
-    losses = losses_per_task(logits, labels, num_labelled, number_losses)
+    losses = losses_per_task(logits, labels, num_labelled, network.number_losses, network.heads.margins)
     return losses if error is None else {**losses, RECONSTRUCTION: error / num_clips}
 
 
@@ -252,7 +259,7 @@ def evaluate(accelerator: Accelerator, learner: Learner, split: SplitFeatures) -
     for batch in split.batches(EVALUATION_BATCH):
         with accelerator.autocast():
             output = predict(batch.features, batch.rows)
-        losses = losses_of(output, batch.labels, counts, len(split), number_losses)
+        losses = losses_of(network, output, batch.labels, counts, len(split))
         sums = {task: sums.get(task, 0.0) + loss for task, loss in losses.items()}
         for task, values in (output[0] if isinstance(output, tuple) else output).items():
             if task in numbers:
@@ -296,13 +303,13 @@ def model_config(
     Args:
         classes, scales: as of `CompositeSet`.
     """
-    weights, losses = args.loss_weights(), args.number_losses()
+    weights, numbers, losses = args.loss_weights(), args.number_losses(), args.task_losses()
     tasks: dict[str, dict] = {}
     for name, labels in classes.items():
-        if name in losses:
-            own = {"kind": "regression", "loss": losses[name], **(scales or {})[name]._asdict()}
+        if name in numbers:
+            own = {"kind": "regression", "loss": numbers[name], **(scales or {})[name]._asdict()}
         else:
-            own = {"kind": "classification", "labels": labels}
+            own = {"kind": "classification", "labels": labels, **losses[name]}
         tasks[name] = {**own, "loss_weight": weights[name]}
     return WavCSEConfig(upstream_config=upstream_config, **(layer_fields or {}), **args.model_fields(), tasks=tasks)
 

@@ -11,7 +11,14 @@ from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavcse.data.composite import CompositeSet
-from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEDownstream, WavCSEHeads, combine_losses, cross_entropy_per_task
+from wavcse.modeling_wavcse import (
+    IGNORED_LABEL,
+    CosineHead,
+    WavCSEDownstream,
+    WavCSEHeads,
+    combine_losses,
+    cross_entropy_per_task,
+)
 from wavcse.pooling_wavcse import ConcatPooling
 from wavcse.search.together import train_epoch_together
 from wavcse.train_accelerate import train_epoch
@@ -30,13 +37,16 @@ FORMS |= {f"scaled {name}": {**FORMS[name], "layer_scaling": "standard"} for nam
 FORMS |= {f"{name} without FC1": {**FORMS[name], "layer_projection_size": None} for name in ("mean", "gated", "scaled concat")}
 DECODED = {name: {**FORMS[name], "reconstruction_weight": 0.3} for name in ("mean", "scaled concat", "gated without FC1")}
 FORMS |= {f"{name}, decoded": form for name, form in DECODED.items()}
+MARGIN = {"losses": {"speaker": {"loss": "aam_softmax", "scale": 7.0, "margin": 0.3}}}
+FORMS |= {f"{name} with a margin": {**FORMS[name], **MARGIN} for name in ("mean", "gated")}
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def arguments(**changes) -> RunArguments:
     sizes = {"layer_projection_size": 8, "embedding_size": 12, "layer_dropout": 0.0, "embedding_dropout": 0.0}
+    losses = changes.pop("losses", {})
     tasks = {
-        name: {"manifest": "none.csv", "label_column": name, "loss_weight": weight}
+        name: {"manifest": "none.csv", "label_column": name, "loss_weight": weight, **losses.get(name, {})}
         for name, weight in (("keyword", 1.0), ("speaker", 0.5))
     }
     fields = {"tasks": tasks, "selected_layers": [0, 1, 3], "batch_size": 16, "l1": 1e-3, "l2": 1e-2, **sizes, **changes}
@@ -82,7 +92,12 @@ def splits_of(features, composite, args) -> dict[str, SplitFeatures]:
 
 def plain_loss(network, layers: torch.Tensor, labels: dict[str, torch.Tensor], args: RunArguments) -> torch.Tensor:
     """All of it but the penalties, of the given clips."""
-    losses = cross_entropy_per_task(plain_logits(network, layers), labels)
+    logits = plain_logits(network, layers)
+    if network.training and "margin" in args.tasks["speaker"]:
+        own = torch.zeros_like(logits["speaker"])
+        own[labels["speaker"] >= 0] = torch.nn.functional.one_hot(labels["speaker"][labels["speaker"] >= 0], 4).float()
+        logits["speaker"] = 7 * torch.cos(torch.acos(logits["speaker"] / 7) + 0.3 * own)
+    losses = cross_entropy_per_task(logits, labels)
     loss = (losses["keyword"] + 0.5 * losses["speaker"]) / 2
     if args.reconstruction_weight:
         scaled, embeddings = plain_layers(network, layers), plain_embeddings(network, layers)
@@ -98,7 +113,13 @@ def plain_layers(network, layers: torch.Tensor) -> torch.Tensor:
 
 def plain_logits(network, layers: torch.Tensor) -> dict[str, torch.Tensor]:
     embeddings = plain_embeddings(network, layers)
-    return {task: head(embeddings) for task, head in network.heads.tasks.items()}
+    logits = {
+        task: torch.nn.functional.linear(embeddings, head.weight, head.bias) for task, head in network.heads.tasks.items()
+    }
+    if isinstance(network.heads.tasks["speaker"], CosineHead):
+        lengths = embeddings.norm(dim=1)[:, None] * network.heads.tasks["speaker"].weight.norm(dim=1)
+        logits["speaker"] = 7 * logits["speaker"] / lengths
+    return logits
 
 
 def plain_embeddings(network, layers: torch.Tensor) -> torch.Tensor:
@@ -130,7 +151,7 @@ def test_loss_and_every_gradient_are_those_of_the_plain_formula(features, compos
     learner = learner_of(args)
     (batch,) = splits_of(features, composite, args)["train"].batches(1000)
     output = learner.network(batch.features, batch.rows)
-    loss = total_loss(losses_of(output, batch.labels, batch.num_labelled, batch.num_clips), args)
+    loss = total_loss(losses_of(learner.network, output, batch.labels, batch.num_labelled, batch.num_clips), args)
     learner.network.zero_grad()
     loss.backward()
     learner.network.add_penalty_gradient(args.l1, args.l2)

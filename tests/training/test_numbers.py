@@ -112,7 +112,7 @@ def test_labels_that_are_no_numbers_are_refused(recipe, manifest, tmp_path, valu
         ({"kind": "ranking"}, "kind is 'ranking'; allowed: classification, regression"),
         ({"loss": "mse"}, "loss is 'mse'; allowed: ccc, mae"),
         ({"classes": ["a", "b"]}, "a regression task has none"),
-        ({"kind": "classification", "loss": "ccc"}, "a choice of kind: regression alone"),
+        ({"kind": "classification", "loss": "ccc"}, "is 'ccc'; allowed: 'cross_entropy', 'aam_softmax'"),
     ],
 )
 def test_wrong_tasks_are_refused(recipe, fields, message):
