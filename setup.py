@@ -26,6 +26,7 @@ SUBPACKAGES = [
     "studies",
     "finetuning",
     "retrieval",
+    "pca",
     "doors",
 ]
 

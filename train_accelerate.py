@@ -34,8 +34,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -43,11 +41,10 @@ from tqdm.auto import tqdm
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data import SPLITS
 from wavcse.data.composite import TaskSource, load_composite
-from wavcse.data.features import FeatureCache, open_cache
+from wavcse.data.features import open_cache
 from wavcse.data.files import locked, named_errors
 from wavcse.data.inspection import Inspector
-from wavcse.data.manifest import Clip, Manifest
-from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
+from wavcse.data.manifest import Manifest
 from wavcse.modeling_wavcse import IGNORED_LABEL, WavCSEForMultiTask
 from wavcse.settings.command import DONE
 from wavcse.training.features import FeatureBatch, SplitFeatures, cached_digests, data_fingerprint, open_table
@@ -63,6 +60,7 @@ from wavcse.training.heads import (
     new_learner,
     total_loss,
 )
+from wavcse.training.hub_model import model_on_upstream
 from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
 from wavcse.training.start import start_network
 
@@ -151,7 +149,8 @@ def set_up(args: RunArguments, accelerator: Accelerator) -> tuple[Run, Data]:
     config = model_config(args, cache.key.upstream_config, composite.classes, cache.key.layer_fields, composite.scales)
     digests, hub_model = cached_digests(cache, composite), None
     if accelerator.is_main_process and args.save_hub:
-        hub_model = load_hub_model(args, config, cache, composite.clips[0], digests[0])
+        fields = {**args.model_fields(), **cache.key.layer_fields, "tasks": config.tasks}
+        hub_model = model_on_upstream(args.upstream, args.revision, fields, cache, composite.clips[0], digests[0])
     run = Run(args, accelerator, new_learner(args, config, accelerator.device), "epoch")
     what = f"clips or labels of {', '.join(args.tasks)} (or their cache's upstream or pooling)"
     run.prepare(data_fingerprint(cache, digests, composite), what)
@@ -162,29 +161,6 @@ def set_up(args: RunArguments, accelerator: Accelerator) -> tuple[Run, Data]:
         start_network(args, learner.network, splits["train"])
     learner.model, learner.optimizer = accelerator.prepare(learner.network, learner.optimizer)
     return run, Data(config, splits, hub_model)
-
-
-def load_hub_model(
-    args: RunArguments, config: WavCSEConfig, cache: FeatureCache, clip: Clip, digest: str
-) -> WavCSEForMultiTask:
-    """The model that will be saved, its upstream proven to be the one that made the cache: by one clip's pooled layers.
-
-    Raises:
-        ValueError: it is another one.
-    """
-    fields = {**args.model_fields(), **cache.key.layer_fields, "tasks": config.tasks}
-    model = WavCSEForMultiTask.from_upstream(args.upstream, **fields, revision=args.revision)
-    feature_extractor = WavCSEFeatureExtractor.from_config(model.config)
-    inputs = feature_extractor(clip.load(config.sampling_rate), sampling_rate=config.sampling_rate, return_tensors="pt")
-    with torch.no_grad():
-        pooled = model.wavcse(**inputs).pooled_layers[0].numpy()
-    cached = cache.read([digest], config.selected_layers)[0]
-    if not np.allclose(pooled, cached, rtol=1e-2, atol=1e-2 * np.abs(cached).max()):
-        raise ValueError(
-            f"upstream {args.upstream!r} is not the one that made the cache {cache.folder} ({cache.key.upstream}): it gives "
-            f"other numbers for {clip.clip_id}. Name that upstream, or build a cache with this one."
-        )
-    return model
 
 
 def log_epoch(run: Run, entry: dict, bar: tqdm) -> None:

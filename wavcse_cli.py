@@ -33,6 +33,11 @@ COMMANDS = {
         "wavcse.training.arguments:TRAIN",
         "train an embedding on the cache (one process; else `accelerate launch`)",
     ),
+    "pca": Command(
+        "wavcse.pca.__main__",
+        "wavcse.pca.arguments:PCA",
+        "make an embedding without labels: principal components of the layers",
+    ),
     "search": Command("wavcse.search.__main__", "", "choose layers, pooling or sizes: many models on one cache"),
     "embed": Command(
         "wavcse.embed",

@@ -24,6 +24,7 @@ class PrincipalComponents:
         variances: `[M]`, along the components.
         total_variance: of the vectors, over all their numbers.
         rank: how many directions the vectors vary in, at most `min(N - 1, E)`.
+        num_vectors: N.
     """
 
     mean: np.ndarray
@@ -31,6 +32,7 @@ class PrincipalComponents:
     variances: np.ndarray
     total_variance: float
     rank: int
+    num_vectors: int
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors `[n, E]` in the coordinates of the components, float32 `[n, M]`."""
@@ -75,7 +77,9 @@ def fit_pca(blocks: Iterable[np.ndarray], num_components: int) -> PrincipalCompo
     variances, components, rank = moments.of_few(num_components) or moments.of_many(num_components)
     largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
     components = components * np.where(largest < 0, -1.0, 1.0)
-    return PrincipalComponents(moments.mean, components, np.maximum(variances, 0.0), moments.total_variance, rank)
+    return PrincipalComponents(
+        moments.mean, components, np.maximum(variances, 0.0), moments.total_variance, rank, moments.count
+    )
 
 
 class _Products:

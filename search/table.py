@@ -31,7 +31,7 @@ from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, data_fingerprint, free_memory
 from wavcse.training.heads import model_config
-from wavcse.training.start import Scaling, layer_components, layer_scaling
+from wavcse.training.start import Scaling, layer_blocks, layer_components, layer_scaling
 
 CHUNK = 4096  # clips copied at a time
 LARGEST_SHARE = 0.8  # of the memory, and for a file of the disk space, that is free
@@ -74,7 +74,9 @@ class SearchTable:
     @cached_property
     def scaling(self) -> Scaling:
         """Of the training clips, of all layers: `[L, D]` each; found once for all fits of a process."""
-        return layer_scaling(SplitFeatures(MemoryTable(self.features), self.composite, "train", self.features.device))
+        return layer_scaling(
+            layer_blocks(SplitFeatures(MemoryTable(self.features), self.composite, "train", self.features.device))
+        )
 
     def scaling_of(self, args: RunArguments) -> Scaling | None:
         """`scaling` of the layers that `args` selects, `None` where they are not scaled."""
@@ -93,7 +95,7 @@ class SearchTable:
             if downstream.is_scaled:
                 downstream.layer_mean, downstream.layer_scale = self.scaling_of(args)
             self.components.clear()  # they can be large
-            self.components[key] = layer_components(downstream, self.splits(args)["train"], args.embedding_size)
+            self.components[key] = layer_components(downstream, layer_blocks(self.splits(args)["train"]), args.embedding_size)
         return self.components[key]
 
     def config(self, args: RunArguments) -> WavCSEConfig:

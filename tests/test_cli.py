@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SEARCHES = ("layers", "poolings", "hparams", "phase1")
 MODULES = (
     *("data.cache", "data.corpora", "data.synthetic", "embed", "eval", "eval.report", "finetuning"),
-    *("hub.card", "hub.push", "pretrain_accelerate", "pretraining.study", "train_accelerate"),
+    *("pca", "hub.card", "hub.push", "pretrain_accelerate", "pretraining.study", "train_accelerate"),
     *("doors.export", "retrieval.compare", "retrieval.map", "retrieval.reduce", "retrieval.similar"),
     *("tools.install", "tools.readme", "tools.training_data"),
     *("search", *(f"search.{name}" for name in SEARCHES)),

@@ -14,6 +14,7 @@ ALLOWED = {
     "reports": "root data",
     "training": "root settings data",
     "steps": "root settings data training",
+    "pca": "root settings data reports training",
     "eval": "root settings data reports",
     "studies": "root settings data reports training eval",
     "pretraining": "root settings data training steps",

@@ -5,6 +5,8 @@ It follows from the data alone, so every process of a run finds the same, and a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,29 +21,32 @@ from wavcse.training.heads import EVALUATION_BATCH, MultiTaskNetwork
 Scaling = tuple[Tensor, Tensor]  # mean and scale, `[K, D]` each
 
 
-def layer_scaling(train: SplitFeatures) -> Scaling:
-    """Mean and standard deviation of every dimension of every layer over the clips of a split, read in blocks."""
+def layer_blocks(split: SplitFeatures) -> Iterator[Tensor]:
+    """Layers `[n, K, D]` of a split's clips, block by block."""
+    return (batch.features.stacked() for batch in split.batches(EVALUATION_BATCH))
+
+
+def layer_scaling(blocks: Iterable[Tensor]) -> Scaling:
+    """Mean and standard deviation of every dimension of every layer over all clips of the blocks `[n, K, D]`."""
     moments = Moments()
-    for batch in train.batches(EVALUATION_BATCH):
-        moments.add(batch.features.stacked())
+    for block in blocks:
+        moments.add(block)
     return moments.scaling()
 
 
 @torch.no_grad()
-def layer_components(downstream: WavCSEDownstream, train: SplitFeatures, size: int) -> PrincipalComponents:
-    """The first `size` principal components of the layers of a split, scaled as the model scales them, side by side.
+def layer_components(downstream: WavCSEDownstream, blocks: Iterable[Tensor], size: int) -> PrincipalComponents:
+    """The first `size` principal components of layers, blocks `[n, K, D]`, scaled as the model scales them, side by side.
 
     Raises:
         ValueError: the layers of these clips vary in fewer directions than that.
     """
-    blocks = (
-        downstream.scaled(batch.features.stacked()).flatten(1).cpu().numpy() for batch in train.batches(EVALUATION_BATCH)
-    )
-    found = fit_pca(blocks, min(size, downstream.embedding_projection.in_features))
+    scaled = (downstream.scaled(block).flatten(1).cpu().numpy() for block in blocks)
+    found = fit_pca(scaled, min(size, downstream.embedding_projection.in_features))
     if size > found.rank:
         raise ValueError(
-            f"embedding_size is {size}, but the layers of the {len(train)} training clips vary in {found.rank} directions: "
-            f"there are no more principal components. Take at most {found.rank}, or more clips or layers."
+            f"embedding_size is {size}, but the layers of the {found.num_vectors} training clips vary in {found.rank} "
+            f"directions: there are no more principal components. Take at most {found.rank}, or more clips or layers."
         )
     return found
 
@@ -65,11 +70,11 @@ def start_network(
     """
     downstream = network.downstream
     if downstream.is_scaled:
-        mean, scale = layer_scaling(train) if scaling is None else scaling
+        mean, scale = layer_scaling(layer_blocks(train)) if scaling is None else scaling
         downstream.layer_mean.copy_(mean)
         downstream.layer_scale.copy_(scale)
     if args.start == "pca":
-        found = components or layer_components(downstream, train, downstream.embedding_projection.out_features)
+        found = components or layer_components(downstream, layer_blocks(train), downstream.embedding_projection.out_features)
         set_linear(downstream.embedding_projection, found.encoder(args.pca_whiten))
         if network.decoder is not None:
             set_linear(network.decoder, found.decoder(args.pca_whiten))

@@ -18,6 +18,7 @@ from wavcse.doors.arguments import EXPORT
 from wavcse.eval.arguments import EVAL, REPORT
 from wavcse.finetuning.arguments import FINETUNE
 from wavcse.hub.arguments import CARD, PUSH
+from wavcse.pca.arguments import PCA
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
 from wavcse.pretraining.study import read_study
 from wavcse.retrieval.arguments import COMPARE, MAP, REDUCE, SIMILAR
@@ -43,6 +44,7 @@ SHORTEST = {
     INSTALL: "run --pretraining a b --evaluation e --data d.json",
     LAYERS: "RECIPE --out o",
     MAP: "t.parquet",
+    PCA: "--manifest m.csv --cache c --upstream u --out o",
     PHASE1: "phase1.yaml",
     POOLS: "RECIPE --out o",
     PRETRAIN: "",

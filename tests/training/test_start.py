@@ -246,7 +246,7 @@ def test_a_fit_is_the_run_of_its_recipe(search_recipe, tmp_path, form):
 def test_a_search_finds_the_scaling_once_and_compares_concat_beside_the_ten(search_recipe, tmp_path, monkeypatch):
     args, found, networks = arguments(search_recipe, **{**SCALED, "num_epochs": 1}), [], []
     table, starts = read_table(args), fit_module.start_network
-    monkeypatch.setattr("wavcse.search.table.layer_scaling", lambda split: (found.append(1), start.layer_scaling(split))[1])
+    monkeypatch.setattr("wavcse.search.table.layer_scaling", lambda blocks: (found.append(1), start.layer_scaling(blocks))[1])
     monkeypatch.setattr(fit_module, "start_network", lambda *own: (starts(*own), networks.append(own[1])))
     report = search_poolings(table, args, tmp_path, seeds=2, poolings=["mean", "concat"], show_progress=False)
     assert [row["name"] for row in report["poolings"]] == ["mean", "concat"]
