@@ -442,7 +442,7 @@ class WavCSEPreTrainedModel(PreTrainedModel):
             old, new = trained.tasks[changed[0]], wanted.tasks[changed[0]]
             labels = ", ".join(old.get("labels", ["a number"]))
             what = f"['labels'] differ from those that the head in {where} was trained with ({labels})"
-            if new["kind"] == old["kind"] and new.get("labels") == old.get("labels"):
+            if new["kind"] == old["kind"] == "classification" and new["labels"] == old["labels"]:
                 what = f"['loss'] or its scale is not what the head in {where} was trained with"
             raise ValueError(
                 f"tasks[{changed[0]!r}]{what}. Give the new task another name, or start its head from scratch with "
