@@ -22,7 +22,9 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClass
 import wavcse_cli
 from wavcse import WavCSEModel
 from wavcse.audio_wavcse import load_waveform
+from wavcse.doors import hear
 from wavcse.doors.batches import EmbedBatch
+from wavcse.doors.xares import WavCSEXaresEncoder
 from wavcse.eval.encoder import WavCSEEncoder
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +142,21 @@ def evaluation(folder: str, paths: list[str], place: Path) -> np.ndarray:
     return WavCSEEncoder(folder).embed([load_waveform(path, RATE) for path in paths])
 
 
+def hear_module(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    model = hear.load_model(folder)
+    return torch.cat([hear.get_scene_embeddings(sound, model) for sound in sounds(paths)]).numpy()
+
+
+def xares_encoder(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    encoder = WavCSEXaresEncoder(folder)
+    return torch.cat([encoder(sound)[:, 0] for sound in sounds(paths)]).numpy()
+
+
+def sounds(paths: list[str]) -> list[torch.Tensor]:
+    """Clips at the model's rate, `[1, samples]` each."""
+    return [torch.from_numpy(load_waveform(path, RATE))[None] for path in paths]
+
+
 def sentence_transformers(folder: str, paths: list[str], place: Path) -> np.ndarray:
     library = importlib.import_module("sentence_transformers")
     door = library.SentenceTransformer(folder, trust_remote_code=True, device="cpu")
@@ -157,6 +174,8 @@ CORE: dict[str, Door] = {
     "Inference Endpoints": endpoint,
     "EmbedBatch": batches,
     "wavcse eval": evaluation,
+    "HEAR 2021": hear_module,
+    "X-ARES": xares_encoder,
 }
 OF_LIBRARIES: dict[str, tuple[str, Door]] = {  # name -> the library that has to be installed, and the door
     "SentenceTransformer": ("sentence_transformers", sentence_transformers),
