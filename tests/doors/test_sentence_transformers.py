@@ -71,7 +71,8 @@ def test_its_own_settings_are_kept(model, tmp_path):
 
 
 def test_the_file_can_be_read_without_the_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    for name in ("sentence_transformers", "sentence_transformers.base.modules.transformer"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "wavcse.sentence_transformers_wavcse", raising=False)
     module = importlib.import_module("wavcse.sentence_transformers_wavcse")
     assert module.WavCSETransformer.__mro__[1] is object
