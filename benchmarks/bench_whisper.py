@@ -3,10 +3,11 @@
     python benchmarks/bench_whisper.py --models path/to/whisper-tiny.en path/to/whisper-base
     python benchmarks/bench_whisper.py                          # random weights in the shapes of both: the same speed
 
-The rival is transformers as its documentation has it: `WhisperFeatureExtractor`, which fills every clip up to 30 s,
-`WhisperEncoder`, the mean over the frames that hold audio. Speeds are seconds of audio per second of processor time of this
-process, one clip at a time, in interleaved rounds. Errors are against the transformers modules, run at the same length on the
-clip alone. Results go to benchmarks/results/whisper-cpu.json, with a Markdown table made from it.
+The rivals are transformers as its documentation has it (`WhisperFeatureExtractor`, which fills every clip up to 30 s,
+`WhisperEncoder`, the mean over the frames that hold audio) and CTranslate2, where it is installed (`ctranslate.py`). Speeds
+are seconds of audio per second of processor time of this process, one clip at a time, in interleaved rounds. Errors are
+against the transformers modules, run at the same length on the clip alone. Results go to benchmarks/results/whisper-cpu.json,
+with a Markdown table made from it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.modeling_utils import PreTrainedModel
 
+from wavcse.benchmarks.ctranslate import ENGINE, engine_version, engine_ways
 from wavcse.benchmarks.measure import Errors, machine_facts
 from wavcse.benchmarks.report import table
 from wavcse.configuration_wavcse import PRECISIONS, count_frames
@@ -53,10 +55,15 @@ def load(model: str | None, shape: dict[str, int]) -> PreTrainedModel:
     return build_upstream(WhisperConfig(**shape)).eval()
 
 
+def extractor_of(encoder: PreTrainedModel) -> WhisperFeatureExtractor:
+    """transformers' feature extractor, which fills a clip up to as many frames as the encoder has positions."""
+    seconds = encoder.config.max_source_positions // 50
+    return WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins, chunk_length=seconds)
+
+
 def rival(encoder: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """`[samples]` -> `[K, D]` as transformers runs Whisper; a clip of at most one window."""
-    seconds = encoder.config.max_source_positions // 50
-    extractor = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins, chunk_length=seconds)
+    extractor = extractor_of(encoder)
 
     def run(clip: Tensor) -> Tensor:
         features = extractor(clip.numpy(), sampling_rate=RATE_HZ, return_tensors="pt")["input_features"]
@@ -66,10 +73,10 @@ def rival(encoder: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def variants(encoder: PreTrainedModel) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Every way to one clip's layers; ours leave the final LayerNorm out, the rival's last layer has it."""
+def variants(encoder: PreTrainedModel, model: str | None) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Every way to one clip's layers; ours leave the final LayerNorm out, the rivals' last layer has it."""
     layers = range(encoder.config.num_hidden_layers + 1)
-    ways = {RIVAL: rival(encoder)}
+    ways = {RIVAL: rival(encoder), **engine_ways(model, extractor_of(encoder))}
     for context, precision in WAYS:
         packed = PackedUpstream(encoder, precision)
         ways[f"{context}, {precision}"] = lambda clip, own=packed, context=context: own([clip], layers, context=context)[0]
@@ -83,9 +90,9 @@ def clip_of(seconds: float) -> Tensor:
 
 
 @torch.no_grad()
-def speeds(encoder: PreTrainedModel, lengths_s: Sequence[float], rounds: int) -> list[dict[str, Any]]:
+def speeds(ways: dict[str, Callable[[Tensor], Tensor]], lengths_s: Sequence[float], rounds: int) -> list[dict[str, Any]]:
     """Of every length and way, the median over the rounds."""
-    ways, rows = variants(encoder), []
+    rows = []
     for seconds in lengths_s:
         clip, spent = clip_of(seconds), {name: [] for name in ways}
         for turn in range(rounds + 1):  # the first one warms up
@@ -118,6 +125,24 @@ def errors(encoder: PreTrainedModel, lengths_s: Sequence[float]) -> list[dict[st
     return rows
 
 
+@torch.no_grad()
+def engine_errors(ways: dict[str, Callable[[Tensor], Tensor]], seconds: float) -> list[dict[str, Any]]:
+    """How far the engine's last layer is from that of transformers, at the same length: both filled up, or a full window."""
+    expected = ways[RIVAL](clip_of(seconds))[-1:]
+    found = {name: Errors.of(run(clip_of(seconds))[None], expected[None]) for name, run in ways.items() if ENGINE in name}
+    return [{"way": name, "relative": own.relative, "min_cosine": own.min_cosine} for name, own in found.items()]
+
+
+def engine_words(model: dict[str, Any]) -> str:
+    """What the engine's ways in the table are, and how close they come."""
+    cosines = ", ".join(f"{row['way'].removeprefix(ENGINE).strip()}: {row['min_cosine']:.5f}" for row in model["engine"])
+    return (
+        f"{model['engine_version']} gives the last layer only, after the final norm; where its row says `30 s`, every clip is "
+        "filled up to that, as programs that use it do. Cosine to transformers' last layer, of a clip that fills the window: "
+        f"{cosines}."
+    )
+
+
 def markdown_of(report: dict[str, Any]) -> str:
     """The report as a page."""
     machine, parts = report["machine"], ["# Whisper encoders at their own length"]
@@ -134,6 +159,8 @@ def markdown_of(report: dict[str, Any]) -> str:
             by_way.setdefault(row["way"], []).append(f"{row['audio_s_per_cpu_s']:.1f} ({row['over_rival']:.2f} x)")
         columns = ["way", *(f"{seconds:g} s" for seconds in lengths)]
         parts.append(table(columns, [[way, *cells] for way, cells in by_way.items()]))
+        if model["engine"]:
+            parts.append(engine_words(model))
         parts.append("Largest relative error of a layer, and (below float32) its smallest cosine, against the modules:")
         by_case: dict[str, list[str]] = {}
         for row in model["errors"]:
@@ -164,8 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (model, shape) in sources.items():
         print(name)
         encoder = load(model, shape)
+        ways = variants(encoder, model)
         measured = {
-            "speeds": speeds(encoder, [scale * seconds for seconds in SPEED_LENGTHS_S], args.rounds),
+            "speeds": speeds(ways, [scale * seconds for seconds in SPEED_LENGTHS_S], args.rounds),
+            "engine": engine_errors(ways, scale * SPEED_LENGTHS_S[-1]),
+            "engine_version": engine_version() if any(ENGINE in name for name in ways) else None,
             "errors": errors(encoder, [max(0.025, scale * seconds) for seconds in ERROR_LENGTHS_S]),
         }
         report["models"].append({"name": name, "is_random": model is None, **measured})

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import WavLMConfig
+from transformers import WavLMConfig, WhisperFeatureExtractor
 
 from wavcse.benchmarks import bench_corpus, bench_upstream, engines, memory, million_hours
+from wavcse.benchmarks.bench_whisper import engine_words
+from wavcse.benchmarks.ctranslate import engine_ways
 from wavcse.benchmarks.floors import Floor, cells, page
 from wavcse.benchmarks.measure import Errors, PairedRatio, device_class
 from wavcse.benchmarks.memory import rival_memory_mb
@@ -60,6 +62,13 @@ def test_the_whisper_benchmark_finds_exact_layers_at_every_length(tmp_path):
     assert {"transformers, 30 s", "clip, float32", "clip, int8", "window, float32"} == ways - {"clip, bfloat16"}
     assert all(row["audio_s_per_cpu_s"] > 0 for row in model["speeds"])
     assert "| clip, float32 " in (tmp_path / "whisper.md").read_text()
+
+
+def test_a_whisper_engine_that_cannot_run_is_left_out_with_a_word(capsys):
+    assert engine_ways(None, WhisperFeatureExtractor()) == {}
+    assert capsys.readouterr().out == "CTranslate2 is left out: it needs a saved checkpoint.\n"
+    rows = [{"way": "CTranslate2 int8, 30 s", "relative": 0.1, "min_cosine": 0.99}]
+    assert "int8, 30 s: 0.99000" in engine_words({"engine": rows, "engine_version": "CTranslate2 4"})
 
 
 def test_paired_ratio_is_the_median_over_rounds():

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCTC,
+    AutoModelForSpeechSeq2Seq,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
@@ -329,6 +332,27 @@ def test_the_filterbank_is_that_of_transformers(length, waves, monkeypatch):
     monkeypatch.setattr("wavcse.wav2vec2_bert_wavcse.MEL_FRAMES_PER_BLOCK", 7)
     np.testing.assert_allclose(filterbank_of_clip(waveform, config), found, rtol=0, atol=1e-6)
     assert torch.equal(filterbank_of_clip(torch.zeros(length), config), torch.zeros_like(found))
+
+
+@pytest.mark.parametrize("row", SLOW_BUT["Moonshine"])
+def test_a_checkpoint_with_a_head_gives_its_encoder(row, waves, tmp_path):
+    """Under the head's prefix, and as PyTorch named the parts of a weight norm when these checkpoints were made."""
+    torch.manual_seed(0)
+    model_type, fields = ROWS[row]
+    config = AutoConfig.for_model(model_type, **{"vocab_size": 20, **fields})
+    kind = AutoModelForSpeechSeq2Seq if model_type == "moonshine" else AutoModelForCTC
+    whole = kind.from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    for new, old in (("parametrizations.weight.original0", "weight_g"), ("parametrizations.weight.original1", "weight_v")):
+        weights = {name.replace(new, old): tensor for name, tensor in weights.items()}
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model = WavCSEModel.from_upstream(str(tmp_path), selected_layers=[1, 2], layer_projection_size=8, embedding_size=20)
+    base, clips = whole.model if model_type == "moonshine" else whole.base_model, waves(9_000)
+    inputs = WavCSEFeatureExtractor.from_config(model.config).prepare(clips)[0]
+    inputs = module_inputs(model_type, clips[0]) if model_type == "wav2vec2-bert" else inputs[None]
+    expected = module_layers(base, model_type, inputs)[1:3].mean(dim=1)
+    assert error(pooled(model, clips)[0], expected) <= 1e-5
 
 
 @pytest.mark.parametrize("row", SLOW_BUT["SEW-D"])
