@@ -1,21 +1,26 @@
 """Which library multiplies matrices on this processor: measured once, at first use.
 
-PyTorch has two libraries for float32 products on a CPU, and which of them is faster depends on the processor far more than on
-the shape: with AVX-512 oneDNN reached twice MKL's rate, on an EPYC with AVX2 MKL is 20-25 % ahead (`benchmarks/results/`).
-Both are float32 throughout; they add in different orders, so results differ in the last bits. `WAVCSE_KERNELS=onednn` or
-`mkl` takes the choice away, for results that are equal to the bit on any run.
+PyTorch has two libraries for float32 products on a CPU, and which of them is faster depends on the processor and on the shape:
+with AVX-512 oneDNN reached twice MKL's rate; on an EPYC with AVX2 MKL is 20-25 % ahead, but a third behind where few rows meet
+a large weight. So each kind of product is measured by itself. Both are float32 throughout; they add in different orders, so
+results differ in the last bits. `WAVCSE_KERNELS=onednn` or `mkl` takes the choice away, for results that are equal to the bit
+on any run.
 
 For int8 there is `torch._int_mm`, which needs VNNI instructions to be fast, and fbgemm, which does not.
+
+What is measured is written to the environment, so that processes that this one starts choose alike without measuring again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +33,11 @@ LIBRARIES = ("onednn", "mkl")
 FORCED = "WAVCSE_KERNELS"
 MEASURED = "WAVCSE_KERNELS_MEASURED"  # what a process found out, for those that it starts: all of them must agree
 MARGIN = 1.05  # MKL must be so many times faster: processors are far from it, so that two measurements of one agree
-SHAPES = ((128, 192, 768), (128, 768, 192), (48, 1024, 1024), (64, 1536, 512))  # rows, in, out
+SHORT_ROWS, LARGE_WEIGHT = 256, 2**21  # products of up to so many rows with a weight of so many numbers or more are "short"
+SHAPES = {  # rows, in, out
+    "long": ((128, 192, 768), (128, 768, 192), (48, 1024, 1024), (64, 1536, 512)),
+    "short": ((32, 1024, 2048),),
+}
 ROUNDS = 9
 
 # An operator that PyTorch's own compiler emits; where a build lacks it, the ordinary one gives the same numbers.
@@ -62,25 +71,60 @@ def forced_library() -> str | None:
     return name
 
 
+def once(name: str, measure: Callable[[], Any]) -> Any:
+    """What `measure` gives, in this process or in the one that started it; it is found out once, under this name."""
+    try:
+        known = json.loads(os.environ.get(MEASURED) or "{}")
+    except ValueError:
+        known = {}
+    if not isinstance(known, dict) or name not in known:
+        value = measure()
+        known = {**(known if isinstance(known, dict) else {}), name: value}
+        os.environ[MEASURED] = json.dumps(known)
+    return known[name]
+
+
 @cache
-def float32_library() -> str:
-    """The library, as forced, as the process that started this one measured, or the faster one (100 ms, once)."""
+def float32_library(kind: str = "long") -> str:
+    """The library for products of a kind of `SHAPES`, as forced or the faster one (0.1 s, once)."""
     if not HAS_ONEDNN_LINEAR or not torch.backends.mkl.is_available():
         return "onednn" if HAS_ONEDNN_LINEAR else "mkl"
-    library = forced_library() or os.environ.get(MEASURED)
-    if library not in LIBRARIES:
-        library = "mkl" if mkl_speed() > MARGIN else "onednn"
-        os.environ[MEASURED] = library
-    return library
+    return forced_library() or once(f"float32 {kind}", lambda: "mkl" if mkl_speed(kind) > MARGIN else "onednn")
 
 
-def mkl_speed() -> float:
-    """How many times faster than oneDNN MKL multiplies, the geometric mean over `SHAPES`."""
+def mkl_speed(kind: str) -> float:
+    """How many times faster than oneDNN MKL multiplies, the geometric mean over the shapes of a kind."""
     ratios = []
-    for rows, inner, outer in SHAPES:
+    for rows, inner, outer in SHAPES[kind]:
         operands = torch.rand(rows, inner), torch.rand(outer, inner), torch.rand(outer)
         ratios.append(times_faster(partial(onednn_linear, *operands), partial(F.linear, *operands)))
     return statistics.geometric_mean(ratios)
+
+
+def kind_of(x: Tensor, weight: Tensor) -> str:
+    """Which of `SHAPES` a product is like: "short" ones take as long to arrange the weight as to multiply."""
+    return "short" if len(x) <= SHORT_ROWS and weight.numel() >= LARGE_WEIGHT else "long"
+
+
+@cache
+def gelu_in_onednn() -> bool:
+    """Whether oneDNN's GELU, while a product is in the cache, is as fast as PyTorch's afterwards: not with AVX2."""
+    if forced_library() is not None:  # oneDNN: to the bit what it always was; MKL: never asked
+        return True
+    operands = torch.rand(96, 1024), torch.rand(1024, 1024), torch.rand(1024)
+
+    def separate() -> Tensor:
+        return torch.ops.aten.gelu_(onednn_linear(*operands))
+
+    return once("gelu", lambda: times_faster(partial(onednn_linear, *operands, gelu=True), separate) < MARGIN)
+
+
+def measure_products() -> None:
+    """All that is measured of products at first use, now: before processes are forked, which must choose alike."""
+    for kind in SHAPES:
+        float32_library(kind)
+    gelu_in_onednn()
+    uses_fbgemm(torch.device("cpu"))
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -115,6 +159,10 @@ def uses_fbgemm(device: torch.device) -> bool:
     """Whether int8 products go to fbgemm: on CPUs where `torch._int_mm` is slower than float32 (0.06 times, without VNNI)."""
     if device.type != "cpu" or forced_library() == "onednn" or "fbgemm" not in torch.backends.quantized.supported_engines:
         return False
+    return once("fbgemm", _fbgemm_is_better)
+
+
+def _fbgemm_is_better() -> bool:
     x, weight = torch.full((64, 256), -127, dtype=torch.int8), torch.full((256, 256), 63, dtype=torch.int8)
     rows, matrix = x.float(), weight.float()
     if times_faster(partial(F.linear, rows, matrix), partial(torch._int_mm, x, weight.T)) > 1:

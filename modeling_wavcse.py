@@ -32,6 +32,7 @@ from .feature_extraction_wavcse import WavCSEFeatureExtractor
 from .gradients_wavcse import GradientWatch
 from .hub_repository_wavcse import class_of_repository, complete_repository, upload_repository, write_card
 from .labels_wavcse import chosen_tasks, predictions
+from .packed_encoder_wavcse import modules_in
 from .pooling_wavcse import LayerPooling, build_layer_pooling
 from .upstream_wavcse import (
     UpstreamOutput,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .kernels_wavcse import float32_library  # noqa: F401
-    from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
@@ -752,7 +752,7 @@ class WavCSEModel(WavCSEPreTrainedModel):
         self, waveforms: Iterable[np.ndarray], batch_seconds: float, batch_size: int | None
     ) -> Iterator[list[Tensor]]:
         """Batches as the model takes them; the model is in eval mode and autocast off while one is out."""
-        if any(module.training for module in self.modules()):  # setting the mode of all takes longer than asking for it
+        if any(module.training for module in modules_in(self)):  # setting the mode of all takes longer than asking for it
             self.eval()
         feature_extractor = WavCSEFeatureExtractor.from_config(self.config)
         for batch in batches_in_order(waveforms, self.config.sampling_rate, batch_seconds, batch_size):

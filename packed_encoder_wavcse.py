@@ -14,6 +14,7 @@ Shapes: `T` frames of a clip, `N` frames of all clips of a pack, `D` upstream wi
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ from .pooling_wavcse import num_moments, pooled_pieces, time_moments
 from .whisper_wavcse import log_mel_of_clip
 
 MOMENT_WINDOWS = 2**17  # input windows of the first convolution at a time
-FFT_SIZE = 512
+FFT_SIZE = 256  # twice a kernel of 128: with 512 short clips wait for twice as many weights, long ones gain nothing
 FFT_FROM_KERNEL = 64  # shorter positional convolutions are faster done directly
 
 
@@ -203,7 +204,7 @@ class Block:
     def __call__(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """`[N, D]` -> `[N, D]`; `x` itself is used for the result."""
         x = self._attended(x, spans)
-        for rows in x.split(self.product_rows):
+        for rows in self._parts(x):
             if self.norm_before:
                 self.outer.add_to(rows, self.inner(normed(rows, self.output_norm), gelu=True))
             else:
@@ -226,13 +227,19 @@ class Block:
     def _inner_means(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """Time means of the feed-forward's inner activations, `[B, 4 D]`."""
         totals = x.new_zeros(len(spans), self.inner.out_features)
-        for first, rows in zip(range(0, len(x), self.product_rows), x.split(self.product_rows)):
+        first = 0
+        for rows in self._parts(x):
             inner = self.inner(normed(rows, self.output_norm), gelu=True)
             for total, span in zip(totals, spans):
                 start, end = max(span.keep_start - first, 0), min(span.keep_end - first, len(rows))
                 if start < end:
                     total += inner[start:end].sum(dim=0, dtype=torch.float32)
+            first += len(rows)
         return totals / x.new_tensor([span.keep_end - span.keep_start for span in spans])[:, None]
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Rows of the feed-forward, in as few parts as may be, of about one size: small products are slow ones."""
+        return x.chunk(-(-len(x) // self.product_rows))
 
     def _attended(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         h = normed(x, self.attention_norm) if self.norm_before else x
@@ -250,12 +257,20 @@ def time_means(x: Tensor, spans: Sequence[Span]) -> Tensor:
 def weights_fingerprint(upstream: PreTrainedModel) -> tuple:
     """Changes whenever a parameter is written to, replaced or moved, or a module is replaced or wrapped; reads no weight."""
     found: list = []
-    for module in upstream.modules():
+    for module in modules_in(upstream):
         found.append(id(module))
         for weight in module._parameters.values():
             if weight is not None:
                 found.append((weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype))
     return tuple(found)
+
+
+def modules_in(module: nn.Module) -> list[nn.Module]:
+    """A module and all below it. `Module.modules` names them too, and takes as long as a block of a small encoder."""
+    found = [module]
+    for own in found:  # it grows
+        found += [child for child in own._modules.values() if child is not None]
+    return found
 
 
 def blocks_of(upstream: PreTrainedModel) -> nn.ModuleList:
@@ -324,7 +339,7 @@ class WaveformEntrance:
     """What the first block of a family that takes waveforms sees: stem, positions and, in the base shape, a norm."""
 
     def __init__(self, upstream: PreTrainedModel, precision: str, budget: Budget):
-        self.stem = Stem(upstream, precision, budget.stem_frames)
+        self.stem = Stem(upstream, precision, budget)
         embed = upstream.encoder.pos_conv_embed
         is_stack = hasattr(embed, "layers")  # data2vec's
         self.position = StackedConvolutions(embed) if is_stack else PositionalConvolution(embed.conv)
@@ -371,8 +386,9 @@ class Stem:
     covariance of the first convolution's input windows (10 x 10 numbers): the norm becomes a per-clip change of its weights.
     """
 
-    def __init__(self, upstream: PreTrainedModel, precision: str, chunk_frames: int):
-        self.chunk_frames = chunk_frames
+    def __init__(self, upstream: PreTrainedModel, precision: str, budget: Budget):
+        fitting = round(budget.stem_elements / elements_per_frame(upstream.config))
+        self.chunk_frames = min(max(fitting, 1), budget.stem_frames)
         layers = upstream.feature_extractor.conv_layers
         self.convolutions = [RowConvolution(layer.conv, precision) for layer in layers]
         first = layers[0].layer_norm
@@ -394,19 +410,45 @@ class Stem:
 
     def __call__(self, windows: Sequence[tuple[Tensor, RowConvolution]], spans: Sequence[Span]) -> Tensor:
         features = windows[0][0].new_empty(spans[-1].end, self.convolutions[-1].channels)
-        for (waveform, first), span in zip(windows, spans):
-            for a in range(span.start, span.end, self.chunk_frames):
-                b = min(span.end, a + self.chunk_frames)
-                features[a:b] = self._convolve(self.samples(waveform, a - span.start, b - span.start), first)
+        for pieces in self._pieces(windows, spans):
+            first, end = pieces[0][0], pieces[-1][1]
+            features[first:end] = self._convolve([samples for _, _, samples, _ in pieces], pieces[0][3])
         if self.projection_norm is not None:
             features = normed(features, self.projection_norm)
         return self.projection(features).float()
 
-    def _convolve(self, samples: Tensor, first: RowConvolution) -> Tensor:
-        x = samples[:, None]
+    def _pieces(
+        self, windows: Sequence[tuple[Tensor, RowConvolution]], spans: Sequence[Span]
+    ) -> Iterator[list[tuple[int, int, Tensor, RowConvolution]]]:
+        """`(first row, end, samples, first convolution)` of parts of windows, as many together as make a chunk."""
+        pieces: list[tuple[int, int, Tensor, RowConvolution]] = []
+        for (waveform, first), span in zip(windows, spans):
+            for a in range(span.start, span.end, self.chunk_frames):
+                b = min(span.end, a + self.chunk_frames)
+                if pieces and (self.group_norm is not None or b - pieces[0][0] > self.chunk_frames):
+                    yield pieces
+                    pieces = []
+                pieces.append((a, b, self.samples(waveform, a - span.start, b - span.start), first))
+        yield pieces
+
+    def _convolve(self, pieces: Sequence[Tensor], first: RowConvolution) -> Tensor:
+        x, lengths = torch.cat(pieces)[:, None] if len(pieces) > 1 else pieces[0][:, None], [len(piece) for piece in pieces]
         for convolution, norm in zip([first, *self.convolutions[1:]], self.norms):
-            x = convolution(x, gelu=True) if norm is None else gelu_(normed(convolution(x).float(), norm))
+            x = convolution(x, norm is None, lengths)
+            if norm is not None:
+                x = gelu_(normed(x.float(), norm))
+            lengths = [convolution.num_rows(n) for n in lengths]
         return x
+
+
+def elements_per_frame(config: PretrainedConfig) -> float:
+    """How many numbers the widest product of the stem takes or gives for a frame."""
+    rows, most, channels = math.prod(config.conv_stride), 0.0, 1
+    for kernel, stride, out_channels in zip(config.conv_kernel, config.conv_stride, config.conv_dim):
+        rows /= stride
+        most = max(most, rows * kernel * channels, rows * out_channels)
+        channels = out_channels
+    return most
 
 
 class RowConvolution:
@@ -426,10 +468,22 @@ class RowConvolution:
         weight, bias = (conv.weight.transpose(1, 2), conv.bias) if weight is None else (weight, bias)
         self.product = FloatLinear(weight.flatten(1), bias, precision, own=True)
 
-    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
-        n, channels = (x.shape[0] - self.kernel) // self.stride + 1, x.shape[1]
+    def __call__(self, x: Tensor, gelu: bool = False, lengths: Sequence[int] = ()) -> Tensor:
+        """Of one clip, or of several of so many rows each, which lie one after another in `x`."""
         x = x.to(self.product.dtype).contiguous()
-        return self.product(x.as_strided((n, self.kernel * channels), (self.stride * channels, 1)), gelu)
+        if len(lengths) < 2:
+            return self.product(self._under_kernel(x, 0, len(x)), gelu)
+        starts = itertools.accumulate(lengths, initial=0)
+        return self.product(torch.cat([self._under_kernel(x, start, n) for start, n in zip(starts, lengths)]), gelu)
+
+    def num_rows(self, length: int) -> int:
+        """How many rows a clip of so many gives."""
+        return (length - self.kernel) // self.stride + 1
+
+    def _under_kernel(self, x: Tensor, start: int, length: int) -> Tensor:
+        channels = x.shape[1]
+        shape, strides = (self.num_rows(length), self.kernel * channels), (self.stride * channels, 1)
+        return x.as_strided(shape, strides, x.storage_offset() + start * channels)
 
     def with_group_norm(self, waveform: Tensor, norm: nn.GroupNorm) -> RowConvolution:
         """This convolution (of one input channel) followed by a norm over the time of `waveform`, as one convolution."""
@@ -476,10 +530,7 @@ class PositionalConvolution:
         places = [torch.arange(span.start, span.end) + gap * i for i, span in enumerate(spans, start=1)]
         at = torch.cat(places).to(x.device)
         convolved = self._by_fft(x, at, spans[-1].end + gap * len(spans))
-        for i, span in enumerate(spans):
-            start = span.start + gap * i
-            x[span.start : span.end] += gelu_(convolved[start : start + span.end - span.start] + self.bias)
-        return x
+        return x.add_(gelu_(convolved.index_select(0, at - gap).add_(self.bias)))
 
     def direct(self, x: Tensor) -> Tensor:
         """The convolution alone, on the frames of one clip `[T, D]`."""
@@ -487,7 +538,10 @@ class PositionalConvolution:
         return y[0, :, : len(x)].T
 
     def _by_fft(self, x: Tensor, at: Tensor, length: int) -> Tensor:
-        """Convolves a row of `length` frames that are zero but for the frames `x` `[N, D]` at the places `at` `[N]`."""
+        """Convolves a row of `length` frames that are zero but for the frames `x` `[N, D]` at the places `at` `[N]`.
+
+        The result is half a kernel early.
+        """
         width, step = x.shape[1], FFT_SIZE - self.kernel + 1
         num_blocks = -(-length // step)
         row = x.new_zeros(num_blocks * step + self.kernel - 1, width).index_copy_(0, at, x)
@@ -523,17 +577,19 @@ class Budget:
 
     Args:
         pack_frames: rows of a pack; a longer clip goes alone.
-        stem_frames: output frames of the convolutional stem.
-        product_rows: of the feed-forward, whose inner width is four times D.
+        stem_frames: output frames of the convolutional stem, at most.
+        product_rows: of the feed-forward, whose inner width is four times D, at most.
+        stem_elements: of the widest product of the stem: WavLM's has 49,152 per frame.
     """
 
     pack_frames: int
     stem_frames: int
     product_rows: int
+    stem_elements: int = 50 * 49_152
 
 
-CPU_BUDGET = Budget(pack_frames=1024, stem_frames=50, product_rows=512)
-GPU_BUDGET = Budget(pack_frames=2**16, stem_frames=2**12, product_rows=2**14)
+CPU_BUDGET = Budget(pack_frames=1024, stem_frames=256, product_rows=512)
+GPU_BUDGET = Budget(pack_frames=2**16, stem_frames=2**12, product_rows=2**14, stem_elements=2**12 * 49_152)
 
 
 @dataclass(frozen=True)

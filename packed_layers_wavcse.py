@@ -9,10 +9,9 @@ Shapes: `T` frames of a clip, `N` rows of a pack, `D` upstream width, `H` heads,
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 
@@ -27,8 +26,11 @@ from .kernels_wavcse import (
     FbgemmProduct,
     float32_library,
     forced_library,
+    gelu_in_onednn,
     has_bfloat16,
+    kind_of,
     low_type,
+    once,
     onednn_linear,
     times_faster,
     uses_fbgemm,
@@ -56,7 +58,9 @@ gelu_ = torch.ops.aten.gelu_  # in place: fresh memory for every activation woul
 # By the library that multiplies float32, measured on a processor where it is the faster one.
 FRAMES_BY_HEAD = {"onednn": 150, "mkl": 300}  # from here on head by head is faster than all heads at once
 SCORE_ELEMENTS = {"onednn": 2**19, "mkl": 2**18}  # of one head's block of scores, [rows, T]: 1 or 2 MB stay in the cache
-GROUP_ELEMENTS = 2**18  # scores of clips of one length that attend together, [G, H, T, T]
+GROUP_ELEMENTS = 2**18  # scores of clips that attend together, [G, H, T, T]
+NEAR_LENGTHS = 1.25  # the longest of them to the shortest: filling up costs less than a call for each
+SQUARE_ELEMENTS = 2**18  # of the position bias of short clips that is kept, [H, T, T]: 1 MB stays in the cache
 QUERY_ROWS = 128
 MASK_ELEMENTS = 2**22  # of a block's position bias for all heads, [H, rows, T]: 16 MB
 BLOCK_ROWS = 128  # of queries and keys that the kernel takes or skips together
@@ -79,22 +83,25 @@ class Span:
 
 def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """LayerNorm of rows in float32."""
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """`x @ weight.T + bias`, `[N, in]` -> `[N, out]`, followed by GELU on request; by the faster library of this processor."""
-    if uses_onednn(x):
+    if not weight.is_mkldnn and not uses_onednn(x, kind_of(x, weight)):
+        y = F.linear(x, weight, bias)
+    elif gelu and (x.dtype != torch.float32 or gelu_in_onednn()):
         return onednn_linear(x, weight, bias, gelu)
-    y = F.linear(x, weight, bias)
+    else:
+        y = onednn_linear(x, weight, bias)
     return gelu_(y) if gelu else y
 
 
-def uses_onednn(x: Tensor) -> bool:
+def uses_onednn(x: Tensor, kind: str = "long") -> bool:
     """Whether oneDNN multiplies such rows: float32 where it is the faster library, bfloat16 where it has instructions."""
     if x.device.type != "cpu" or not HAS_ONEDNN_LINEAR or not torch._C._get_mkldnn_enabled():
         return False
-    return has_bfloat16() if x.dtype == torch.bfloat16 else float32_library() == "onednn"
+    return has_bfloat16() if x.dtype == torch.bfloat16 else float32_library(kind) == "onednn"
 
 
 def own_layout(weight: Tensor) -> Tensor:
@@ -185,10 +192,12 @@ def _bias(layer: nn.Linear) -> Tensor:
 
 @cache
 def relative_speed(precision: str) -> float:
-    """How many times faster than in float32 this CPU multiplies at a precision; measured once (tens of ms).
+    """How many times faster than in float32 this CPU multiplies at a precision; measured once (tens of ms)."""
+    return once(precision, lambda: _measured_speed(precision))
 
-    A block's inner layer is measured as it runs, with the scaling and rounding of its input.
-    """
+
+def _measured_speed(precision: str) -> float:
+    """Of a block's inner layer as it runs, with the scaling and rounding of its input."""
     layer = nn.Linear(512, 1024)
     with torch.no_grad():
         rows = torch.rand(128, 512)
@@ -236,13 +245,13 @@ class Projections:
 
 # ---- attention, clip by clip ----
 #
-# No tensor of `T x T` per head and clip is kept: scores exist for a block of query rows at a time. WavLM's position bias
-# depends on key minus query position only. With the queries in reverse order it becomes a plain view of one vector per head
-# (row r starts one further on), so it is never written out either.
+# No tensor of `T x T` per head is kept, but of short clips: scores exist for a block of query rows at a time. WavLM's position
+# bias depends on key minus query position only. With the queries in reverse order it becomes a plain view of one vector per
+# head (row r starts one further on), so it is never written out for a long clip.
 
 
 class Attention:
-    """Attention of every clip of a pack among its own frames; neighbours of one length go together.
+    """Attention of every clip of a pack among its own frames; short neighbours of about one length go together.
 
     Args:
         num_heads: H.
@@ -254,29 +263,88 @@ class Attention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, spans: Sequence[Span]) -> Tensor:
         """`[N, D]` each, gate `[N, H]` -> `[N, D]`."""
+        by_head = frames_by_head(value, gate is not None)
+        parts = []
+        for start, lengths in groups_of(tuple(spans), GROUP_ELEMENTS // self.num_heads, NEAR_LENGTHS, by_head):
+            at = slice(start, start + sum(lengths))
+            rows = query[at], key[at], value[at], None if gate is None else gate[at]
+            parts.append(self._long(*rows) if lengths[0] >= by_head else self._short(*rows, lengths))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _long(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None) -> Tensor:
+        """Of one clip, head by head."""
         attended = torch.empty_like(value)
-        for start, count, num_frames in equal_spans(spans, GROUP_ELEMENTS // self.num_heads):
-            at, shape = slice(start, start + count * num_frames), (count, num_frames, self.num_heads, -1)
-            q, k, v, out = (rows[at].view(shape).transpose(1, 2) for rows in (query, key, value, attended))  # [G, H, T, d]
-            bias = clip_gate = None
-            if gate is not None:
-                bias, q = self.bias.reversed_rows(num_frames), q.flip(2)
-                clip_gate = gate[at].view(shape).transpose(1, 2).flip(2)  # [G, H, T, 1]
-            if num_frames >= frames_by_head(value, bias is not None):
-                for clip in range(count):
-                    attend_by_head(q[clip], k[clip], v[clip], bias, None if gate is None else clip_gate[clip], out[clip])
-            else:
-                attend_all_heads(q, k, v, bias, clip_gate, out)
+        q, k, v, out = (rows.unflatten(1, (self.num_heads, -1)).transpose(0, 1) for rows in (query, key, value, attended))
+        if gate is None:
+            attend_by_head(q, k, v, None, None, out)
+        else:
+            attend_by_head(q.flip(1), k, v, self.bias.reversed_rows(len(query)), gate.T[..., None].flip(1), out)
         return attended
 
+    def _short(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, lengths: tuple[int, ...]) -> Tensor:
+        """Of several clips in one call; the shorter are filled up with frames that nobody attends to."""
+        longest, filling = max(lengths), None
+        if min(lengths) < longest:
+            filling = Filling.of(lengths, value.device)
+            query, key, value = (rows.index_select(0, filling.taken) for rows in (query, key, value))
+            gate = None if gate is None else gate.index_select(0, filling.taken)
+        shape = (len(lengths), longest, self.num_heads, -1)
+        q, k, v = (rows.view(shape).transpose(1, 2) for rows in (query, key, value))  # [G, H, T, d]
+        if gate is None:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=None if filling is None else ~filling.hidden)
+        else:
+            hidden = None if filling is None else filling.hidden
+            attended = attend_with_bias(q, k, v, self.bias, gate.view(shape).transpose(1, 2), hidden)
+        attended = attended.transpose(1, 2).reshape(len(value), -1)
+        return attended if filling is None else attended.index_select(0, filling.kept)
 
-def equal_spans(spans: Sequence[Span], elements: int) -> Iterator[tuple[int, int, int]]:
-    """`(first row, G windows, T frames)` of neighbours of one length, as many as have `elements` scores in a head, or one."""
-    for num_frames, group in itertools.groupby(spans, key=lambda span: span.end - span.start):
-        starts = [span.start for span in group]
-        count = max(1, elements // num_frames**2)
-        for i in range(0, len(starts), count):
-            yield starts[i], len(starts[i : i + count]), num_frames
+
+@lru_cache(maxsize=8)  # all blocks ask for those of one pack
+def groups_of(spans: tuple[Span, ...], elements: int, ratio: float, longest: float) -> list[tuple[int, tuple[int, ...]]]:
+    """`(first row, T of each window)` of neighbours that attend together.
+
+    Args:
+        spans: of a pack.
+        elements: scores in a head of a group of several.
+        ratio: of the longest in a group to the shortest, at most.
+        longest: windows of so many frames go alone.
+    """
+    groups: list[tuple[int, list[int]]] = []
+    for span in spans:
+        frames = span.end - span.start
+        lengths = [*groups[-1][1], frames] if groups else []
+        is_near = lengths and max(lengths) < longest and max(lengths) <= ratio * min(lengths)
+        if is_near and len(lengths) * max(lengths) ** 2 <= elements:
+            groups[-1][1].append(frames)
+        else:
+            groups.append((span.start, [frames]))
+    return [(start, tuple(lengths)) for start, lengths in groups]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """Rows of several windows laid out as `[G, T]`, all as long as the longest.
+
+    Attributes:
+        taken: which of the windows' rows is at each place, `[G * T]`; a window's last one where it has no more.
+        kept: the places of the windows' own rows, in order.
+        hidden: `[G, 1, 1, T]`, True at places without a row of their own.
+    """
+
+    taken: Tensor
+    kept: Tensor
+    hidden: Tensor
+
+    @classmethod
+    @lru_cache(maxsize=32)
+    def of(cls, lengths: tuple[int, ...], device: torch.device) -> Filling:
+        """For windows of so many rows each."""
+        frames, place = torch.tensor(lengths)[:, None], torch.arange(max(lengths))
+        first = frames.cumsum(dim=0) - frames
+        is_own = place < frames  # [G, T]
+        taken = (first + torch.minimum(place, frames - 1)).flatten()
+        kept = is_own.flatten().nonzero().flatten()
+        return cls(*(tensor.to(device) for tensor in (taken, kept, ~is_own[:, None, None])))
 
 
 def frames_by_head(x: Tensor, has_bias: bool) -> float:
@@ -318,34 +386,35 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: T
             else:  # with a bias, or else `frames_by_head` would not have sent it here
                 scores = torch.mul(bias[head, of_rows], gate[head, of_rows], out=block[: len(of_queries)])
                 weights = torch.softmax(scores.addmm_(of_queries, keys.T), dim=-1, out=scores)
-            _put(out[head], a, linear(weights, values), bias is not None)
+            b = min(a + rows, num_frames)
+            if bias is None:
+                out[head, a:b] = linear(weights, values)
+            else:
+                out[head, num_frames - b : num_frames - a] = linear(weights, values).flip(0)
 
 
-def attend_all_heads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, gate: Tensor | None, out: Tensor) -> None:
+def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias, gate: Tensor, hidden: Tensor | None) -> Tensor:
     """As `attend_by_head`, for G clips of one length, by PyTorch's fused attention on blocks of query rows of all heads.
 
     Args:
-        q, k, v, out: `[G, H, T, d]`.
-        bias: `[H, T, T]`.
+        q, k, v: `[G, H, T, d]`.
+        bias: gives that of a block.
         gate: `[G, H, T, 1]`.
+        hidden: `[G, 1, 1, T]`, True for keys that nobody attends to; `None` = there are none.
+
+    Returns:
+        `[G, H, T, d]`.
     """
-    if bias is None:
-        out.copy_(F.scaled_dot_product_attention(q, k, v))
-        return
-    _, num_heads, num_frames, _ = q.shape
+    num_heads, num_frames = q.shape[1:3]
     rows = min(QUERY_ROWS, max(16, MASK_ELEMENTS // (num_heads * num_frames)))
+    parts = []
     for a in range(0, num_frames, rows):
-        mask = (bias[:, a : a + rows] * gate[:, :, a : a + rows]).to(q.dtype)
-        _put(out, a, F.scaled_dot_product_attention(q[:, :, a : a + rows], k, v, attn_mask=mask), True)
-
-
-def _put(out: Tensor, a: int, z: Tensor, is_reversed: bool) -> None:
-    """Rows `a` and following of a result, in the order of the queries, to their frames in `[..., T, d]`."""
-    b, num_frames = a + z.shape[-2], out.shape[-2]
-    if is_reversed:
-        out[..., num_frames - b : num_frames - a, :] = z.flip(-2)
-    else:
-        out[..., a:b, :] = z
+        block = slice(a, min(a + rows, num_frames))
+        mask = bias.rows(num_frames, block.start, block.stop) * gate[:, :, block]
+        if hidden is not None:
+            mask.masked_fill_(hidden, -math.inf)
+        parts.append(F.scaled_dot_product_attention(q[:, :, block], k, v, attn_mask=mask.to(q.dtype)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 class Gate:
@@ -387,6 +456,7 @@ class RelativeBias:
         self.attention = upstream.encoder.layers[0].attention
         self.num_frames = 0
         self.table = torch.empty(0)
+        self.square = torch.empty(0, 0, 0)
         self.farthest = upstream.config.max_bucket_distance  # the bias is the same beyond
         self.saturated: Tensor | None = None  # the bias up to there
 
@@ -396,6 +466,18 @@ class RelativeBias:
             self.num_frames, self.table = num_frames, self.by_distance(num_frames - 1)
         num_heads, length = self.table.shape
         return self.table.as_strided((num_heads, num_frames, num_frames), (length, 1, 1), self.num_frames - num_frames)
+
+    def rows(self, num_frames: int, start: int, end: int) -> Tensor:
+        """`[H, end - start, T]`: the bias of queries `start` to `end` towards keys 0..T-1.
+
+        Of short clips it is a part of one tensor `[H, T, T]`, which is kept: the bias of the longest is that of all.
+        """
+        num_heads = self.attention.rel_attn_embed.embedding_dim
+        if num_heads * num_frames**2 > SQUARE_ELEMENTS:
+            return self.reversed_rows(num_frames)[:, num_frames - end : num_frames - start].flip(1)
+        if num_frames > self.square.shape[1]:
+            self.square = self.reversed_rows(num_frames).flip(1)
+        return self.square[:, start:end, :num_frames]
 
     def by_distance(self, farthest: int) -> Tensor:
         """`[H, 2 * farthest + 1]`, contiguous: the bias at key minus query = `-farthest`..`farthest`."""

@@ -49,7 +49,8 @@ def time_moments(frames: Tensor, temporal_pooling: str) -> Tensor:
     mean = frames.mean(dim=-2, dtype=torch.float32)
     if num_moments(temporal_pooling) == 1:
         return mean.unsqueeze(-2)
-    variance = (frames.float() - mean.unsqueeze(-2)).square().mean(dim=-2)
+    centred = frames.float() - mean.unsqueeze(-2)
+    variance = (centred.square() if centred.requires_grad else centred.square_()).mean(dim=-2)
     return torch.stack([mean, variance], dim=-2)
 
 

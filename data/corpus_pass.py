@@ -36,7 +36,7 @@ from wavcse.audio_wavcse import QUIET_RMS, is_quiet, printable
 from wavcse.data.files import write_atomically
 from wavcse.data.inspection import ClipFacts
 from wavcse.data.manifest import Clip
-from wavcse.kernels_wavcse import float32_library
+from wavcse.kernels_wavcse import measure_products
 from wavcse.settings.command import CommandError
 from wavcse.settings.fields import check_range
 from wavcse.settings.processes import (
@@ -277,7 +277,7 @@ class CorpusPass:
         """The same from worker processes, each batch when it is done."""
         workers = min(self.workers, len(self.batches))
         running: dict[Future, int] = {}
-        float32_library()  # measured here once, or each worker would, and might choose otherwise
+        measure_products()  # here once, or each worker would, and might choose otherwise
         with forked_workers(workers, _start_worker, self) as pool:
             try:
                 for number in range(len(self.batches)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -15,7 +16,7 @@ from wavcse.kernels_wavcse import FORCED, MEASURED, FbgemmProduct, float32_libra
 from wavcse.packed_encoder_wavcse import PackedUpstream
 
 CPU = torch.device("cpu")
-MEASUREMENTS = (float32_library, uses_fbgemm, packed_layers_wavcse.relative_speed)
+MEASUREMENTS = (float32_library, kernels_wavcse.gelu_in_onednn, uses_fbgemm, packed_layers_wavcse.relative_speed)
 has_both = pytest.mark.skipif(
     not (kernels_wavcse.HAS_ONEDNN_LINEAR and torch.backends.mkl.is_available()), reason="PyTorch with one library"
 )
@@ -47,26 +48,81 @@ def clips(*lengths: int) -> list[torch.Tensor]:
 
 
 @has_both
+@pytest.mark.parametrize("kind", kernels_wavcse.SHAPES)
 @pytest.mark.parametrize(("mkl_speed", "expected"), [(0.5, "onednn"), (1.0, "onednn"), (1.04, "onednn"), (1.2, "mkl")])
-def test_the_faster_library_is_taken_and_the_usual_one_where_they_are_close(environment, monkeypatch, mkl_speed, expected):
+def test_the_faster_library_is_taken_and_the_usual_one_where_they_are_close(
+    environment, monkeypatch, kind, mkl_speed, expected
+):
     asked = []
     monkeypatch.setattr(kernels_wavcse, "times_faster", lambda base, other: asked.append((base, other)) or mkl_speed)
     environment(None)
-    assert float32_library() == float32_library() == expected
-    assert len(asked) == len(kernels_wavcse.SHAPES)  # once in a process
-    assert os.environ[MEASURED] == expected
+    assert float32_library(kind) == float32_library(kind) == expected
+    assert len(asked) == len(kernels_wavcse.SHAPES[kind])  # once in a process
+    assert json.loads(os.environ[MEASURED]) == {f"float32 {kind}": expected}
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "expected"),
+    [
+        (99, (4096, 1024), "short"),
+        (99, (1024, 4096), "short"),
+        (256, (3072, 768), "short"),
+        (257, (4096, 1024), "long"),
+        (99, (1024, 1024), "long"),
+        (9, (768, 192), "long"),
+    ],
+)
+def test_kinds_of_products(rows, shape, expected):
+    assert kernels_wavcse.kind_of(torch.empty(rows, shape[1]), torch.empty(shape)) == expected
 
 
 @has_both
-def test_a_process_that_is_started_obeys_its_parent(environment, monkeypatch):
-    monkeypatch.setattr(kernels_wavcse, "times_faster", lambda base, other: 1.2)
+def test_each_kind_of_product_has_its_library(environment, monkeypatch):
+    """Short ones by oneDNN, with a GELU of PyTorch's where that is faster; the same values to rounding."""
     environment(None)
-    float32_library()
+    monkeypatch.setenv(MEASURED, json.dumps({"float32 long": "mkl", "float32 short": "onednn", "gelu": False}))
+    called = []
+    plain = packed_layers_wavcse.onednn_linear
+    monkeypatch.setattr(packed_layers_wavcse, "onednn_linear", lambda *args: called.append(args) or plain(*args))
+    torch.manual_seed(0)
+    for rows, outer, by_onednn in ((40, 2048, True), (300, 2048, False), (40, 64, False)):
+        x, weight, bias = torch.randn(rows, 1024), torch.randn(outer, 1024), torch.randn(outer)
+        found = packed_layers_wavcse.linear(x, weight, bias, gelu=True)
+        expected = nn.functional.gelu(x.double() @ weight.double().T + bias.double())
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert len(called) == by_onednn
+        assert not any(args[3:] for args in called)  # no GELU in it
+        called.clear()
+
+
+@has_both
+@needs_fbgemm
+def test_a_process_that_is_started_obeys_its_parent(environment, monkeypatch):
+    """All that is measured, by itself and before workers are forked, is handed on."""
+    monkeypatch.setattr(kernels_wavcse, "times_faster", lambda base, other: 0.5)
+    monkeypatch.setattr(packed_layers_wavcse, "times_faster", lambda base, other: 1.5)
+
+    def all_found() -> tuple:
+        libraries = [float32_library(kind) for kind in kernels_wavcse.SHAPES]
+        return libraries, kernels_wavcse.gelu_in_onednn(), uses_fbgemm(CPU), packed_layers_wavcse.relative_speed("int8")
+
+    environment(None)
+    kernels_wavcse.measure_products()
+    packed_layers_wavcse.relative_speed("int8")
     found_out = os.environ[MEASURED]  # which processes that are started inherit
     environment(None)
     monkeypatch.setenv(MEASURED, found_out)
-    monkeypatch.setattr(kernels_wavcse, "times_faster", lambda base, other: pytest.fail("measured"))
-    assert (found_out, float32_library()) == ("mkl", "mkl")
+    for module in (kernels_wavcse, packed_layers_wavcse):
+        monkeypatch.setattr(module, "times_faster", lambda base, other: pytest.fail("measured"))
+    assert all_found() == (["onednn"] * 2, True, True, 1.5)
+
+
+@pytest.mark.parametrize("left", ["mkl", "[1]", "{"])
+def test_an_environment_that_says_nothing_is_measured_for(environment, monkeypatch, left):
+    """Such as the one that a process of an earlier version left."""
+    environment(None)
+    monkeypatch.setenv(MEASURED, left)
+    assert kernels_wavcse.once("speed", lambda: 2.0) == kernels_wavcse.once("speed", lambda: pytest.fail("measured")) == 2.0
 
 
 @has_both

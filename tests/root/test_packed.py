@@ -35,12 +35,13 @@ from wavcse.packed_encoder_wavcse import (
     Budget,
     PackedUpstream,
     Window,
+    modules_in,
     packs,
     spans_of,
     unsupported_part,
     windows_of,
 )
-from wavcse.packed_layers_wavcse import FlexAttention
+from wavcse.packed_layers_wavcse import FlexAttention, Span, groups_of
 from wavcse.pipeline_wavcse import WavCSEFeatureExtractionPipeline
 from wavcse.upstream_wavcse import UpstreamRunner, run_upstream, visiting_layers
 
@@ -284,6 +285,45 @@ def test_other_clips_of_the_batch_do_not_matter(encoder, tiny_model, family, nor
         assert error(run([clips[i] for i in order], LAYERS), alone[order]) <= limit
 
 
+@pytest.mark.parametrize("family", ["wavlm", "hubert"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_clips_of_about_one_length_attend_in_one_call(encoder, monkeypatch, family, precision):
+    """And a clip does not see what fills up its neighbours."""
+    upstream = encoder(family, "layer")
+    clips = noise(*(400 + 320 * (frames - 1) for frames in (40, 50, 47, 41)))
+    calls, attend = [], nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or attend(*a, **k))
+    monkeypatch.setattr(packed_layers_wavcse, "FRAMES_BY_HEAD", whatever_multiplies(10**6))
+    together = PackedUpstream(upstream, precision)(clips, LAYERS)
+    assert len(calls) == NUM_LAYERS
+    if precision == "float32":
+        assert error(together, ordinary(upstream, clips)) <= EXACT
+    calls.clear()  # transformers makes such calls too
+    monkeypatch.setattr(packed_layers_wavcse, "NEAR_LENGTHS", 1.0)
+    alone = PackedUpstream(upstream, precision)(clips, LAYERS)
+    assert len(calls) == 4 * NUM_LAYERS
+    assert cosine(together, alone) >= (1 - 1e-6 if precision == "float32" else NEAR[precision])
+
+
+def test_which_windows_attend_together():
+    """Neighbours, up to a ratio of lengths and a number of scores; long ones alone."""
+    ends = list(itertools.accumulate([40, 50, 51, 63, 30, 30, 30, 200, 200]))
+    spans = tuple(Span(start, end, start, end) for start, end in zip([0, *ends], ends))
+    assert groups_of(spans, 8000, 1.25, 150) == [
+        (0, (40, 50)),
+        (90, (51, 63)),
+        (204, (30, 30, 30)),
+        (294, (200,)),
+        (494, (200,)),
+    ]
+    assert groups_of(spans[4:7], 1800, 1.25, 150) == [(204, (30, 30)), (264, (30,))]
+
+
+def test_modules_are_found_by_the_short_way(spread_model):
+    model = spread_model()
+    assert {id(module) for module in modules_in(model)} == {id(module) for module in model.modules()}
+
+
 def test_the_same_clip_twice_and_the_same_call_twice(encoder):
     upstream, (clip,) = PackedUpstream(encoder()), noise(9_000)
     first, second = upstream([clip, clip], LAYERS), upstream([clip, clip], LAYERS)
@@ -391,6 +431,9 @@ BORDERS = [
     {"QUERY_ROWS": 5, **LARGEST},
     {"FRAMES_BY_HEAD": whatever_multiplies(1), "SCORE_ELEMENTS": whatever_multiplies(200)},
     {"GROUP_ELEMENTS": 1},
+    {"NEAR_LENGTHS": 100.0, **LARGEST},
+    {"NEAR_LENGTHS": 1.0, "SQUARE_ELEMENTS": 0, **LARGEST},
+    {"CPU_BUDGET": Budget(1024, 50, 512, 1)},
 ]
 MODULES = (packed_encoder_wavcse, packed_layers_wavcse)
 
