@@ -223,25 +223,18 @@ def compare(rows: Sequence[Row], output_dir: str | Path) -> list[Comparison]:
     Raises:
         ValueError: a file of predictions is not one.
     """
-    found = []
-    for row in rows:
-        best = row.best[0]
-        ours = _read_predictions(row, predictions_path(output_dir, row.name, best))
-        for other in row.records:
-            if other == best:
-                continue
-            theirs = _read_predictions(row, predictions_path(output_dir, row.name, other))
-            interval, obstacle = None, ""
-            if ours is None or theirs is None:
-                obstacle = "no predictions"
-            else:
-                asked = [column for column in ours if not column.startswith("prediction_")]
-                if ours[asked].equals(theirs.reindex(columns=asked)):
-                    interval = _difference(row, ours, theirs)
-                else:
-                    obstacle = "other clips"
-            found.append(Comparison(row.name, best, other, interval, obstacle))
-    return found
+    return [compare_pair(row, row.best[0], other, output_dir) for row in rows for other in row.records if other != row.best[0]]
+
+
+def compare_pair(row: Row, one: str, other: str, output_dir: str | Path) -> Comparison:
+    """Two encoders of a row, the first in the place of the best one. ValueError as `compare`."""
+    ours, theirs = (_read_predictions(row, predictions_path(output_dir, row.name, name)) for name in (one, other))
+    if ours is None or theirs is None:
+        return Comparison(row.name, one, other, None, "no predictions")
+    asked = [column for column in ours if not column.startswith("prediction_")]
+    if not ours[asked].equals(theirs.reindex(columns=asked)):
+        return Comparison(row.name, one, other, None, "other clips")
+    return Comparison(row.name, one, other, _difference(row, ours, theirs))
 
 
 def _read_predictions(row: Row, path: Path) -> pd.DataFrame | None:

@@ -21,6 +21,11 @@ PROGRAMS = {
         "wavcse.search.arguments:HPARAMS",
         "search batch size and learning rate, then sizes, penalties and dropouts",
     ),
+    "transfer": Command(
+        "wavcse.search.transfer",
+        "wavcse.search.arguments:TRANSFER",
+        "leave tasks out of training, and see what embeddings keep for them",
+    ),
     "phase1": Command(
         "wavcse.search.phase1",
         "wavcse.search.arguments:PHASE1",

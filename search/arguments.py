@@ -64,6 +64,51 @@ Every step is the program's own `main`, and its choice is the next one's recipe.
 was; a step whose settings and inputs are as before is not done again. Left in DIR: `report.md`, `report.html`, a folder per
 search, `training/` with `hub/`, and `steps/`.
 """
+TRANSFER_ABOUT = """\
+What does a trained embedding keep for tasks that it was not trained on? Variants of a training recipe, a group of tasks left
+out at a time, judged by linear probes beside the best layer, on one feature cache. The study's file:
+
+    recipe: conf/quickstart.yaml              # of train_accelerate.py; its tasks and cache
+    overrides: {num_epochs: 30}               # fields that all variants share
+    variants:
+      paper: {}
+      pca: {untrained: true, layer_scaling: standard, pooling_type: concat, layer_projection_size: null, start: pca}
+    evaluation: conf/eval_quickstart.yaml     # tasks of `wavcse eval`; their clips are in the cache too
+    groups:
+      words: {leave_out: [keyword], rows: [keyword]}
+    seeds: 3
+
+Left in the folder: `study.md`, `study.html`, `study.json`, `pictures/`, and `evaluation/` with a result per task and variant:
+the same command goes on where a killed one was.
+"""
+
+
+@dataclass
+class TransferRecipe(CheckedFields):
+    """A study's file; `search/transfer.py` checks what the fields hold."""
+
+    recipe: str = option("", "Recipe of train_accelerate.py that the variants change.")
+    overrides: dict = option(dict, "Fields that all variants share.")
+    variants: dict = option(dict, "Name -> fields on top; `untrained: true`: as training finds it.")
+    evaluation: str = option("", "Recipe of `wavcse eval`; its model and baselines mean nothing here.")
+    groups: dict = option(dict, "Name -> leave_out: tasks of the recipe; rows: tasks of the evaluation.")
+    seeds: int = option(3, "Trainings per variant and group.", at_least=1)
+    plots: list[dict] = option(list, "Pictures: x, task, variants, reference.")
+    output_dir: str = option("runs/transfer", "Folder of everything that is left.", flag="out")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if missing := [name for name in ("recipe", "variants", "evaluation", "groups") if not getattr(self, name)]:
+            raise ValueError(f"{', '.join(missing)} missing.")
+
+
+@dataclass
+class TransferArguments(CheckedFields):
+    """Which study, and which part of it."""
+
+    config: str = operand("Study, such as conf/transfer_quickstart.yaml.", value="STUDY.yaml")
+    output_dir: str | None = option(None, "Where everything is left.", "the study's own", flag="out", value="DIR")
+    only: list[str] = option(list, "Variants to do.", "all", value="NAME")
 
 
 @dataclass
@@ -151,5 +196,12 @@ PHASE1 = Program(
     Phase1Arguments,
     PHASE1_ABOUT,
     "wavcse search phase1 conf/synthetic_phase1.yaml --out runs/phase1",
+    continues=True,
+)
+TRANSFER = Program(
+    "wavcse search transfer",
+    TransferArguments,
+    TRANSFER_ABOUT,
+    "wavcse search transfer conf/transfer_quickstart.yaml --out runs/transfer",
     continues=True,
 )

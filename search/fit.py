@@ -22,6 +22,7 @@ from wavcse.search.table import SearchTable
 from wavcse.search.together import train_epoch_together
 from wavcse.train_accelerate import train_epoch
 from wavcse.training.arguments import RunArguments
+from wavcse.training.features import SplitFeatures
 from wavcse.training.heads import Evaluation, evaluate, new_learner
 from wavcse.training.run import Learner
 from wavcse.training.start import start_network
@@ -84,23 +85,8 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: 
     started = time.perf_counter()
     device = table.features.device
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=many[0].mixed_precision)
-    learners = [new_learner(args, table.config(args), device) for args in many]
-    splits = [table.splits(args) for args in many]
-    for args, learner, own in zip(many, learners, splits):
-        start_network(args, learner.network, own["train"], table.scaling_of(args), table.components_of(args))
-    curves: list[list[float]] = [[] for _ in many]
-    for epoch in range(1, many[0].num_epochs + 1):
-        if len(many) == 1:
-            entries = [train_epoch(accelerator, learners[0], splits[0], epoch)]
-        else:
-            entries = train_epoch_together(accelerator, learners, splits, epoch)
-        for learner, curve, entry in zip(learners, curves, entries):
-            if not learner.divergence:
-                curve.append(entry["validation"]["mean_accuracy"])
-        if all(learner.divergence for learner in learners):
-            break
-        if after_epoch is not None:
-            after_epoch(epoch, [0.0 if own.divergence else curve[-1] for own, curve in zip(learners, curves)])
+    learners, splits = [started_learner(table, args) for args in many], [table.splits(args) for args in many]
+    curves = train_learners(accelerator, learners, splits, after_epoch)
     results = []
     for learner, own_splits, curve in zip(learners, splits, curves):
         if learner.divergence:
@@ -111,6 +97,37 @@ def fit_together(table: SearchTable, many: Sequence[RunArguments], after_epoch: 
         results.append({**_described(table, learner), **figures, "curve": curve, "together": len(many)})
     seconds = round(time.perf_counter() - started, 3)
     return [{**result, "seconds": seconds, "device": str(device)} for result in results]
+
+
+def started_learner(table: SearchTable, args: RunArguments) -> Learner:
+    """A model of the recipe before its first step, with what it starts from in the training clips of the table."""
+    learner = new_learner(args, table.config(args), table.features.device)
+    train = table.splits(args)["train"]
+    start_network(args, learner.network, train, table.scaling_of(args), table.components_of(args))
+    return learner
+
+
+def train_learners(
+    accelerator: Accelerator,
+    learners: Sequence[Learner],
+    splits: Sequence[Mapping[str, SplitFeatures]],
+    after_epoch: AfterEpoch | None = None,
+) -> list[list[float]]:
+    """Train models of one shape in step; returns each one's mean validation accuracies, up to where it diverged."""
+    curves: list[list[float]] = [[] for _ in learners]
+    for epoch in range(1, learners[0].args.num_epochs + 1):
+        if len(learners) == 1:
+            entries = [train_epoch(accelerator, learners[0], splits[0], epoch)]
+        else:
+            entries = train_epoch_together(accelerator, learners, splits, epoch)
+        for learner, curve, entry in zip(learners, curves, entries):
+            if not learner.divergence:
+                curve.append(entry["validation"]["mean_accuracy"])
+        if all(learner.divergence for learner in learners):
+            break
+        if after_epoch is not None:
+            after_epoch(epoch, [0.0 if own.divergence else curve[-1] for own, curve in zip(learners, curves)])
+    return curves
 
 
 def shape_of(args: RunArguments) -> tuple:

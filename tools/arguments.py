@@ -30,6 +30,11 @@ What speech a model was trained on, counted from its recipes: hours, languages, 
 Recipes are those of pre-training and of training; counted are the clips that they take, after their filters, held-out speakers
 and splits. A corpus that `--corpora` does not describe, or whose licence is not permissive, is refused.
 """
+SPLIT_ABOUT = """\
+Splits for a corpus that has none: of every speaker (or other label) one part of the clips trains, one validates, one tests.
+
+For tasks whose classes are those labels, such as speaker identification. The division follows from the clips' names alone.
+"""
 
 
 @dataclass
@@ -60,6 +65,17 @@ class TrainingDataArguments(CheckedFields):
     out: str = option(NEEDED, "JSON file to write.", value="FILE.json")
 
 
+@dataclass
+class SplitArguments(CheckedFields):
+    """What is split, and how."""
+
+    manifest: Path = operand("Manifest without a split column.", value="MANIFEST.csv")
+    out: Path = option(NEEDED, "Manifest to write, with the column `split_sid`.", value="FILE.csv")
+    label_column: str = option("speaker_id", "Of the labels whose clips are divided.")
+    where: dict = option(dict, "Column -> values of the rows to take, as JSON.")
+    share: float = option(0.15, "Of each label's clips that validate, and that test.", above=0, below=0.34)
+
+
 INSTALL = Program(
     "wavcse install",
     InstallArguments,
@@ -81,4 +97,11 @@ TRAINING_DATA = Program(
     TRAINING_DATA_ABOUT,
     "python -m wavcse.tools.training_data conf/pretrain_tiny.yaml conf/train_tiny.yaml --out data.json",
     usage="python -m wavcse.tools.training_data",
+)
+SPLIT = Program(
+    "wavcse split",
+    SplitArguments,
+    SPLIT_ABOUT,
+    "python -m wavcse.tools.split ../shared/pretrain/manifest.csv --out runs/root/speakers.csv",
+    usage="python -m wavcse.tools.split",
 )
