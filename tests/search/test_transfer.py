@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from wavcse.data.features import open_cache
+from wavcse.data.cache import build_cache
 from wavcse.eval.probe import probe_outcomes
 from wavcse.eval.results import predictions_path, read_results
 from wavcse.search import transfer
@@ -67,8 +67,7 @@ def test_a_row_is_judged_by_trainings_that_left_its_task_out(files, quick_probes
         args = replace(study.variants[0].args, tasks={"speaker": study.shared.tasks["speaker"]}, seed=seed)
         downstream = transfer._fitted(read_table(args), args, untrained=False)
         layers = torch.from_numpy(judge.cache.read(judge.digests["keyword"], args.selected_layers))
-        with torch.no_grad():
-            outcome = probe_outcomes(downstream(layers).numpy(), data, [seed])[0]
+        outcome = probe_outcomes(downstream(layers).detach().numpy(), data, [seed])[0]
         kept = pd.read_parquet(predictions_path(study.folder / "evaluation", "keyword", "paper"))
         assert list(kept[f"prediction_{seed}"]) == [data.classes[place] for place in outcome.runs[0]]
     facts = json.loads((study.folder / "study.json").read_text())
@@ -105,19 +104,15 @@ def test_what_is_judged_is_not_trained_again(files, quick_probes, monkeypatch):
         run_transfer(read_study(files / "study.yaml"), show_progress=False)
 
 
-def test_without_cached_clips_it_is_refused(files):
-    study = read_study(files / "study.yaml")
-    cache = open_cache(study.shared.cache_dir)
-    cache.read(Judge(study).digests["keyword"][:1], [0])  # they are there
-    judge = Judge(study)
-    with pytest.raises(ValueError, match="task 'keyword': 1 of .* clips are not in the feature cache"):
-        known = judge.inspector.inspect(judge.tasks["keyword"].table.clips)
-
-        class Other:
-            def inspect(self, clips):
-                return [replace(known[0], digest="unknown"), *known[1:]]
-
-        transfer._digests(cache, Other(), judge.tasks["keyword"])
+def test_without_cached_clips_it_is_refused(files, toy_corpus, upstream_folder, tmp_path):
+    table = pd.read_csv(toy_corpus)
+    table["file_name"] = [str(toy_corpus.parent / name) for name in table["file_name"]]
+    table[table["keyword"] != "word2"].to_csv(tmp_path / "some.csv", index=False)
+    build_cache([tmp_path / "some.csv"], str(upstream_folder), tmp_path / "caches")
+    recipe = yaml.safe_load((files / "recipe.yaml").read_text())
+    (files / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "cache_dir": str(tmp_path / "caches")}))
+    with pytest.raises(ValueError, match=r"task 'keyword': 16 of 48 clips are not in the feature cache"):
+        Judge(read_study(files / "study.yaml"))
 
 
 @pytest.mark.parametrize(
