@@ -42,14 +42,28 @@ class PrincipalComponents:
         """What a coordinate is divided by, `[M]`: its deviation to the power of `whiten`, 0 (nothing) to 1 (unit variance)."""
         return np.maximum(self.variances, LEAST_VARIANCE * self.variances[0]) ** (whiten / 2)
 
-    def encoder(self, whiten: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """The projection as weight `[M, E]` and bias `[M]` of a linear layer."""
+    def encoder(self, whiten: float = 0.0, rotate: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The projection as weight `[M, E]` and bias `[M]` of a linear layer.
+
+        Args:
+            rotate: turn the coordinates by `random_rotation`. Distances and angles stay as they are; the variance is spread
+                over all coordinates, so that who standardises each of them, as probes do, does not make as much of the last
+                component as of the first. Without it the first coordinates alone are the best small embedding.
+        """
         weight = self.components / self.lengths(whiten)[:, None]
+        weight = random_rotation(len(weight)) @ weight if rotate else weight
         return weight, -weight @ self.mean
 
-    def decoder(self, whiten: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    def decoder(self, whiten: float = 0.0, rotate: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The way back, weight `[E, M]` and bias `[E]`: of all linear maps of these coordinates the nearest to the vectors."""
-        return self.components.T * self.lengths(whiten), self.mean
+        weight = self.components.T * self.lengths(whiten)
+        return (weight @ random_rotation(len(self.components)).T if rotate else weight), self.mean
+
+
+def random_rotation(size: int) -> np.ndarray:
+    """An orthogonal matrix `[size, size]`, uniformly drawn (Mezzadri 2007), always the same one for a size."""
+    drawn, upper = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))
+    return drawn * np.sign(np.diag(upper))
 
 
 def fit_pca(blocks: Iterable[np.ndarray], num_components: int) -> PrincipalComponents:

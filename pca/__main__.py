@@ -50,7 +50,7 @@ def make_pca(args: PcaArguments) -> dict:
     downstream.layer_mean.copy_(mean)
     downstream.layer_scale.copy_(scale)
     found = layer_components(downstream, _blocks(table, len(digests)), args.embedding_size)
-    set_linear(downstream.embedding_projection, found.encoder(args.pca_whiten))
+    set_linear(downstream.embedding_projection, found.encoder(args.pca_whiten, args.pca_rotate))
     result = _result(args, cache, config, found)
     with named_errors(folder / "hub"):
         model.wavcse.save_pretrained(folder / "hub")
@@ -120,6 +120,7 @@ def _result(args: PcaArguments, cache: FeatureCache, config: WavCSEConfig, found
         "embedding_size": args.embedding_size,
         "rank": found.rank,
         "pca_whiten": args.pca_whiten,
+        "pca_rotate": args.pca_rotate,
         "explained": shares,
         "explained_in_all": float(np.sum(shares)),
         "upstream": cache.key.upstream,

@@ -34,6 +34,9 @@ class PcaArguments(CheckedFields):
     pca_whiten: float = option(
         0.0, "Exponent of whitening: 0 none, 1 unit variance in every direction.", at_least=0, at_most=1
     )
+    pca_rotate: bool = option(
+        False, "Turn the components by a fixed rotation, so that all numbers vary alike: for probes that standardise."
+    )
 
 
 PCA = Program(

@@ -35,10 +35,12 @@ def card_section(result: Mapping) -> str:
 
 def _answer(result: Mapping) -> str:
     whitened = f" Each is divided by its deviation to the power of {result['pca_whiten']:g}." if result["pca_whiten"] else ""
+    rotated = " A fixed rotation spreads them over all numbers." if result["pca_rotate"] else ""
     return (
         f"The embedding is the first {result['embedding_size']} of {result['rank']} principal components of "
         f"{result['num_clips']} clips: {result['explained_in_all']:.1%} of the variance of their {len(result['layers'])} "
-        f"standardised layers side by side, {result['numbers']} numbers, of the upstream {result['upstream']}.{whitened}"
+        f"standardised layers side by side, {result['numbers']} numbers, of the upstream {result['upstream']}."
+        f"{whitened}{rotated}"
     )
 
 

@@ -24,21 +24,24 @@ ALLOWED = {
     "search": "root settings data training reports train_accelerate",
     "pretrain_accelerate": "root settings data training steps pretraining",
     "embed": "root settings data eval",
+    "search/transfer": "root settings data reports training eval studies train_accelerate search",
     "pretraining/study": "root settings data reports training steps eval studies pretraining pretrain_accelerate",
     "retrieval": "root settings data reports eval embed",
     "doors": "root settings data reports eval hub embed retrieval",
     "tools": "root settings data reports training eval pretraining hub",
 }
+STUDIES = ("pretraining/study", "search/transfer")
 FREE = ("benchmarks", "examples", "tests")  # may import anything, and nothing imports them
 OUTSIDE = ("setup.py", "wavcse_cli.py", "handler.py")  # no part of the package
 
 
 def owner(path: Path) -> str:
-    """Package or program that a file belongs to; studies lie in `pretraining/` and stand above its program."""
+    """Package or program that a file belongs to; studies lie in their packages and stand above them."""
     first, *rest = path.relative_to(ROOT).parts
     if not rest:
         return "root" if first.endswith("_wavcse.py") or first == "__init__.py" else first.removesuffix(".py")
-    return "pretraining/study" if first == "pretraining" and rest[0].startswith("study") else first
+    study = f"{first}/{rest[0].removesuffix('.py')}"
+    return study if study in STUDIES else first
 
 
 def modules() -> list[Path]:

@@ -28,7 +28,7 @@ SCALINGS = ("none", "standard")  # as in configuration_wavcse.py
 STARTS = ("random", "pca")
 # Options that came later, with the values that leave everything as it was: earlier runs, results and stored fits do not name
 # them, and are those of these values.
-AS_BEFORE = {"layer_scaling": "none", "reconstruction_weight": 0.0, "start": "random", "pca_whiten": 0.0}
+AS_BEFORE = {"layer_scaling": "none", "reconstruction_weight": 0.0, "start": "random", "pca_whiten": 0.0, "pca_rotate": False}
 # Fields that may differ between a run and its continuation: they do not change any epoch that is already done.
 FREE_ON_RESUME = (
     "num_epochs",
@@ -132,6 +132,7 @@ class RunArguments(RunSettings):
     pca_whiten: float = option(
         0.0, "Exponent of that start's whitening: 0 none, 1 unit variance in every direction.", at_least=0, at_most=1
     )
+    pca_rotate: bool = option(False, "Turn that start by a fixed rotation, so that all numbers vary alike (docs/training.md).")
 
     features_in: str = option(
         "auto", "Where the table of features lies; auto: in memory when it fits.", choices=TABLE_PLACES, group="the run"
@@ -157,13 +158,14 @@ class RunArguments(RunSettings):
                 "start is 'pca', which makes the embedding of the layers side by side: it needs pooling_type concat and "
                 f"layer_projection_size null, and these are {self.pooling_type} and {self.layer_projection_size}."
             )
-        if self.start != "pca" and self.pca_whiten:
-            raise ValueError(f"pca_whiten is {self.pca_whiten:g}; it belongs to start pca, and start is {self.start!r}.")
+        for name in ("pca_whiten", "pca_rotate"):
+            if self.start != "pca" and (value := getattr(self, name)):
+                raise ValueError(f"{name} is {value}; it belongs to start pca, and start is {self.start!r}.")
 
     def with_pooling(self, pooling_type: str, pooling_kwargs: Mapping[str, Any], **changes) -> RunArguments:
         """The recipe with another layer pooling and other `changes`; its start stays where that pooling can have it."""
         if pooling_type != "concat":
-            changes = {"start": "random", "pca_whiten": 0.0, **changes}
+            changes = {"start": "random", "pca_whiten": 0.0, "pca_rotate": False, **changes}
         return replace(self, pooling_type=pooling_type, pooling_kwargs=dict(pooling_kwargs), **changes)
 
     def identity(self) -> dict[str, Any]:

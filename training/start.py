@@ -75,9 +75,9 @@ def start_network(
         downstream.layer_scale.copy_(scale)
     if args.start == "pca":
         found = components or layer_components(downstream, layer_blocks(train), downstream.embedding_projection.out_features)
-        set_linear(downstream.embedding_projection, found.encoder(args.pca_whiten))
+        set_linear(downstream.embedding_projection, found.encoder(args.pca_whiten, args.pca_rotate))
         if network.decoder is not None:
-            set_linear(network.decoder, found.decoder(args.pca_whiten))
+            set_linear(network.decoder, found.decoder(args.pca_whiten, args.pca_rotate))
 
 
 @torch.no_grad()

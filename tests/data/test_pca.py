@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from wavcse.data.pca import LEAST_VARIANCE, fit_pca
+from wavcse.data.pca import LEAST_VARIANCE, fit_pca, random_rotation
 
 E = 12
 
@@ -54,3 +54,18 @@ def test_what_hardly_varies_is_not_blown_up():
     found = fit_pca([rows], 2)
     assert found.rank == 2
     np.testing.assert_allclose(found.lengths(1.0), np.sqrt(found.variances[0] * np.array([1, LEAST_VARIANCE])))
+
+
+def test_a_rotation_keeps_cosines_and_spreads_the_variance():
+    vectors = np.random.default_rng(0).standard_normal((400, 24)) * np.geomspace(10, 0.1, 24) + 3
+    found = fit_pca([vectors], 16)
+    plain, rotated = (found.encoder(0.3, rotate) for rotate in (False, True))
+    first, second = (vectors @ weight.T + bias for weight, bias in (plain, rotated))
+    np.testing.assert_allclose(first @ first.T, second @ second.T, atol=1e-8)
+    spreads = [deviations.max() / deviations.min() for deviations in (first.std(0), second.std(0))]
+    assert spreads[0] > 3 * spreads[1]
+    weight, mean = found.decoder(0.3, rotate=True)
+    np.testing.assert_allclose(second @ weight.T + mean, first @ found.decoder(0.3)[0].T + found.mean, atol=1e-8)
+    rotation = random_rotation(16)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(16), atol=1e-12)
+    np.testing.assert_array_equal(rotation, random_rotation(16))

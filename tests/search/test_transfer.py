@@ -54,6 +54,7 @@ def files(search_recipe, toy_corpus, tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_row_is_judged_by_trainings_that_left_its_task_out(files, quick_probes, capsys):
     assert main([str(files / "study.yaml")]) == 0
     study = read_study(files / "study.yaml")
@@ -90,6 +91,7 @@ def test_a_fit_of_a_study_is_that_of_a_search(files):
     assert weights == (None if found is None else pytest.approx(found.tolist()))
 
 
+@pytest.mark.slow
 def test_what_is_judged_is_not_trained_again(files, quick_probes, monkeypatch):
     study = read_study(files / "study.yaml")
     run_transfer(study, show_progress=False)

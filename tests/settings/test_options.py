@@ -24,6 +24,7 @@ from wavcse.pretraining.study import read_study
 from wavcse.retrieval.arguments import COMPARE, MAP, REDUCE, SIMILAR
 from wavcse.search.arguments import HPARAMS, LAYERS, PHASE1, POOLS
 from wavcse.search.phase1_config import read_config
+from wavcse.search.transfer import read_study as read_transfer
 from wavcse.settings.command import Program
 from wavcse.settings.fields import LIMITS, check_fields, operand, option, section_from
 from wavcse.tools.arguments import INSTALL, TRAINING_DATA, UPDATE
@@ -189,6 +190,8 @@ def recipes():
             reader = lambda argv: read_config(argv[0])  # noqa: E731
         if path.stem in ("tiny_architectures", "tiny_lasr"):
             reader = lambda argv: read_study(argv[0])  # noqa: E731
+        if path.name.startswith("transfer_"):
+            reader = lambda argv: read_transfer(argv[0])  # noqa: E731
         if reader:
             found[path.relative_to(CONF).as_posix()] = reader
     return found

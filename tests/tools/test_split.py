@@ -1,0 +1,61 @@
+"""Splits of a corpus that has none: every speaker in each of them, the same whatever else is in the table."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from wavcse.data.manifest import Manifest
+from wavcse.tools.split import COLUMN, main, split_clips
+
+
+@pytest.fixture
+def corpus(tmp_path) -> pd.DataFrame:
+    """Twenty clips of one speaker, seven of another in another language, two of a third, three of nobody known."""
+    speakers = ["a"] * 20 + ["b"] * 7 + ["c"] * 2 + [""] * 3
+    table = pd.DataFrame({"file_name": [f"{i}.flac" for i in range(32)], "speaker_id": speakers})
+    table["language"] = ["en"] * 20 + ["fr"] * 12
+    (tmp_path / "corpus").mkdir()
+    table.to_csv(tmp_path / "corpus/metadata.csv", index=False)
+    return table
+
+
+def test_every_speaker_is_in_every_split(corpus):
+    counts = pd.crosstab(corpus["speaker_id"], split_clips(corpus, "speaker_id", 0.15))
+    assert counts.loc["a", ["train", "validation", "test"]].tolist() == [14, 3, 3]
+    assert counts.loc["b", ["train", "validation", "test"]].tolist() == [5, 1, 1]
+    assert counts.loc["c", ""] == 2  # too few
+    assert counts.loc["", ""] == 3
+
+
+def test_the_order_and_other_speakers_change_nothing(corpus):
+    whole = split_clips(corpus, "speaker_id", 0.2)
+    shuffled = corpus.sample(frac=1, random_state=0)
+    pd.testing.assert_series_equal(split_clips(shuffled, "speaker_id", 0.2).sort_index(), whole)
+    alone = corpus[corpus["speaker_id"] == "b"]
+    pd.testing.assert_series_equal(split_clips(alone, "speaker_id", 0.2), whole[alone.index])
+
+
+def test_the_command_writes_a_manifest_that_finds_the_audio(corpus, tmp_path, capsys):
+    out = tmp_path / "runs/here/speakers.csv"
+    options = ["--out", str(out), "--where", '{"language": ["fr"]}']
+    assert main([str(tmp_path / "corpus/metadata.csv"), *options]) == 0
+    assert "1 of speaker_id; clips: 5 train, 1" in capsys.readouterr().out
+    manifest = Manifest(out)
+    assert len(manifest) == 7
+    assert {clip.path.resolve().parent for clip in manifest.clips} == {tmp_path / "corpus"}
+    assert sorted(manifest.split(COLUMN)) == ["test"] + ["train"] * 5 + ["validation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--label_column", "voice"], "has no column 'voice'"),
+        (["--where", '{"language": "ar"}'], "no speaker_id has 3 clips"),
+        (["--share", "0.5"], "share"),
+    ],
+)
+def test_what_is_refused(corpus, tmp_path, capsys, options, words):
+    assert main([str(tmp_path / "corpus/metadata.csv"), "--out", str(tmp_path / "out.csv"), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
