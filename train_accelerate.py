@@ -11,6 +11,7 @@ upstream, each pooled over time: x_1 .. x_K, of D numbers.
     loss      = 1/T sum_t w_t CE_t + l1 sum |w| + l2 sum w^2    CE_t: mean over the clips labelled for task t; w: all weights
                                                                 (`kind: regression`: 1 - CCC or absolute error in its place)
                 (`reconstruction_weight`: + it * mean_kd (x_kd - decoder(embedding)_kd)^2 of the scaled layers)
+                (`matryoshka_sizes`: CE_t is the mean over these of CE_t of the embedding's first m numbers, and of all)
 
 The first two lines are `WavCSEDownstream` and `WavCSEHeads` in modeling_wavcse.py; the loss is in `train_step`. Read on from
 the inside out: `train_step` (forward, loss, backward, step), `train_epoch`, `train`; then what comes before (`set_up`) and

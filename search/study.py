@@ -41,13 +41,17 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def search_space(args: RunArguments) -> dict[str, BaseDistribution]:
-    """Ranges around the recipe: FC1 and FC2 from a quarter to twice their size, penalties by 1000 either way, dropouts."""
+    """Ranges around the recipe: FC1 and FC2 from a quarter to twice their size, penalties by 1000 either way, dropouts.
+
+    The embedding stays larger than the recipe's Matryoshka sizes.
+    """
+    least = {"embedding_size": max(args.matryoshka_sizes, default=0) + 1}
     space: dict[str, BaseDistribution] = {}
     for name in ("layer_projection_size", "embedding_size"):
         size = getattr(args, name)
         if size is None:
             continue  # there is no FC1
-        space[name] = IntDistribution(max(1, size // 4), 2 * size, log=True)
+        space[name] = IntDistribution(max(least.get(name, 1), size // 4), 2 * size, log=True)
     for name, usual in (("l1", 1e-7), ("l2", 1e-5)):
         middle = getattr(args, name) or usual  # a logarithm has no place for 0
         space[name] = FloatDistribution(middle / 1e3, middle * 1e3, log=True)

@@ -28,7 +28,14 @@ SCALINGS = ("none", "standard")  # as in configuration_wavcse.py
 STARTS = ("random", "pca")
 # Options that came later, with the values that leave everything as it was: earlier runs, results and stored fits do not name
 # them, and are those of these values.
-AS_BEFORE = {"layer_scaling": "none", "reconstruction_weight": 0.0, "start": "random", "pca_whiten": 0.0, "pca_rotate": False}
+AS_BEFORE = {
+    "layer_scaling": "none",
+    "reconstruction_weight": 0.0,
+    "start": "random",
+    "pca_whiten": 0.0,
+    "pca_rotate": False,
+    "matryoshka_sizes": [],
+}
 # Fields that may differ between a run and its continuation: they do not change any epoch that is already done.
 FREE_ON_RESUME = (
     "num_epochs",
@@ -134,6 +141,15 @@ class RunArguments(RunSettings):
     )
     pca_rotate: bool = option(False, "Turn that start by a fixed rotation, so that all numbers vary alike (docs/training.md).")
 
+    matryoshka_sizes: list[int] = option(
+        list,
+        "Train the first so many numbers of the embedding too, so that it can be cut.",
+        "none",
+        value="M",
+        empty=True,
+        at_least=1,
+    )
+
     features_in: str = option(
         "auto", "Where the table of features lies; auto: in memory when it fits.", choices=TABLE_PLACES, group="the run"
     )
@@ -149,6 +165,7 @@ class RunArguments(RunSettings):
         if self.tasks:
             self.task_losses()
         self._check_start()
+        self._check_matryoshka_sizes()
         if self.save_hub and not self.upstream:
             raise ValueError("upstream is not given; name it, or pass --save_hub false to train without leaving a Hub folder.")
 
@@ -161,6 +178,14 @@ class RunArguments(RunSettings):
         for name in ("pca_whiten", "pca_rotate"):
             if self.start != "pca" and (value := getattr(self, name)):
                 raise ValueError(f"{name} is {value}; it belongs to start pca, and start is {self.start!r}.")
+
+    def _check_matryoshka_sizes(self) -> None:
+        sizes = self.matryoshka_sizes
+        if sizes != sorted(set(sizes)) or (sizes and sizes[-1] >= self.embedding_size):
+            raise ValueError(
+                f"matryoshka_sizes is {sizes}; different sizes below embedding_size ({self.embedding_size}) are needed, the "
+                "smallest first. The whole embedding is always trained."
+            )
 
     def with_pooling(self, pooling_type: str, pooling_kwargs: Mapping[str, Any], **changes) -> RunArguments:
         """The recipe with another layer pooling and other `changes`; its start stays where that pooling can have it."""

@@ -6,13 +6,15 @@ The steps themselves are `train_accelerate.py`'s; training runs and searches sha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -36,18 +38,42 @@ from wavcse.training.run import Learner, first_reason
 EVALUATION_BATCH = 4096  # clips; evaluation keeps no gradients
 RECONSTRUCTION = "layers.reconstruction"  # beside the tasks' names, which have no dot
 
-NetworkOutput = dict[str, Tensor] | tuple[dict[str, Tensor], Tensor]
+
+class TrainingOutput(NamedTuple):
+    """What a network with a decoder or cut embeddings gives.
+
+    Attributes:
+        logits: task -> `[B, C]`.
+        error: of the decoder: the squared error of the decoded scaled layers, a mean over their K * D numbers, summed over the
+            clips; `None` without one.
+        cuts: logits of the embedding's first numbers, one mapping per Matryoshka size.
+    """
+
+    logits: dict[str, Tensor]
+    error: Tensor | None
+    cuts: list[dict[str, Tensor]]
+
+
+NetworkOutput = dict[str, Tensor] | TrainingOutput
 
 
 class MultiTaskNetwork(nn.Module):
     """`WavCSEDownstream` and `WavCSEHeads` in sequence: `[B, K, D]` -> `{task: [B, C]}`; weights PyTorch's defaults.
 
     With `fast_parts` (`training/fast_parts.py`) it computes the same in another way. With a decoder, which serves training
-    alone, it also makes the layers out of the embedding again.
+    alone, it also makes the layers out of the embedding again. With `matryoshka_sizes` the heads also read the first numbers
+    of the embedding.
     """
 
-    def __init__(self, config: WavCSEConfig, fast_parts: bool = True, has_decoder: bool = False):
+    def __init__(
+        self,
+        config: WavCSEConfig,
+        fast_parts: bool = True,
+        has_decoder: bool = False,
+        matryoshka_sizes: Sequence[int] = (),
+    ):
         super().__init__()
+        self.matryoshka_sizes = tuple(matryoshka_sizes)
         self.downstream = WavCSEDownstream(config)
         self.heads = WavCSEHeads(config)
         num_layers = len(config.selected_layers)
@@ -62,15 +88,23 @@ class MultiTaskNetwork(nn.Module):
     def forward(self, features: PooledLayers | Tensor, rows: Mapping[str, Tensor] | None = None) -> NetworkOutput:
         """Logits of all clips, or of task t for the clips `rows[t]` only; `features` may be what `gather` returned.
 
-        Of a network with a decoder a pair of these and its error: the squared error of the decoded scaled layers, a mean over
-        their K * D numbers, summed over the clips.
+        Of a network with a decoder or Matryoshka sizes a `TrainingOutput`.
         """
         layers = self.downstream.scaled(self.gather(features) if isinstance(features, PooledLayers) else features)
         embeddings = self.downstream.project(layers)
         logits = self.heads(embeddings, rows)
-        if self.decoder is None:
+        if not self.is_extended:
             return logits
-        return logits, (self.decoder(embeddings).float() - layers.flatten(1)).square().mean(dim=1).sum()
+        error = None
+        if self.decoder is not None:
+            error = (self.decoder(embeddings).float() - layers.flatten(1)).square().mean(dim=1).sum()
+        cuts = [cut_logits(self.heads, embeddings, size, rows) for size in self.matryoshka_sizes]
+        return TrainingOutput(logits, error, cuts)
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether training wants more than logits of the whole embedding."""
+        return self.decoder is not None or bool(self.matryoshka_sizes)
 
     def gather(self, features: PooledLayers) -> Tensor:
         """The clips' layers from their table: `[B, K, D]`; as a fast part `[B, D]`, a linear pooling applied here.
@@ -121,6 +155,26 @@ class MultiTaskNetwork(nn.Module):
         torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=l1)
 
 
+def cut_logits(
+    heads: WavCSEHeads, embeddings: Tensor, size: int, rows: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Logits of the first `size` numbers of embeddings `[B, E]`, as `WavCSEHeads.forward` gives those of all.
+
+    A head is cut to its first `size` columns and keeps its bias: MRL-E of Kusupati et al. 2022, one set of weights for all
+    sizes. Dropout is drawn for every size by itself.
+    """
+    first = heads.dropout(embeddings[:, :size].contiguous())
+    return {
+        name: functional_call(head, {"weight": head.weight[:, :size]}, (first if rows is None else first[rows[name]],))
+        for name, head in heads.tasks.items()
+    }
+
+
+def every_logits(output: NetworkOutput) -> list[dict[str, Tensor]]:
+    """The logits of the whole embedding, then of each Matryoshka size."""
+    return [output.logits, *output.cuts] if isinstance(output, TrainingOutput) else [output]
+
+
 def losses_of(
     network: MultiTaskNetwork,
     output: NetworkOutput,
@@ -130,11 +184,17 @@ def losses_of(
 ) -> dict[str, Tensor]:
     """What is to be minimised: `losses_per_task`, and with a decoder its mean error under `RECONSTRUCTION`.
 
+    With Matryoshka sizes a task's loss is the mean of those of all sizes, the whole embedding among them.
+
     Args:
         num_labelled, num_clips: of the whole batch over all processes.
     """
-    logits, error = output if isinstance(output, tuple) else (output, None)
-    losses = losses_per_task(logits, labels, num_labelled, network.number_losses, network.heads.margins)
+    by_size = [
+        losses_per_task(logits, labels, num_labelled, network.number_losses, network.heads.margins)
+        for logits in every_logits(output)
+    ]
+    losses = {task: sum(own[task] for own in by_size) / len(by_size) for task in by_size[0]}
+    error = output.error if isinstance(output, TrainingOutput) else None
     return losses if error is None else {**losses, RECONSTRUCTION: error / num_clips}
 
 
@@ -181,7 +241,8 @@ class Evaluation:
 def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) -> Learner:
     """An untrained model of the recipe, its weights drawn from the recipe's seed."""
     torch.manual_seed(args.seed)
-    network = MultiTaskNetwork(config, args.fast_parts, has_decoder=args.reconstruction_weight > 0).to(device)
+    has_decoder = args.reconstruction_weight > 0
+    network = MultiTaskNetwork(config, args.fast_parts, has_decoder, args.matryoshka_sizes).to(device)
     optimizer = AdamW(network.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     scheduler = ReduceLROnPlateau(optimizer, "min", factor=args.scheduler_factor, patience=args.scheduler_patience)
     return Learner(args, network, network, optimizer, scheduler, EpochProgress())
@@ -250,20 +311,22 @@ def _divergence(args: RunArguments, epoch: int, train_loss: dict[str, float], va
 def evaluate(accelerator: Accelerator, learner: Learner, split: SplitFeatures) -> Evaluation:
     """Figures of the learner's present weights on a split; every process sees all of it."""
     args, network = learner.args, learner.network.eval()
-    predict = network.folded() if network.fast_parts and network.decoder is None else network
+    predict = network.folded() if network.fast_parts and not network.is_extended else network
     penalty = network.fast_penalty if network.fast_parts else network.penalty
     counts = {task: split.num_labelled(task) for task in network.heads.tasks}
     number_losses = args.number_losses()
-    numbers = {task: ([], []) for task in number_losses}  # outputs and targets: CCC is one of the whole split
+    numbers = {task: ([], []) for task in number_losses}  # outputs of every size, targets: CCC is one of the whole split
     sums, is_correct = {}, {task: [] for task in counts if task not in numbers}
     for batch in split.batches(EVALUATION_BATCH):
         with accelerator.autocast():
             output = predict(batch.features, batch.rows)
         losses = losses_of(network, output, batch.labels, counts, len(split))
         sums = {task: sums.get(task, 0.0) + loss for task, loss in losses.items()}
-        for task, values in (output[0] if isinstance(output, tuple) else output).items():
+        by_size = every_logits(output)
+        for task, values in by_size[0].items():
             if task in numbers:
-                for parts, part in zip(numbers[task], (values[:, 0], batch.labels[task])):
+                outputs = torch.cat([own[task] for own in by_size], dim=1)
+                for parts, part in zip(numbers[task], (outputs, batch.labels[task])):
                     parts.append(part.double())
             else:
                 is_correct[task].append(values.argmax(dim=1) == batch.labels[task])
@@ -271,8 +334,9 @@ def evaluate(accelerator: Accelerator, learner: Learner, split: SplitFeatures) -
     accuracy = {task: values.double().mean().item() for task, values in joined.items()}
     ccc, mae = {}, {}
     for task, loss in number_losses.items():
-        outputs, targets = map(torch.cat, numbers[task])
-        sums[task] = number_loss(outputs, targets, loss)
+        by_size, targets = map(torch.cat, numbers[task])
+        sums[task] = sum(number_loss(own, targets, loss) for own in by_size.unbind(1)) / by_size.shape[1]
+        outputs = by_size[:, 0]
         ccc[task] = concordance(outputs[:, None], targets[:, None]).item()
         mae[task] = split.scales[task].std * (outputs - targets).abs().mean().item()
     scores = [*accuracy.values(), *ccc.values()]

@@ -39,6 +39,10 @@ DECODED = {name: {**FORMS[name], "reconstruction_weight": 0.3} for name in ("mea
 FORMS |= {f"{name}, decoded": form for name, form in DECODED.items()}
 MARGIN = {"losses": {"speaker": {"loss": "aam_softmax", "scale": 7.0, "margin": 0.3}}}
 FORMS |= {f"{name} with a margin": {**FORMS[name], **MARGIN} for name in ("mean", "gated")}
+CUT = {
+    name: {**FORMS[name], "matryoshka_sizes": [2, 5]} for name in ("weighted_average", "gated with a margin", "mean, decoded")
+}
+FORMS |= {f"{name}, cut": form for name, form in CUT.items()}
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -92,13 +96,8 @@ def splits_of(features, composite, args) -> dict[str, SplitFeatures]:
 
 def plain_loss(network, layers: torch.Tensor, labels: dict[str, torch.Tensor], args: RunArguments) -> torch.Tensor:
     """All of it but the penalties, of the given clips."""
-    logits = plain_logits(network, layers)
-    if network.training and "margin" in args.tasks["speaker"]:
-        own = torch.zeros_like(logits["speaker"])
-        own[labels["speaker"] >= 0] = torch.nn.functional.one_hot(labels["speaker"][labels["speaker"] >= 0], 4).float()
-        logits["speaker"] = 7 * torch.cos(torch.acos(logits["speaker"] / 7) + 0.3 * own)
-    losses = cross_entropy_per_task(logits, labels)
-    loss = (losses["keyword"] + 0.5 * losses["speaker"]) / 2
+    sizes = [*args.matryoshka_sizes, args.embedding_size]
+    loss = sum(plain_task_loss(network, plain_logits(network, layers, size), labels, args) for size in sizes) / len(sizes)
     if args.reconstruction_weight:
         scaled, embeddings = plain_layers(network, layers), plain_embeddings(network, layers)
         decoded = embeddings @ network.decoder.weight.T + network.decoder.bias
@@ -106,18 +105,29 @@ def plain_loss(network, layers: torch.Tensor, labels: dict[str, torch.Tensor], a
     return loss
 
 
+def plain_task_loss(network, logits: dict, labels: dict[str, torch.Tensor], args: RunArguments) -> torch.Tensor:
+    if network.training and "margin" in args.tasks["speaker"]:
+        own = torch.zeros_like(logits["speaker"])
+        own[labels["speaker"] >= 0] = torch.nn.functional.one_hot(labels["speaker"][labels["speaker"] >= 0], 4).float()
+        logits["speaker"] = 7 * torch.cos(torch.acos(logits["speaker"] / 7) + 0.3 * own)
+    losses = cross_entropy_per_task(logits, labels)
+    return (losses["keyword"] + 0.5 * losses["speaker"]) / 2
+
+
 def plain_layers(network, layers: torch.Tensor) -> torch.Tensor:
     downstream = network.downstream
     return (layers - downstream.layer_mean) / downstream.layer_scale if hasattr(downstream, "layer_mean") else layers
 
 
-def plain_logits(network, layers: torch.Tensor) -> dict[str, torch.Tensor]:
-    embeddings = plain_embeddings(network, layers)
+def plain_logits(network, layers: torch.Tensor, size: int = 12) -> dict[str, torch.Tensor]:
+    """Of the first `size` numbers of the embedding."""
+    embeddings = plain_embeddings(network, layers)[:, :size]
+    weights = {task: head.weight[:, :size] for task, head in network.heads.tasks.items()}
     logits = {
-        task: torch.nn.functional.linear(embeddings, head.weight, head.bias) for task, head in network.heads.tasks.items()
+        task: torch.nn.functional.linear(embeddings, weights[task], head.bias) for task, head in network.heads.tasks.items()
     }
     if isinstance(network.heads.tasks["speaker"], CosineHead):
-        lengths = embeddings.norm(dim=1)[:, None] * network.heads.tasks["speaker"].weight.norm(dim=1)
+        lengths = embeddings.norm(dim=1)[:, None] * weights["speaker"].norm(dim=1)
         logits["speaker"] = 7 * logits["speaker"] / lengths
     return logits
 
