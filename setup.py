@@ -41,7 +41,7 @@ DOORS = {  # extra -> the libraries of one door (docs/doors.md)
     "map": ["scikit-learn>=1.5", "umap-learn>=0.5.7"],
     "ray": ["ray[data]>=2.40"],
     "spark": ["pyspark>=3.5"],
-    "mteb": ["mteb>=2.5"],
+    "mteb": ["mteb>=2.26"],
     "app": ["gradio>=5"],
 }
 DEV = [

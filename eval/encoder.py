@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
@@ -288,6 +289,11 @@ class SavedModel:
         """Numbers in its one safetensors file, of which only the shapes are read."""
         with safe_open(self._file(SAFE_WEIGHTS_NAME), framework="numpy") as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+
+    def card_fields(self) -> dict[str, Any]:
+        """What the header of its card says; empty without one."""
+        card = self._file("README.md", needed=False)
+        return (metadata_load(card) or {}) if card else {}
 
     def _file(self, name: str, needed: bool = True) -> Path | None:
         with self.loading():

@@ -17,6 +17,7 @@ import soundfile
 import soxr
 import torch
 from pyarrow import parquet
+from torch.utils.data import DataLoader
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 
 import wavcse_cli
@@ -163,6 +164,13 @@ def sentence_transformers(folder: str, paths: list[str], place: Path) -> np.ndar
     return door.encode([Path(path) for path in paths], batch_size=4)
 
 
+def mteb_encoder(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    door = importlib.import_module("wavcse.doors.mteb").WavCSEMtebEncoder(folder)
+    from datasets import Dataset
+
+    return door.encode(DataLoader(Dataset.from_dict({"audio": paths}), batch_size=4))
+
+
 Door = Callable[[str, list[str], Path], np.ndarray]
 CORE: dict[str, Door] = {
     "AutoModel": auto_model,
@@ -179,6 +187,7 @@ CORE: dict[str, Door] = {
 }
 OF_LIBRARIES: dict[str, tuple[str, Door]] = {  # name -> the library that has to be installed, and the door
     "SentenceTransformer": ("sentence_transformers", sentence_transformers),
+    "mteb": ("mteb", mteb_encoder),
 }
 
 
