@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from wavcse.data.arguments import check_inputs, check_is_no_folder
+from wavcse.eval.arguments import TaskRequest, task_request
 from wavcse.settings.command import Program
-from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
+from wavcse.settings.fields import NEEDED, CheckedFields, operand, option, settings_from
+from wavcse.settings.recipes import read_recipe
 
 INDEX_LIBRARIES = ("faiss", "usearch")  # of retrieval/index.py, which a test holds equal
 METHODS = ("pca", "tsne", "umap")  # of retrieval/projection.py, likewise
@@ -32,6 +34,12 @@ Make a model with a smaller embedding: the principal components of a table of it
 The projection is put into the model's last layer, so the new folder is an ordinary model, whose smaller vectors every command
 and library gives. Heads are kept, and read what the components keep. The table must hold whole embeddings of the same model
 (`wavcse embed` without --normalize and --truncate_dim), of at least some thousand clips. Exit codes: 0 done, 2 refused.
+"""
+SIZES_ABOUT = """\
+Judge smaller vectors: a model's embeddings cut, reduced to principal components, and quantised, on tasks of `wavcse eval`.
+
+Writes sizes.json, README.md and a picture into --out: probe accuracy, EER of verification and precision of retrieval against
+the bytes of a vector. Embeddings are kept in --work, and computed once.
 """
 MAP_ABOUT = """\
 Draw a table of embeddings as points of a plane, in one web page that needs no network and no other file.
@@ -126,6 +134,42 @@ class ReduceArguments(CheckedFields):
             raise ValueError(f"{self.out}: holds a model already; give the name of a new folder.")
 
 
+@dataclass(frozen=True)
+class SizesArguments(CheckedFields):
+    """What is judged."""
+
+    recipe: str = operand("YAML file with fields of `SizesSettings`, such as conf/small_vectors.yaml.", value="RECIPE.yaml")
+
+    def look(self) -> None:
+        """ValueError for a recipe that cannot be used."""
+        read_sizes(self.recipe)
+
+
+@dataclass(frozen=True)
+class SizesSettings(CheckedFields):
+    """What is judged, on what."""
+
+    model: str = option(NEEDED, "Folder or Hub id of a wavCSE model.", value="DIR_OR_HUB_ID", group="input and output")
+    tasks: dict = option(NEEDED, "As in the recipe of `wavcse eval`.")
+    out: str = option(NEEDED, "Folder of the table and the picture.", value="DIR")
+    work: str = option(NEEDED, "Folder of what is computed on the way.", value="DIR")
+    name: str = option("the model", "What the table calls the model.", value="TEXT")
+    sizes: list[int] = option(lambda: [512, 256, 128, 64, 32], "Numbers per vector.", at_least=1)
+    seed: int = option(0, "Of the probes.", at_least=0)
+
+    def requests(self) -> list[TaskRequest]:
+        """Every task with the changes asked for, and its files."""
+        return [task_request(name, changes) for name, changes in self.tasks.items()]
+
+
+def read_sizes(path: str) -> SizesSettings:
+    """The settings in a recipe; ValueError names a field that is unknown, missing or wrong."""
+    names = [one.name for one in fields(SizesSettings)]
+    settings = settings_from(SizesSettings, read_recipe(path, allowed=names))
+    settings.requests()
+    return settings
+
+
 def check_table(table: str) -> None:
     """ValueError where there is no such table; what it holds is found when it is read."""
     if not Path(table).exists():
@@ -160,6 +204,14 @@ REDUCE = Program(
     REDUCE_ABOUT,
     "wavcse reduce recordings.parquet --size 128 --whiten --out small",
     look=ReduceArguments.look,
+)
+SIZES = Program(
+    "wavcse sizes",
+    SizesArguments,
+    SIZES_ABOUT,
+    "python -m wavcse.retrieval.sizes conf/small_vectors.yaml",
+    usage="python -m wavcse.retrieval.sizes",
+    look=SizesArguments.look,
 )
 MAP = Program(
     "wavcse map",

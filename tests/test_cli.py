@@ -21,7 +21,7 @@ SEARCHES = ("layers", "poolings", "hparams", "phase1")
 MODULES = (
     *("data.cache", "data.corpora", "data.synthetic", "embed", "eval", "eval.report", "finetuning"),
     *("pca", "hub.card", "hub.push", "pretrain_accelerate", "pretraining.study", "train_accelerate"),
-    *("doors.export", "retrieval.compare", "retrieval.map", "retrieval.reduce", "retrieval.similar"),
+    *("doors.export", "retrieval.compare", "retrieval.map", "retrieval.reduce", "retrieval.similar", "retrieval.sizes"),
     *("tools.install", "tools.readme", "tools.training_data"),
     *("search", *(f"search.{name}" for name in SEARCHES)),
 )

@@ -21,7 +21,7 @@ from wavcse.hub.arguments import CARD, PUSH
 from wavcse.pca.arguments import PCA
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
 from wavcse.pretraining.study import read_study
-from wavcse.retrieval.arguments import COMPARE, MAP, REDUCE, SIMILAR
+from wavcse.retrieval.arguments import COMPARE, MAP, REDUCE, SIMILAR, SIZES, read_sizes
 from wavcse.search.arguments import HPARAMS, LAYERS, PHASE1, POOLS
 from wavcse.search.phase1_config import read_config
 from wavcse.search.transfer import read_study as read_transfer
@@ -53,6 +53,7 @@ SHORTEST = {
     REDUCE: "t.parquet --size 8 --out o",
     REPORT: "folder",
     SIMILAR: "t.parquet q.wav",
+    SIZES: "sizes.yaml",
     STUDY: "study.yaml",
     SYNTHESIZE: "--out o",
     TRAIN: "--upstream u",
@@ -192,6 +193,8 @@ def recipes():
             reader = lambda argv: read_study(argv[0])  # noqa: E731
         if path.name.startswith("transfer_"):
             reader = lambda argv: read_transfer(argv[0])  # noqa: E731
+        if path.stem == "small_vectors":
+            reader = lambda argv: read_sizes(argv[0])  # noqa: E731
         if reader:
             found[path.relative_to(CONF).as_posix()] = reader
     return found
