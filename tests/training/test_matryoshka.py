@@ -1,20 +1,27 @@
 """Embeddings that are trained to be cut: the loss by hand, what it does to planted classes, sizes that cannot be."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
+from wavcse import WavCSEModel
 from wavcse.data.composite import CompositeSet
 from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.search.study import search_space
-from wavcse.train_accelerate import train_epoch
+from wavcse.tests.helpers.processes import run_in_two_processes
+from wavcse.train_accelerate import train, train_epoch
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, SplitFeatures
 from wavcse.training.heads import TrainingOutput, cut_logits, evaluate, losses_of, model_config, new_learner
 
+ROOT = Path(__file__).parents[2]
 D, CLASSES, CLIPS = 32, 8, 480
 UPSTREAM = {"model_type": "wavlm", "hidden_size": D, "num_hidden_layers": 1, "num_attention_heads": 2}
 LABELS = {"word": [f"w{i}" for i in range(CLASSES)]}
@@ -103,3 +110,29 @@ def test_they_are_part_of_a_run_only_where_there_are_any():
     assert arguments(matryoshka_sizes=[4]).identity()["matryoshka_sizes"] == [4]
     assert search_space(arguments(matryoshka_sizes=[7]))["embedding_size"].low == 8
     assert search_space(arguments())["embedding_size"].low == 4
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_run_leaves_an_ordinary_model(search_recipe, tmp_path, precision):
+    AcceleratorState._reset_state()
+    own = {"matryoshka_sizes": [2, 4], "num_epochs": 2, "mixed_precision": precision, "save_hub": True}
+    result = train(RunArguments(**{**search_recipe, **own, "output_dir": str(tmp_path)}))
+    AcceleratorState._reset_state()  # the next test has another precision
+    assert 0 < result["mean_accuracy"]["test"] <= 1
+    model = WavCSEModel.from_pretrained(tmp_path / "hub")
+    assert model.encode(np.ones(16_000, np.float32), truncate_dim=4).shape == (4,)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(search_recipe, tmp_path):
+    dropouts = {"layer_dropout": 0.0, "embedding_dropout": 0.0}
+    fields = {**search_recipe, **dropouts, "matryoshka_sizes": [2, 4], "num_epochs": 2, "save_hub": False}
+    train(RunArguments(**{**fields, "output_dir": str(tmp_path / "one")}))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    command = (f"{ROOT}/train_accelerate.py", tmp_path / "recipe.yaml", "--output_dir", tmp_path / "two")
+    for done in run_in_two_processes(*command):
+        assert done.returncode == 0, done.stderr
+    one, two = ([json.loads(line) for line in open(tmp_path / name / "log.jsonl")] for name in ("one", "two"))
+    for entry, other in zip(one, two, strict=True):
+        assert other["train_loss"] == pytest.approx(entry["train_loss"], abs=1e-4)
+        assert other["validation"]["task_loss"] == pytest.approx(entry["validation"]["task_loss"], abs=1e-4)
