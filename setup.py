@@ -27,6 +27,7 @@ SUBPACKAGES = [
     "finetuning",
     "retrieval",
     "pca",
+    "app",
     "doors",
 ]
 
@@ -42,7 +43,7 @@ DOORS = {  # extra -> the libraries of one door (docs/doors.md)
     "ray": ["ray[data]>=2.40"],
     "spark": ["pyspark>=3.5"],
     "mteb": ["mteb>=2.26"],
-    "app": ["gradio>=5"],
+    "app": ["gradio>=6"],
 }
 DEV = [
     "pytest>=8",

@@ -54,6 +54,16 @@ COMMANDS = {
         "wavcse.retrieval.arguments:COMPARE",
         "print how similar two recordings are",
     ),
+    "calibrate": Command(
+        "wavcse.retrieval.calibration",
+        "wavcse.retrieval.arguments:CALIBRATE",
+        "measure what a similarity says of two clips, on labelled pairs",
+    ),
+    "app": Command(
+        "wavcse.app.page",
+        "wavcse.app.arguments:APP",
+        "open a web page that labels, compares and finds recordings",
+    ),
     "map": Command(
         "wavcse.retrieval.map",
         "wavcse.retrieval.arguments:MAP",

@@ -41,6 +41,13 @@ Judge smaller vectors: a model's embeddings cut, reduced to principal components
 Writes sizes.json, README.md and a picture into --out: probe accuracy, EER of verification and precision of retrieval against
 the bytes of a vector. Embeddings are kept in --work, and computed once.
 """
+CALIBRATE_ABOUT = """\
+Measure what a similarity says: how likely two recordings agree in a label, such as the speaker, given their similarity.
+
+Pairs are made of the clips of a table, which agree where their labels do. On the clips of one half of the label's values a
+logistic curve is fitted; the clips of the other half say how good it is (EER, Cllr). `wavcse app --calibration` reads the
+file. Needs scikit-learn: pip install "wavcse[eval]". Exit codes: 0 done, 2 refused.
+"""
 MAP_ABOUT = """\
 Draw a table of embeddings as points of a plane, in one web page that needs no network and no other file.
 
@@ -170,6 +177,24 @@ def read_sizes(path: str) -> SizesSettings:
     return settings
 
 
+@dataclass(frozen=True)
+class CalibrateArguments(CheckedFields):
+    """Whose pairs are measured, and by which label."""
+
+    table: str = operand(TABLE, group="input and output")
+    manifest: str | None = option(None, "CSV or Parquet manifest of the same clips, if the table has no labels.")
+    label: str = option(NEEDED, "Column by which clips agree or differ.", value="COLUMN")
+    out: str = option("calibration.json", "The file to make.", value="FILE.json")
+    clips: int = option(2000, "At most so many clips, drawn at random.", at_least=8)
+    seed: int = option(0, "Of drawing clips and halves.", at_least=0)
+
+    def look(self) -> None:
+        """ValueError for paths that are not there, or not what they should be."""
+        check_table(self.table)
+        check_inputs([self.manifest] if self.manifest is not None else [], None)
+        check_is_no_folder(self.out)
+
+
 def check_table(table: str) -> None:
     """ValueError where there is no such table; what it holds is found when it is read."""
     if not Path(table).exists():
@@ -197,6 +222,13 @@ COMPARE = Program(
     COMPARE_ABOUT,
     "wavcse compare one.wav other.wav --model .",
     look=CompareArguments.look,
+)
+CALIBRATE = Program(
+    "wavcse calibrate",
+    CalibrateArguments,
+    CALIBRATE_ABOUT,
+    "wavcse calibrate recordings.parquet --manifest recordings/metadata.csv --label speaker_id",
+    look=CalibrateArguments.look,
 )
 REDUCE = Program(
     "wavcse reduce",

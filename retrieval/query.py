@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,16 +44,21 @@ def embedder_of(table: StoredEmbeddings, model: str | None = None, device: str =
         scale_quiet=bool(about.get("scale_quiet")),
     )
     embedder = embedder_for(model, device, settings)
+    check_same_space(table.path, about, embedder, model, but=WINDOWS)
+    return embedder
+
+
+def check_same_space(place: Path, about: Mapping[str, Any], embedder: Embedder, model: str, but: Sequence[str] = ()) -> None:
+    """ValueError if what the file `place` says of its vectors differs from what `embedder` gives, fields `but` left aside."""
     differing = [
         f"{name} {about.get(name)!r} there, {value!r} here"
         for name, value in embedder.key.items()
-        if name not in WINDOWS and about.get(name) != value
+        if name not in but and about.get(name) != value
     ]
     if differing:
         raise ValueError(
-            f"{table.path}: was made by another model than {model} ({'; '.join(differing)}). Give that model with --model."
+            f"{place}: was made by another model than {model} ({'; '.join(differing)}). Give that model with --model."
         )
-    return embedder
 
 
 def embed_recordings(embedder: Embedder, recordings: Sequence[str | Path]) -> np.ndarray:

@@ -27,6 +27,7 @@ ALLOWED = {
     "search/transfer": "root settings data reports training eval studies train_accelerate search",
     "pretraining/study": "root settings data reports training steps eval studies pretraining pretrain_accelerate",
     "retrieval": "root settings data reports eval embed",
+    "app": "root settings data eval embed retrieval",
     "doors": "root settings data reports eval hub embed retrieval",
     "tools": "root settings data reports training eval pretraining hub",
 }

@@ -11,6 +11,7 @@ from typing import get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
+from wavcse.app.arguments import APP
 from wavcse.data.arguments import CACHE, EMBED
 from wavcse.data.corpora.arguments import CORPORA_PROGRAM
 from wavcse.data.synthetic.arguments import SYNTHESIZE
@@ -21,7 +22,7 @@ from wavcse.hub.arguments import CARD, PUSH
 from wavcse.pca.arguments import PCA
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
 from wavcse.pretraining.study import read_study
-from wavcse.retrieval.arguments import COMPARE, MAP, REDUCE, SIMILAR, SIZES, read_sizes
+from wavcse.retrieval.arguments import CALIBRATE, COMPARE, MAP, REDUCE, SIMILAR, SIZES, read_sizes
 from wavcse.search.arguments import HPARAMS, LAYERS, PHASE1, POOLS
 from wavcse.search.phase1_config import read_config
 from wavcse.search.transfer import read_study as read_transfer
@@ -33,7 +34,9 @@ from wavcse.training.arguments import TRAIN
 CONF = Path(__file__).parents[2] / "conf"
 # The shortest command line of each program; RECIPE is a training recipe.
 SHORTEST = {
+    APP: "",
     CACHE: "--manifest m.csv --upstream u --out o",
+    CALIBRATE: "t.parquet --label speaker",
     CARD: "run",
     COMPARE: "a.wav b.wav",
     CORPORA_PROGRAM: "iemocap --root r --out m.csv",
