@@ -35,6 +35,9 @@ class PushArguments(CheckedFields):
     run: str = operand("Run folder (its hub/ is the model), or folder of a saved model.", group="what is published")
     results: str | None = option(None, "Folder that `wavcse eval` wrote.", "the run folder", value="DIR")
     repo_id: str = option(NEEDED, "Where on the Hub; made if it does not exist.", value="ORG/NAME", group="where")
+    space: str | None = option(
+        None, "Also make a Space with the page of `wavcse app` for the pushed model; needs wavcse[app].", value="ORG/NAME"
+    )
     private: bool = option(False, "Make a new repository private.")
     revision: str | None = option(None, "Commit to this branch; made if it does not exist.", value="BRANCH")
     message: str | None = option(None, "Of the commit.")

@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from wavcse.hub.build import build_repository
 from wavcse.hub.header import check_header
 from wavcse.hub.source import read_source
+from wavcse.hub.space import gradio_version, space_files, upload_space
 from wavcse.hub.verify import verify_repository
 from wavcse.hub_repository_wavcse import left_out_files, repository_files, upload_repository
 from wavcse.settings.command import DONE
@@ -41,6 +42,7 @@ class Push:
         left_out: files of the model's folder that stay here, and why.
         commit: `None` after a dry run.
         unchanged: the Hub held exactly these files already, so no commit was made.
+        space: the commit to the Space; `None` if none was asked for, and after a dry run.
     """
 
     sizes: dict[str, int]
@@ -49,6 +51,7 @@ class Push:
     left_out: dict[str, str]
     commit: CommitInfo | None = None
     unchanged: bool = False
+    space: CommitInfo | None = None
 
 
 def push(
@@ -60,6 +63,7 @@ def push(
     message: str | None = None,
     results: str | Path | None = None,
     out: str | Path | None = None,
+    space: str | None = None,
     **given: Any,
 ) -> Push:
     """Build, check and upload; see the module.
@@ -72,6 +76,7 @@ def push(
         dry_run: do all but talk to the Hub.
         results: folder that `wavcse eval` wrote, if not the run folder.
         out: keep the built folder here.
+        space: `organisation/name` of a Space that shows the model; made if it does not exist.
         given: header fields `license`, `license_name`, `license_link`, `language`, `base_model`, `tags`.
 
     Raises:
@@ -81,6 +86,9 @@ def push(
     validate_repo_id(repo_id)
     if out is not None and Path(out).exists():
         raise ValueError(f"{out}: exists already. Name a new folder with --out.")
+    if space is not None:
+        validate_repo_id(space)
+        gradio_version()  # before hours of upload
     if not dry_run:
         check_login()
     source = read_source(run, results)
@@ -97,7 +105,8 @@ def push(
         if dry_run:
             return Push(sizes, difference, generated, left_out)
         commit, unchanged = upload(folder, repo_id, private, revision, message)
-    return Push(sizes, difference, generated, left_out, commit, unchanged)
+    shown = show(repo_id, commit, space, private) if space is not None else None
+    return Push(sizes, difference, generated, left_out, commit, unchanged, shown)
 
 
 def check_login() -> None:
@@ -123,6 +132,16 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
             "The Hub accepts a commit completely or not at all; run the same command again."
         ) from error
     return commit, commit.oid == before
+
+
+def show(repo_id: str, commit: CommitInfo, space: str, private: bool) -> CommitInfo:
+    """Make the Space show the model at its commit; ValueError, in one line, if that fails."""
+    try:
+        return upload_space(space, space_files(repo_id, commit.oid), private or None)
+    except UPLOAD_ERRORS as error:
+        raise ValueError(
+            f"{repo_id} was pushed, but the upload to the Space {space} failed: {reason_of(error)} Run the same command again."
+        ) from error
 
 
 def head_of(repo_id: str, revision: str | None) -> str | None:
@@ -156,6 +175,8 @@ def report(done: Push, repo_id: str) -> str:
         return "\n".join([*lines, f"dry run: nothing was sent to {repo_id}"])
     lines.append(f"{'nothing has changed since' if done.unchanged else 'commit'} {done.commit.commit_url}")
     lines.append(f'AutoModel.from_pretrained("{repo_id}", revision="{done.commit.oid}", trust_remote_code=True)')
+    if done.space is not None:
+        lines.append(f"shown by the Space {done.space.repo_url}")
     return "\n".join(lines)
 
 

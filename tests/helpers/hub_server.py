@@ -21,12 +21,12 @@ from wavcse.tests.helpers.card_rules import card_errors
 TOKEN, USER, ORGANISATION = "hf_loopback", "somebody", "org"
 EMPTY_TREE = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
 LFS_SUFFIXES = (".safetensors", ".bin", ".parquet")
-REPO = r"(?P<repo>(datasets/)?[\w.-]+/[\w.-]+)"  # a data set is kept as datasets/OWNER/NAME
+REPO = r"(?P<repo>((datasets|spaces)/)?[\w.-]+/[\w.-]+)"  # a data set is kept as datasets/OWNER/NAME, a Space likewise
 API = r"/api/(models/)?" + REPO
 
 
 class Repository:
-    """Commits (hash -> files) and branches (name -> hash) of one model or data set."""
+    """Commits (hash -> files) and branches (name -> hash) of one model, data set or Space."""
 
     def __init__(self, private: bool):
         self.private = private
@@ -145,6 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         repo = f"{asked.get('organization') or USER}/{asked['name']}"
         if repo.partition("/")[0] not in (USER, ORGANISATION):
             raise Refusal(403, f"You don't have the rights to create a model under the namespace {repo.partition('/')[0]!r}")
+        repo = f"spaces/{repo}" if asked.get("type") == "space" else repo
         url = {"url": f"{self.hub.url}/{repo}", "name": repo}
         if repo in self.hub.repositories:
             return self._json({**url, "error": "You already created this model repo"}, 409)

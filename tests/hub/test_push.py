@@ -191,6 +191,25 @@ def pushed(run, client, hub, dry) -> dict:
     return {**answer, "sha": hub.repositories[REPO_ID].branches["main"]}
 
 
+def test_a_space_is_made_for_the_pushed_commit(run, client, hub, dry):
+    loaded = (
+        "from unittest.mock import patch\n"
+        "with patch('wavcse.hub.push.verify_repository', return_value=0.0), "
+        "patch('wavcse.hub.push.gradio_version'), patch('wavcse.hub.space.gradio_version', return_value='6.0.0'): "
+    )
+    answer = client(loaded + command(run, "--repo_id", "org/shown", "--space", "org/demo", "--private"))
+    assert answer["result"] == 0, answer["err"]
+    assert f"shown by the Space {hub.url}/spaces/org/demo" in answer["out"]
+    repository = hub.repositories["spaces/org/demo"]
+    files = repository.commits[repository.branches["main"]]
+    assert f'MODEL = "org/shown@{hub.repositories["org/shown"].branches["main"]}"' in files["app.py"].decode()
+    assert files["wavcse/app/page.py"] == (Path(push_cli.__file__).parents[1] / "app/page.py").read_bytes()
+    assert repository.private
+    answer = client(loaded + command(run, "--repo_id", "org/shown", "--space", "foreign/demo"))
+    assert answer["result"] == 2
+    assert re.search(r"org/shown was pushed, but the upload to the Space foreign/demo failed: ", answer["err"])
+
+
 @pytest.fixture(scope="module")
 def pulled(pushed, client, hub, changed, environment, waves, tmp_path_factory) -> dict:
     """What a stranger gets from the Hub after a second commit: embeddings, and what the card's examples print."""
