@@ -69,7 +69,7 @@ def _tab(
     with gradio.Tab(name):
         with gradio.Row():
             inputs = [
-                gradio.Audio(sources=["upload", "microphone"], type="filepath", label=label, editable=False)
+                gradio.Audio(sources=["upload", "microphone"], type="filepath", label=label, editable=False, buttons=[])
                 for label in recordings
             ]
         button = gradio.Button(verb, variant="primary")
