@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .pooling_wavcse import LayerPooling  # noqa: F401
     from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
     from .upstream_wavcse import UpstreamRunner  # noqa: F401
+    from .wav2vec2_bert_wavcse import filterbank_of_clip  # noqa: F401
     from .whisper_wavcse import pool_layers  # noqa: F401
 
 WITH_HEADS = "WavCSEForMultiTask"

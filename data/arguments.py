@@ -153,12 +153,18 @@ def check_inputs(tables: Sequence[str], model: str | None) -> None:
     Args:
         model: a Hub id is left to the Hub.
     """
-    from wavcse.data.hub_datasets import names_data_set  # half a second, which no help has to wait for
     from wavcse.data.tables import check_is_file
 
     for table in tables:
-        if not names_data_set(table):
-            check_is_file(Path(table))
+        place = Path(table.partition("?")[0])  # of a data set, behind which its columns may be named
+        if table.startswith("hf://") or Path(table).is_file():
+            continue
+        if place.is_dir():
+            from wavcse.data.hub_datasets import names_data_set  # which loads PyTorch
+
+            if names_data_set(table):
+                continue
+        check_is_file(place)
     is_path = model is not None and (model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir())
     if is_path and not Path(model, "config.json").is_file():
         what = "It holds no config.json." if Path(model).is_dir() else "There is no such folder."

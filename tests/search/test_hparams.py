@@ -273,11 +273,12 @@ def test_bad_options_are_refused_in_one_line(search_config, tmp_path, capsys, op
 
 
 def test_the_console_script_reaches_every_search(search_config, tmp_path, capsys):
-    for program in set(PROGRAMS) - {"phase1"}:
+    for program in set(PROGRAMS) - {"phase1", "transfer"}:
         assert wavcse_cli.main(["search", program, str(search_config), "--output_dir", str(tmp_path), "--seeds", "0"]) == 2
         assert f"wavcse search {program}: seeds is 0" in capsys.readouterr().err
-    assert wavcse_cli.main(["search", "phase1", str(tmp_path / "missing.yaml")]) == 2
-    assert "wavcse search phase1: " in capsys.readouterr().err
+    for program in ("phase1", "transfer"):  # which read a file of their own
+        assert wavcse_cli.main(["search", program, str(tmp_path / "missing.yaml")]) == 2
+        assert f"wavcse search {program}: " in capsys.readouterr().err
 
 
 def test_a_grid_may_hold_learning_rates_that_diverge(search_recipe, tmp_path):
