@@ -142,6 +142,7 @@ def test_pictures_are_there_and_linked(folder, table):
         assert ElementTree.parse(folder / "pictures" / f"{name}.svg").getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_same_bytes_again(folder, table, capsys):
     written = [path for path in folder.rglob("*") if path.parent.name == "pictures" or path.parent == folder]
     before = {path: path.read_bytes() for path in written if path.is_file()}

@@ -191,6 +191,7 @@ def pushed(run, client, hub, dry) -> dict:
     return {**answer, "sha": hub.repositories[REPO_ID].branches["main"]}
 
 
+@pytest.mark.slow
 def test_a_space_is_made_for_the_pushed_commit(run, client, hub, dry):
     loaded = (
         "from unittest.mock import patch\n"
@@ -535,6 +536,7 @@ def test_other_weights_are_found_out(changed, run):
         verify_repository(changed, run / "hub")
 
 
+@pytest.mark.slow
 def test_code_that_needs_the_package_is_found_out(run, tmp_path):
     build_repository(read_source(run), tmp_path, REPO_ID)
     code = tmp_path / "configuration_wavcse.py"

@@ -112,6 +112,7 @@ def test_nothing_that_the_evaluation_holds_back_is_heard(recipe):
     assert look_for(rows) == Found(0, 0, 0)
 
 
+@pytest.mark.slow
 def test_it_would_be_noticed():
     """Without the recipe's filters and held-out speakers the same look finds each of the three."""
     args = read(RECIPES[0])

@@ -218,6 +218,7 @@ def test_attention_of_a_pack_that_cannot_be_compiled(encoder, monkeypatch):
         assert torch.equal(runner(clips, LAYERS), expected)
 
 
+@pytest.mark.slow
 @both_norms
 @pytest.mark.parametrize("family", ["wavlm", "hubert"])
 def test_a_minute(encoder, family, norm):

@@ -233,6 +233,7 @@ def example(folder, audio, clip, tmp_path_factory) -> list[str]:
     return run_without_wavcse(RUN_EXAMPLE, *arguments, modules=place).splitlines()
 
 
+@pytest.mark.slow
 def test_example(example, trained, audio, clip, embed):
     embeddings = [embed(trained, [wave]) for wave in (clip, np.round(clip[:8_000] * 2**15) / 2**15)]
     assert len(example) == 3

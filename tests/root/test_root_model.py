@@ -79,6 +79,7 @@ def test_it_loads_without_this_package(tmp_path):
     assert verify_repository(folder, ROOT) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_example_takes_it_by_itself(tmp_path, model):
     clip = fixed_clip(model.config)
     soundfile.write(tmp_path / "clip.wav", clip, model.config.sampling_rate, subtype="FLOAT")

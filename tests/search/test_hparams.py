@@ -65,6 +65,7 @@ def planted(monkeypatch):
         monkeypatch.setattr(module, "fit_together", planted_fit)
 
 
+@pytest.mark.slow
 def test_the_optimum_is_found_and_the_test_clips_have_no_say(planted, search_recipe, tmp_path):
     args = RunArguments(**search_recipe)
     report = search_hparams(read_table(args), args, tmp_path, trials=30, seeds=2, batch_sizes=[8, 16, 32], show_progress=False)
@@ -104,6 +105,7 @@ def test_importance_goes_to_what_decides(search_recipe):
     assert study.importances([], seed=0) is None
 
 
+@pytest.mark.slow
 def test_a_continued_search_does_what_a_long_one_does(planted, search_recipe, tmp_path, monkeypatch):
     fitted = []
 

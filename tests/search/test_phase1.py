@@ -19,7 +19,7 @@ from wavcse.search.phase1 import main, steps_of
 from wavcse.search.phase1_config import RandomUpstreamArguments, read_config
 from wavcse.search.phase1_report import Paper
 from wavcse.search.steps import ROOT, Step, StepError, do_step
-from wavcse.tests.helpers.processes import Child, run_python
+from wavcse.tests.helpers.processes import Child
 from wavcse.training.arguments import RunArguments
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -320,7 +320,8 @@ def test_a_bad_configuration_is_refused_in_one_line(settings, whole, changes, me
     assert message in error
 
 
-def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path):
-    done = run_python("-m", "wavcse.search.phase1", tmp_path / "absent.yaml", cwd=tmp_path)
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert "absent.yaml: cannot be read as YAML" in done.stderr
+def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "absent.yaml")]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, len(printed.err.splitlines())) == ("", 1)
+    assert "absent.yaml: cannot be read as YAML" in printed.err

@@ -82,6 +82,7 @@ def test_the_pooling_that_the_data_call_for_wins(tmp_path, winner, loser):
     assert loser in verdict.split("worse: ")[1].split(";")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_pictures")
 def test_constants_are_chosen_on_validation_and_figures_come_from_the_fits(tmp_path, monkeypatch):
     counted, do_fit = [], runner.fit_together

@@ -102,6 +102,7 @@ def test_planted_layers_are_kept_until_last_with_every_seed(tmp_path):
     assert report["over_rivals"]["random"]["mean"] > 0
 
 
+@pytest.mark.slow
 def test_a_redundant_pair_outlives_noise_and_one_of_it_suffices(tmp_path):
     report = search_layers(
         planted({"keyword": [3, 6], "speaker": [3, 6]}), arguments(), tmp_path, seeds=2, rivals=[], sizes=[1]
@@ -113,6 +114,7 @@ def test_a_redundant_pair_outlives_noise_and_one_of_it_suffices(tmp_path):
     assert report["curves"]["consensus"][0]["validation"]["mean"] > 0.9
 
 
+@pytest.mark.slow
 def test_labels_that_mean_nothing_are_called_so(tmp_path):
     table = planted({"keyword": [2], "speaker": [5]}, shuffled=True)
     report = search_layers(table, arguments(num_epochs=3), tmp_path, seeds=2, rivals=["random"], sizes=[1, 4, 9])
@@ -490,6 +492,7 @@ def test_a_fit_that_diverges_beside_others_stops_none_of_them(tmp_path):
     assert "diverged" in store.get(store.key(many[1], table.fingerprint))  # and is not done again
 
 
+@pytest.mark.slow
 def test_sets_of_layers_that_diverge_are_reported_and_never_chosen(tmp_path, monkeypatch):
     """With seed 1 layer 3 explodes, in the recursion and in the rivals; with seed 2 so does the set of layers 2 and 5."""
     table, do_fit = planted({"keyword": [2], "speaker": [5]}), runner.fit_together
