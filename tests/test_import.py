@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,6 +55,7 @@ def test_beside_transformers_it_loads_nothing_for_models_until_one_is_read():
     )
 
 
+@pytest.mark.slow
 def test_the_first_name_that_is_used_registers_the_model():
     """Where transformers is loaded before, `import wavcse` does: root/test_code_of_folders.py."""
     run(

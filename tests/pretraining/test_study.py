@@ -153,11 +153,13 @@ def log_of(folder: Path, variant: str) -> list[dict]:
     return [json.loads(line) for line in (folder / variant / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_every_step_is_done_once(out):
     assert [entry["step"] for entry in log_of(out, TRAINED)] == [2, 4, 6]
     assert [entry["step"] for entry in log_of(out, LABELLED)] == list(range(2, 61, 2))
 
 
+@pytest.mark.slow
 def test_every_variant_is_the_run_that_the_study_describes(out, config):
     variants = {variant.name: variant for variant in read_study(config).variants}
     saved = {name: yaml.safe_load((out / name / "config.yaml").read_text()) for name in variants}
@@ -171,6 +173,7 @@ def test_every_variant_is_the_run_that_the_study_describes(out, config):
     assert not (out / UNTRAINED / "log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_variants_table_has_the_values_of_the_files(out):
     found = table((out / "study.md").read_text(), "Variants")
     facts, speeds = facts_of(out), json.loads((out / "speed.json").read_text())["upstreams"]
@@ -193,6 +196,7 @@ def test_the_variants_table_has_the_values_of_the_files(out):
     assert speeds[UNTRAINED]["ratio"] == 1  # the first is what the others are beside
 
 
+@pytest.mark.slow
 def test_validation_and_test_figures_are_those_of_the_records(out):
     text = (out / "study.md").read_text()
     assert "linear probes on its layers, pooled over time by `mean_std`" in text
@@ -218,6 +222,7 @@ def test_validation_and_test_figures_are_those_of_the_records(out):
     assert [row[title].startswith("**") for row in test.values()] == [value == max(keyword) for value in keyword]
 
 
+@pytest.mark.slow
 def test_the_training_table_is_of_the_logs(out):
     found = table((out / "study.md").read_text(), "Training")
     assert list(found) == [LABELLED, TRAINED]
@@ -230,6 +235,7 @@ def test_the_training_table_is_of_the_logs(out):
         assert row["masked accuracy, %"] == f"{100 * log[-1]['masked_accuracy']:.1f}"
 
 
+@pytest.mark.slow
 def test_every_picture_is_there_and_in_the_page(out):
     text, page = (out / "study.md").read_text(), (out / "study.html").read_text()
     links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
@@ -242,6 +248,7 @@ def test_every_picture_is_there_and_in_the_page(out):
     assert f"<!-- {UNTRAINED} -->" not in drawing
 
 
+@pytest.mark.slow
 def test_the_same_command_again_changes_nothing(out, config, capsys):
     before = {path: path.read_bytes() for name in ("study.json", "study.md", "speed.json") for path in [out / name]}
     trained = states_of(out / TRAINED), states_of(out / TRAINED / "upstream")
@@ -281,6 +288,7 @@ def test_a_study_that_cannot_be_meant_is_refused(config, tmp_path, capsys, chang
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "message"),
     [({"learning_rate": 0.5}, "other settings (learning_rate)"), ({"untrained": True}, "labels or training have changed")],
@@ -297,6 +305,7 @@ def test_a_changed_variant_is_refused_by_its_name(out, config, tmp_path, capsys,
     assert (out / TRAINED / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [({"conv_dim": [16]}, "encoder: conv_dim, conv_kernel"), ({"hidden_act": "nonsense"}, "KeyError: ")],
@@ -312,6 +321,7 @@ def test_a_variant_that_cannot_be_trained_does_not_stop_the_others(out, config, 
     assert facts_of(folder)["variants"].keys() == {TRAINED, LABELLED, UNTRAINED}
 
 
+@pytest.mark.slow
 def test_results_of_an_earlier_evaluation_do_not_count(out, config, tmp_path):
     """Else means of some variants would be over other tasks than those of the others."""
     evaluation, study = (yaml.safe_load((config.parent / f"{name}.yaml").read_text()) for name in ("eval", "study"))

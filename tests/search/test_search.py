@@ -125,6 +125,7 @@ def test_labels_that_mean_nothing_are_called_so(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_pictures")
 def test_the_files_of_a_search_agree_with_each_other(tmp_path):
     table = planted({"keyword": [2], "speaker": [5]})
