@@ -326,10 +326,11 @@ class WavCSEPreTrainedModel(PreTrainedModel):
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["layer_mean", "layer_scale"]  # noqa: RUF012 (as transformers has it)
 
     def __init__(self, config: WavCSEConfig):
         config.check()  # a field may have been assigned since it was made
+        if config.layer_scaling != "none":  # statistics of training clips are no weights to be rounded
+            self._keep_in_fp32_modules_strict = ["layer_mean", "layer_scale"]
         super().__init__(config)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
