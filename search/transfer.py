@@ -226,11 +226,12 @@ class Judge:
         tasks = [load_task(*request, inspector=self.inspector) for request in study.evaluation.requests()]
         self.tasks = {data.task.name: data for data in tasks}
         self.digests = {name: _digests(self.cache, self.inspector, data) for name, data in self.tasks.items()}
+        self.kept: dict[str, list[WavCSEDownstream]] = {}  # variant -> trained parts, without the tasks of `kept_left_out`
+        self.kept_left_out: tuple[str, ...] = ()
 
     def variant(self, variant: Variant, group: Group, table: SearchTable, many: Sequence[RunArguments]) -> None:
         """Judge the rows of a group by trainings with these settings, unless that was done."""
         name = variant.name + ("" if group.name else ON_ALL)
-        fitted: list[WavCSEDownstream] = []  # of all rows of the group; nothing is trained where all of them are there
         how = {"settings": [settings_of(args) for args in many], "untrained": variant.marks[UNTRAINED]}
         identity = {**self._origin(), "training": digest_of([how, table.fingerprint])}
         encoder = CachedEncoder(name, self.cache.key.sampling_rate, variant.args.embedding_size, identity)
@@ -239,11 +240,21 @@ class Judge:
             key, found = self._finished(encoder, data, [args.seed for args in many])
             if found:
                 continue
-            fitted = fitted or [_fitted(table, args, variant.marks[UNTRAINED]) for args in many]
+            fitted = self._trained(variant, group, table, many)
             layers = self.cache.read(self.digests[row], variant.args.selected_layers)
             started = time.perf_counter()
             outcomes = [FITS[data.task.kind](_embeddings(own, layers), data, [args.seed]) for own, args in zip(fitted, many)]
             self._write([_together(runs) for runs in zip(*outcomes)], encoder, data, key, started)
+
+    def _trained(
+        self, variant: Variant, group: Group, table: SearchTable, many: Sequence[RunArguments]
+    ) -> list[WavCSEDownstream]:
+        """Trained once for all rows that want it; kept while the same tasks are left out, of groups that follow each other."""
+        if self.kept_left_out != group.left_out:
+            self.kept, self.kept_left_out = {}, group.left_out
+        if variant.name not in self.kept:
+            self.kept[variant.name] = [_fitted(table, args, variant.marks[UNTRAINED]) for args in many]
+        return self.kept[variant.name]
 
     def layers(self) -> None:
         """Judge every row by its best layer, up to the highest that the recipe selects, and by the mean of the selected."""

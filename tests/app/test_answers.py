@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import soundfile
 
-from wavcse import WavCSEForMultiTask
 from wavcse.app.answers import Answers
 from wavcse.app.arguments import AppArguments
 from wavcse.data.files import write_json
@@ -18,18 +17,6 @@ from wavcse.data.stored_embeddings import StoredEmbeddings
 from wavcse.embed import embed_corpus
 from wavcse.retrieval.calibration import calibrate
 from wavcse_cli import main
-
-
-@pytest.fixture(scope="module")
-def hub(tiny_multi_task_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
-    tiny_multi_task_model().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(hub):
-    return WavCSEForMultiTask.from_pretrained(hub).eval()
 
 
 @pytest.fixture(scope="module")

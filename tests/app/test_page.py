@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from wavcse import WavCSEForMultiTask
 from wavcse.app import page as app
 from wavcse.app.arguments import AppArguments
 from wavcse.app.page import served
@@ -21,18 +20,6 @@ pytestmark = [pytest.mark.doors, pytest.mark.filterwarnings("ignore")]
 # Of a player, in seconds, as soon as it knows.
 DURATION = "a => new Promise(done => a.duration ? done(a.duration) : a.onloadedmetadata = () => done(a.duration))"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def hub(tiny_multi_task_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
-    tiny_multi_task_model().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(hub):
-    return WavCSEForMultiTask.from_pretrained(hub).eval()
 
 
 @pytest.fixture(scope="module")

@@ -137,3 +137,15 @@ def test_what_is_refused(files, changes, words):
     with pytest.raises(ValueError) as refused:
         read_study(files / "study.yaml")
     assert words in str(refused.value)
+
+
+@pytest.mark.slow
+def test_what_leaves_the_same_out_is_trained_once(files, quick_probes, monkeypatch):
+    """A row of no group is judged by the trainings on all tasks, which all rows are judged by once more."""
+    study = yaml.safe_load((files / "study.yaml").read_text())
+    (files / "study.yaml").write_text(yaml.safe_dump({**study, "groups": {"words": GROUPS["words"]}, "seeds": 1}))
+    trained = []
+    monkeypatch.setattr(transfer, "_fitted", lambda table, args, untrained: trained.append((untrained, len(args.tasks))))
+    monkeypatch.setattr(transfer, "_embeddings", lambda downstream, layers: layers.mean(axis=1))
+    run_transfer(read_study(files / "study.yaml"), show_progress=False)
+    assert trained == [(False, 1), (True, 1), (False, 2), (True, 2)]
