@@ -31,7 +31,7 @@ SUBPACKAGES = [
     "doors",
 ]
 
-EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6"]
+EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6", "jiwer>=4"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9", "markdown>=3.6", "scikit-learn>=1.5", "scipy>=1.13"]
 HUB = ["datasets>=4"]
 DOORS = {  # extra -> the libraries of one door (docs/doors.md)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from wavcse.data.arguments import CONTEXTS, TEMPORAL_POOLINGS, WORKERS, check_inputs
 from wavcse.eval.baselines import BASELINES
 from wavcse.eval.tasks import TASKS
-from wavcse.eval.tasks.definition import Task
+from wavcse.eval.tasks.definition import NEEDS_FRAMES, Task, refuse_frames
 from wavcse.settings.command import Program
 from wavcse.settings.fields import CheckedFields, check_choice, check_fields, check_file_name, operand, option, section_from
 
@@ -38,6 +38,9 @@ EXAMPLE = (
     "wavcse eval --model runs/quickstart/hub --manifest corpus/metadata.csv --tasks keyword,speaker,emotion "
     "--baselines last_layer,mfcc,majority --out runs/quickstart"
 )
+
+
+JUDGED = [name for name, task in TASKS.items() if task.kind not in NEEDS_FRAMES]
 
 
 class TaskRequest(NamedTuple):
@@ -141,7 +144,7 @@ class EvalArguments:
         list, "CSV or Parquet tables with one row per clip; used by every task whose label column they have.", value="FILE"
     )
     tasks: dict = option(
-        dict, f"What to evaluate: {', '.join(TASKS)}, or names of the recipe's `tasks:`.", value="A,B", chosen=chosen_tasks
+        dict, f"What to evaluate: {', '.join(JUDGED)}, or names of the recipe's `tasks:`.", value="A,B", chosen=chosen_tasks
     )
     output_dir: str | None = option(
         None,
@@ -168,7 +171,7 @@ class EvalArguments:
             raise ValueError(f"tasks: two of the names {list(map(str, self.tasks))} are the same.")
         self.tasks = {str(name): changes or {} for name, changes in self.tasks.items()}
         if not self.tasks:
-            raise ValueError(f"No task is given; use --tasks with some of: {', '.join(TASKS)}.")
+            raise ValueError(f"No task is given; use --tasks with some of: {', '.join(JUDGED)}.")
         if not self.output_dir:
             raise ValueError("--out is missing: the folder for the results.")
         if not self.model and not self.baselines:
@@ -181,8 +184,11 @@ class EvalArguments:
         check_inputs([table for request in self.requests() for table in request.manifests], self.model)
 
     def requests(self) -> list[TaskRequest]:
-        """Every task with the changes asked for, and its files."""
-        return [task_request(name, changes, self.manifest) for name, changes in self.tasks.items()]
+        """Every task with the changes asked for, and its files; ValueError for one that embeddings cannot answer."""
+        requests = [task_request(name, changes, self.manifest) for name, changes in self.tasks.items()]
+        for task, *_ in requests:
+            refuse_frames(task, f"tasks.{task.name}")
+        return requests
 
 
 EVAL = Program("wavcse eval", EvalArguments, ABOUT, EXAMPLE, has_recipe=True, continues=True, look=EvalArguments.look)

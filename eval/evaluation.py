@@ -36,6 +36,7 @@ from wavcse.eval.results import (
     write_result,
 )
 from wavcse.eval.task import TaskData
+from wavcse.eval.tasks.definition import refuse_frames
 from wavcse.eval.verification import LDA_SIZES, verification_outcomes
 from wavcse.settings.command import DONE, SOME_SKIPPED
 
@@ -179,6 +180,8 @@ def _cells(
 
 
 def _check_names(encoders: Sequence[Encoder], tasks: Sequence[TaskData]) -> None:
+    for data in tasks:
+        refuse_frames(data.task, f"task {data.task.name!r}")
     rows = [data.task.row_name(target) for data in tasks for target in data.task.targets]
     for kind, names in (("encoders", [encoder.name for encoder in encoders]), ("tasks", rows)):
         if not names or len(set(names)) < len(names):

@@ -1,4 +1,4 @@
-"""From manifests to a task's checked, leak-free splits: clips with classes, with numbers, or with a list of trials.
+"""From manifests to a task's checked, leak-free splits: clips with classes, numbers or texts, or with a list of trials.
 
 A trial asks whether the test clip is spoken by the enrolled speaker.
 
@@ -69,7 +69,9 @@ class TaskData:
 
     @property
     def labels(self) -> np.ndarray:
-        """What a probe learns: class indices `[N]`, or numbers `[N, T]`."""
+        """What is learnt: class indices `[N]`, numbers `[N, T]`, or texts `[N]`."""
+        if self.task.kind == "transcription":
+            return self.table.labels
         return self.table.targets if self.values is None else self.values
 
     def training_counts(self) -> str:
@@ -77,6 +79,9 @@ class TaskData:
         rows, name = self.table.rows("train"), self.task.name
         if self.task.kind == "regression":
             return f"{name}: numbers for {len(rows):,} training clips"
+        if self.task.kind == "transcription":
+            words = [word for text in self.table.labels[rows] for word in text.split()]
+            return f"{name}: {len(words):,} words, {len(set(words)):,} different ones, in {len(rows):,} training clips"
         return class_counts(name, *np.unique(self.table.labels[rows].astype(str), return_inverse=True))
 
     @property

@@ -16,6 +16,7 @@ from wavcse.eval.results import Result
 # The Hub's names for kinds of tasks; it does not define the last two.
 TASK_TYPES = {
     "classification": "audio-classification",
+    "transcription": "automatic-speech-recognition",
     "verification": "speaker-verification",
     "regression": "audio-regression",
 }

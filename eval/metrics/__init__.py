@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from wavcse.eval.metrics import classification, regression, verification
+from wavcse.eval.metrics import classification, regression, transcription, verification
 from wavcse.eval.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, Metric, bootstrap_interval, paired_interval
 
 __all__ = ["CONFIDENCE", "METRICS", "NUM_RESAMPLES", "UNITS", "Metric", "Unit", "bootstrap_interval", "paired_interval"]
@@ -36,6 +36,8 @@ METRICS: dict[str, Metric] = {
     "pearson": Metric("Pearson's r", True, regression.pearson, regression.resampled_pearson, "plain"),
     "mae": Metric("MAE", False, regression.mae, regression.resampled_mae, "years"),
     "rmse": Metric("RMSE", False, regression.rmse, regression.resampled_rmse, "years"),
+    "wer": Metric("WER", False, transcription.wer, transcription.resampled_wer, "percent"),
+    "cer": Metric("CER", False, transcription.cer, transcription.resampled_cer, "percent"),
     "eer": Metric("EER", False, verification.eer, verification.resampled_eer, "percent", verification.thin_trials),
     **{
         name: Metric(

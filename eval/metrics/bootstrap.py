@@ -32,7 +32,7 @@ def bootstrap_interval(
     a trial within one speaker as often as that speaker was drawn.
 
     Args:
-        labels: true classes or quantities `[N]`, or labels of trials.
+        labels: true classes, quantities or texts `[N]`, or labels of trials.
         runs: predictions `[N]` of one or more probe seeds; the interval is that of their mean figure.
         groups: speaker of every clip, `[N]`, both speakers of every trial, `[N, 2]`, or None.
         seed: of the resampling; the same for every encoder, so that encoders meet the same resamples.
@@ -129,7 +129,7 @@ class Metric:
         title: name in tables.
         greater_is_better: its direction.
         compute: `(labels [N], predictions [N]) -> float`, from a library where one has it; what a prediction is (a class, a
-            number, a score, scores of all classes) is the metric's own.
+            number, a text, a score, scores of all classes) is the metric's own.
         resampled: `(labels [N], predictions [N], weights [R, N]) -> [R]`, the same figure when clip n counts `weights[r, n]`
             times, NaN where it has none; what makes a bootstrap of thousands of resamples a few matrix operations.
         unit: one of `UNITS`: "percent" (a share from 0 to 1, shown as a percentage), "years" or "plain".

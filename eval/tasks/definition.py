@@ -8,7 +8,8 @@ from typing import Literal
 
 from wavcse.data.corpus_facts import FACTS
 
-Kind = Literal["classification", "regression", "verification"]
+Kind = Literal["classification", "regression", "verification", "transcription"]
+NEEDS_FRAMES = ("transcription",)  # kinds that no vector of a whole clip can answer: only fine-tuning has the frames
 WAVCSE_PAPER = "wavCSE paper, Table 4"
 
 
@@ -70,8 +71,9 @@ class Task:
     Args:
         name: of the instance: in files, in tables and on the command line.
         title: name in tables.
-        kind: "classification" (one linear layer, cross-entropy), "regression" (one linear layer for all targets together) or
-            "verification" (PLDA on the speakers of the training split, tested on a list of trials).
+        kind: "classification" (one linear layer, cross-entropy), "regression" (one linear layer for all targets together),
+            "verification" (PLDA on the speakers of the training split, tested on a list of trials) or "transcription" (texts,
+            which fine-tuning learns from frames; embeddings cannot be evaluated on it).
         targets: manifest columns with the labels, one row of the table each; rows of a manifest where the first is empty do
             not belong to the task. For a verification task the column of the speaker.
         split_columns: columns that may hold the split; the first one that a manifest has is taken.
@@ -108,6 +110,15 @@ class Task:
     def row_title(self, target: str) -> str:
         """Title of a row of the table."""
         return self.title if len(self.targets) == 1 else f"{self.title}: {target}"
+
+
+def refuse_frames(task: Task, where: str) -> None:
+    """ValueError for a task of a kind in `NEEDS_FRAMES`; `where` begins the message."""
+    if task.kind in NEEDS_FRAMES:
+        raise ValueError(
+            f"{where}: is a {task.kind} task, and no text can be read off one vector per clip; `wavcse finetune` learns it "
+            "from the frames of an upstream."
+        )
 
 
 CLASSIFICATION_METRICS = ("accuracy", "uar", "macro_f1")

@@ -25,6 +25,7 @@ LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTIONS = np.array([0, 0, 1, 1, 0, 0])  # recalls 2/3, 1/2, 0; F1 2*2/(3+4), 2*1/(2+2), 0
 CLASSIFICATION = ("accuracy", "uar", "macro_f1", "macro_f1_true")
 REGRESSION = ("ccc", "pearson", "mae", "rmse")
+TEXTS = ("wer", "cer")
 
 
 @pytest.fixture
@@ -48,6 +49,26 @@ def class_scores(seed: int = 0, num_clips: int = 90, decimals: int = 1) -> tuple
     return labels, np.round(rng.standard_normal((num_clips, 4)) + 1.5 * np.eye(4)[labels], decimals)
 
 
+def texts(seed: int = 0, num_clips: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """References of one to eight words, and what a recogniser makes of them: words lost, added and replaced."""
+    pytest.importorskip("jiwer")
+    rng, words = np.random.default_rng(seed), ["one", "two", "three", "four", "fife"]
+    references = [list(rng.choice(words, rng.integers(1, 9))) for _ in range(num_clips)]
+    heard = [[word for word in own if rng.random() < 0.8] + list(rng.choice(words, rng.integers(3))) for own in references]
+    return tuple(np.array([" ".join(own) for own in rows], dtype=object) for rows in (references, heard))
+
+
+def edit_distance(reference, heard) -> int:
+    """Levenshtein's distance of two sequences, by the textbook's recursion."""
+    previous = list(range(len(heard) + 1))
+    for row, unit in enumerate(reference, 1):
+        current = [row]
+        for place, other in enumerate(heard, 1):
+            current.append(min(previous[place] + 1, current[-1] + 1, previous[place - 1] + (unit != other)))
+        previous = current
+    return previous[-1]
+
+
 def case_for(name: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     if name in CLASSIFICATION:
@@ -55,6 +76,8 @@ def case_for(name: str) -> tuple[np.ndarray, np.ndarray]:
         return labels, np.where(rng.random(200) < 0.5, labels, rng.integers(0, 5, 200))
     if name == "ovr_eer":
         return class_scores()
+    if name in TEXTS:
+        return texts()
     if name in REGRESSION:
         labels = rng.uniform(20, 60, 200)
         return labels, 0.5 * labels + 10 * rng.standard_normal(200)
@@ -129,6 +152,40 @@ def test_macro_f1_of_a_part_counts_the_classes_of_the_part():
     assert METRICS["macro_f1_true"].compute(labels, predictions) == pytest.approx((2 / 3 + 1) / 2)
     assert METRICS["macro_f1"].compute(labels, predictions) == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert METRICS["macro_f1_true"].compute(LABELS, PREDICTIONS) == METRICS["macro_f1"].compute(LABELS, PREDICTIONS)
+
+
+def test_error_rates_of_texts_are_those_of_the_whole_split():
+    """Two errors in four words, not the mean of 1/3 and 1."""
+    pytest.importorskip("jiwer")
+    references, heard = np.array(["the cat sat", "yes"], dtype=object), np.array(["the cat", "no"], dtype=object)
+    assert METRICS["wer"].compute(references, heard) == pytest.approx(2 / 4)
+    assert METRICS["cer"].compute(references, heard) == pytest.approx((4 + 3) / 14)  # " sat"; "yes" against "no"
+    assert METRICS["wer"].compute(references, np.array(["a b c d e f", "yes"])) == pytest.approx(6 / 4)  # above 1
+    with pytest.raises(ValueError, match="hold no words"):
+        METRICS["wer"].compute(np.array([""]), np.array(["x"]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_error_rates_of_texts_against_the_textbook(seed):
+    references, heard = texts(seed)
+    jiwer = pytest.importorskip("jiwer")
+    for name, cut, library in (("wer", str.split, jiwer.wer), ("cer", list, jiwer.cer)):
+        errors = sum(edit_distance(cut(a), cut(b)) for a, b in zip(references, heard))
+        found = METRICS[name].compute(references, heard)
+        assert found == pytest.approx(errors / sum(len(cut(a)) for a in references))
+        assert found == pytest.approx(library(list(references), list(heard)))
+
+
+def test_intervals_of_error_rates_pool_errors_and_words_of_the_speakers_drawn():
+    """One speaker has every word wrong and most words: a resample's rate is its errors over its words."""
+    pytest.importorskip("jiwer")
+    references = np.array(["a b c d e f g h", "a", "a", "a"], dtype=object)
+    heard = np.array(["x x x x x x x x", "a", "a", "a"], dtype=object)
+    speakers = np.array(["long", "s1", "s2", "s3"])
+    draws = np.random.default_rng(0).multinomial(4, np.full(4, 1 / 4), size=2000)
+    rates = 8 * draws[:, 0] / (8 * draws[:, 0] + draws[:, 1:].sum(axis=1))
+    expected = np.quantile(rates, [0.025, 0.975])
+    assert bootstrap_interval(METRICS["wer"], references, [heard], speakers) == pytest.approx(tuple(expected), abs=1e-6)
 
 
 def test_errors_of_perfect_useless_and_inverted_scores():
@@ -333,6 +390,7 @@ def test_paired_interval_of_equal_systems_is_zero():
 @pytest.mark.slow
 def test_modules_for_evaluate(tmp_path):
     pytest.importorskip("evaluate")
+    pytest.importorskip("jiwer")
     folder = Path(metrics_package.__file__).parent
     script = (
         "import evaluate, json, sys\n"
@@ -341,6 +399,8 @@ def test_modules_for_evaluate(tmp_path):
         "found = load('eer').compute(**trials) | load('min_dcf').compute(p_target=0.9, **trials)\n"
         "found |= load('ccc').compute(predictions=[2, 3, 4], references=[1, 2, 3])\n"
         "found |= load('uar').compute(predictions=[0, 0, 1, 1, 0, 0], references=[0, 0, 0, 1, 1, 2])\n"
+        "texts = dict(predictions=['the cat', 'no'], references=['the cat sat', 'yes'])\n"
+        "found |= load('wer').compute(**texts) | load('cer').compute(**texts)\n"
         "print(json.dumps(found))\n"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
@@ -348,5 +408,5 @@ def test_modules_for_evaluate(tmp_path):
         [sys.executable, "-c", script, str(folder)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    expected = {"eer": 1 / 3, "min_dcf": 2 / 3, "ccc": 4 / 7, "uar": (2 / 3 + 1 / 2) / 3}
+    expected = {"eer": 1 / 3, "min_dcf": 2 / 3, "ccc": 4 / 7, "uar": (2 / 3 + 1 / 2) / 3, "wer": 2 / 4, "cer": 7 / 14}
     assert json.loads(run.stdout.splitlines()[-1]) == pytest.approx(expected)

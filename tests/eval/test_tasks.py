@@ -1,4 +1,7 @@
-"""The registry of tasks: the paper's twelve rows, each with corpus, split and published figures; leaks refused by the CLI."""
+"""The registry of tasks: the paper's twelve rows, each with corpus, split and published figures; leaks refused by the CLI.
+
+Beside them a task of texts, which only fine-tuning can answer.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,20 @@ import pytest
 
 from wavcse.data.corpora import CORPORA
 from wavcse.eval.__main__ import main
+from wavcse.eval.evaluation import evaluate
 from wavcse.eval.metrics import METRICS
+from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
 
-ROWS = [(task, target) for task in TASKS.values() for target in task.targets]
+PAPERS = [task for task in TASKS.values() if task.kind != "transcription"]
+ROWS = [(task, target) for task in PAPERS for target in task.targets]
 BETTER = {"keyword", "language", "gender", "age", "dialect", "emotion", "valence", "activation", "dominance"}
 
 
 def test_ten_tasks_give_the_papers_twelve_rows():
     names = [task.row_name(target) for task, target in ROWS]
-    assert len(TASKS) == 10
+    assert len(PAPERS) == 10
+    assert list(TASKS) == [*(task.name for task in PAPERS), "transcription"]
     assert names == [
         *("keyword", "language", "speaker", "verification", "gender", "age", "dialect", "emotion"),
         *("valence", "activation", "dominance", "intent"),
@@ -72,7 +79,7 @@ def leaking(task, folder: Path) -> Path:
     return folder / "m.csv"
 
 
-@pytest.mark.parametrize("name", [task.name for task in TASKS.values() if task.disjoint_by])
+@pytest.mark.parametrize("name", [task.name for task in PAPERS if task.disjoint_by])
 def test_a_planted_leak_makes_the_command_refuse_and_name_the_speaker(name, tmp_path, capsys):
     manifest = leaking(TASKS[name], tmp_path)
     trials = f", trials: {tmp_path}/trials.csv" if TASKS[name].kind == "verification" else ""
@@ -84,3 +91,34 @@ def test_a_planted_leak_makes_the_command_refuse_and_name_the_speaker(name, tmp_
     assert f"task {name!r}" in message
     assert "speaker_id ['mallory'] occur in both train and test" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_are_not_judged_by_texts(tmp_path, capsys):
+    """The command refuses before a file is looked at, the function before anything is embedded."""
+    where = ["--manifest", str(tmp_path / "m.csv"), "--out", str(tmp_path)]
+    assert main(["--tasks", "transcription", "--baselines", "mfcc", *where]) == 2
+    message = capsys.readouterr().err
+    assert "tasks.transcription: is a transcription task" in message
+    assert "wavcse finetune" in message
+    with pytest.raises(ValueError, match="no text can be read off one vector per clip"):
+        evaluate([object()], [texts_task(tmp_path)], tmp_path / "out")
+
+
+def texts_task(folder: Path):
+    """The task of texts on six files that are not audio, which nobody reads here."""
+    texts = ["go on", "go up now", "stop", "no", "left", "right"]
+    splits = ["train", "train", "validation", "validation", "test", "test"]
+    names = [f"{number}.wav" for number in range(6)]
+    for name in names:
+        (folder / name).write_text(name)
+    columns = {"file_name": names, "speaker_id": list("aabbcc"), "split_asr": splits, "text": texts}
+    pd.DataFrame(columns).to_csv(folder / "m.csv", index=False)
+    return load_task(TASKS["transcription"], [folder / "m.csv"])
+
+
+def test_a_task_of_texts_has_texts_as_labels_which_need_not_occur_in_training(tmp_path):
+    data = texts_task(tmp_path)
+    assert data.labels.tolist() == ["go on", "go up now", "stop", "no", "left", "right"]
+    assert data.classes == []
+    assert data.training_counts() == "transcription: 5 words, 4 different ones, in 2 training clips"
+    assert data.manifests[0].split_column == "split_asr"
