@@ -35,6 +35,7 @@ if int(transformers.__version__.partition(".")[0]) < 5:
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
+    from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401

@@ -27,6 +27,7 @@ CODE_FILES = (
     "audio_streams_wavcse.py",
     "audio_wavcse.py",
     "configuration_wavcse.py",
+    "ecapa_wavcse.py",
     "encoding_wavcse.py",
     "endpoint_wavcse.py",
     "feature_extraction_wavcse.py",

@@ -49,6 +49,7 @@ from .upstream_wavcse import (
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
+    from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .kernels_wavcse import float32_library  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401

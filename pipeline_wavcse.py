@@ -20,6 +20,7 @@ from .labels_wavcse import chosen_tasks, predictions
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .configuration_wavcse import WavCSEConfig  # noqa: F401
+    from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
