@@ -135,6 +135,15 @@ def readable_clips(clips: Sequence[Clip], facts: Sequence[ClipFacts]) -> tuple[l
     return readable, unreadable
 
 
+def beginning_of(item: CorpusClip, seconds: float) -> CorpusClip:
+    """The clip up to so many seconds from its start, under the digest that a manifest's `end` would give it."""
+    if item.duration_s <= seconds:
+        return item
+    end_s = item.clip.start_s + seconds
+    digest = f"{item.digest.partition('#')[0]}#{item.clip.start_s}-{end_s}"
+    return CorpusClip(item.row, replace(item.clip, end_s=end_s), digest, seconds)
+
+
 def batches_by_length(
     clips: Sequence[CorpusClip], batch_seconds: float, seconds: Sequence[float] | None = None
 ) -> list[list[CorpusClip]]:

@@ -27,7 +27,7 @@ def main(arguments: EvalArguments) -> int:
         encoders,
         tasks,
         arguments.output_dir,
-        EvalSettings(tuple(range(arguments.seed, arguments.seed + arguments.seeds)), arguments.note),
+        EvalSettings(tuple(range(arguments.seed, arguments.seed + arguments.seeds)), arguments.note, arguments.first_s),
         batch_seconds=arguments.batch_seconds,
         device=device,
         overwrite=arguments.overwrite,

@@ -140,6 +140,9 @@ class EvalArguments:
         "clip; a wavCSE model has its own",
         choices=CONTEXTS,
     )
+    first_s: float | None = option(
+        None, "Embed only so many seconds from the start of every clip.", "all of it", value="S", above=0, below=math.inf
+    )
     manifest: list[str] = option(
         list, "CSV or Parquet tables with one row per clip; used by every task whose label column they have.", value="FILE"
     )

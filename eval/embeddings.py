@@ -32,6 +32,7 @@ from wavcse.data.corpus_pass import (
     PassReport,
     SkippedClip,
     batches_by_length,
+    beginning_of,
     num_workers,
     readable_clips,
     skipped_clips,
@@ -75,6 +76,7 @@ def embed_clips(
     inspector: Inspector | None = None,
     workers: int | Literal["auto"] | None = None,
     device: torch.device | None = None,
+    first_s: float | None = None,
 ) -> EmbeddedClips:
     """Embed every clip with every encoder, in batches of similar lengths.
 
@@ -85,8 +87,12 @@ def embed_clips(
         inspector: if it has seen the files already, they are not read again.
         workers: as of `embed_corpus`; "auto" is for encoders that stand a fork, as those of this package do.
         device: where the encoders compute (default: on the CPU).
+        first_s: only so many seconds from the start of every clip are embedded; kept under digests of their own, those of
+            clips that a manifest cuts so.
     """
     readable, unreadable = readable_clips(clips, (inspector or Inspector()).inspect(clips, show_progress=show_progress))
+    if first_s is not None:
+        readable = [beginning_of(item, first_s) for item in readable]
     tables = {e.name: np.full((len(clips), candidates_of(e) * e.embedding_size), np.nan, np.float32) for e in encoders}
     result = EmbeddedClips(tables, np.zeros(len(clips), dtype=bool))
     speaking = [encoder for encoder in encoders if encoder.embedding_size] or list(encoders)

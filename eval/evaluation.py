@@ -37,7 +37,7 @@ from wavcse.eval.results import (
 )
 from wavcse.eval.task import TaskData
 from wavcse.eval.tasks.definition import refuse_frames
-from wavcse.eval.verification import LDA_SIZES, verification_outcomes
+from wavcse.eval.verification import COSINES, LDA_SIZES, verification_outcomes
 from wavcse.settings.command import DONE, SOME_SKIPPED
 
 # Kind of task -> what is fitted on the embeddings of its clips and answers the test split:
@@ -58,10 +58,12 @@ class EvalSettings:
     Args:
         seeds: one probe each; the figures are their mean, the intervals are about speakers (or clips), not seeds.
         note: shown under every table, for example that an upstream has random weights.
+        first_s: only so many seconds from the start of every clip are embedded; `None` = all of it.
     """
 
     seeds: tuple[int, ...] = (0,)
     note: str = ""
+    first_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def evaluate(
             clips = {clip.place: clip for data in tasks for clip in data.table.clips}
             where = {"store_dir": output_dir / STORE_FOLDER, "inspector": inspector or corpus_inspector(output_dir)}
             how = {"workers": workers, "device": torch.device(device), "show_progress": show_progress}
+            how["first_s"] = settings.first_s
             embedded = embed_clips(pending, list(clips.values()), batch_seconds, **where, **how)
             skipped, quiet = embedded.skipped, embedded.quiet
             write_skipped(output_dir / "skipped.csv", skipped)
@@ -231,13 +234,15 @@ def result_key(encoder: Encoder, data: TaskData, settings: EvalSettings, with_ma
         "trials": data.trials_sha256,
         "audio": data.audio_stamp,
         "encoder": encoder_record(encoder),
-        "settings": asdict(settings),
+        "settings": {name: value for name, value in asdict(settings).items() if value is not None},
         "probe": asdict(ProbeSettings()),
         "lda_sizes": LDA_SIZES,
         "resamples": NUM_RESAMPLES,
         "with_map": with_map,
         "wavcse": version("wavcse"),
     }
+    if data.task.kind == "verification":
+        described["cosines"] = COSINES
     return digest_of(described)
 
 
@@ -263,6 +268,7 @@ def write_outcome(
         manifests=[{**asdict(manifest), "path": shown_path(manifest.path)} for manifest in data.manifests],
         trials_sha256=data.trials_sha256 or None,
         note=settings.note,
+        first_s=settings.first_s,
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         **known,

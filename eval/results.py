@@ -118,6 +118,7 @@ class Result:
         encoder: name, `embedding_size`, and what else it says of itself (`encoder_record`).
         figures: data of pictures.
         manifests: path, hash, split column and protocol of each.
+        first_s: seconds from the start of every clip that were embedded; None where all of it was.
         seconds: what took how long.
         key: see `result_key`; None in a file that was made otherwise.
     """
@@ -131,6 +132,7 @@ class Result:
     figures: Mapping[str, Any]
     manifests: Sequence[Mapping[str, str]]
     trials_sha256: str | None = None
+    first_s: float | None = None
     note: str
     versions: Mapping[str, str]
     date: str

@@ -98,7 +98,10 @@ class Row:
         self.best = [encoder for encoder, value in values.items() if value == best]
         folders = dict.fromkeys(PurePath(manifest["path"]).parent.name for manifest in self.first.manifests)
         self.data = self.task.corpus or ", ".join(folders)
-        tested = [(own.counts, sorted(m["sha256"] for m in own.manifests), own.trials_sha256) for own in records.values()]
+        tested = [
+            (own.counts, sorted(m["sha256"] for m in own.manifests), own.trials_sha256, own.first_s)
+            for own in records.values()
+        ]
         self.is_mixed = any(other != tested[0] for other in tested)
         benchmark, protocols = self.task.benchmark or {}, self.task.protocols
         is_same = self.task.corpus == benchmark.get("corpus") and self.primary == benchmark.get("metric")
@@ -293,6 +296,8 @@ def notes_of(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str
     """The notes, one sentence or two each, without bullets."""
     notes = [*_reading_notes(rows, comparisons), *_papers_notes(rows), *_interval_notes(rows), *_fit_notes(rows)]
     notes += [f"`{name}`: {origin}." for name, origin in origins(rows).items()]
+    beginnings = _titles_by(rows, lambda row: shown_seconds({record.first_s for record in row.records.values()}))
+    notes += [f"Only the first {seconds} of every clip: {', '.join(titles)}." for seconds, titles in beginnings.items()]
     for row in rows:
         skipped = max(record.skipped_clips for record in row.records.values())
         notes += [f"{row.title}: {skipped} clips were left out, see skipped.csv."] if skipped else []
@@ -392,6 +397,11 @@ def origins(rows: Sequence[Row]) -> dict[str, str]:
         words.append(f"{size} dimensions" if size else "the same answer to every clip")
         found[encoder["name"]] = ", ".join(words)
     return found
+
+
+def shown_seconds(lengths: set[float | None]) -> str:
+    """`2 s`, several joined; empty where there are none."""
+    return ", ".join(f"{length:g} s" for length in sorted(lengths - {None}))
 
 
 def _titles_by(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ Shapes: `N` clips, `E` embedding size, `M` enrolled speakers, `T` trials.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from wavcse.eval.plda import PLDA, largest_lda_size
 from wavcse.eval.results import Fit, Outcome
 from wavcse.eval.task import TaskData, Trials
 
+COSINES = ("eer_cosine", "eer_cosine_raw")  # with the mean of the training clips taken off, and of embeddings as they are
+
 
 def verification_outcomes(
     embeddings: np.ndarray,
@@ -28,7 +30,7 @@ def verification_outcomes(
     device: str | torch.device = "cpu",
     with_map: bool = False,
 ) -> list[Outcome]:
-    """Scores of all trials by PLDA, which the primary figures are of, and by cosine, whose EER is the figure `eer_cosine`.
+    """Scores of all trials by PLDA, which the primary figures are of, and by cosine, whose EERs are the figures of `COSINES`.
 
     The LDA size, and of several candidates the one to use, has the lowest EER on all pairs of validation clips. An encoder
     without dimensions scores all trials alike: an EER of 50 %.
@@ -43,12 +45,12 @@ def verification_outcomes(
     """
     if not embeddings.shape[1]:
         scores = np.zeros(len(data.trials.labels))
-        return [_outcome(data, scores, scores, Fit(kind="constant score"))]
+        return [_outcome(data, scores, dict.fromkeys(COSINES, scores), Fit(kind="constant score"))]
     candidates = np.split(embeddings, num_candidates, axis=1)
     backends = [_chosen(candidate, data, seeds[0]) for candidate in candidates]
     best = min(range(num_candidates), key=lambda number: backends[number].validation_eer)
     backend, chosen = backends[best], candidates[best]
-    cosine = CosineBackend(chosen[data.table.rows("train")])
+    cosines = dict(zip(COSINES, (CosineBackend(chosen[data.table.rows("train")]), CosineBackend())))
     fit = Fit(
         kind="PLDA",
         lda_size=backend.lda_size,
@@ -56,7 +58,8 @@ def verification_outcomes(
         validation_eers={str(size): error for size, error in backend.validation_eers.items()},
         candidate=best if num_candidates > 1 else None,
     )
-    return [_outcome(data, score_trials(backend, data.trials, chosen), score_trials(cosine, data.trials, chosen), fit)]
+    scores = {name: score_trials(cosine, data.trials, chosen) for name, cosine in cosines.items()}
+    return [_outcome(data, score_trials(backend, data.trials, chosen), scores, fit)]
 
 
 def _chosen(embeddings: np.ndarray, data: TaskData, seed: int) -> PLDABackend:
@@ -68,7 +71,7 @@ def _chosen(embeddings: np.ndarray, data: TaskData, seed: int) -> PLDABackend:
         raise ValueError(f"task {data.task.name!r}: {error}") from error
 
 
-def _outcome(data: TaskData, scores: np.ndarray, cosines: np.ndarray, fit: Fit) -> Outcome:
+def _outcome(data: TaskData, scores: np.ndarray, cosines: Mapping[str, np.ndarray], fit: Fit) -> Outcome:
     trials, clips = data.trials, data.table.clips
     enrolment_names = np.array(trials.enrolment_names, dtype=object)
     test_names = np.array([clips[row].clip_id for row in trials.tests], dtype=object)
@@ -82,7 +85,7 @@ def _outcome(data: TaskData, scores: np.ndarray, cosines: np.ndarray, fit: Fit) 
         unit="speaker",
         probe=fit,
         figures={"det": det_curve(trials.labels, scores)},
-        others={"eer_cosine": ("eer", [cosines])},
+        others={name: ("eer", [own]) for name, own in cosines.items()},
     )
 
 
@@ -132,15 +135,16 @@ class PLDABackend:
 
 
 class CosineBackend:
-    """Cosine between embeddings; nothing is learned but the mean of the training clips, which is taken off every embedding.
+    """Cosine between embeddings; an enrolled speaker is the mean of the clips' vectors of length 1.
 
-    An enrolled speaker is the mean of the clips' vectors of length 1.
+    Args:
+        train_embeddings: `[N, E]`, whose mean is taken off every embedding; without them embeddings stay as they are.
     """
 
     name = "cosine"
 
-    def __init__(self, train_embeddings: np.ndarray):
-        self.mean = np.mean(train_embeddings, axis=0, dtype=np.float64)
+    def __init__(self, train_embeddings: np.ndarray | None = None):
+        self.mean = np.zeros(1) if train_embeddings is None else np.mean(train_embeddings, axis=0, dtype=np.float64)
 
     def score(self, enrolments: Sequence[np.ndarray], tests: np.ndarray) -> np.ndarray:
         """Cosines `[M, N]`; 0 where a vector has no direction."""

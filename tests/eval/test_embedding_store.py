@@ -128,3 +128,25 @@ def test_quiet_clips_are_named(clips):
     samples = soundfile.read(clips[3].path)[0]
     soundfile.write(clips[3].path, 1e-4 * samples, RATE, subtype="FLOAT")
     assert embed([Counting()], clips, None).quiet == ["3.wav"]
+
+
+def test_the_first_seconds_are_embedded_as_clips_that_a_manifest_cuts_so(clips, tmp_path):
+    """Longer clips are cut, shorter ones are the same as ever; each kind has its own place in the store."""
+    whole = embed_clips([Counting()], clips, show_progress=False, store_dir=tmp_path / "store")
+    cut = embed_clips([cutting := Counting()], clips, show_progress=False, store_dir=tmp_path / "store", first_s=0.45)
+    assert sorted(cutting.seen) == [7200] * 6  # the four clips of up to 0.4 s are there already
+    np.testing.assert_array_equal(cut.tables["counting"][:4], whole.tables["counting"][:4])
+    for clip, row in zip(clips[4:], cut.tables["counting"][4:]):
+        waveform, _ = soundfile.read(clip.path, stop=7200, dtype="float32")
+        np.testing.assert_allclose(row, [7200, np.mean(waveform**2)], rtol=1e-6)
+    listed = [Clip(clip.clip_id, clip.path, 0.0, 0.45) for clip in clips[4:]]
+    again = embed_clips([nothing := Counting()], listed, show_progress=False, store_dir=tmp_path / "store")
+    assert nothing.seen == []
+    np.testing.assert_array_equal(again.tables["counting"], cut.tables["counting"][4:])
+
+
+def test_the_first_seconds_of_a_part_begin_where_the_part_does(clips):
+    part = Clip("part", clips[9].path, 0.3, 0.9)
+    found = embed_clips([Counting()], [part], show_progress=False, first_s=0.2).tables["counting"]
+    waveform, _ = soundfile.read(part.path, start=4800, stop=8000, dtype="float32")
+    np.testing.assert_allclose(found, [[3200, np.mean(waveform**2)]], rtol=1e-6)

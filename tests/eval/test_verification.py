@@ -119,6 +119,12 @@ def test_cosine_is_that_of_centred_unit_vectors():
     assert backend.score([mean[None]], tests).tolist() == [[0] * 5]  # no direction
 
 
+def test_raw_cosine_is_that_of_the_embeddings_as_they_are():
+    clips, tests = (np.random.default_rng(num).standard_normal((num, 6)).astype(np.float32) + 3 for num in (4, 5))
+    expected = cosine_similarity(clips.astype(np.float64), tests.astype(np.float64))
+    np.testing.assert_allclose(CosineBackend().score(list(clips[:, None]), tests), expected)
+
+
 def test_scores_of_trials_are_those_of_the_matrix(monkeypatch):
     rng = np.random.default_rng(1)
     embeddings = rng.standard_normal((40, 6))

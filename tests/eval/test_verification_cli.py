@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import audmetric
@@ -10,8 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from safetensors import safe_open
 
+from wavcse.data.inspection import ClipFacts, Inspector
+from wavcse.data.manifest import Clip
 from wavcse.eval.__main__ import main
+from wavcse.eval.metrics import METRICS
 
 SAMPLING_RATE = 16_000
 NUM_SPEAKERS = {"train": 12, "validation": 4, "test": 6}
@@ -79,7 +84,7 @@ def test_verification_counts_trials_and_finds_the_speakers(results):
     assert record["counts"]["clips"] == {"train": 72, "validation": 24, "test": 36}
     assert record["counts"]["speakers"] == {"train": 12, "validation": 4, "test": 6}
     assert (record["interval"]["unit"], record["interval"]["units"]) == ("speaker", 6)
-    assert list(record["metrics"]) == ["eer", "min_dcf_01", "min_dcf_05", "eer_cosine"]
+    assert list(record["metrics"]) == ["eer", "min_dcf_01", "min_dcf_05", "eer_cosine", "eer_cosine_raw"]
     assert record["metrics"]["eer"]["value"] < 0.15
     assert record["probe"]["kind"] == "PLDA"
     assert record["probe"]["validation_eer"] == min(record["probe"]["validation_eers"].values())
@@ -101,7 +106,7 @@ def test_the_equal_error_rate_is_that_of_the_kept_scores(results):
 
 def test_an_encoder_without_dimensions_scores_all_alike(results):
     record = record_of(results, "verification", "majority")
-    assert record["metrics"]["eer"]["value"] == record["metrics"]["eer_cosine"]["value"] == 0.5
+    assert {record["metrics"][name]["value"] for name in ("eer", "eer_cosine", "eer_cosine_raw")} == {0.5}
     assert record["metrics"]["min_dcf_01"]["value"] == 1
     assert record["probe"] == {"kind": "constant score"}
 
@@ -147,3 +152,43 @@ def test_too_few_training_speakers_are_refused_and_other_tasks_written(corpus, t
     assert main([str(tmp_path / "eval.yaml")]) == 2
     assert "task 'verification':" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out/results").iterdir()] == ["age__mfcc.json"]
+
+
+def test_the_raw_cosine_is_that_of_the_kept_embeddings(results, corpus):
+    """From the files of embeddings, by the names of their clips' contents, without any of the evaluation's own scoring."""
+    vectors = {}
+    for path in (results / "embeddings").glob("mfcc.*/*.safetensors"):
+        with safe_open(path, "np") as file:
+            vectors |= dict(zip(json.loads(file.metadata()["digests"]), file.get_tensor("embeddings").astype(np.float64)))
+    of_clip = {path.name: vectors[fact.digest] for path, fact in facts_of(corpus).items()}
+    table, trials = (pd.read_csv(corpus / name).fillna("") for name in ("metadata.csv", "trials.csv"))
+    unit = {name: vector / np.linalg.norm(vector) for name, vector in of_clip.items()}
+    models = {
+        model: np.mean([unit[name] for name in own], axis=0) for model, own in table.groupby("enrolment_id").file_name if model
+    }
+    scores = [models[t.enrolment] @ unit[t.test] / np.linalg.norm(models[t.enrolment]) for t in trials.itertuples()]
+    expected = METRICS["eer"].compute(trials["label"].to_numpy(), np.array(scores))
+    found = record_of(results, "verification", "mfcc")["metrics"]["eer_cosine_raw"]["value"]
+    assert found == pytest.approx(expected)
+    assert found != record_of(results, "verification", "mfcc")["metrics"]["eer_cosine"]["value"]
+
+
+def facts_of(corpus: Path) -> dict[Path, ClipFacts]:
+    paths = sorted(corpus.glob("*.wav"))
+    return dict(zip(paths, Inspector().inspect([Clip(path.name, path) for path in paths])))
+
+
+def test_only_the_first_seconds_are_heard_and_the_table_says_so(results, corpus, tmp_path):
+    """In a copy of the folder: other results than those of whole clips, which are not taken for them."""
+    shutil.copytree(results, tmp_path / "out")
+    manifest, recipe = f"{corpus}/metadata.csv", tmp_path / "eval.yaml"
+    recipe.write_text(f"tasks:\n  verification: {{manifest: {manifest}, trials: {corpus}/trials.csv}}\n")
+    options = ["--baselines", "mfcc", "--first_s", "0.2", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([str(recipe), *options]) == 0
+    whole, cut = (record_of(out, "verification", "mfcc") for out in (results, tmp_path / "out"))
+    assert cut["first_s"] == 0.2
+    assert "first_s" not in whole
+    assert cut["metrics"]["eer_cosine_raw"]["value"] != whole["metrics"]["eer_cosine_raw"]["value"]
+    table = (tmp_path / "out/results.md").read_text()
+    assert "Only the first 0.2 s of every clip: Speaker verification." in table
+    assert "the encoders were tested on different clips" in table  # majority was tested on whole ones
