@@ -38,6 +38,11 @@ COMMANDS = {
         "wavcse.pca.arguments:PCA",
         "make an embedding without labels: principal components of the layers",
     ),
+    "trials": Command(
+        "wavcse.data.trials",
+        "wavcse.data.arguments:TRIALS",
+        "make a list of verification trials from a manifest",
+    ),
     "search": Command("wavcse.search.__main__", "", "choose layers, pooling or sizes: many models on one cache"),
     "embed": Command(
         "wavcse.embed",

@@ -1,4 +1,4 @@
-"""The options of `wavcse cache` and `wavcse embed`. Nothing here loads PyTorch, so `--help` is answered at once."""
+"""The options of `wavcse cache`, `embed` and `trials`. Nothing here loads PyTorch, so that `--help` is answered at once."""
 
 from __future__ import annotations
 
@@ -147,6 +147,28 @@ class EmbedArguments(EmbedSettings):
         check_is_no_folder(self.out)
 
 
+@dataclass
+class TrialsArguments(CheckedFields):
+    """Which pairs of clips."""
+
+    manifest: str = operand("CSV or Parquet table with one row per clip.")
+    split: str = option("test", "Whose clips.", choices=("train", "validation", "test"), group="which pairs")
+    split_column: str = option("", "Of the splits.", "split_sv, or split")
+    speaker_column: str = option("speaker_id", "Of the speakers.")
+    same: list[str] = option(list, "Columns in which the clips of two speakers must agree.", "none", value="COLUMN")
+    across: list[str] = option(list, "Columns in which the clips of one speaker must differ.", "none", value="COLUMN")
+    positives: int | None = option(None, "Draw so many pairs of one speaker.", "all", value="N", at_least=1)
+    negatives: int | None = option(None, "Draw so many pairs of two speakers.", "all", value="N", at_least=1)
+    seed: int = option(0, "Of the draws.", at_least=0)
+    out: str | None = option(
+        None, "The list; it must lie beside the manifest.", "MANIFEST_trials.csv", value="FILE.csv", group="what is left"
+    )
+
+    def look(self) -> None:
+        """ValueError for a manifest that is not there."""
+        check_inputs([self.manifest], None)
+
+
 def check_inputs(tables: Sequence[str], model: str | None) -> None:
     """ValueError for what is not there, before anybody waits for PyTorch; what the files hold is found when they are read.
 
@@ -192,4 +214,14 @@ EMBED = Program(
     "wavcse embed recordings/ --model runs/quickstart/hub --out recordings.parquet",
     continues=True,
     look=EmbedArguments.look,
+)
+TRIALS = Program(
+    "wavcse trials",
+    TrialsArguments,
+    """\
+Make a list of verification trials from a manifest: all pairs of clips of a split, or as many as are asked for. A trial is of
+one speaker (label 1) or of two (label 0). `wavcse eval` and `wavcse finetune` read the list beside its manifest.
+""",
+    "wavcse trials corpus/metadata.csv --split test --same gender --across session",
+    look=TrialsArguments.look,
 )

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from wavcse.app.arguments import APP
-from wavcse.data.arguments import CACHE, EMBED
+from wavcse.data.arguments import CACHE, EMBED, TRIALS
 from wavcse.data.corpora.arguments import CORPORA_PROGRAM
 from wavcse.data.synthetic.arguments import SYNTHESIZE
 from wavcse.doors.arguments import EXPORT
@@ -61,6 +61,7 @@ SHORTEST = {
     SYNTHESIZE: "--out o",
     TRAIN: "--upstream u",
     TRAINING_DATA: "a.yaml b.yaml --out d.json",
+    TRIALS: "m.csv",
     UPDATE: "",
 }
 BY_NAME = {program.name: program for program in SHORTEST}
