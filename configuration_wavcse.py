@@ -62,6 +62,9 @@ if "__transformers_module_hash__" in globals():
 
 MODULE_FAMILIES = ("sew", "sew-d", "wav2vec2-bert", "moonshine")  # never packed: their transformers modules run, in windows
 UPSTREAM_FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper", "unispeech-sat", "data2vec-audio", *MODULE_FAMILIES)
+TWO_SHAPES = ("wavlm", "wav2vec2", "hubert", "unispeech-sat")  # `do_stable_layer_norm` says which: the base's or the large's
+SQUEEZING_FAMILIES = ("sew", "sew-d")  # which average neighbouring frames of their stem
+OTHER_STEMS = ("whisper", "wav2vec2-bert", "moonshine")  # no list of convolutions in their configuration
 TEMPORAL_POOLINGS = {"mean": 1, "mean_std": 2}  # -> how many vectors of the upstream's width they make of a layer's frames
 LAYER_SCALINGS = ("none", "standard")
 CONTEXTS = ("clip", "window")  # of Whisper: the clip's own length, or 30 s whatever it fills of them
@@ -433,8 +436,10 @@ def stem_of(upstream_config: PretrainedConfig) -> list[tuple[int, int]]:
         return list(MOONSHINE_STEM)
     if upstream_config.model_type == "wav2vec2-bert":
         return list(FILTERBANK_STEM)
-    squeeze = getattr(upstream_config, "squeeze_factor", None)  # SEW averages so many frames of its stem into one
-    return [*zip(upstream_config.conv_kernel, upstream_config.conv_stride), *([(squeeze, squeeze)] if squeeze else [])]
+    convolutions = [*zip(upstream_config.conv_kernel, upstream_config.conv_stride)]
+    if upstream_config.model_type not in SQUEEZING_FAMILIES:  # a stray field of that name changes nothing in their modules
+        return convolutions
+    return [*convolutions, (upstream_config.squeeze_factor, upstream_config.squeeze_factor)]
 
 
 def frame_geometry(upstream_config: PretrainedConfig) -> tuple[int, int]:
@@ -633,7 +638,7 @@ def _validated_upstream(upstream_config: Any) -> PretrainedConfig:
             if getattr(upstream_config, name) % 2 != rest:
                 kind = "odd" if rest else "even: two mel frames make one frame"
                 raise ValueError(f"upstream_config.{name} is {getattr(upstream_config, name)}; it must be {kind}.")
-    if hasattr(upstream_config, "conv_dim"):
+    if family not in OTHER_STEMS:
         _multiple_of(upstream_config, "hidden_size", "num_conv_pos_embedding_groups")
         if len({len(getattr(upstream_config, name)) for name in STEM}) > 1:
             lengths = ", ".join(f"{name} {len(getattr(upstream_config, name))}" for name in STEM)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_wavcse import MODULE_FAMILIES, PRECISIONS, count_frames, frame_geometry, is_whisper
+from .configuration_wavcse import MODULE_FAMILIES, PRECISIONS, TWO_SHAPES, count_frames, frame_geometry, is_whisper
 from .packed_layers_wavcse import (
     HAS_FLEX,
     Attention,
@@ -291,8 +291,9 @@ def attention_norm_of(block: nn.Module) -> nn.LayerNorm:
 
 
 def is_norm_before(upstream: PreTrainedModel) -> bool:
-    """Whether blocks normalise their input (large shape, Whisper) rather than their output (base shape)."""
-    return is_whisper(upstream.config) or bool(getattr(upstream.config, "do_stable_layer_norm", False))
+    """Whether blocks normalise their input (large shape, Whisper) rather than their output (base shape, data2vec)."""
+    family = upstream.config.model_type
+    return is_whisper(upstream.config) or (family in TWO_SHAPES and upstream.config.do_stable_layer_norm)
 
 
 def has_relative_bias(upstream: PreTrainedModel) -> bool:

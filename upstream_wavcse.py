@@ -25,6 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from .configuration_wavcse import (
     MODULE_FAMILIES,
     PRECISIONS,
+    SQUEEZING_FAMILIES,
     UPSTREAM_FAMILIES,
     WavCSEConfig,
     as_encoder,
@@ -38,6 +39,7 @@ from .packed_encoder_wavcse import (
     Window,
     blocks_of,
     clip_windows,
+    is_norm_before,
     joined_windows,
     unsupported_part,
     weights_fingerprint,
@@ -433,7 +435,7 @@ def _visit_layers(
     if is_whisper(upstream.config):
         return visit_encoder_layers(upstream, batch.transpose(1, 2), visit, output_attentions)
     with visiting_layers(upstream, visit):
-        return upstream(batch, output_attentions=output_attentions).attentions or ()
+        return upstream(batch, output_attentions=output_attentions, return_dict=True).attentions or ()
 
 
 def unread_part(upstream: PreTrainedModel) -> nn.Module | None:
@@ -441,9 +443,9 @@ def unread_part(upstream: PreTrainedModel) -> nn.Module | None:
     family = upstream.config.model_type
     if family in ("whisper", "moonshine"):
         return upstream.layer_norm
-    if family in ("sew", "sew-d"):
+    if family in SQUEEZING_FAMILIES:
         return upstream.encoder.upsample
-    return upstream.encoder.layer_norm if getattr(upstream.config, "do_stable_layer_norm", False) else None
+    return upstream.encoder.layer_norm if is_norm_before(upstream) else None
 
 
 @contextmanager
