@@ -33,6 +33,10 @@ SUBPACKAGES = [
 
 EVAL = ["scikit-learn>=1.5", "scipy>=1.13", "matplotlib>=3.9", "markdown>=3.6", "jiwer>=4"]
 SEARCH = ["optuna>=4", "matplotlib>=3.9", "markdown>=3.6", "scikit-learn>=1.5", "scipy>=1.13"]
+BASELINES = {  # extra -> what a baseline of `wavcse eval` needs (eval/baselines/)
+    "resemblyzer": ["resemblyzer>=0.1.4", "setuptools<81"],  # webrtcvad, which it needs, imports pkg_resources
+    "egemaps": ["opensmile>=2.5"],  # for research only
+}
 HUB = ["datasets>=4"]
 DOORS = {  # extra -> the libraries of one door (docs/doors.md)
     "sentence-transformers": ["sentence-transformers>=5.4"],
@@ -99,6 +103,7 @@ setup(
     ],
     extras_require={
         **DOORS,
+        **BASELINES,
         "doors": sorted({library for libraries in DOORS.values() for library in libraries}),
         "eval": EVAL,
         "search": SEARCH,

@@ -385,6 +385,8 @@ def origins(rows: Sequence[Row]) -> dict[str, str]:
     for encoder in {name: own.encoder for row in rows for name, own in row.records.items()}.values():
         parts = {
             "model": "{}",
+            "package": "{}",
+            "licence": "licence: {}",
             "layer": "layer {}",
             "layers": "layers {}",
             "temporal_pooling": "pooled over time by {}",

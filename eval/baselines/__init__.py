@@ -35,6 +35,8 @@ LAYER_BASELINES: dict[str, Callable[..., Encoder]] = {
 BASELINES: dict[str, Callable[..., Encoder]] = {
     **LAYER_BASELINES,
     "mfcc": lambda model: _loaded("mfcc", "MFCCEncoder"),
+    "egemaps": lambda model: _loaded("egemaps", "EGeMAPSEncoder"),
+    "resemblyzer": lambda model: _loaded("resemblyzer", "ResemblyzerEncoder"),
     "majority": lambda model: _loaded("majority", "MajorityEncoder"),
 }
 
@@ -67,6 +69,7 @@ def build_encoders(
     Raises:
         ValueError: a wavCSE model that pools otherwise or has another context; an unknown baseline; one that needs a model and
             there is none; the model cannot be loaded or is not an audio model.
+        ImportError: a baseline needs a library that is not installed; the message says what to type.
     """
     from wavcse.eval.encoder import WAVCSE_TYPE, SavedModel, WavCSEEncoder
 
