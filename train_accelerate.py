@@ -62,10 +62,12 @@ from wavcse.training.heads import (
     total_loss,
 )
 from wavcse.training.hub_model import model_on_upstream
+from wavcse.training.linear_probe import linear_probes, underfitted
 from wavcse.training.run import OTHER_SETTINGS, Learner, Run, new_accelerator
 from wavcse.training.start import start_network
 
 NUMBERS = ("ccc", "mae")  # figures of a regression task
+PROBE = "linear probe on the layers, validation"
 
 
 def train_step(accelerator: Accelerator, learner: Learner, batch: FeatureBatch) -> dict[str, Tensor]:
@@ -182,7 +184,8 @@ def finish(run: Run, data: Data) -> dict:
     learner, tasks = run.learner, data.config.tasks
     learner.network.load_state_dict(learner.best_weights)
     training, validation, test = (evaluate(run.accelerator, learner, data.splits[split]) for split in SPLITS)
-    warnings = [_nothing_learnt(run.args, data, task, training) for task in tasks]
+    probes = probes_of(run.args, data) if run.is_main else {}
+    warnings = [_nothing_learnt(run.args, data, task, training) or _behind(task, probes, validation) for task in tasks]
     result = run.write_result(
         "phase1",
         {
@@ -191,6 +194,7 @@ def finish(run: Run, data: Data) -> dict:
             "warnings": [words for words in warnings if words],
             "best_epoch": learner.progress.best_epoch,
             "num_epochs": learner.progress.epoch,
+            **({"probe": probes} if probes else {}),
         },
     )
     if run.is_main:
@@ -239,6 +243,20 @@ def _nothing_learnt(args: RunArguments, data: Data, task: str, training: Evaluat
     )
 
 
+def probes_of(args: RunArguments, data: Data) -> dict[str, dict]:
+    """Task -> what a linear classifier reads from the layers that the run was trained on; empty where it is not wanted."""
+    classes = {task: len(own["labels"]) for task, own in data.config.tasks.items() if own["kind"] == "classification"}
+    return linear_probes(data.splits, classes, data.config.selected_layers) if args.probe else {}
+
+
+def _behind(task: str, probes: Mapping[str, Mapping], validation: Evaluation) -> str:
+    """A warning where a linear classifier on the layers names clearly more clips than the trained heads; else empty."""
+    words = underfitted(probes[task], validation.accuracy[task]) if task in probes else ""
+    return (
+        f"{task}: {words}. Try layer_scaling standard, more epochs, another learning_rate, or less dropout." if words else ""
+    )
+
+
 def protocol_of(source: TaskSource) -> str:
     """How the task's corpora were labelled and split, as their manifests say; empty where they say nothing."""
     return ", ".join(sorted({Manifest(path).protocol for path in source.manifests} - {""}))
@@ -246,7 +264,9 @@ def protocol_of(source: TaskSource) -> str:
 
 def table(result: dict) -> str:
     """The final figures as a text table."""
-    lines = [f"{'task':<12} {'classes':>7} {'test clips':>10} {'validation':>11} {'test':>8}"]
+    probes = result.get("probe", {})
+    head = f"{'task':<12} {'classes':>7} {'test clips':>10} {'validation':>11} {'test':>8}"
+    lines = [head + (f"   {PROBE}: layers together, best layer" if probes else "")]
     for task, figures in result["tasks"].items():
         if figures.get("kind") == "regression":
             lines.append(_numbers_line(task, figures))
@@ -254,13 +274,17 @@ def table(result: dict) -> str:
         accuracy = figures["accuracy"]
         lines.append(
             f"{task:<12} {figures['num_classes']:>7} {figures['num_clips']['test']:>10} "
-            f"{accuracy['validation']:>11.2%} {accuracy['test']:>8.2%}"
+            f"{accuracy['validation']:>11.2%} {accuracy['test']:>8.2%}" + _probe_cells(probes.get(task))
         )
     mean = result["mean_accuracy"]
     lines.append(f"{'mean':<12} {'':>7} {'':>10} {mean['validation']:>11.2%} {mean['test']:>8.2%}")
     lines.append(f"accuracy of epoch {result['best_epoch']}, the best on validation of {result['num_epochs']}")
     lines += [f"warning: {words}" for words in result["warnings"]]
     return "\n".join([*lines, *([result["note"]] if result["note"] else [])])
+
+
+def _probe_cells(probe: Mapping | None) -> str:
+    return f"   {probe['together']:.2%}, {probe['best_layer']:.2%} (layer {probe['layer']})" if probe else ""
 
 
 def _numbers_line(task: str, figures: Mapping) -> str:

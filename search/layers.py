@@ -92,6 +92,7 @@ def search_layers(
         size = [choice["best"]]
         search.run(search.rivals([name for name in rivals if name != "all"], size), size)
     report = _report(search, order, choice)
+    report |= {"probe": probes} if (probes := table.probes_of(replace(args, selected_layers=layers))) else {}
     report["costs"] = _costs(table, args, sets, measure_speed)
     _write(output_dir, args, report)
     return report

@@ -88,6 +88,7 @@ def search_poolings(
         everything = replace(args, selected_layers=table.layers)
         sets["all"] = everything, _fit_all(table, everything, [grid[i] for i in rows], *ways)
     report = _report(table, args, grid, found, rows, sets)
+    report |= {"probe": probes} if (probes := table.probes_of(args)) else {}
     _write(output_dir, args, report)
     return report
 

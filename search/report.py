@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from wavcse.reports.page import inert, made_by, markdown_table, opening
+from wavcse.training.linear_probe import underfitted
 
 TITLES = {
     "consensus": "recursion, consensus of the seeds",
@@ -57,7 +58,14 @@ def layers_markdown(report: Mapping) -> str:
         "Accuracies in %, ± standard deviation over seeds."
     )
     parts = opening("Layer selection", (PICTURES["accuracy"], "pictures/accuracy.png"), _answer(report))
-    parts += ["## Sets of the consensus order", _sets_table(report), "## Beside other ways to choose", _rivals_table(report)]
+    best = next(point for point in report["curves"]["consensus"] if point["size"] == report["choice"]["best"])
+    parts += [
+        "## Sets of the consensus order",
+        _sets_table(report),
+        *probe_words(report, best),
+        "## Beside other ways to choose",
+        _rivals_table(report),
+    ]
     parts += [_differences(report), SELECTION_WORDS] if report["over_rivals"] else []
     parts += ["## Stability", *_stability(report), "## How the figures were made", head]
     parts += [f"Note: {report['note']}"] if report["note"] else []
@@ -75,6 +83,24 @@ def clips_words(report: Mapping) -> str:
         for task, facts in report["tasks"].items()
     ]
     return "train/validation/test: " + "; ".join(tasks)
+
+
+def probe_words(report: Mapping, best: Mapping) -> list[str]:
+    """What a linear classifier reads from the layers that the search had, and which tasks stay behind it in the best fits.
+
+    Args:
+        best: figures of what was chosen; its validation accuracies are means over seeds.
+    """
+    probes = report.get("probe", {})
+    if not probes:
+        return []
+    figures = "; ".join(
+        f"{task} {100 * own['together']:.2f} from all of them, {100 * own['best_layer']:.2f} from layer {own['layer']}"
+        for task, own in probes.items()
+    )
+    found = {task: underfitted(own, best["validation"]["tasks"][task]["mean"]) for task, own in probes.items()}
+    behind = [f"**{task}: {words}.**" for task, words in found.items() if words]
+    return [" ".join([f"A plain linear probe on the same layers, validation accuracy in %: {figures}.", *behind])]
 
 
 def _answer(report: Mapping) -> list[str]:

@@ -31,6 +31,7 @@ from wavcse.search.bootstrap import groups_of
 from wavcse.training.arguments import RunArguments
 from wavcse.training.features import MemoryTable, SplitFeatures, cached_digests, data_fingerprint, free_memory
 from wavcse.training.heads import model_config
+from wavcse.training.linear_probe import linear_probes
 from wavcse.training.start import Scaling, layer_blocks, layer_components, layer_scaling
 
 CHUNK = 4096  # clips copied at a time
@@ -97,6 +98,11 @@ class SearchTable:
             self.components.clear()  # they can be large
             self.components[key] = layer_components(downstream, layer_blocks(self.splits(args)["train"]), args.embedding_size)
         return self.components[key]
+
+    def probes_of(self, args: RunArguments) -> dict[str, dict]:
+        """Task -> what a linear classifier reads from the layers that `args` selects; empty where it is not wanted."""
+        classes = {task: len(labels) for task, labels in self.composite.classes.items()}
+        return linear_probes(self.splits(args), classes, args.selected_layers) if args.probe else {}
 
     def config(self, args: RunArguments) -> WavCSEConfig:
         """The configuration of the model that `args` describes on these features."""

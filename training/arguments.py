@@ -46,6 +46,7 @@ FREE_ON_RESUME = (
     "save_hub",
     "overwrite_output_dir",
     "note",
+    "probe",
 )
 
 
@@ -156,6 +157,9 @@ class RunArguments(RunSettings):
     report_to: str | None = option(None, "Tracker through Accelerate: trackio, tensorboard, ...", value="NAME")
     checkpoint_every_s: float = option(
         20.0, "Least seconds between checkpoints: what a kill can cost. 0 = after every epoch.", at_least=0
+    )
+    probe: bool = option(
+        True, "Show what a linear classifier reads from the same layers beside each task; false saves its seconds."
     )
     save_hub: bool = option(True, "Leave a Hub folder (needs `upstream`); a search turns it off.")
 

@@ -1,8 +1,8 @@
 """Resemblyzer's speaker encoder: a published specialist for voices, whose weights come with its package.
 
-Three LSTM layers trained by GE2E (Wan et al. 2018); the package, which is under Apache-2.0, does not say on whose voices. A clip
-goes through as its own `preprocess_wav` and `embed_utterance` say: level raised to -30 dBFS, long silences cut out, vectors of
-slices of 1.6 s averaged.
+Three LSTM layers trained by GE2E (Wan et al. 2018). The package is under Apache-2.0 and does not say on whose voices it was
+trained. A clip goes through as its own `preprocess_wav` and `embed_utterance` say: level raised to -30 dBFS, long silences cut
+out, vectors of slices of 1.6 s averaged.
 """
 
 from __future__ import annotations
