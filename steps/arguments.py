@@ -19,7 +19,7 @@ FREE_ON_RESUME = (
     "report_to",
     "stop_after_s",
 )
-DECAYS = ("inverse_sqrt", "cosine", "linear", "constant")
+DECAYS = ("inverse_sqrt", "cosine", "linear", "constant", "tri_stage")
 
 
 @dataclass
@@ -86,8 +86,10 @@ def learning_rate_factor(warmup_steps: int, max_steps: int, decay: str) -> Calla
     """Step (from 0) -> share of the peak.
 
     Linear warm-up, then `inverse_sqrt` (Vaswani et al. 2017, the papers' choice; goes on falling, whatever `max_steps`),
-    `cosine` or `linear` (both reach zero after `max_steps`), or `constant`.
+    `cosine` or `linear` (both reach zero after `max_steps`), or `constant`. `tri_stage` has a warm-up of its own.
     """
+    if decay == "tri_stage":
+        return lambda step: tri_stage_factor(step / max_steps)
     warmup = max(1, warmup_steps)
     shapes = {
         "inverse_sqrt": lambda step, _: math.sqrt(warmup / (step + 1)),
@@ -103,3 +105,13 @@ def learning_rate_factor(warmup_steps: int, max_steps: int, decay: str) -> Calla
         return shapes[decay](step, done)
 
     return factor
+
+
+def tri_stage_factor(done: float) -> float:
+    """Share of the steps that are done -> share of the peak, in three stages (Baevski et al. 2020).
+
+    Linear from 1/100 to 1 in the first tenth, constant until the half, then exponential down to 1/20.
+    """
+    if done < 0.1:
+        return 0.01 + 0.99 * done / 0.1
+    return 1.0 if done < 0.5 else 0.05 ** ((done - 0.5) / 0.5)
