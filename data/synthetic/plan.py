@@ -46,6 +46,8 @@ class Utterance:
     tail_s: float  # silence after
     noise_seed: int
     breath_db: float | None = None  # breath noise in the voice, relative to the speech; None = only what the variant has
+    session_eq_db: tuple[float, ...] | None = None  # gain at EQ_NODES_HZ of room and microphone; None = none
+    noise_tilt_db_per_octave: float | None = None  # of the noise, beside pink; None = pink
 
     def __repr__(self) -> str:
         """All values in one line, one per label and split, without those that are None: what identifies a plan."""

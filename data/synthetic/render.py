@@ -60,18 +60,22 @@ def _breath(speech: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _colour(wave: np.ndarray, eq_db: tuple[float, ...], tilt_db_per_octave: float) -> np.ndarray:
-    """Apply the speaker's gains at `EQ_NODES_HZ`, and a tilt around 1 kHz."""
+    """Apply gains at `EQ_NODES_HZ`, and a tilt around 1 kHz."""
     hz = np.maximum(np.fft.rfftfreq(len(wave), 1 / SAMPLING_RATE_HZ), EQ_NODES_HZ[0])
     gain_db = np.interp(np.log2(hz), np.log2(EQ_NODES_HZ), eq_db) + tilt_db_per_octave * np.log2(hz / 1000)
     return np.fft.irfft(np.fft.rfft(wave) * _amplitude(gain_db), len(wave))
 
 
 def _add_room(speech: np.ndarray, utterance: Utterance) -> np.ndarray:
-    """Silence around the speech, and pink noise at the clip's signal-to-noise ratio."""
+    """Silence around the speech, noise at the clip's signal-to-noise ratio, and what the microphone makes of both."""
     before, after = (round(s * SAMPLING_RATE_HZ) for s in (utterance.lead_s, utterance.tail_s))
     wave = np.pad(speech, (before, after))
     noise = _pink_noise(len(wave), utterance.noise_seed)
-    return wave + noise * _amplitude(utterance.level_dbfs - utterance.snr_db)
+    if utterance.noise_tilt_db_per_octave is not None:
+        noise = _colour(noise, (0.0,) * len(EQ_NODES_HZ), utterance.noise_tilt_db_per_octave)
+        noise /= _rms(noise)
+    wave = wave + noise * _amplitude(utterance.level_dbfs - utterance.snr_db)
+    return wave if utterance.session_eq_db is None else _colour(wave, utterance.session_eq_db, 0.0)
 
 
 def _pink_noise(samples: int, seed: int) -> np.ndarray:

@@ -32,6 +32,7 @@ TASKS = {
     "aesdd": [("emotion", "split_er")],
     "iemocap": [("valence", "split_vad"), ("activation", "split_vad"), ("dominance", "split_vad")],
     "fluent": [("intent", "split_ic")],
+    "librispeech": [("text", "split_asr"), ("speaker_id", "split_sv")],
 }
 CLASSES = {"keyword": 18, "language": 6, "gender": 2, "dialect": 8, "emotion": 5, "intent": 31}
 SCRIPTS = {
@@ -276,6 +277,60 @@ def test_trials_are_sound(silent, tmp_path):
     assert table["style"].nunique() == 5
 
 
+# Read sentences in two sessions
+
+
+def test_no_sentence_is_said_in_two_splits(tables):
+    table = tables["librispeech"]
+    assert len(table) >= 1200
+    owners = table.groupby("text").split_asr.nunique()
+    assert owners.max() == 1
+    assert len(owners) > 0.99 * len(table)
+    words = {
+        split: {word for text in of_split for word in text.split()} for split, of_split in table.groupby("split_asr").text
+    }
+    assert len(set().union(*words.values())) >= 300
+    assert words["test"] <= words["train"]  # sentences are new, words are not
+    assert re.fullmatch("[a-z ]+", " ".join(table.text))
+
+
+def test_speakers_are_recorded_in_two_sessions_that_sound_different(tables):
+    table = tables["librispeech"]
+    assert table.speaker_id.nunique() >= 40
+    assert (table.groupby("speaker_id").session.nunique() == 2).all()
+    recorded = table.groupby("session")
+    for column in ("session_eq_db", "noise_tilt_db_per_octave"):
+        assert (recorded[column].nunique() == 1).all()
+    assert table.session_eq_db.nunique() == table.session.nunique()
+    levels = recorded.snr_db.mean()
+    assert recorded.snr_db.std().max() < 2 < levels.std()  # clips of a session are alike, sessions are not
+
+
+def test_the_length_of_read_sentences_and_what_a_session_does_to_a_clip():
+    utterances = plan_twin(TWINS["librispeech"], TWINS["librispeech"].min_clips, seed=0).utterances
+    lengths = [len(render(u)) / 16_000 for u in utterances[::16]]
+    assert 3 <= min(lengths)
+    assert max(lengths) <= 8
+    one = replace(utterances[0], snr_db=90.0, noise_tilt_db_per_octave=0.0)
+    plain, louder = (render(replace(one, session_eq_db=own)) for own in (None, (0.0,) * 3 + (-6.0,) * 4))
+    spectra = [np.abs(np.fft.rfft(wave)) for wave in (plain, louder)]
+    above = np.fft.rfftfreq(len(plain), 1 / 16_000) > 1000
+    assert 20 * np.log10(np.linalg.norm(spectra[1][above]) / np.linalg.norm(spectra[0][above])) == pytest.approx(-6, abs=0.1)
+
+
+def test_trials_of_read_sentences_are_across_sessions_and_within_genders(silent, tmp_path):
+    manifest = write_plan(plan_twin(TWINS["librispeech"], TWINS["librispeech"].min_clips, seed=0), tmp_path, workers=1)
+    table = Manifest(manifest).table.set_index("file_name")
+    trials = pd.read_csv(tmp_path / "trials.csv")
+    one, other = table.loc[trials.enrolment], table.loc[trials.test]
+    is_same = one.speaker_id.to_numpy() == other.speaker_id.to_numpy()
+    assert (trials.label == is_same).all()
+    assert trials.label.sum() == 16  # a pair of each of 16 speakers, who have a clip in each session here
+    assert (one.session.to_numpy() != other.session.to_numpy()).all()
+    assert (one.gender.to_numpy() == other.gender.to_numpy()).all()
+    assert {*one.split_sv, *other.split_sv} == {"test"}
+
+
 # The folders
 
 
@@ -314,6 +369,6 @@ def test_another_seed_or_size_is_refused(spoken):
 def test_cli_refuses_before_it_writes(tmp_path, capsys):
     assert cli.main(["--out", str(tmp_path / "new"), "--twins", "--clips", "100"]) == 2
     assert "100 clips are too few" in capsys.readouterr().err
-    assert cli.main(["--out", str(tmp_path / "new"), "--twins", "librispeech"]) == 2
-    assert "twins is 'librispeech'; allowed: football" in capsys.readouterr().err
+    assert cli.main(["--out", str(tmp_path / "new"), "--twins", "switchboard"]) == 2
+    assert "twins is 'switchboard'; allowed: football" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -6,10 +6,13 @@ from .fluent import FLUENT
 from .football import FOOTBALL
 from .iemocap import IEMOCAP
 from .kathbath import KATHBATH
+from .librispeech import LIBRISPEECH
 from .timit import TIMIT
 from .twin import Twin, plan_twin
 from .voxforge import VOXFORGE
 
-TWINS: dict[str, Twin] = {twin.name: twin for twin in (FOOTBALL, VOXFORGE, KATHBATH, CNCELEB1, TIMIT, AESDD, IEMOCAP, FLUENT)}
+TWINS: dict[str, Twin] = {
+    twin.name: twin for twin in (FOOTBALL, VOXFORGE, KATHBATH, CNCELEB1, TIMIT, AESDD, IEMOCAP, FLUENT, LIBRISPEECH)
+}
 
 __all__ = ["TWINS", "Twin", "plan_twin"]

@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -57,12 +58,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Line:
-    """What is said, under which labels, and how."""
+    """What is said, under which labels, and how; `recorded` are fields of the `Utterance` that are not left to chance."""
 
     text: str
     labels: Mapping[str, str] = field(default_factory=dict)
     prosody: Prosody = NEUTRAL
     breath_db: float | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def _plan_clips(twin: Twin, clips: int, stream: Stream) -> list[Utterance]:
                 speaker=speaker,
                 splits=dict.fromkeys(twin.splits, split),
                 breath_db=line.breath_db,
-                **delivery(rng, speaker, line.prosody),
+                **(delivery(rng, speaker, line.prosody) | line.recorded),
             )
         )
     return utterances
