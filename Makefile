@@ -112,9 +112,9 @@ lint: $(READY)  ## ruff, as CI runs it
 	$(BIN)/ruff format --check .
 
 bench: $(READY)  ## Speed, error and memory beside transformers, corpus pass, training: CPU, under 20 minutes a command
-	$(BIN)/python benchmarks/bench_upstream.py --threads 1 --engines --small
-	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --memory
-	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --allocator warm --workloads mixed
+	$(BIN)/python benchmarks/bench_upstream.py --threads 1 --rounds 3 --engines --small
+	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --rounds 3 --memory
+	$(BIN)/python benchmarks/bench_upstream.py --threads 2 --rounds 3 --allocator warm --workloads mixed
 	$(BIN)/python benchmarks/bench_whisper.py
 	$(BIN)/python benchmarks/bench_corpus.py
 	$(BIN)/python benchmarks/bench_training.py

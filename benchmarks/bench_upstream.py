@@ -52,6 +52,7 @@ from wavcse.data.files import json_text
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP_SAMPLES = 8_000
+SLOWEST_SHARE = 0.5  # of float32's product rate: a precision below it would take most of the run to show that it is no use
 
 
 def limit_audio_s_per_s(bench: UpstreamBench, variant: Contender, clips: Sequence[Tensor], rates: dict[str, float]) -> float:
@@ -203,7 +204,9 @@ def measure(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     if args.workloads:
         bench = make_bench(args.quick, device)
         variants = [*all_variants(bench), *(engine_variants(bench) if args.engines else [])]
-        variants = [variant for variant in variants if set(variant.precision_of.values()) <= rates.keys()]
+        run["left_out"] = [name for name, rate in rates.items() if rate < SLOWEST_SHARE * rates["float32"]]
+        there = rates.keys() - run["left_out"]
+        variants = [variant for variant in variants if set(variant.precision_of.values()) <= there]
     for workload in (workload for workload in WORKLOADS if workload.name in args.workloads):
         workload = workload.scaled(QUICK_FACTOR) if args.quick else workload.repeated(args.repeat)
         rounds = args.rounds if args.all_rounds else min(args.rounds, workload.rounds or args.rounds)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 
 import psutil
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from wavcse.configuration_wavcse import PRECISIONS
 from wavcse.kernels_wavcse import HAS_ONEDNN_LINEAR, FbgemmProduct, float32_library, has_bfloat16, onednn_linear, uses_fbgemm
+from wavcse.settings.processes import processor_name
 
 SPREAD_LIMIT = 0.10  # a ratio that varies by more between rounds is marked
 GEMM_ROWS = 1024
@@ -256,13 +256,3 @@ def machine_facts(device: torch.device) -> dict[str, str | int | float | bool]:
 def device_class(device: str) -> str:
     """What results are kept by: "cpu-avx2", "cpu-avx512", ...; of a GPU "cuda"."""
     return f"{device}-{torch.backends.cpu.get_cpu_capability().lower()}" if device == "cpu" else device
-
-
-def processor_name() -> str:
-    """As the system names it; where it has no name (Arm), the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -90,7 +90,8 @@ def markdown_of(report: dict[str, Any]) -> str:
     for run in report["runs"]:
         rates = ", ".join(f"{name} {rate:.0f}" for name, rate in run["gflop_per_s"].items())
         parts.append(f"## {run['threads']} thread(s), {run['allocator']} allocator")
-        parts.append(f"Products 1024 x 1024 x 4096, GFLOP/s: {rates}.")
+        slow = [f" {name} multiplies too slowly here to be of use and is left out." for name in run.get("left_out", ())]
+        parts.append(f"Products 1024 x 1024 x 4096, GFLOP/s: {rates}.{''.join(slow)}")
         if run["workloads"]:
             parts += [_audio_lines(run["workloads"]), run_table(run["workloads"])]
         if run.get("small"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import signal
 import sys
 import threading
@@ -155,3 +156,13 @@ def end_with_parent() -> None:
 def _wait_for_parent() -> None:
     connection.wait([parent_process().sentinel])
     os._exit(1)
+
+
+def processor_name() -> str:
+    """As the system names it; where it has no name (Arm), the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -22,10 +22,10 @@ from transformers.utils import logging
 os.environ.setdefault("WAVCSE_KERNELS", "onednn")  # else a busy machine could choose otherwise in two processes of a test
 
 from wavcse import WavCSEConfig, WavCSEFeatureExtractor, WavCSEForMultiTask, WavCSEModel
-from wavcse.benchmarks.measure import processor_name
 from wavcse.data.cache import build_cache
 from wavcse.eval.probe import ProbeSettings
 from wavcse.reports import figures
+from wavcse.settings.processes import processor_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

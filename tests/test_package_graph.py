@@ -29,7 +29,7 @@ ALLOWED = {
     "retrieval": "root settings data reports eval embed",
     "app": "root settings data eval embed retrieval",
     "doors": "root settings data reports eval hub embed retrieval",
-    "tools": "root settings data reports training eval pretraining hub",
+    "tools": "root settings data reports training search studies eval pretraining hub search/transfer",
 }
 STUDIES = ("pretraining/study", "search/transfer")
 FREE = ("benchmarks", "examples", "tests")  # may import anything, and nothing imports them

@@ -35,6 +35,11 @@ Splits for a corpus that has none: of every speaker (or other label) one part of
 
 For tasks whose classes are those labels, such as speaker identification. The division follows from the clips' names alone.
 """
+CHOICE_ABOUT = """\
+Candidates for the model in the root: upstream, blocks and size, by validation figures of transfer studies and measured speed.
+
+Give every upstream a name, its study, which `wavcse search transfer` has run, and its folder.
+"""
 
 
 @dataclass
@@ -76,6 +81,20 @@ class SplitArguments(CheckedFields):
     share: float = option(0.15, "Of each label's clips that validate, and that test.", above=0, below=0.34)
 
 
+@dataclass
+class ChoiceArguments(CheckedFields):
+    """What is compared."""
+
+    studies: dict = option(NEEDED, "Upstream's name -> study, as JSON.")
+    upstreams: dict = option(NEEDED, "Upstream's name -> folder or Hub id, as JSON.")
+    output_dir: Path = option(Path("runs/root/choice"), "Folder of choice.json and choice.md.", flag="out", value="DIR")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.studies or set(self.studies) != set(self.upstreams):
+            raise ValueError(f"studies names {sorted(self.studies)}, upstreams {sorted(self.upstreams)}: each needs both.")
+
+
 INSTALL = Program(
     "wavcse install",
     InstallArguments,
@@ -104,4 +123,11 @@ SPLIT = Program(
     SPLIT_ABOUT,
     "python -m wavcse.tools.split ../shared/pretrain/manifest.csv --out runs/root/speakers.csv",
     usage="python -m wavcse.tools.split",
+)
+CHOICE = Program(
+    "wavcse choice",
+    ChoiceArguments,
+    CHOICE_ABOUT,
+    """python -m wavcse.tools.choice --studies '{"tiny.en": "conf/transfer_root.yaml"}' --upstreams '{"tiny.en": "DIR"}'""",
+    usage="python -m wavcse.tools.choice",
 )

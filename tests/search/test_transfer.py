@@ -19,6 +19,7 @@ from wavcse.search import transfer
 from wavcse.search.fit import fit
 from wavcse.search.table import read_table
 from wavcse.search.transfer import Judge, main, read_study, run_transfer
+from wavcse.tools.choice import candidates_of
 
 VARIANTS = {
     "paper": {},
@@ -79,6 +80,10 @@ def test_a_row_is_judged_by_trainings_that_left_its_task_out(files, quick_probes
     text = capsys.readouterr().out
     assert "trained on all tasks of the recipe" in text
     assert "| paper |" in text
+    # The choice of the root model reads validation figures of the same study.
+    (paper, pca) = candidates_of("toy", study, study.shared.upstream)
+    assert (paper.is_trained, pca.is_trained, pca.size) == (True, False, 16)
+    assert paper.validation == pytest.approx(facts["variants"]["paper"]["mean_validation"])
 
 
 def test_a_fit_of_a_study_is_that_of_a_search(files):

@@ -28,7 +28,7 @@ from wavcse.search.phase1_config import read_config
 from wavcse.search.transfer import read_study as read_transfer
 from wavcse.settings.command import Program
 from wavcse.settings.fields import LIMITS, check_fields, operand, option, section_from
-from wavcse.tools.arguments import INSTALL, TRAINING_DATA, UPDATE
+from wavcse.tools.arguments import CHOICE, INSTALL, TRAINING_DATA, UPDATE
 from wavcse.training.arguments import TRAIN
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -61,6 +61,7 @@ SHORTEST = {
     SYNTHESIZE: "--out o",
     TRAIN: "--upstream u",
     TRAINING_DATA: "a.yaml b.yaml --out d.json",
+    CHOICE: '--studies {"a":"b.yaml"} --upstreams {"a":"c"}',
     TRIALS: "m.csv",
     UPDATE: "",
 }
