@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .configuration_wavcse import WavCSEConfig
     from .encoding_wavcse import WavCSEFrames, WavCSEWindows
     from .feature_extraction_wavcse import WavCSEFeatureExtractor
+    from .finetuned_wavcse import FinetunedWavCSE, FinetunedWavCSEConfig, FinetunedWavCSEOutput
     from .modeling_wavcse import (
         WavCSEForMultiTask,
         WavCSEModel,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "FinetunedWavCSE",
+    "FinetunedWavCSEConfig",
+    "FinetunedWavCSEOutput",
     "WavCSEAudioClassificationPipeline",
     "WavCSEConfig",
     "WavCSEFeatureExtractionPipeline",
@@ -57,15 +61,19 @@ def _load() -> None:
     """Import the public names and register the model."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
-    from . import configuration_wavcse, feature_extraction_wavcse, modeling_wavcse, pipeline_wavcse
+    from . import configuration_wavcse, feature_extraction_wavcse, finetuned_wavcse, modeling_wavcse, pipeline_wavcse
 
-    for module in (configuration_wavcse, feature_extraction_wavcse, modeling_wavcse, pipeline_wavcse):
+    for module in (configuration_wavcse, feature_extraction_wavcse, finetuned_wavcse, modeling_wavcse, pipeline_wavcse):
         globals().update({name: getattr(module, name) for name in __all__ if hasattr(module, name)})
     config = configuration_wavcse.WavCSEConfig
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, modeling_wavcse.WavCSEModel, exist_ok=True)
     AutoModelForAudioClassification.register(config, modeling_wavcse.WavCSEForMultiTask, exist_ok=True)
-    AutoFeatureExtractor.register(config, feature_extraction_wavcse.WavCSEFeatureExtractor, exist_ok=True)
+    finetuned = finetuned_wavcse.FinetunedWavCSEConfig
+    AutoConfig.register(finetuned.model_type, finetuned, exist_ok=True)
+    AutoModel.register(finetuned, finetuned_wavcse.FinetunedWavCSE, exist_ok=True)
+    for one in (config, finetuned):
+        AutoFeatureExtractor.register(one, feature_extraction_wavcse.WavCSEFeatureExtractor, exist_ok=True)
 
 
 class _LoadsWhenUsed(type):
@@ -87,9 +95,11 @@ def _register_stand_ins() -> None:
     """What `from_pretrained` of the three looks for first; to use them is to load the names, which takes their places."""
     from transformers import AutoConfig, AutoFeatureExtractor
 
-    config = _LoadsWhenUsed("WavCSEConfig", (), {})
-    AutoConfig.register("wavcse", config, exist_ok=True)
-    AutoFeatureExtractor.register(config, _LoadsWhenUsed("WavCSEFeatureExtractor", (), {}), exist_ok=True)
+    extractor = _LoadsWhenUsed("WavCSEFeatureExtractor", (), {})
+    for model_type, name in (("wavcse", "WavCSEConfig"), ("wavcse_finetuned", "FinetunedWavCSEConfig")):
+        config = _LoadsWhenUsed(name, (), {})
+        AutoConfig.register(model_type, config, exist_ok=True)
+        AutoFeatureExtractor.register(config, extractor, exist_ok=True)
 
 
 if "transformers" in sys.modules:

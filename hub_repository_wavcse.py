@@ -31,6 +31,7 @@ CODE_FILES = (
     "encoding_wavcse.py",
     "endpoint_wavcse.py",
     "feature_extraction_wavcse.py",
+    "finetuned_wavcse.py",
     "gradients_wavcse.py",
     "hub_repository_wavcse.py",
     "kernels_wavcse.py",
@@ -51,6 +52,12 @@ AUTO_MAP = {
     "AutoModel": "modeling_wavcse.WavCSEModel",
     "AutoModelForAudioClassification": "modeling_wavcse.WavCSEForMultiTask",
 }
+AUTO_MAP_FINETUNED = {
+    "AutoConfig": "finetuned_wavcse.FinetunedWavCSEConfig",
+    "AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"],
+    "AutoModel": "finetuned_wavcse.FinetunedWavCSE",
+}
+FINETUNED_TYPE = "wavcse_finetuned"  # `model_type` of its configuration
 CUSTOM_PIPELINES = {
     "feature-extraction": {
         "impl": f"pipeline_wavcse.{WavCSEFeatureExtractionPipeline.__name__}",
@@ -130,6 +137,17 @@ A self-supervised speech encoder runs up to its highest selected layer; the sele
 | trained tasks | {tasks} |
 | input | mono speech at {sampling_rate} Hz, {min_ms:g} ms to {max_s:g} s |"""
 
+DETAILS_FINETUNED = """\
+A speech encoder that was trained as a whole on the tasks below, each of which reads a layer of its own, and one vector of
+{embedding_size} numbers per clip, whatever its length: that of the task `{embedding_of}`.
+
+| | |
+|---|---|
+| upstream | {family}, {num_blocks} transformer blocks, width {upstream_size} |
+{context}| tasks, with the layer and the pooling of each | {readouts} |
+| embedding | of `{embedding_of}`, {embedding_size} numbers |
+| input | mono speech at {sampling_rate} Hz, {min_ms:g} ms to {max_s:g} s |"""
+
 CONTEXT_ROWS = {  # of Whisper alone
     None: "",
     "clip": "| context | `clip`: the encoder sees every clip at its own length |\n",
@@ -169,8 +187,10 @@ clips = [np.random.randn({sampling_rate}), np.random.randn({two_seconds})]  # wa
 inputs = feature_extractor(clips, sampling_rate={sampling_rate}, return_tensors="pt")
 outputs = model(**inputs)
 print(outputs.embeddings.shape)  # torch.Size([2, {embedding_size}]); a clip's row does not depend on its batch
-print(outputs.pooled_layers.shape)  # torch.Size([2, {num_layers}, {pooled_size}])
+{outputs}
 ```"""
+POOLED_OUTPUT = "print(outputs.pooled_layers.shape)  # torch.Size([2, {num_layers}, {pooled_size}])"
+LOGITS_OUTPUT = "print({{task: tuple(logits.shape) for task, logits in outputs.logits.items()}})  # of {num_readouts} tasks"
 
 LIMITS = """\
 - An embedding holds who speaks, how and what: treat it as personal data. Do not identify people without their consent, and do
@@ -221,11 +241,12 @@ def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | 
 
 
 def _auto_map(folder: Path, config: WavCSEConfig, model_class: type | None) -> dict[str, str]:
-    """`AUTO_MAP`, with the classes of other files that are in the folder; the class of the saved model itself comes first."""
-    auto_map = dict(AUTO_MAP)
+    """That of the kind of model, with the classes of other files in the folder; the class of the saved model comes first."""
+    own = AUTO_MAP_FINETUNED if config.model_type == FINETUNED_TYPE else AUTO_MAP
+    auto_map = dict(own)
     for auto_class, reference in (getattr(config, "auto_map", None) or {}).items():
         file = f"{reference.partition('.')[0]}.py"
-        if file not in CODE_FILES and (folder / file).exists() and AUTO_MAP.get(auto_class) != _reference(model_class):
+        if file not in CODE_FILES and (folder / file).exists() and own.get(auto_class) != _reference(model_class):
             auto_map[auto_class] = reference
     return auto_map
 
@@ -246,7 +267,7 @@ def class_of_repository(model_class: type, name_or_path: str | Path, **hub_kwarg
     """
     hub_kwargs = {name: value for name, value in hub_kwargs.items() if name != "subfolder"}
     fields, _ = PretrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
-    by_reference = {reference: auto_class for auto_class, reference in AUTO_MAP.items()}
+    by_reference = {reference: auto_class for own in (AUTO_MAP, AUTO_MAP_FINETUNED) for auto_class, reference in own.items()}
     auto_class = by_reference.get(_reference(model_class), getattr(model_class, "_auto_class", None))
     reference = (fields.get("auto_map") or {}).get(auto_class)
     if not reference or "--" in reference:
@@ -394,9 +415,12 @@ def model_card(
     """
     facts = {name: inert(value) for name, value in facts_of(config, model_id).items()}
     facts |= _own_lines(config)
-    facts["tasks"] = facts["tasks"].replace("|", "\\|")  # a cell of a table
+    for name in ("tasks", "readouts"):
+        facts[name] = facts[name].replace("|", "\\|")  # a cell of a table
+    is_finetuned = config.model_type == FINETUNED_TYPE
+    facts["outputs"] = (LOGITS_OUTPUT if is_finetuned else POOLED_OUTPUT).format(**facts)
     own = {
-        "Model details": DETAILS.format(**facts),
+        "Model details": (DETAILS_FINETUNED if is_finetuned else DETAILS).format(**facts),
         "Usage": USAGE.format(**facts),
         "Bias, risks and limits": LIMITS.format(**facts),
         "Python files that run": _code_table(code_files),
@@ -433,6 +457,9 @@ def facts_of(config: WavCSEConfig, model_id: str) -> dict[str, Any]:
         # Sorted, as config.json is: a reloaded model gets the same card.
         "pooling_kwargs": ", ".join(f"{name} = {value}" for name, value in sorted(config.pooling_kwargs.items())),
         "tasks": ", ".join(f"{name} ({_outputs_in_words(task)})" for name, task in sorted(config.tasks.items())) or "none",
+        "readouts": ", ".join(_readout_in_words(*one) for one in (getattr(config, "readouts", None) or {}).items()),
+        "num_readouts": len(getattr(config, "readouts", None) or {}),
+        "embedding_of": getattr(config, "embedding_of", None) or "",
         "sampling_rate": config.sampling_rate,
         "two_seconds": 2 * config.sampling_rate,
         "min_ms": 1000 * config.min_samples / config.sampling_rate,
@@ -463,6 +490,12 @@ def _steps(config: WavCSEConfig) -> str:
 
 def _outputs_in_words(task: Mapping[str, Any]) -> str:
     return f"{len(task['labels'])} classes" if task["kind"] == "classification" else "a number"
+
+
+def _readout_in_words(name: str, one: Mapping[str, Any]) -> str:
+    what = {"ctc": "text", "classes": f"{len(one.get('labels', ()))} classes", "numbers": "a number"}[one["kind"]]
+    pooling = "" if one["kind"] == "ctc" else f", {one['pooling']}"
+    return f"{name} ({what}: {one['tap']}{pooling})"
 
 
 def inert(value: Any) -> Any:

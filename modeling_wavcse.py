@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401
+    from .finetuned_wavcse import FinetunedWavCSE  # noqa: F401
     from .kernels_wavcse import float32_library  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .encoding_wavcse import read_clips  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
+    from .finetuned_wavcse import FinetunedWavCSE  # noqa: F401
     from .gradients_wavcse import GradientWatch  # noqa: F401
     from .hub_repository_wavcse import complete_repository  # noqa: F401
     from .kernels_wavcse import float32_library  # noqa: F401

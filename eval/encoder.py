@@ -40,7 +40,8 @@ from wavcse.upstream_wavcse import NO_SAFETENSORS
 
 CHECK_DURATIONS_S = (0.3, 1.7, 0.9, 1.7, 0.5)  # unsorted, with a tie: padding and reordering both show
 CHECK_TOLERANCE = 1e-4  # of the largest embedding value; the model's own promise is 1e-5
-WAVCSE_TYPE = "wavcse"  # `model_type` of a wavCSE configuration
+FINETUNED_TYPE = "wavcse_finetuned"
+WAVCSE_TYPES = ("wavcse", FINETUNED_TYPE)  # `model_type` of the configurations of wavCSE models
 
 
 @runtime_checkable
@@ -89,11 +90,12 @@ class WavCSEEncoder:
     def __init__(self, model: str, name: str = "wavcse", device: str | torch.device = "cpu", precision: str | None = None):
         self.name, self.precision = name, precision
         checkpoint = SavedModel.parse(model)
-        if checkpoint.model_type != WAVCSE_TYPE:  # asked before any of its code is run
+        if checkpoint.model_type not in WAVCSE_TYPES:  # asked before any of its code is run
             raise ValueError(
                 f"The model {model!r} is of type {checkpoint.model_type!r}, which has no embedding; "
                 "give a wavCSE model (see `WavCSEModel.from_upstream`)."
             )
+        self.reads_frames = checkpoint.model_type == FINETUNED_TYPE  # then pooled layers do not make its embedding
         self.identity = checkpoint.identity(precision)
         self.feature_extractor, self.model = _load(checkpoint, device)
         if precision is not None and hasattr(self.model, "check_precision"):  # code of older models has none
@@ -131,7 +133,8 @@ class WavCSEEncoder:
             layers = None
             if hasattr(model, "pool_layers"):
                 layers = model.pool_layers(**inputs, layers=range(self.num_layers), precision=self.precision)
-                inputs = {"pooled_layers": layers[:, list(model.config.selected_layers)]}
+                if not self.reads_frames:
+                    inputs = {"pooled_layers": layers[:, list(model.config.selected_layers)]}
             output = model(**inputs, precision=self.precision, return_dict=True)
             self._last = (waveforms, layers, output)
         return self._last[1:]

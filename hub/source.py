@@ -13,6 +13,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.data.files import read_result
 from wavcse.eval.encoder import SavedModel
+from wavcse.finetuned_wavcse import FinetunedWavCSE, FinetunedWavCSEConfig
+from wavcse.modeling_wavcse import WavCSEModel
 
 if TYPE_CHECKING:
     from wavcse.eval.results import Result
@@ -21,6 +23,7 @@ RESULT_FILES = "*__*.json"
 OWN_RESULTS = Path("results") / "tiny"  # in a checkout of this repository: what is known of the model in its root
 CARD = "card.md"  # among results: the sections of a card that was made for one model (`tools/readme.py`)
 TRAINING_RESULT = "phase1.json"
+MODELS = {WavCSEConfig.model_type: WavCSEModel, FinetunedWavCSEConfig.model_type: FinetunedWavCSE}
 TRAINING_FIELDS = ("tasks", "best_epoch", "num_epochs", "train_seconds", "num_processes", "device", "config", "versions")
 
 
@@ -109,11 +112,11 @@ def _read_config(run: Path, model: Path) -> WavCSEConfig:
         model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path}: is not the configuration of a model ({error}).") from error
-    if model_type != WavCSEConfig.model_type:
+    if model_type not in MODELS:
         raise ValueError(f"{path}: is of type {model_type!r}, not of a wavCSE model.")
     if not any((model / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise ValueError(f"{model}: holds no {SAFE_WEIGHTS_NAME}; only safetensors are published.")
-    return WavCSEConfig.from_pretrained(model)
+    return MODELS[model_type].config_class.from_pretrained(model)
 
 
 def _refuse_non_finite(model: Path) -> None:

@@ -17,8 +17,8 @@ import torch
 from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
 from wavcse.hub import reload
+from wavcse.hub.source import MODELS
 from wavcse.hub_repository_wavcse import hash_code_files
-from wavcse.modeling_wavcse import WavCSEModel
 
 TOLERANCE = 1e-5  # of the largest value of the embedding: the model's own promise
 CLIP_S = 1.5
@@ -66,7 +66,8 @@ def fixed_clip(config: WavCSEConfig) -> np.ndarray:
 @torch.no_grad()
 def embed_fixed_clip(model: Path) -> tuple[np.ndarray, np.ndarray]:
     """The clip `[samples]` and its embedding `[E]` by the model as this package reads it."""
-    loaded = WavCSEModel.from_pretrained(model).eval()
+    model_class = MODELS[json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]]
+    loaded = model_class.from_pretrained(model).eval()
     clip = fixed_clip(loaded.config)
     feature_extractor = WavCSEFeatureExtractor.from_config(loaded.config)
     inputs = feature_extractor(clip, sampling_rate=loaded.config.sampling_rate, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""Settings that every training of an encoder on crops shares: batches, optimiser, schedule, run."""
+"""Settings that every training of an encoder in steps shares: optimiser, schedule, run; and, on crops, masks and batches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ DECAYS = ("inverse_sqrt", "cosine", "linear", "constant", "tri_stage")
 
 
 @dataclass
-class StepArguments(RunSettings):
-    """A training in steps; each step has batches of crops and changes the encoder."""
+class UpdateArguments(RunSettings):
+    """A training in steps that change an encoder."""
 
     free_on_resume = FREE_ON_RESUME
 
@@ -37,6 +37,29 @@ class StepArguments(RunSettings):
         "`model_type` (wavlm, wav2vec2, hubert) and fields of its transformers configuration (YAML or JSON).",
         group="the encoder",
     )
+
+    max_steps: int = option(10_000, "Updates.", above=0, group="steps")
+    learning_rate: float = option(6e-4, "Peak of AdamW's learning rate.", above=0)
+    warmup_steps: int = option(500, "Steps of linear warm-up.", at_least=0)
+    decay: str = option("inverse_sqrt", "Of the learning rate after the warm-up.", choices=DECAYS)
+    adam_betas: list[float] = option(lambda: [0.9, 0.98], "AdamW's beta1 and beta2.")
+    weight_decay: float = option(0.01, "On matrices only.", at_least=0)
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", above=0)
+    max_skipped_steps: int = option(10, "Stop after this many steps in a row that were not finite.", above=0)
+
+    seed: int = option(0, "Same seed, same run to the bit on one machine.", at_least=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas is {self.adam_betas}; it must be two numbers from 0 to below 1.")
+
+
+@dataclass
+class StepArguments(UpdateArguments):
+    """A training in steps, each of which has batches of crops."""
+
+    mask_least = 1  # spans in a crop
 
     mask_probability: float = option(
         0.02, "Probability that a span starts at a frame.", above=0, below=1, group="masks, crops and batches"
@@ -51,23 +74,10 @@ class StepArguments(RunSettings):
     crop_s: float = option(3.0, "Longest crop of a clip in seconds.", above=0)
     length_step_s: float = option(0.5, "Crops are multiples of this, so that equal lengths meet.", above=0)
 
-    max_steps: int = option(10_000, "Updates.", above=0, group="steps")
-    learning_rate: float = option(6e-4, "Peak of AdamW's learning rate.", above=0)
-    warmup_steps: int = option(500, "Steps of linear warm-up.", at_least=0)
-    decay: str = option("inverse_sqrt", "Of the learning rate after the warm-up.", choices=DECAYS)
-    adam_betas: list[float] = option(lambda: [0.9, 0.98], "AdamW's beta1 and beta2.")
-    weight_decay: float = option(0.01, "On matrices only.", at_least=0)
-    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", above=0)
-    max_skipped_steps: int = option(10, "Stop after this many steps in a row that were not finite.", above=0)
-
-    seed: int = option(0, "Same seed, same run to the bit on one machine.", at_least=0)
-
     def __post_init__(self):
         from wavcse.audio_wavcse import SAMPLING_RATE_HZ  # which loads PyTorch; `--help` needs none
 
         super().__post_init__()
-        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ValueError(f"adam_betas is {self.adam_betas}; it must be two numbers from 0 to below 1.")
         if self.length_step_s * SAMPLING_RATE_HZ < 1:
             raise ValueError(
                 f"length_step_s is {self.length_step_s}; it must be at least one sample, {1 / SAMPLING_RATE_HZ} s."

@@ -7,12 +7,14 @@ continued run repeats an undisturbed one, and the losses can be divided by count
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -24,6 +26,8 @@ from wavcse.steps.arguments import StepArguments
 from wavcse.steps.audio_store import AudioStore
 from wavcse.steps.crops import Crop, CropPlanner
 from wavcse.steps.encoder import receptive_field
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,16 @@ def encode_groups(encoder: PreTrainedModel, groups: Sequence[Group]) -> tuple[li
 class CropReader:
     """Audio of crops, equal lengths together.
 
+    Args:
+        do_normalize: bring every crop to zero mean and unit variance, as the encoder expects it.
+
     Attributes:
         num_samples: length of every clip, `[N]`; 0 of clips that cannot be used.
         unusable: why not, by the clip's number.
     """
 
-    def __init__(self, clips: Sequence[Clip], store: AudioStore, config: PretrainedConfig):
-        self.clips, self.store, self.config = clips, store, config
+    def __init__(self, clips: Sequence[Clip], store: AudioStore, config: PretrainedConfig, do_normalize: bool = True):
+        self.clips, self.store, self.config, self.do_normalize = clips, store, config, do_normalize
         self.first, self.num_samples = np.zeros((2, len(clips)), dtype=np.int64)
         self.unusable: dict[int, str] = {}
         for row, clip in enumerate(clips):
@@ -103,14 +110,31 @@ class CropReader:
 
     def groups(self, crops: Sequence[Crop]) -> list[Group]:
         """The crops in their order; neighbours of one length are a group."""
-        return [self._group(list(some)) for _, some in itertools.groupby(crops, key=lambda crop: crop.num_samples)]
+        return [self._group(list(some)) for _, some in itertools.groupby(crops, key=lambda crop: crop.length)]
 
     def _group(self, crops: Sequence[Crop]) -> Group:
         parts = [
             self.store.read(self.clips[crop.clip].path, self.first[crop.clip] + crop.start, crop.num_samples) for crop in crops
         ]
-        masks = np.stack([crop.mask for crop in crops])
-        return Group(normalized(torch.from_numpy(np.stack(parts))), torch.from_numpy(masks))
+        masks = torch.from_numpy(np.stack([crop.mask for crop in crops]))
+        if not any(crop.silence for crop in crops):
+            return Group(self._normalized(torch.from_numpy(np.stack(parts))), masks)
+        waveforms = [self._normalized(torch.from_numpy(part)[None]) for part in parts]
+        return Group(torch.cat([F.pad(one, (0, crop.silence)) for one, crop in zip(waveforms, crops)]), masks)
+
+    def _normalized(self, waveforms: Tensor) -> Tensor:
+        return normalized(waveforms) if self.do_normalize else waveforms
+
+
+def loaded_ahead(load: Callable[[int], Loaded], steps: range) -> Iterator[Loaded]:
+    """What `load` gives for each step, read while the step before is trained on."""
+    with ThreadPoolExecutor(1) as pool:
+        futures = [pool.submit(load, step) for step in steps[:1]]
+        for step in steps:
+            batches = futures.pop().result()
+            if step + 1 in steps:
+                futures.append(pool.submit(load, step + 1))
+            yield batches
 
 
 class BatchLoader:
@@ -140,14 +164,7 @@ class BatchLoader:
 
     def updates(self, first_step: int) -> Iterator[list[CropBatch]]:
         """For each update from `first_step` on, its `gradient_accumulation_steps` batches."""
-        with ThreadPoolExecutor(1) as pool:  # reads the audio of the next update while this one trains
-            steps = range(first_step, self.args.max_steps)
-            futures = [pool.submit(self.update, step) for step in steps[:1]]
-            for step in steps:
-                batches = futures.pop().result()
-                if step + 1 in steps:
-                    futures.append(pool.submit(self.update, step + 1))
-                yield batches
+        return loaded_ahead(self.update, range(first_step, self.args.max_steps))
 
     def update(self, step: int) -> list[CropBatch]:
         """The batches of update `step` (from 0)."""

@@ -15,12 +15,21 @@ TRIES = 10  # to find a clip that is not in the batch yet
 
 
 class Crop(NamedTuple):
-    """A part of a clip: `start` and `num_samples` in samples, and which of its frames are masked, bool `[T]`."""
+    """A part of a clip: `start` and `num_samples` in samples, and which of its frames are masked, bool `[T]`.
+
+    `silence` samples follow it, so that it is as long as others, and are part of the frames.
+    """
 
     clip: int
     start: int
     num_samples: int
     mask: np.ndarray
+    silence: int = 0
+
+    @property
+    def length(self) -> int:
+        """Samples that the encoder sees."""
+        return self.num_samples + self.silence
 
 
 class CropPlanner:
@@ -95,7 +104,8 @@ class CropPlanner:
         longest = min(self.num_samples[clip], to_samples(self.args.crop_s))
         length = int(longest // self.step_samples * self.step_samples)
         start = int(rng.integers(self.num_samples[clip] - length + 1))
-        mask = span_mask(rng, self.frames_of(length), self.args.mask_probability, self.args.mask_frames)
+        args = self.args
+        mask = span_mask(rng, self.frames_of(length), args.mask_probability, args.mask_frames, args.mask_least)
         return Crop(clip, start, length, mask)
 
 
@@ -111,16 +121,16 @@ class Pool:
         return int(self.rows[np.searchsorted(self.ends, rng.integers(self.total), side="right")])
 
 
-def span_mask(rng: np.random.Generator, num_frames: int, probability: float, span: int) -> np.ndarray:
-    """Masked frames, bool `[num_frames]`: each frame starts a span with `probability`; at least one span, cut at the end.
+def span_mask(rng: np.random.Generator, num_frames: int, probability: float, span: int, least: int = 1) -> np.ndarray:
+    """Masked frames, bool `[num_frames]`: each frame starts a span with `probability`; `least` spans, cut at the end.
 
     Spans of 0 frames mask nothing.
 
     The expected share far from the edges is `1 - (1 - probability) ** span`: 33 % for 0.02 and 20 frames.
     """
     starts = np.flatnonzero(rng.random(num_frames) < probability)
-    if not len(starts):
-        starts = rng.integers(max(1, num_frames - span + 1), size=1)
+    if len(starts) < least:
+        starts = rng.integers(max(1, num_frames - span + 1), size=least)
     mask = np.zeros(num_frames, dtype=bool)
     for start in starts:
         mask[start : start + span] = True

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from wavcse.steps.arguments import StepArguments, learning_rate_factor
+from wavcse.steps.arguments import UpdateArguments, learning_rate_factor
 from wavcse.steps.batches import CropBatch
 from wavcse.training.run import Learner, all_finite, first_reason
 
@@ -30,7 +30,7 @@ class StepProgress:
     train_seconds: float = 0.0
 
 
-def new_learner(args: StepArguments, network: nn.Module) -> Learner:
+def new_learner(args: UpdateArguments, network: nn.Module) -> Learner:
     """AdamW over everything that is trained; weight decay on matrices only."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
@@ -48,11 +48,13 @@ def update(
     batches: Sequence[CropBatch],
     figures: BatchFigures,
     loss_of: Callable[[Any, Any, int, int], Tensor],
+    gradients_of: GradientsOf | None = None,
 ) -> None:
-    """One update from the batches of one step (gradients accumulate over them); a gradient that is not finite changes nothing.
+    """One update from the batches of one step; a gradient that is not finite changes nothing.
 
     Args:
         loss_of: (output of the network, settings, step, number of processes) -> loss.
+        gradients_of: how the batches' gradients come into the parameters; they accumulate (`accumulated`) if not given.
 
     Raises:
         FloatingPointError: `max_skipped_steps` updates in a row had such a gradient.
@@ -63,15 +65,7 @@ def update(
     seed = np.random.SeedSequence([args.seed, step])
     pair_seed, dropout_seed = (int(word >> 2) for word in seed.generate_state(2, np.uint64))
     torch.manual_seed(dropout_seed + accelerator.process_index)
-    outputs = []
-    for part, batch in enumerate(batches):
-        is_last = part == len(batches) - 1
-        with contextlib.nullcontext() if is_last else accelerator.no_sync(learner.model):
-            output = learner.model(batch.to(accelerator.device), pair_seed + part)
-            loss = loss_of(output, args, step, accelerator.num_processes)
-            accelerator.backward(loss / len(batches))
-        outputs.append(output)
-    norm = accelerator.clip_grad_norm_(learner.network.parameters(), args.max_grad_norm)
+    outputs, loss, norm = (gradients_of or accumulated)(accelerator, learner, batches, loss_of, pair_seed)
     if torch.isfinite(norm):
         learner.optimizer.step()
         progress.skipped_in_row = 0
@@ -87,6 +81,25 @@ def update(
             f"{progress.skipped_in_row} steps in a row up to step {progress.step} had a loss or gradient that is not finite "
             f"(the last loss is {float(loss.detach()):g}). {_what_to_try(args)}"
         )
+
+
+def accumulated(
+    accelerator: Accelerator,
+    learner: Learner,
+    batches: Sequence[CropBatch],
+    loss_of: Callable[[Any, Any, int, int], Tensor],
+    seed: int,
+) -> tuple[list[Any], Tensor, Tensor]:
+    """The mean gradient over batches, scaled down to `max_grad_norm`: outputs, the last loss, and the norm before."""
+    args, outputs = learner.args, []
+    for part, batch in enumerate(batches):
+        is_last = part == len(batches) - 1
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(learner.model):
+            output = learner.model(batch.to(accelerator.device), seed + part)
+            loss = loss_of(output, args, learner.progress.step, accelerator.num_processes)
+            accelerator.backward(loss / len(batches))
+        outputs.append(output)
+    return outputs, loss, accelerator.clip_grad_norm_(learner.network.parameters(), args.max_grad_norm)
 
 
 def refuse_divergence(accelerator: Accelerator, learner: Learner, figures: Mapping[str, Any]) -> None:
@@ -108,10 +121,14 @@ def refuse_divergence(accelerator: Accelerator, learner: Learner, figures: Mappi
         )
 
 
-def _what_to_try(args: StepArguments) -> str:
+def _what_to_try(args: UpdateArguments) -> str:
     rest = "" if args.mixed_precision == "no" else f", or train with mixed_precision no ({args.mixed_precision} here)"
     label = f" or label_weight ({args.label_weight:g})" if getattr(args, "label_weight", 0) else ""
     return f"Lower learning_rate ({args.learning_rate:g} here){label}{rest}; the last checkpoint is from before."
+
+
+# (accelerator, learner, batches, loss_of, seed) -> outputs of the batches, a loss for messages, norm of the gradient
+GradientsOf = Callable[[Accelerator, Learner, Sequence[Any], Callable, int], tuple[list[Any], Tensor, Tensor]]
 
 
 class BatchFigures(Protocol):

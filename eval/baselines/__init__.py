@@ -71,7 +71,7 @@ def build_encoders(
             there is none; the model cannot be loaded or is not an audio model.
         ImportError: a baseline needs a library that is not installed; the message says what to type.
     """
-    from wavcse.eval.encoder import WAVCSE_TYPE, SavedModel, WavCSEEncoder
+    from wavcse.eval.encoder import WAVCSE_TYPES, SavedModel, WavCSEEncoder
 
     unknown = sorted(set(baselines) - set(BASELINES))
     if unknown:
@@ -79,7 +79,7 @@ def build_encoders(
     asked = list(dict.fromkeys(baselines))
     if not model:
         return [BASELINES[baseline](None) for baseline in asked]
-    if SavedModel.parse(model).model_type == WAVCSE_TYPE:
+    if SavedModel.parse(model).model_type in WAVCSE_TYPES:
         own = WavCSEEncoder(model, name or DEFAULT_NAME, device, precision)
         if temporal_pooling not in (None, own.temporal_pooling):
             raise ValueError(

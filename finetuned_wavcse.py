@@ -1,0 +1,395 @@
+"""`FinetunedWavCSE`: an upstream trained as a whole on several tasks, each of which reads a layer of its own.
+
+Vaessen and van Leeuwen 2023, "Towards multi-task learning of speech and speaker recognition": a text is read off the frames
+of the last layer, a speaker off a vector that is pooled from the frames of some layer. What reads a layer for a task is a
+readout:
+
+    frames of its tap [B, T, D] -> a CTC head -> logits [B, T, V]
+                                -> pooling over time -> vector [B, E] -> classes [B, C], or a number [B]
+
+The vector of one readout, `embedding_of`, is the model's embedding: `encode`, the pipeline and the evaluation use it as they
+do any other. The class that is trained is the one that runs from the Hub.
+
+Shapes: `B` clips, `T` frames, `D` upstream width, `E` size of a vector, `C` classes, `V` symbols of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_wavcse import WavCSEConfig, checked_task_name, is_whisper, validated_loss
+from .ecapa_wavcse import EcapaTdnn
+from .modeling_wavcse import CosineHead, WavCSEModel
+from .pooling_wavcse import pooled_frames
+from .upstream_wavcse import unpadded, unread_part, visiting_layers
+from .whisper_wavcse import log_mel_of_clip, visit_encoder_layers
+
+# For transformers' loader of remote code, as in `configuration_wavcse.py`.
+if TYPE_CHECKING:
+    from .audio_streams_wavcse import Stream  # noqa: F401
+    from .audio_wavcse import load_waveform  # noqa: F401
+    from .encoding_wavcse import read_clips  # noqa: F401
+    from .endpoint_wavcse import EndpointHandler  # noqa: F401
+    from .feature_extraction_wavcse import WavCSEFeatureExtractor  # noqa: F401
+    from .gradients_wavcse import GradientWatch  # noqa: F401
+    from .hub_repository_wavcse import complete_repository  # noqa: F401
+    from .kernels_wavcse import float32_library  # noqa: F401
+    from .labels_wavcse import predictions  # noqa: F401
+    from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
+    from .packed_layers_wavcse import FloatLinear  # noqa: F401
+    from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
+    from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
+    from .wav2vec2_bert_wavcse import filterbank_of_clip  # noqa: F401
+
+FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")  # of upstreams whose output is their last block's, normed or not
+KINDS = {"ctc": ("ctc",), "classes": ("cross_entropy", "aam_softmax"), "numbers": ("l1", "ccc")}  # kind -> its losses
+LAST, WEIGHTED_SUM, EMBEDDING = "last", "weighted_sum", "embedding"  # taps beside the numbers of layers
+POOLINGS = ("mean", "first", "mean_std", "ecapa")
+ECAPA = {"channels": 512, "aggregated_channels": 1536, "embedding_size": 192}  # arguments of `EcapaTdnn`
+FIELDS = {  # kind -> what a readout of it says beside kind, tap, pooling and loss
+    "ctc": ("vocabulary",),
+    "classes": ("labels", "scale", "margin"),
+    "numbers": ("mean", "std"),
+}
+
+
+class FinetunedWavCSEConfig(WavCSEConfig):
+    """Configuration of a `FinetunedWavCSE`.
+
+    Args:
+        readouts (`dict`): Task name -> `{"kind": "ctc" | "classes" | "numbers", "tap": ..., "pooling": ..., "loss": ...}`.
+            `tap`: `"last"`, the encoder's output with its final norm; a number n, the output of block n; `"weighted_sum"` of
+            all layers with learnt weights (SUPERB); `"embedding"`, what the layers selected by `selected_layers` give in a
+            wavCSE model. `pooling` over time: `"mean"`, `"first"` frame, `"mean_std"`, `"ecapa"` (`"ecapa": {...}` holds its
+            sizes). A text has `"vocabulary"`, whose first symbol is the blank; classes have `"labels"`, and with the loss
+            aam_softmax `"scale"` and `"margin"`; a number has `"mean"` and `"std"` of the training clips, and the head gives
+            `(number - mean) / std`.
+        embedding_of (`str`): the readout whose pooled vector is the embedding; its size is `embedding_size`.
+        kwargs: as of `WavCSEConfig`. Its fields from `layer_scaling` to `layer_dropout` describe the tap `"embedding"` and
+            mean nothing without it; `selected_layers` then has but to name the highest layer that is read.
+
+    Raises:
+        ValueError: as `WavCSEConfig`, or a readout does not fit.
+    """
+
+    model_type = "wavcse_finetuned"
+    readouts, embedding_of = None, None
+
+    def __init__(self, readouts: Mapping[str, Mapping[str, Any]] | None = None, embedding_of: str | None = None, **kwargs):
+        self.readouts, self.embedding_of = readouts, embedding_of
+        super().__init__(**kwargs)
+
+    def check(self) -> None:
+        """As of `WavCSEConfig`; `embedding_size` follows from the readout that it is of."""
+        super().check()
+        family = self.upstream_config.model_type
+        if family not in FAMILIES:
+            raise ValueError(f"upstream_config is of a {family}; a finetuned model has one of {', '.join(FAMILIES)}.")
+        given = self.readouts or {}
+        if not isinstance(given, Mapping) or not given:
+            raise ValueError(f"readouts is {self.readouts!r}; name at least one task.")
+        self.readouts = {checked_task_name(name): self._checked_readout(name, one) for name, one in given.items()}
+        if self.embedding_of is None:
+            self.embedding_of = self._most_fitting()
+        if self.embedding_of not in self.readouts:
+            raise ValueError(f"embedding_of is {self.embedding_of!r}; it must be one of {', '.join(self.readouts)}.")
+        is_embedding = self.readouts[self.embedding_of]["tap"] == EMBEDDING
+        if self.reads_embedding and not is_embedding:
+            raise ValueError(f"embedding_of is {self.embedding_of!r}, but tasks read the embedding itself: name one of those.")
+        if not is_embedding:
+            self.embedding_size = self.vector_size(self.embedding_of)
+
+    @property
+    def reads_embedding(self) -> bool:
+        """Whether a readout has the tap `"embedding"`, so that the model has wavCSE's own layers too."""
+        return any(one["tap"] == EMBEDDING for one in self.readouts.values())
+
+    def vector_size(self, name: str) -> int:
+        """E of a readout's pooled vector."""
+        one, width = self.readouts[name], self.upstream_config.hidden_size
+        if one["tap"] == EMBEDDING:
+            return self.embedding_size
+        return {"mean_std": 2 * width, "ecapa": one.get("ecapa", ECAPA)["embedding_size"]}.get(one["pooling"], width)
+
+    def layers_of(self, name: str) -> tuple[int | str, ...]:
+        """Layers that a readout reads, `"last"` among them as it is."""
+        tap = self.readouts[name]["tap"]
+        if tap == EMBEDDING:
+            return tuple(self.selected_layers)
+        return tuple(range(self.num_hidden_layers + 1)) if tap == WEIGHTED_SUM else (tap,)
+
+    def _most_fitting(self) -> str:
+        """The first readout of the embedding itself, else of speakers or the like, else the first."""
+        names = list(self.readouts)
+        own = [name for name in names if self.readouts[name]["tap"] == EMBEDDING]
+        pooled = [name for name in names if self.readouts[name]["kind"] != "ctc"]
+        return (own or pooled or names)[0]
+
+    def _checked_readout(self, name: str, one: Any) -> dict[str, Any]:
+        where = f"readouts[{name!r}]"
+        if not isinstance(one, Mapping):
+            raise ValueError(f"{where} is {one!r}; it must be a mapping.")
+        kind = _choice(f"{where}['kind']", one.get("kind"), tuple(KINDS))
+        loss = _choice(f"{where}['loss']", one.get("loss", KINDS[kind][0]), KINDS[kind])
+        pooling = _choice(f"{where}['pooling']", one.get("pooling", POOLINGS[0]), POOLINGS)
+        allowed = ("kind", "tap", "pooling", "loss", *FIELDS[kind], *(["ecapa"] if pooling == "ecapa" else []))
+        if unknown := sorted(map(str, set(one) - set(allowed))):
+            raise ValueError(f"{where}[{unknown[0]!r}] is unknown; such a readout has {', '.join(allowed)}.")
+        tap = self._checked_tap(where, one.get("tap", LAST))
+        if tap == EMBEDDING and (kind == "ctc" or pooling != POOLINGS[0]):
+            what = "a text needs frames" if kind == "ctc" else "it is one vector already, so that no pooling is left to choose"
+            raise ValueError(f"{where}['tap'] is 'embedding'; {what}.")
+        checked = {"kind": kind, "tap": tap, "pooling": pooling, "loss": loss, **_own_fields(where, kind, loss, one)}
+        return {**checked, **({"ecapa": _checked_ecapa(where, one.get("ecapa"))} if pooling == "ecapa" else {})}
+
+    def _checked_tap(self, where: str, tap: Any) -> int | str:
+        if tap in (LAST, WEIGHTED_SUM, EMBEDDING):
+            return tap
+        if isinstance(tap, bool) or not isinstance(tap, int) or not 0 <= tap <= self.num_hidden_layers:
+            raise ValueError(
+                f"{where}['tap'] is {tap!r}; allowed: {LAST!r}, {WEIGHTED_SUM!r}, {EMBEDDING!r}, or a layer, 0 to "
+                f"{self.num_hidden_layers}."
+            )
+        return tap
+
+
+def _choice(field: str, value: Any, allowed: Sequence[str]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{field} is {value!r}; allowed: {', '.join(allowed)}.")
+    return value
+
+
+def _own_fields(where: str, kind: str, loss: str, one: Mapping[str, Any]) -> dict[str, Any]:
+    """What a readout of this kind has beside its tap, pooling and loss, checked."""
+    if kind == "numbers":
+        mean, std = one.get("mean", 0.0), one.get("std", 1.0)
+        if not (isinstance(mean, int | float) and isinstance(std, int | float) and std > 0):
+            raise ValueError(f"{where} has mean {mean!r} and std {std!r}; two numbers are needed, the second above 0.")
+        return {"mean": float(mean), "std": float(std)}
+    field = "vocabulary" if kind == "ctc" else "labels"
+    names = one.get(field)
+    is_list = isinstance(names, Sequence) and not isinstance(names, str)
+    if not is_list or not all(isinstance(name, str) for name in names) or not len(names) == len(set(names)) > 1:
+        raise ValueError(f"{where}[{field!r}] is {names!r}; at least two different names are needed.")
+    if kind == "ctc":
+        return {field: list(names)}
+    given = {name: one[name] for name in ("loss", "scale", "margin") if name in one}
+    scale = validated_loss(where, {**given, "loss": loss})
+    scale.pop("loss", None)
+    return {field: list(names), **scale}
+
+
+def _checked_ecapa(where: str, sizes: Any) -> dict[str, int]:
+    sizes = {**ECAPA, **(sizes or {})}
+    if set(sizes) != set(ECAPA) or not all(type(size) is int and size > 0 for size in sizes.values()):
+        raise ValueError(f"{where}['ecapa'] is {sizes!r}; it holds {', '.join(ECAPA)}, each a whole number above 0.")
+    if sizes["channels"] % 8:
+        raise ValueError(f"{where}['ecapa'] has {sizes['channels']} channels; they must be a multiple of 8.")
+    return sizes
+
+
+class ReadoutOutput(NamedTuple):
+    """`vectors` `[B, E]`, `None` of a text whose vector is not asked for; `logits` `[B, C]`, `[B]` or `[B, T, V]`."""
+
+    vectors: Tensor | None
+    logits: Tensor
+
+
+class Readout(nn.Module):
+    """What reads one task off the layers of clips of one length.
+
+    Attributes:
+        head: `nn.Linear`, or `CosineHead` for aam_softmax.
+        layer_weights: of the tap "weighted_sum" `[N + 1]`, before their softmax; else `None`.
+    """
+
+    def __init__(self, config: FinetunedWavCSEConfig, name: str):
+        super().__init__()
+        one, self.layers = config.readouts[name], config.layers_of(name)
+        self.kind, self.tap, self.pooling_type = one["kind"], one["tap"], one["pooling"]
+        self.has_vector = self.kind != "ctc" or config.embedding_of == name
+        width = config.upstream_config.hidden_size
+        self.layer_weights = nn.Parameter(torch.zeros(len(self.layers))) if self.tap == WEIGHTED_SUM else None
+        self.pooling = EcapaTdnn(width, **one["ecapa"]) if self.pooling_type == "ecapa" and self.has_vector else None
+        self.dropout = nn.Dropout(config.embedding_dropout if self.tap == EMBEDDING else 0.0)
+        size = width if self.kind == "ctc" else config.vector_size(name)
+        if one["loss"] == "aam_softmax":
+            self.head = CosineHead(size, len(one["labels"]), one["scale"], one["margin"])
+        else:
+            self.head = nn.Linear(size, len(one.get("vocabulary") or one.get("labels") or [name]))
+
+    def forward(self, layers: Mapping[int | str, Tensor], embedding: Tensor | None = None) -> ReadoutOutput:
+        """Read `layers`, each `[B, T, D]`, or the `embedding` `[B, E]` of the tap "embedding"."""
+        if self.tap == EMBEDDING:
+            return ReadoutOutput(embedding, self._of_vector(self.dropout(embedding)))
+        frames = self._frames(layers)
+        vectors = self._pooled(frames) if self.has_vector else None
+        return ReadoutOutput(vectors, self.head(frames).float() if self.kind == "ctc" else self._of_vector(vectors))
+
+    def _of_vector(self, vectors: Tensor) -> Tensor:
+        logits = self.head(vectors).float()
+        return logits[:, 0] if self.kind == "numbers" else logits
+
+    def _frames(self, layers: Mapping[int | str, Tensor]) -> Tensor:
+        if self.layer_weights is None:
+            return layers[self.tap]
+        shares = self.layer_weights.softmax(dim=0)
+        return sum(share * layers[layer] for share, layer in zip(shares, self.layers))
+
+    def _pooled(self, frames: Tensor) -> Tensor:
+        if self.pooling is not None:
+            return self.pooling(frames).float()
+        return frames[:, 0].float() if self.pooling_type == "first" else pooled_frames(frames, self.pooling_type)
+
+
+@dataclass
+class FinetunedWavCSEOutput(ModelOutput):
+    """Output of `FinetunedWavCSE`.
+
+    Args:
+        embeddings: `[B, E]`, the vectors of the readout `embedding_of`.
+        logits: task -> `[B, C]` of classes, `[B]` of numbers (standardised), `[B, T, V]` of texts, with zeros behind a clip's
+            frames, whose arg-max is the blank.
+        num_frames: `[B]`.
+    """
+
+    embeddings: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
+    num_frames: Tensor | None = None
+
+
+class FinetunedWavCSE(WavCSEModel):
+    """An upstream with a readout per task; `encode` and all else of `WavCSEModel` that makes embeddings works as there.
+
+    `pool_layers` gives the time means of all layers, as `WavCSEModel` does. A clip's output does not depend on its batch.
+    """
+
+    config_class = FinetunedWavCSEConfig
+    _keys_to_ignore_on_load_unexpected = None
+
+    def __init__(self, config: FinetunedWavCSEConfig, upstream: PreTrainedModel | None = None):
+        super().__init__(config, upstream)
+        if not config.reads_embedding:
+            self.downstream = None
+        self.readouts = nn.ModuleDict({name: Readout(config, name) for name in config.readouts})
+        self.post_init()
+        self.freeze()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Readout) and module.layer_weights is not None:
+            init.zeros_(module.layer_weights)
+
+    def freeze(self) -> None:
+        """Take what no readout reads out of the gradient: the final norm without a tap "last"; or else the whole upstream."""
+        if any(one["tap"] == LAST for one in self.config.readouts.values()) and not self.config.freeze_upstream:
+            return
+        super().freeze()
+
+    def forward(
+        self,
+        input_values: Tensor | Sequence[Tensor],
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        precision: str | None = None,
+    ) -> FinetunedWavCSEOutput | tuple:
+        """Embed clips and read all tasks.
+
+        Args:
+            input_values, attention_mask, precision: as of `WavCSEModel.forward`.
+        """
+        waveforms = unpadded(self.upstream.config, input_values, attention_mask)
+        wanted = self._wanted(list(self.readouts))
+        last = self.config.num_hidden_layers
+        layers = sorted({last if layer == LAST else layer for layer in wanted})
+        options = {"precision": precision or self.config.precision, **self.config.upstream_options}
+        del options["temporal_pooling"]
+        read, counts = [], []
+        for frames in self.run_upstream.frames(self.upstream, waveforms, layers, **options):
+            of_clip = dict(zip(layers, frames[None].unbind(dim=2)))
+            if LAST in wanted:
+                norm = unread_part(self.upstream)
+                of_clip[LAST] = of_clip[last] if norm is None else norm(of_clip[last])
+            read.append(self.read(of_clip, list(self.readouts)))
+            counts.append(len(frames))
+        output = self._together(read, counts)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def read(self, layers: Mapping[int | str, Tensor], tasks: Sequence[str]) -> dict[str, ReadoutOutput]:
+        """What readouts make of layers `[B, T, D]`, which `read_group` and `forward` run the upstream for."""
+        embedding = None
+        if any(self.readouts[name].tap == EMBEDDING for name in tasks):
+            pooled = [pooled_frames(layers[layer], self.config.temporal_pooling) for layer in self.config.selected_layers]
+            embedding = self.downstream(torch.stack(pooled, dim=1))
+        return {name: self.readouts[name](layers, embedding) for name in tasks}
+
+    def read_group(self, waveforms: Tensor, mask: Tensor | None, tasks: Sequence[str]) -> dict[str, ReadoutOutput]:
+        """Read tasks off clips of one length, as training does: through the transformers modules, with masked frames.
+
+        Blocks above the highest layer that these tasks read are not run, so that they get no gradient.
+
+        Args:
+            waveforms: `[B, samples]`, normalised, without padding.
+            mask: bool `[B, T]`, frames that the encoder sees its mask vector for (Whisper: silence in the spectrogram).
+        """
+        wanted, found = self._wanted(tasks), {}
+        highest = None if LAST in wanted else max(wanted)
+
+        def visit(layer: int, hidden: Tensor) -> None:
+            if layer in wanted:
+                found[layer] = hidden
+            if layer == highest:
+                raise _EnoughRead
+
+        try:
+            self._run_modules(waveforms, mask, visit, found)
+        except _EnoughRead:
+            pass
+        return self.read(found, tasks)
+
+    def _run_modules(
+        self, waveforms: Tensor, mask: Tensor | None, visit: Callable[[int, Tensor], None], found: dict[int | str, Tensor]
+    ) -> None:
+        config = self.config.upstream_config
+        if is_whisper(config):
+            features = torch.stack([log_mel_of_clip(waveform, config, self.config.context) for waveform in waveforms])
+            if mask is not None:  # two mel frames of 10 ms make one frame
+                features = features.masked_fill(mask.repeat_interleave(2, dim=1)[:, :, None], 0.0)
+            top = [None]
+
+            def keep(layer: int, hidden: Tensor) -> None:
+                top[0] = hidden
+                visit(layer, hidden)
+
+            visit_encoder_layers(self.upstream, features.transpose(1, 2), keep)
+            found[LAST] = self.upstream.layer_norm(top[0])
+            return
+        with visiting_layers(self.upstream, visit):
+            found[LAST] = self.upstream(waveforms, mask_time_indices=mask).last_hidden_state
+
+    def _wanted(self, tasks: Sequence[str]) -> set[int | str]:
+        return {layer for name in tasks for layer in self.config.layers_of(name)}
+
+    def _together(self, read: Sequence[Mapping[str, ReadoutOutput]], counts: Sequence[int]) -> FinetunedWavCSEOutput:
+        """One output of clips that were read one by one."""
+        logits = {}
+        for name, readout in self.readouts.items():
+            own = [of_clip[name].logits for of_clip in read]
+            is_text = readout.kind == "ctc"
+            logits[name] = pad_sequence([one[0] for one in own], batch_first=True) if is_text else torch.cat(own)
+        embeddings = torch.cat([of_clip[self.config.embedding_of].vectors for of_clip in read])
+        return FinetunedWavCSEOutput(embeddings, logits, torch.tensor(counts, device=embeddings.device))
+
+
+class _EnoughRead(Exception):
+    """Ends a pass through the upstream behind the highest layer that is read."""
