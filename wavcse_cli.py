@@ -77,7 +77,7 @@ COMMANDS = {
     "eval": Command("wavcse.eval.__main__", "wavcse.eval.arguments:EVAL", "judge a model on tasks, beside baselines"),
     "finetune": Command(
         "wavcse.finetuning.__main__",
-        "wavcse.finetuning.arguments:FINETUNE",
+        "wavcse.finetuning.arguments:FINETUNING",
         "train a whole upstream on a task, as the papers of its pre-training do",
     ),
     "reduce": Command(

@@ -255,6 +255,38 @@ class CompositeSet:
         return "\n".join(lines)
 
 
+class JoinedClips(NamedTuple):
+    """The different clips of several tasks, `digests` of their content, and the position of each by `Clip.place`."""
+
+    clips: list[Clip]
+    digests: list[str]
+    position: dict[tuple, int]
+
+
+def read_together(
+    sources: Mapping[str, TaskSource], inspector: Inspector | None = None
+) -> tuple[dict[str, TaskClips], JoinedClips]:
+    """Read tasks that train layers in common, and refuse what would leak within them or between them.
+
+    Raises:
+        ValueError: as `load_composite`.
+    """
+    if not sources:
+        raise ValueError("tasks is empty; name at least one task with its manifest, label_column and split_column.")
+    read = {name: read_task(name, source) for name, source in sources.items()}
+    tasks, uses = {name: task for name, (task, _) in read.items()}, [own for _, own in read.values()]
+    _refuse_faulty_rows(tasks)
+    facts = inspected(uses, inspector or Inspector())
+    refuse_leaks(uses, facts, train_together=True)
+    joined = JoinedClips([], [], {})
+    for task, known in zip(tasks.values(), facts):
+        for clip, fact in zip(task.clips, known):
+            if joined.position.setdefault(clip.place, len(joined.clips)) == len(joined.clips):
+                joined.clips.append(clip)
+                joined.digests.append(fact.digest)
+    return tasks, joined
+
+
 def load_composite(sources: Mapping[str, TaskSource], inspector: Inspector | None = None) -> CompositeSet:
     """Read and join the tasks (the paper's composite set, after Tang et al. 2017).
 
@@ -265,31 +297,19 @@ def load_composite(sources: Mapping[str, TaskSource], inspector: Inspector | Non
         ValueError: as `read_task`; a row of a manifest names no clip; or as `refuse_leaks`, within the tasks and between
             them, as they train layers in common.
     """
-    if not sources:
-        raise ValueError("tasks is empty; name at least one task with its manifest, label_column and split_column.")
-    read = {name: read_task(name, source) for name, source in sources.items()}
-    tasks, uses = {name: task for name, (task, _) in read.items()}, [own for _, own in read.values()]
-    _refuse_faulty_rows(tasks)
-    facts = inspected(uses, inspector or Inspector())
-    refuse_leaks(uses, facts, train_together=True)
-    position: dict[tuple, int] = {}
-    clips: list[Clip] = []
-    digests: list[str] = []
-    for task, known in zip(tasks.values(), facts):
-        for clip, fact in zip(task.clips, known):
-            if position.setdefault(clip.place, len(clips)) == len(clips):
-                clips.append(clip)
-                digests.append(fact.digest)
-    scales = {name: _scale_of(tasks[name]) for name, source in sources.items() if source.kind == "regression"}
+    tasks, joined = read_together(sources, inspector)
+    clips, position = joined.clips, joined.position
+    scales = {name: scale_of(tasks[name]) for name, source in sources.items() if source.kind == "regression"}
     targets = {
         split: {name: _targets(task, split, position, len(clips), scales.get(name)) for name, task in tasks.items()}
         for split in SPLITS
     }
     classes = {name: [] if name in scales else task.classes for name, task in tasks.items()}
-    return CompositeSet(clips, classes, targets, digests, scales)
+    return CompositeSet(clips, classes, targets, joined.digests, scales)
 
 
-def _scale_of(task: TaskClips) -> Scale:
+def scale_of(task: TaskClips) -> Scale:
+    """By which the numbers of a task are standardised; ValueError if they are all the same, or one is far off."""
     numbers = task.numbers
     trained = numbers[task.rows("train")]
     scale = Scale(float(trained.mean()), float(trained.std()))

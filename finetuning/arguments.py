@@ -1,13 +1,21 @@
-"""Settings of `wavcse finetune`: a YAML recipe plus command-line overrides, checked before anything is computed."""
+"""Settings of `wavcse finetune`: a YAML recipe plus command-line overrides, checked before anything is computed.
+
+A recipe with `upstreams` compares upstreams on one classification task (LASR); one with `tasks` trains a network on several.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from wavcse.eval.arguments import TaskRequest, task_request
-from wavcse.settings.command import Program
-from wavcse.settings.fields import check_file_name, option
-from wavcse.steps.arguments import StepArguments
+from wavcse.finetuning.text import TextSettings
+from wavcse.settings.command import Program, RecipePrograms
+from wavcse.settings.fields import CheckedFields, check_choice, check_file_name, operand, option, section_from
+from wavcse.settings.recipes import checked_fields
+from wavcse.steps.arguments import DECAYS, StepArguments, UpdateArguments
+from wavcse.steps.freezing import Freeze
 
 ABOUT = """\
 How good is an upstream once it is trained on a task? Each encoder is trained as a whole, under the mean over its frames
@@ -76,4 +84,270 @@ FINETUNE = Program(
     "wavcse finetune conf/finetune_language.yaml",
     has_recipe=True,
     continues=True,
+)
+
+
+# ---- several tasks at once ----
+
+TASKS_ABOUT = """\
+Train a whole upstream on several tasks at once: texts (CTC), speakers and other classes, numbers, from data that share clips
+or do not (Vaessen and van Leeuwen 2023). Validation chooses the step, and the test split is predicted once. Leaves the
+network as hub/, its encoder as upstream/, and for a text ctc/. A killed run goes on where it was: give the same command again.
+"""
+LOSSES = {"ctc": ("ctc",), "classes": ("cross_entropy", "aam_softmax"), "numbers": ("l1", "ccc")}  # of a kind, its own first
+FIGURES = {"ctc": ("loss", "wer", "cer"), "classes": ("loss", "accuracy", "uar", "eer"), "numbers": ("loss", "mae", "ccc")}
+TAPS = ("last", "weighted_sum", "embedding")
+POOLINGS = ("mean", "first", "mean_std", "ecapa")
+WHOLE = "whole"
+COMBINATIONS, CLIPPINGS, CLIP_KINDS = ("sum", "mean"), ("each", "total"), ("norm", "value")
+
+
+@dataclass
+class TaskSettings(CheckedFields):
+    """A task of a recipe: what is read off which layer, and from which clips it is learnt.
+
+    `text_settings` is its section `text`.
+    """
+
+    kind: str = option("classes", "What is learnt.", choices=tuple(LOSSES))
+    manifest: list[str] = option(list, "Manifest, or several.")
+    label_column: str = option("", "Its column of transcripts, classes or numbers.")
+    split_column: list[str] = option(lambda: ["split"], "Its column of splits; of several the first that a manifest has.")
+    disjoint_by: str | None = option(None, "Column whose values (speakers) may not cross splits.")
+    tap: int | str = option("last", "Layer that is read: 0 = input of the first block.", choices=TAPS, at_least=0)
+    pooling: str = option("mean", "Of its frames to the vector of a clip.", choices=POOLINGS)
+    ecapa: dict = option(dict, "Sizes of that pooling: channels, aggregated_channels, embedding_size.")
+    loss: str | None = option(None, "Of the task.", "the kind's own", choices=sum(LOSSES.values(), ()))
+    scale: float | None = option(None, "Of aam_softmax.", "30", above=0)
+    margin: float | None = option(None, "Of aam_softmax, in radians.", "0.2", at_least=0)
+    weight: float = option(1.0, "Of its loss in the sum.", above=0)
+    trials: str | None = option(None, "Validation's pairs of clips, as `wavcse trials` writes them.", "all pairs of clips")
+    text: dict = option(dict, "What becomes of a transcript before it is learnt: case, characters, replace.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if missing := [name for name in ("manifest", "label_column") if not getattr(self, name)]:
+            raise ValueError(f"{' and '.join(missing)} missing.")
+        self.loss = LOSSES[self.kind][0] if self.loss is None else self.loss
+        check_choice("loss", self.loss, LOSSES[self.kind])
+        for name, kind in (("trials", "classes"), ("text", "ctc")):
+            if getattr(self, name) and self.kind != kind:
+                raise ValueError(f"{name} is given, but it belongs to kind {kind}, and kind is {self.kind}.")
+        self.text_settings = section_from(TextSettings, "text", self.text)
+        if self.loss != "aam_softmax" and (self.scale is not None or self.margin is not None):
+            raise ValueError(f"scale and margin belong to loss aam_softmax, and loss is {self.loss}.")
+        if self.ecapa and self.pooling != "ecapa":
+            raise ValueError(f"ecapa is given, but pooling is {self.pooling}.")
+        if self.tap == "embedding" and (self.kind == "ctc" or self.pooling != "mean"):
+            raise ValueError("tap is embedding, one vector per clip: it serves classes and numbers, and has no pooling.")
+
+    @property
+    def has_open_labels(self) -> bool:
+        """Whether the labels themselves may not cross splits, so that validation has none that training knows."""
+        return self.kind == "classes" and self.disjoint_by == self.label_column
+
+    def readout(self) -> dict[str, Any]:
+        """What `FinetunedWavCSEConfig` says of it before its data are known."""
+        optional = {"scale": self.scale, "margin": self.margin, "ecapa": self.ecapa or None}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {"kind": self.kind, "tap": self.tap, "pooling": self.pooling, "loss": self.loss, **given}
+
+
+@dataclass
+class StreamSettings(CheckedFields):
+    """Clips that go through the network together; every step has a batch of each stream."""
+
+    tasks: list[str] = option(list, "Tasks that are learnt from it.")
+    batch_seconds: float = option(200.0, "Audio of a batch, all processes together.", above=0)
+    crop: float | str = option(WHOLE, "Longest part of a clip in seconds, or whole clips.", choices=(WHOLE,), above=0)
+    length_step_s: float = option(0.5, "Crops are multiples of this, so that equal lengths meet.", above=0)
+    labels_per_batch: int = option(0, "Classes that share a batch of crops evenly; 0 = clips by their length.", at_least=0)
+    label_exponent: float = option(0.5, "A class is drawn with probability hours ** this.", at_least=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crop == WHOLE:
+            return
+        if not self.length_step_s <= self.crop <= self.batch_seconds:
+            raise ValueError(
+                f"crop is {self.crop}; it must lie between length_step_s ({self.length_step_s}) and batch_seconds "
+                f"({self.batch_seconds})."
+            )
+
+
+@dataclass
+class GradientSettings(CheckedFields):
+    """How the gradients of the streams become one, Eq. 2 of Vaessen and van Leeuwen 2023 and their code's variants."""
+
+    combine: str = option("sum", "Of what several streams say to one parameter.", choices=COMBINATIONS)
+    clip: str = option("total", "Clip each stream's gradient, or their total.", choices=CLIPPINGS)
+    kind: str = option("norm", "Clip by the norm of all, or every number by itself.", choices=CLIP_KINDS)
+    max: float = option(1.0, "Largest norm, or number.", above=0)
+
+
+@dataclass
+class MultiTaskArguments(UpdateArguments):
+    """Speech and speaker recognition in one encoder (Vaessen and van Leeuwen 2023), and any other tasks; theirs by default."""
+
+    output_dir: str = option(
+        "runs/finetune", "Run folder: config, log, checkpoints, results, upstream, ctc, hub.", flag="out", group="the run"
+    )
+    init_from: str | None = option(
+        None,
+        "Start from this WavLM, wav2vec2, HuBERT, Whisper or wavCSE model, folder or Hub id; without it from nothing.",
+        value="DIR_OR_HUB_ID",
+        group="what is trained, on what",
+    )
+    tasks: dict = option(dict, "Name -> kind, manifest, label_column, tap, pooling, loss, ... (YAML or JSON).")
+    streams: dict = option(
+        dict,
+        "Name -> tasks, batch_seconds, crop (YAML or JSON).",
+        "one of whole clips for each task",
+        group="what is trained, on what",
+    )
+    embedding_of: str | None = option(None, "Task whose pooled vector is the embedding.", "by name the first that is no text")
+    gradients: dict = option(dict, "combine, clip, kind, max (YAML or JSON).")
+    freeze: dict = option(dict, "stem, encoder_until, blocks (YAML or JSON).")
+    mask_share: float = option(0.05, "Share of the frames that masks cover.", at_least=0, below=1, group="masks")
+    mask_frames: int = option(10, "Frames (20 ms) of a span.", at_least=0)
+    mask_least: int = option(2, "Spans in a clip at least.", at_least=0)
+    max_clip_s: float = option(25.0, "Longer clips train and validate nothing where they are taken whole.", above=0)
+    max_characters: int = option(300, "Nor do clips with a longer text.", above=0)
+
+    max_steps: int = option(200_000, "Updates.", above=0, group="steps")
+    learning_rate: float = option(1e-4, "Peak of Adam's learning rate.", above=0)
+    decay: str = option("tri_stage", "Of the learning rate.", choices=DECAYS)
+    adam_betas: list[float] = option(lambda: [0.9, 0.999], "Adam's beta1 and beta2.")
+    weight_decay: float = option(0.0, "On matrices only.", at_least=0)
+    validate_every: int = option(5000, "Steps between looks at the validation split.", above=0)
+    patience: int = option(8, "Looks without a lower loss after which the run stops; 0 = never.", at_least=0)
+    choose: dict = option(
+        dict, "TASK.FIGURE -> weight: the step with the lowest sum is kept (YAML or JSON).", "the sum of the losses"
+    )
+
+    def task_settings(self) -> dict[str, TaskSettings]:
+        """The tasks by name, in whatever order the recipe has them; ValueError names the field of a task that is wrong."""
+        if not self.tasks:
+            raise ValueError("tasks is {}; name at least one: `tasks: {speech: {kind: ctc, manifest: PATH, ...}}`.")
+        found = {}
+        for name, section in sorted(self.tasks.items(), key=lambda pair: str(pair[0])):
+            check_file_name("a name in tasks", name)
+            found[name] = section_from(TaskSettings, f"tasks.{name}", section)
+        if self.embedding_of is not None:
+            check_choice("embedding_of", self.embedding_of, found)
+        return found
+
+    def stream_settings(self) -> dict[str, StreamSettings]:
+        """The streams; ValueError if a task is in none or in two, or a text would be cut."""
+        tasks = self.task_settings()
+        if not self.streams:
+            return {name: StreamSettings(tasks=[name]) for name in tasks}
+        streams, seen = {}, set()
+        for name, section in sorted(self.streams.items(), key=lambda pair: str(pair[0])):
+            stream = section_from(StreamSettings, f"streams.{name}", section)
+            for task in stream.tasks:
+                check_choice(f"streams.{name}: a task", task, tasks)
+                if task in seen:
+                    raise ValueError(f"streams.{name}: the task {task!r} is named twice; one stream has it.")
+                if tasks[task].kind == "ctc" and stream.crop != WHOLE:
+                    raise ValueError(f"streams.{name}: crop is {stream.crop}, but the text of {task!r} is of whole clips.")
+                seen.add(task)
+            streams[str(name)] = stream
+        if missing := [task for task in tasks if task not in seen]:
+            raise ValueError(f"streams: the tasks {missing} are in none.")
+        return streams
+
+    def check_sections(self) -> None:
+        """ValueError names the first section that is wrong."""
+        for section in (
+            self.task_settings,
+            self.stream_settings,
+            self.gradient_settings,
+            self.freeze_settings,
+            self.chosen_by,
+        ):
+            section()
+
+    def gradient_settings(self) -> GradientSettings:
+        """The section `gradients`."""
+        return section_from(GradientSettings, "gradients", self.gradients)
+
+    def freeze_settings(self) -> Freeze:
+        """The section `freeze`."""
+        return section_from(Freeze, "freeze", self.freeze)
+
+    def chosen_by(self) -> dict[str, float]:
+        """`choose`: TASK.FIGURE -> weight; ValueError names one that there is not."""
+        tasks = self.task_settings()
+        known = [f"{name}.{figure}" for name, task in tasks.items() for figure in FIGURES[task.kind]]
+        for name, weight in checked_fields("choose", self.choose, known).items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+                raise ValueError(f"choose: {name} is {weight!r}; a weight above 0 is needed.")
+        return {name: float(weight) for name, weight in self.choose.items()}
+
+
+FINETUNE_TASKS = Program(
+    "finetune_accelerate.py",
+    MultiTaskArguments,
+    TASKS_ABOUT,
+    "accelerate launch finetune_accelerate.py conf/mtl_synthetic.yaml --out runs/mine",
+    has_recipe=True,
+    continues=True,
+    usage="accelerate launch finetune_accelerate.py",
+)
+
+
+def _is_of_tasks(recipe: Collection[str], options: Collection[str]) -> bool:
+    return not {"upstreams", "task"} & {*recipe, *options} and bool({"tasks", "init_from", "streams"} & {*recipe, *options})
+
+
+FINETUNING = RecipePrograms(FINETUNE, FINETUNE_TASKS, _is_of_tasks)
+
+
+# ---- studies ----
+
+STUDY_ABOUT = """\
+Train variants of a recipe of finetune_accelerate.py with several seeds and learning rates, and set their test figures side by
+side, beside published ones. Leaves study.json, study.md, study.html and pictures. A killed study goes on where it was.
+"""
+
+
+@dataclass
+class TaskStudyRecipe(CheckedFields):
+    """A study's file; `finetuning/study.py` checks what the fields hold."""
+
+    recipe: str = option("", "Recipe of finetune_accelerate.py that the variants change.")
+    overrides: dict = option(dict, "Fields that all variants share.")
+    variants: dict = option(
+        dict, "Name -> fields on top; `tasks` and `encoder` name by name, a task that is null is left out."
+    )
+    seeds: int = option(1, "Trainings per variant and learning rate.", above=0)
+    learning_rates: list[float] = option(list, "Of which validation's sum of `choose` takes one per variant.", above=0)
+    published: dict = option(dict, "Variant -> TASK.FIGURE -> what a paper says, in percent.")
+    source: str = option("", "Where the published figures are from.")
+    output_dir: str = option("runs/study", "Folder of everything that is left.", flag="out")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if missing := [name for name in ("recipe", "variants") if not getattr(self, name)]:
+            raise ValueError(f"{' and '.join(missing)} missing.")
+
+
+@dataclass
+class TaskStudyArguments(CheckedFields):
+    """Which study, and which part of it."""
+
+    config: str = operand("Study, such as conf/mtl_synthetic.yaml.", value="STUDY.yaml")
+    output_dir: str | None = option(None, "Where everything is left.", "the study's own", flag="out", value="DIR")
+    only: list[str] = option(list, "Variants to train.", "all", value="NAME")
+    workers: int = option(1, "Trainings at a time.", at_least=1)
+
+
+TASK_STUDY = Program(
+    "wavcse.finetuning.study",
+    TaskStudyArguments,
+    STUDY_ABOUT,
+    "python -m wavcse.finetuning.study conf/mtl_synthetic.yaml",
+    continues=True,
+    usage="python -m wavcse.finetuning.study",
 )

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.label_losses import LABEL_LOSSES, LabelLossOutput
 from wavcse.pretraining.quantizer import RandomProjectionQuantizer
-from wavcse.steps.batches import CropBatch, encode_groups
+from wavcse.steps.batches import CropBatch, encode_groups, gathered
 from wavcse.steps.encoder import freeze_stem
 from wavcse.training.fast_parts import use_linear
 
@@ -77,16 +76,6 @@ class PretrainNetwork(nn.Module):
             everything = gathered(embeddings, len(batch.labels))
             label_loss = self.label_loss(everything, batch.labels, torch.Generator().manual_seed(pair_seed))
         return PretrainOutput(masked_loss, label_loss, codes, logits.argmax(dim=1))
-
-
-def gathered(embeddings: Tensor, count: int) -> Tensor:
-    """The `count` embeddings of all processes in the order of the batch, with gradients to the process that made them."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return embeddings
-    most = -(-count // torch.distributed.get_world_size())
-    padded = F.pad(embeddings, (0, 0, 0, most - len(embeddings)))
-    parts = differentiable.all_gather(padded.contiguous())
-    return torch.stack(list(parts), dim=1).flatten(0, 1)[:count]  # crop i is crop i // W of process i % W
 
 
 def total_loss(output: PretrainOutput, args: PretrainArguments, step: int, num_processes: int = 1) -> Tensor:

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from wavcse.settings.fields import Settings, help_text, read_settings
 from wavcse.settings.processes import WorkerPool, end_workers
-from wavcse.settings.recipes import nearest
+from wavcse.settings.recipes import nearest, recipe_fields
 
 DONE = 0
 REFUSED = 2  # one line on stderr says what is wrong and what to do
@@ -155,6 +155,35 @@ class Program(Generic[Settings]):
         if self.look:
             self.look(settings)
         return settings
+
+
+@dataclass(frozen=True)
+class RecipePrograms:
+    """Two programs under one name: which of them is meant, the recipe and the options say.
+
+    Attributes:
+        usual: where neither does.
+        other: where `is_other(fields of the recipe, options by name)` says so.
+    """
+
+    usual: Program
+    other: Program
+    is_other: Callable[[Collection[str], Collection[str]], bool]
+
+    def of(self, argv: Sequence[str] | None = None) -> Program:
+        """The one that a command line is for; a recipe that cannot be read is the usual one's, which says why."""
+        argv = list(sys.argv[1:] if argv is None else argv)
+        options = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+        recipe = recipe_fields(argv[0]) if argv and not argv[0].startswith("-") else ()
+        return self.other if self.is_other(recipe, options) else self.usual
+
+    def refusal(self, argv: Sequence[str] | None = None) -> int:
+        """As of the program that is meant."""
+        return self.of(argv).refusal(argv)
+
+    def answer(self, argv: Sequence[str] | None = None) -> None:
+        """As of the program that is meant."""
+        self.of(argv).answer(argv)
 
 
 class Command(NamedTuple):

@@ -25,19 +25,32 @@ def read_recipe(path: str | Path, allowed: Iterable[str]) -> dict[str, Any]:
         ValueError: the file cannot be read as YAML, names a field twice, is not a mapping, or names a field that is not
             `allowed`.
     """
+    return checked_fields(str(path), _read_yaml(path), allowed)
+
+
+def recipe_fields(path: str | Path) -> list[str]:
+    """The names of the fields of a YAML file; none where it cannot be read as a recipe."""
+    try:
+        recipe = _read_yaml(path)
+    except ValueError:
+        return []
+    return [str(name) for name in recipe] if isinstance(recipe, dict) else []
+
+
+def _read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds; ValueError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES:,} bytes")
-        recipe = yaml.load(data.decode("utf-8-sig"), Loader=_Loader)
+        return yaml.load(data.decode("utf-8-sig"), Loader=_Loader)
     except RecursionError:
         raise ValueError(f"{path}: cannot be read as YAML (nested too deeply).") from None
     # Beside its own errors PyYAML lets through what Python says of an impossible date or a wrong `!!tag`.
     except (OSError, yaml.YAMLError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
         words = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
         raise ValueError(f"{path}: cannot be read as YAML ({words}).") from error
-    return checked_fields(str(path), recipe, allowed)
 
 
 def checked_fields(where: str, recipe: Any, allowed: Iterable[str]) -> dict[str, Any]:

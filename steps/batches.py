@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -73,6 +74,16 @@ def encode_groups(encoder: PreTrainedModel, groups: Sequence[Group]) -> tuple[li
     """
     frames = [encoder(group.waveforms, mask_time_indices=group.mask).last_hidden_state for group in groups]
     return frames, torch.cat([output.float().mean(dim=1) for output in frames])
+
+
+def gathered(embeddings: Tensor, count: int) -> Tensor:
+    """The `count` embeddings of all processes in the order of the batch, with gradients to the process that made them."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return embeddings
+    most = -(-count // torch.distributed.get_world_size())
+    padded = F.pad(embeddings, (0, 0, 0, most - len(embeddings)))
+    parts = differentiable.all_gather(padded.contiguous())
+    return torch.stack(list(parts), dim=1).flatten(0, 1)[:count]  # crop i is crop i // W of process i % W
 
 
 class CropReader:

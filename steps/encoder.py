@@ -29,6 +29,7 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     WavLMConfig,
+    WhisperFeatureExtractor,
 )
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -37,7 +38,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2LayerNormConv
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMLayerNormConvLayer
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
-from wavcse.configuration_wavcse import frame_geometry
+from wavcse.configuration_wavcse import frame_geometry, is_whisper
 from wavcse.packed_layers_wavcse import position_gate, summed_by_fours
 from wavcse.training.fast_parts import linear, use_linear
 from wavcse.upstream_wavcse import build_upstream, load_upstream, read_config
@@ -189,12 +190,16 @@ def freeze_stem(encoder: PreTrainedModel) -> None:
     encoder.feature_extractor._freeze_parameters()
 
 
-def save_upstream(encoder: PreTrainedModel, folder: Path) -> None:
+def save_upstream(encoder: PreTrainedModel, folder: Path, do_normalize: bool = True) -> None:
     """Write the transformers folder, with the preprocessor, that `WavCSEModel.from_upstream` takes."""
     encoder.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLING_RATE_HZ, do_normalize=True, return_attention_mask=True).save_pretrained(
-        folder
-    )
+    if is_whisper(encoder.config):
+        preprocessor = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
+    else:
+        preprocessor = Wav2Vec2FeatureExtractor(
+            sampling_rate=SAMPLING_RATE_HZ, do_normalize=do_normalize, return_attention_mask=True
+        )
+    preprocessor.save_pretrained(folder)
 
 
 class FusedAttention(WavLMAttention):

@@ -51,7 +51,7 @@ for command in ([], *([name] for name in wavcse_cli.COMMANDS), *(["search", name
 sys.argv = ["program", "--help"]
 for module in {MODULES}:
     asked(f"python -m wavcse.{{module}}", lambda: runpy.run_module(f"wavcse.{{module}}", run_name="__main__"))
-for script in ("train_accelerate.py", "pretrain_accelerate.py"):
+for script in ("train_accelerate.py", "pretrain_accelerate.py", "finetune_accelerate.py"):
     asked(script, lambda: runpy.run_path(script, run_name="__main__"))
 """
 

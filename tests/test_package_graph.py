@@ -19,6 +19,8 @@ ALLOWED = {
     "studies": "root settings data reports training eval",
     "pretraining": "root settings data training steps",
     "finetuning": "root settings data training steps eval studies",
+    "finetune_accelerate": "root settings data training steps eval studies finetuning",
+    "finetuning/study": "root settings data reports training steps eval studies finetuning",
     "hub": "root settings data reports eval",
     "train_accelerate": "root settings data training",
     "search": "root settings data training reports train_accelerate",
@@ -31,7 +33,7 @@ ALLOWED = {
     "doors": "root settings data reports eval hub embed retrieval",
     "tools": "root settings data reports training search studies eval pretraining hub search/transfer",
 }
-STUDIES = ("pretraining/study", "search/transfer")
+STUDIES = ("finetuning/study", "pretraining/study", "search/transfer")
 FREE = ("benchmarks", "examples", "tests")  # may import anything, and nothing imports them
 OUTSIDE = ("setup.py", "wavcse_cli.py", "handler.py")  # no part of the package
 

@@ -23,7 +23,7 @@ EXAMPLE = ROOT / "examples" / "embed_a_file.py"
 RATE, OTHER_RATE = 16_000, 22_050
 REPOSITORY = {*CODE_FILES, *SENTENCE_TRANSFORMERS, HANDLER, "README.md"}
 REPOSITORY |= {"config.json", "model.safetensors", "preprocessor_config.json"}
-ENTRIES = ("configuration", "feature_extraction", "modeling", "pipeline", "sentence_transformers", "endpoint")
+ENTRIES = ("configuration", "feature_extraction", "finetuned", "modeling", "pipeline", "sentence_transformers", "endpoint")
 
 LOAD = """
 import numpy as np

@@ -17,7 +17,7 @@ from wavcse.data.corpora.arguments import CORPORA_PROGRAM
 from wavcse.data.synthetic.arguments import SYNTHESIZE
 from wavcse.doors.arguments import EXPORT
 from wavcse.eval.arguments import EVAL, REPORT
-from wavcse.finetuning.arguments import FINETUNE
+from wavcse.finetuning.arguments import FINETUNE, FINETUNE_TASKS, TASK_STUDY
 from wavcse.hub.arguments import CARD, PUSH
 from wavcse.pca.arguments import PCA
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
@@ -44,6 +44,7 @@ SHORTEST = {
     EVAL: "--tasks keyword --manifest m.csv --baselines mfcc --out o",
     EXPORT: "",
     FINETUNE: "",
+    FINETUNE_TASKS: "",
     HPARAMS: "RECIPE --out o",
     INSTALL: "run --pretraining a b --evaluation e --data d.json",
     LAYERS: "RECIPE --out o",
@@ -59,6 +60,7 @@ SHORTEST = {
     SIZES: "sizes.yaml",
     STUDY: "study.yaml",
     SYNTHESIZE: "--out o",
+    TASK_STUDY: "study.yaml",
     TRAIN: "--upstream u",
     TRAINING_DATA: "a.yaml b.yaml --out d.json",
     CHOICE: '--studies {"a":"b.yaml"} --upstreams {"a":"c"}',

@@ -1,0 +1,214 @@
+"""The clips of several tasks as one set with the labels of each: what can be trained on, and what had to be left out.
+
+Shapes: `N` clips of all tasks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.data.composite import TaskClips, TaskSource, as_paths, class_counts, read_together, scale_of
+from wavcse.data.inspection import Inspector
+from wavcse.data.manifest import Clip, Manifest
+from wavcse.eval.task import Trials, read_trials
+from wavcse.finetuning.arguments import MultiTaskArguments, TaskSettings
+from wavcse.finetuning.text import encode_text, frames_needed, normalised, vocabulary_of
+from wavcse.modeling_wavcse import IGNORED_LABEL
+from wavcse.steps.batches import CropReader
+
+
+@dataclass
+class TaskLabels:
+    """What one task knows of the clips; all arrays are `[N]`.
+
+    Attributes:
+        readout: of `FinetunedWavCSEConfig`, with the vocabulary, the labels, or mean and deviation.
+        splits: "" where the clip is not one of the task.
+        labels: transcripts as they are learnt, classes or numbers as the manifest has them; "" where there is none.
+        groups: what an interval resamples, speakers where they are known.
+        targets: class indices (int64) or standardised numbers (float32), `IGNORED_LABEL` = none; of texts the tokens of each.
+        trials: validation's, in terms of the N clips; `None` = all pairs of its clips.
+    """
+
+    name: str
+    settings: TaskSettings
+    readout: dict[str, Any]
+    splits: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    targets: np.ndarray | list[Tensor | None]
+    trials: Trials | None = None
+
+    def rows(self, split: str) -> np.ndarray:
+        """The task's clips of a split."""
+        return np.flatnonzero(self.splits == split)
+
+    def leave_out(self, rows: np.ndarray) -> None:
+        """These clips are none of the task's any more."""
+        self.splits[rows] = ""
+
+    def counts(self) -> str:
+        """What trains it, in a line."""
+        rows = self.rows("train")
+        if self.settings.kind == "classes":
+            return class_counts(self.name, self.readout["labels"], self.targets[rows])
+        if self.settings.kind == "ctc":
+            return f"{self.name}: {len(rows):,} training texts of {len(self.readout['vocabulary'])} symbols"
+        return f"{self.name}: numbers for {len(rows):,} training clips"
+
+
+@dataclass
+class LabelledClips:
+    """The clips of all tasks; `left_out` counts, by task and reason, what takes no part."""
+
+    clips: list[Clip]
+    digests: list[str]
+    tasks: dict[str, TaskLabels]
+    left_out: dict[str, Counter] = field(default_factory=dict)
+
+    def leave_out(self, task: str, rows: Sequence[int] | np.ndarray, reason: str) -> None:
+        """Take clips out of a task and count them."""
+        if len(rows):
+            self.tasks[task].leave_out(np.asarray(rows))
+            self.left_out.setdefault(task, Counter())[reason] += len(rows)
+
+    def described(self) -> str:
+        """What trains the tasks and what was left out, a line per task."""
+        lines = []
+        for name, task in self.tasks.items():
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.get(name, {}).items())
+            lines.append(task.counts() + (f"; left out: {reasons}" if reasons else ""))
+        return "\n".join(lines)
+
+
+def labelled_clips(args: MultiTaskArguments, inspector: Inspector) -> LabelledClips:
+    """Read the tasks and refuse what leaks within them or between them.
+
+    Raises:
+        ValueError: as `read_together`, or trials name clips that are trained on or tested.
+    """
+    settings = args.task_settings()
+    sources = {name: _source(one) for name, one in settings.items()}
+    read, joined = read_together(sources, inspector)
+    clips, digests, position = list(joined.clips), list(joined.digests), dict(joined.position)
+    trials = {name: _trials(name, one, clips, digests, position) for name, one in settings.items() if one.trials}
+    tasks = {name: _labels(settings[name], read[name], position, len(clips)) for name in settings}
+    for name, found in trials.items():
+        _refuse_known_trials(tasks[name], found, clips)
+        tasks[name].trials = found
+    labelled = LabelledClips(clips, digests, tasks)
+    for name, one in settings.items():
+        if one.kind == "ctc":
+            own = tasks[name]
+            labelled.leave_out(name, np.flatnonzero((own.splits != "") & (own.labels == "")), "without a text")
+    return labelled
+
+
+def _source(settings: TaskSettings) -> TaskSource:
+    is_closed = settings.kind == "classes" and not settings.has_open_labels
+    return TaskSource(
+        as_paths(settings.manifest),
+        settings.label_column,
+        tuple(settings.split_column),
+        settings.disjoint_by,
+        closed_set=is_closed,
+        kind="regression" if settings.kind == "numbers" else "classification",
+    )
+
+
+def _labels(settings: TaskSettings, task: TaskClips, position: Mapping[tuple, int], num_clips: int) -> TaskLabels:
+    """The task's labels on all clips."""
+    places = [position[clip.place] for clip in task.clips]
+    splits, labels, groups = (np.full(num_clips, "", dtype=object) for _ in range(3))
+    splits[places], groups[places] = task.splits, task.groups
+    labels[places] = task.labels
+    readout = settings.readout()
+    if settings.kind == "ctc":
+        labels = np.array([normalised(text, settings.text_settings) for text in labels], dtype=object)
+        readout["vocabulary"] = vocabulary_of(labels[splits == "train"])
+        tokens = [torch.tensor(encode_text(text, readout["vocabulary"])) if text else None for text in labels]
+        return TaskLabels(task.name, settings, readout, splits, labels, groups, tokens)
+    if settings.kind == "numbers":
+        scale = scale_of(task)
+        targets = np.full(num_clips, IGNORED_LABEL, dtype=np.float32)
+        targets[places] = (task.numbers - scale.mean) / scale.std
+        readout |= {"mean": scale.mean, "std": scale.std}
+        return TaskLabels(task.name, settings, readout, splits, labels, groups, targets)
+    readout["labels"] = task.classes
+    index = {label: number for number, label in enumerate(task.classes)}
+    targets = np.array([index.get(label, IGNORED_LABEL) for label in labels], dtype=np.int64)
+    return TaskLabels(task.name, settings, readout, splits, labels, groups, targets)
+
+
+def _trials(name: str, settings: TaskSettings, clips: list[Clip], digests: list[str], position: dict[tuple, int]) -> Trials:
+    """The trials of a task in terms of all clips, to which clips that only trials name are added."""
+    rows_of: dict[str, int] = {}
+    for path in settings.manifest:
+        for clip in Manifest(path).clips:
+            if position.setdefault(clip.place, len(clips)) == len(clips):
+                clips.append(clip)
+                digests.append("")
+            rows_of[clip.clip_id] = position[clip.place]
+    try:
+        return read_trials(Path(settings.trials), {clip_id: [row] for clip_id, row in rows_of.items()})
+    except ValueError as error:
+        raise ValueError(f"tasks.{name}: {error}") from error
+
+
+def _refuse_known_trials(task: TaskLabels, trials: Trials, clips: Sequence[Clip]) -> None:
+    known = [row for row in trials.rows if task.splits[row] in ("train", "test")]
+    if known:
+        raise ValueError(
+            f"tasks.{task.name}: {clips[known[0]].clip_id} is in the {task.splits[known[0]]} split and in trials "
+            f"({len(known)} such clips); validation's trials have clips that are neither trained on nor tested."
+        )
+
+
+def leave_out_unusable(labelled: LabelledClips, args: MultiTaskArguments, reader: CropReader, shortest: int) -> None:
+    """Leave out what cannot be decoded, is too short or too long, or cannot hold its text.
+
+    Args:
+        shortest: samples of one frame.
+
+    Raises:
+        ValueError: a task has no clip left in training or validation.
+    """
+    streams = args.stream_settings()
+    whole = {task for stream in streams.values() if stream.crop == "whole" for task in stream.tasks}
+    lengths = reader.num_samples
+    for name, task in labelled.tasks.items():
+        is_own, is_fitted = task.splits != "", task.splits != "test"
+        bad = np.flatnonzero(is_own & (lengths < shortest))
+        unreadable = [row for row in bad if row in reader.unusable]
+        labelled.leave_out(name, unreadable, "unreadable")
+        labelled.leave_out(name, [row for row in bad if row not in reader.unusable], "shorter than a frame")
+        if name in whole:
+            is_long = lengths > args.max_clip_s * SAMPLING_RATE_HZ
+            labelled.leave_out(name, np.flatnonzero((task.splits != "") & is_fitted & is_long), f"over {args.max_clip_s:g} s")
+        if task.settings.kind == "ctc":
+            _leave_out_texts(labelled, task, args, reader)
+        for split in ("train", "validation"):
+            if not len(task.rows(split)):
+                reasons = dict(labelled.left_out.get(name, {}))
+                raise ValueError(f"tasks.{name}: no clip of the {split} split is left; left out: {reasons}.")
+
+
+def _leave_out_texts(labelled: LabelledClips, task: TaskLabels, args: MultiTaskArguments, reader: CropReader) -> None:
+    fitted = np.flatnonzero((task.splits == "train") | (task.splits == "validation"))
+    is_long = np.array([len(task.labels[row]) > args.max_characters for row in fitted], dtype=bool)
+    labelled.leave_out(task.name, fitted[is_long], f"over {args.max_characters} characters")
+    crowded = [
+        row
+        for row in fitted[~is_long]
+        if frames_needed(task.targets[row].tolist()) > reader.num_frames(int(reader.num_samples[row]))
+    ]
+    labelled.leave_out(task.name, crowded, "too short for their text")

@@ -1,0 +1,278 @@
+"""One network trained on several tasks at once: from a recipe to a folder with its figures and what is kept of it.
+
+config.yaml  log.jsonl  checkpoints/  results/finetuning.json  upstream/  ctc/  hub/
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from tqdm.auto import tqdm
+
+from wavcse.data.corpus_pass import readable_clips
+from wavcse.data.files import digest_of, locked
+from wavcse.data.inspection import Inspector
+from wavcse.eval.encoder import SavedModel
+from wavcse.eval.metrics import METRICS
+from wavcse.finetuned_wavcse import LAST, FinetunedWavCSE, FinetunedWavCSEConfig
+from wavcse.finetuning.arguments import MultiTaskArguments
+from wavcse.finetuning.ctc_folder import has_ctc_class, save_ctc
+from wavcse.finetuning.judging import Judged, judged
+from wavcse.finetuning.labelled_clips import LabelledClips, labelled_clips, leave_out_unusable
+from wavcse.finetuning.losses import MultiTaskNetwork, TaskFigures, weighted_sum
+from wavcse.finetuning.start import network_config, new_network
+from wavcse.finetuning.streams import StreamLoader
+from wavcse.finetuning.update import StreamGradients
+from wavcse.settings.libraries import optional_library
+from wavcse.steps.audio_store import build_store
+from wavcse.steps.batches import CropReader
+from wavcse.steps.encoder import save_upstream
+from wavcse.steps.freezing import Freezing
+from wavcse.steps.loop import StepProgress, new_learner, refuse_divergence, update
+from wavcse.training.run import Run, new_accelerator
+
+
+@dataclass
+class MultiTaskProgress(StepProgress):
+    """How far a run is, which step validation likes best so far, and since when its loss has not fallen."""
+
+    best_step: int = 0
+    best_score: float = math.inf
+    best_loss: float = math.inf
+    looks_without_gain: int = 0
+    is_stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run with its data and its network."""
+
+    run: Run
+    labelled: LabelledClips
+    reader: CropReader
+    loader: StreamLoader
+
+    @property
+    def model(self) -> FinetunedWavCSE:
+        """The network that is trained."""
+        return self.run.learner.network.model
+
+
+def finetune_tasks(args: MultiTaskArguments, show_progress: bool = True) -> dict[str, Any]:
+    """Train, or continue, the run that `args` describes; the step that validation likes best is tested and saved.
+
+    Returns:
+        The result that is also written to `output_dir/results/finetuning.json`.
+
+    Raises:
+        ValueError: recipe, manifests or `init_from` do not fit, something leaks between splits, or another run is at work in
+            `output_dir`; nothing has been computed or overwritten then.
+        FloatingPointError: the training diverged, or too many steps in a row were not finite. Nothing of that is kept.
+    """
+    accelerator = new_accelerator(args)
+    with locked(Path(args.output_dir), holds=accelerator.is_main_process):
+        prepared = set_up(args, accelerator, show_progress)
+        train(prepared, show_progress)
+        return finish(prepared)
+
+
+def set_up(args: MultiTaskArguments, accelerator: Accelerator, show_progress: bool) -> Prepared:
+    """Read the data, build network and optimiser; every mistake in the recipe shows here."""
+    args.check_sections()
+    if any(task.kind == "ctc" for task in args.task_settings().values()):
+        optional_library("jiwer", "eval")  # not after hours, when the first texts are judged
+    with accelerator.main_process_first():  # it reads every file; the others find what it has noted
+        is_main = accelerator.is_main_process
+        inspector = Inspector(args.audio_dir)
+        labelled = labelled_clips(args, inspector)
+        config = network_config(args, {name: task.readout for name, task in labelled.tasks.items()})
+        readable, _ = readable_clips(labelled.clips, inspector.inspect(labelled.clips, save=is_main))
+        shown = show_progress and is_main
+        store = build_store(args.audio_dir, [one.clip.path for one in readable], show_progress=shown, repair=is_main)
+    reader = CropReader(labelled.clips, store, config.upstream_config, config.do_normalize)
+    leave_out_unusable(labelled, args, reader, config.min_samples)
+    model, freeze = new_network(args, config, labelled), args.freeze_settings()
+    network = MultiTaskNetwork(model, Freezing(model.upstream, freeze))
+    network.freezing.at(freeze.encoder_until)  # the optimiser has all that is ever trained
+    learner = new_learner(args, network.to(accelerator.device))
+    learner.optimizer = accelerator.prepare(learner.optimizer)
+    learner.progress = MultiTaskProgress()
+    run = Run(args, accelerator, learner, "step")
+    loader = StreamLoader(args, labelled, reader, config.min_samples, accelerator.process_index, accelerator.num_processes)
+    run.prepare(fingerprint(args, labelled), "clips, labels or weights", project="wavcse-finetune")
+    if accelerator.is_main_process:
+        print(labelled.described())
+    return Prepared(run, labelled, reader, loader)
+
+
+def fingerprint(args: MultiTaskArguments, labelled: LabelledClips) -> str:
+    """Changes when a clip, a label, a split or the weights that training starts from do."""
+    known: list[Any] = [labelled.digests]
+    for name, task in labelled.tasks.items():
+        known.append([name, task.labels.tolist(), task.splits.tolist(), task.readout])
+    known.append(None if args.init_from is None else dict(SavedModel.parse(args.init_from).identity()))
+    return digest_of(known)
+
+
+def train(prepared: Prepared, show_progress: bool) -> None:
+    """Update until the last step, or until validation's loss has not fallen for `patience` looks."""
+    run, loader, args = prepared.run, prepared.loader, prepared.run.args
+    run.resume()
+    learner, progress, figures = run.learner, run.learner.progress, TaskFigures()
+    loss_of = _loss_of(args)
+    gradients_of = StreamGradients(args.gradient_settings())
+    if progress.is_stopped:
+        return
+    with run.bar(args.max_steps, is_shown=show_progress) as bar:
+        for batches in loader.updates(progress.step):
+            learner.network.freezing.at(progress.step)
+            update(run.accelerator, learner, batches, figures, loss_of, gradients_of)
+            bar.update()
+            is_last = progress.step == args.max_steps
+            if progress.step % args.validate_every and not is_last:
+                continue
+            found = look(prepared)
+            _log(run, figures, found, run.lap(), bar)
+            figures = TaskFigures()
+            run.save_when_due(must=is_last or progress.is_stopped)
+            if progress.is_stopped:
+                break
+
+
+def _loss_of(args: MultiTaskArguments) -> Any:
+    weights = {name: task.weight for name, task in args.task_settings().items()}
+
+    def loss_of(output: Any, *_: Any) -> Any:
+        return weighted_sum(output, weights)
+
+    return loss_of
+
+
+def look(prepared: Prepared) -> dict[str, float]:
+    """Figures of the validation split by "task.figure"; the weights are kept if they are the best so far."""
+    run, args = prepared.run, prepared.run.args
+    learner, progress = run.learner, run.learner.progress
+    average_buffers(run.accelerator, learner.network)
+    by_task = judged(prepared.model, prepared.labelled, prepared.reader, "validation")
+    found = {f"{task}.{name}": value for task, own in by_task.items() for name, value in own.figures().items()}
+    (found,) = broadcast_object_list([found])  # all processes decide alike
+    losses = [found[f"{task}.loss"] for task in by_task if not math.isnan(found[f"{task}.loss"])]
+    loss = sum(losses)
+    refuse_divergence(run.accelerator, learner, {"the validation loss": loss})
+    score = score_of(found, args.chosen_by(), loss)
+    if score < progress.best_score:
+        progress.best_step, progress.best_score = progress.step, score
+        learner.keep_weights()
+    stalled_by = loss if losses else score
+    if stalled_by < progress.best_loss:
+        progress.best_loss, progress.looks_without_gain = stalled_by, 0
+    else:
+        progress.looks_without_gain += 1
+    progress.is_stopped = bool(args.patience) and progress.looks_without_gain >= args.patience
+    return {name: value for name, value in found.items() if not math.isnan(value)} | {"score": score}
+
+
+def average_buffers(accelerator: Accelerator, network: nn.Module) -> None:
+    """Give all processes one set of batch norms: each has seen its own share of the clips."""
+    if accelerator.num_processes == 1:
+        return
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            torch.distributed.all_reduce(buffer)
+            buffer /= accelerator.num_processes
+
+
+def score_of(found: Mapping[str, float], weights: Mapping[str, float], loss: float) -> float:
+    """What the best step has least of: the weighted sum of figures, less those that are better when greater; or the loss.
+
+    Raises:
+        ValueError: a figure cannot be computed of this validation split.
+    """
+    if not weights:
+        return loss
+    score = 0.0
+    for name, weight in weights.items():
+        figure = name.rpartition(".")[2]
+        value = found.get(name, math.nan)
+        if math.isnan(value):
+            known = ", ".join(one for one, known in found.items() if not math.isnan(known))
+            raise ValueError(f"choose: {name} cannot be computed of the validation split, which has {known}.")
+        score += -weight * value if figure != "loss" and METRICS[figure].greater_is_better else weight * value
+    return score
+
+
+def _log(run: Run, figures: TaskFigures, found: Mapping[str, float], seconds: float, bar: tqdm) -> None:
+    progress = run.learner.progress
+    entry = {"step": progress.step, **figures.entry(run.accelerator)}
+    entry |= {f"validation.{name}": value for name, value in found.items()}
+    entry |= {"learning_rate": run.learner.scheduler.get_last_lr()[0], "skipped_steps": progress.skipped}
+    entry |= {"seconds": round(seconds, 3), "audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)}
+    run.log(entry, {name: value for name, value in entry.items() if name != "step"})
+    bar.set_postfix({name: f"{value:.3g}" for name, value in found.items()})
+
+
+def finish(prepared: Prepared) -> dict[str, Any]:
+    """Test the best step and write what is kept of the run."""
+    run, args = prepared.run, prepared.run.args
+    progress, model = run.learner.progress, prepared.model
+    run.learner.network.load_state_dict(run.learner.best_weights)
+    by_task = judged(model, prepared.labelled, prepared.reader, "test")
+    result = {}
+    if run.is_main:
+        log = run.folder.keep_log_until(progress.step, by="step")
+        save_all(model, prepared.labelled, run.folder.path)
+        result = run.write_result(
+            "finetuning",
+            {
+                "tasks": {name: own.records(args.seed) for name, own in by_task.items()},
+                "test_loss": {name: own.loss for name, own in by_task.items()},
+                "validation": next((entry for entry in log if entry["step"] == progress.best_step), {}),
+                "best_step": progress.best_step,
+                "steps": progress.step,
+                "skipped_steps": progress.skipped,
+                "is_stopped_early": progress.is_stopped,
+                "left_out": {name: dict(reasons) for name, reasons in prepared.labelled.left_out.items()},
+                "clips": {name: _counts(task) for name, task in prepared.labelled.tasks.items()},
+                "num_parameters": model.num_parameters(),
+            },
+        )
+        print(described(by_task))
+    run.end()
+    return result
+
+
+def _counts(task: Any) -> dict[str, int]:
+    return {split: len(task.rows(split)) for split in ("train", "validation", "test")}
+
+
+def described(by_task: Mapping[str, Judged]) -> str:
+    """The test split's figures, a line per task."""
+    lines = []
+    for name, own in by_task.items():
+        figures = ", ".join(f"{figure} {value:.4g}" for figure, value in own.figures().items() if not math.isnan(value))
+        lines.append(f"{name} (test): {figures}")
+    return "\n".join(lines)
+
+
+def save_all(model: FinetunedWavCSE, labelled: LabelledClips, folder: Path) -> None:
+    """Write `hub/`, `upstream/`, and `ctc/` of the first text that is read off the last layer.
+
+    transformers has no CTC model on a Whisper encoder, so that there is none.
+    """
+    config: FinetunedWavCSEConfig = model.config
+    model.eval()
+    model.save_pretrained(folder / "hub")
+    save_upstream(model.upstream, folder / "upstream", config.do_normalize)
+    texts = [name for name, one in config.readouts.items() if one["kind"] == "ctc" and one["tap"] == LAST]
+    if texts and has_ctc_class(config.upstream_config):
+        head = model.readouts[texts[0]].head
+        vocabulary = config.readouts[texts[0]]["vocabulary"]
+        save_ctc(folder / "ctc", model.upstream, head, vocabulary, config.do_normalize)

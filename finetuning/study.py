@@ -1,0 +1,314 @@
+"""Variants of a recipe of several tasks, trained with seeds and learning rates, their test figures beside published ones.
+
+A study leaves a run folder `VARIANT.RATE/SEED` per training, `study.json`, `study.md`, `study.html` and `pictures/`. Every
+figure is read from `results/finetuning.json` and `log.jsonl` of the runs.
+"""
+
+from __future__ import annotations
+
+from wavcse.finetuning.arguments import TASK_STUDY, TaskStudyArguments
+
+if __name__ == "__main__":
+    TASK_STUDY.answer()  # before the imports below, which take seconds
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from wavcse.data.files import json_text, locked, shown_path, write_atomically
+from wavcse.eval.metrics import METRICS
+from wavcse.eval.table import shown
+from wavcse.finetuning.arguments import MultiTaskArguments, TaskStudyRecipe
+from wavcse.finetuning.multi_task import finetune_tasks
+from wavcse.reports.figures import draw_all, new_axes
+from wavcse.reports.page import inert, made_by, markdown_table, opening, write_page
+from wavcse.settings.command import DONE
+from wavcse.settings.fields import settings_from
+from wavcse.settings.recipes import checked_fields, read_recipe
+from wavcse.studies.report import FILES, NONE, PICTURES
+from wavcse.studies.variants import Variant, chosen, read_variants, train_all
+from wavcse.training.run import RunFolder, versions
+
+SET_BY_STUDY = ("output_dir", "overwrite_output_dir", "seed")
+RECIPE_FIELDS = tuple(field.name for field in fields(MultiTaskArguments))
+VARIANT_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in SET_BY_STUDY)
+TITLE = "Study of networks on several tasks"
+
+
+@dataclass(frozen=True)
+class TaskStudy:
+    """A checked study; `rates` has at least one, the recipe's own where the study names none."""
+
+    path: Path
+    settings: TaskStudyRecipe
+    variants: list[Variant]
+    folder: Path
+
+    def runs(self, variant: Variant) -> dict[float, list[MultiTaskArguments]]:
+        """Learning rate -> the settings of its trainings, one per seed."""
+        found = {}
+        for rate in self.settings.learning_rates or [variant.args.learning_rate]:
+            place = variant.folder.with_name(f"{variant.name}.{rate:g}")
+            seeds = range(variant.args.seed, variant.args.seed + self.settings.seeds)
+            found[rate] = [
+                replace(variant.args, learning_rate=rate, seed=seed, output_dir=str(place / str(seed))) for seed in seeds
+            ]
+        return found
+
+
+def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
+    """Read and check a study.
+
+    Raises:
+        ValueError: a field or name is unknown, missing or out of range; the message says which.
+    """
+    raw = read_recipe(path, [field.name for field in fields(TaskStudyRecipe)])
+    try:
+        settings = settings_from(TaskStudyRecipe, raw)
+        folder = Path(output_dir or settings.output_dir)
+        recipe = read_recipe(settings.recipe, RECIPE_FIELDS)
+        recipe = {name: value for name, value in recipe.items() if name not in SET_BY_STUDY}
+        shared = {**recipe, **checked_fields("overrides", settings.overrides, VARIANT_FIELDS)}
+        own = {name: _with_tasks(shared, fields_of or {}) for name, fields_of in settings.variants.items()}
+        variants = read_variants(own, [shared], MultiTaskArguments, folder, VARIANT_FIELDS, (*FILES, PICTURES))
+        for variant in variants:
+            try:
+                variant.args.check_sections()
+            except ValueError as error:
+                raise ValueError(f"variants.{variant.name}: {error}") from error
+        checked_fields("published", settings.published, [variant.name for variant in variants])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    variants = [replace(variant, own=settings.variants[variant.name] or {}) for variant in variants]
+    return TaskStudy(Path(path), settings, variants, folder)
+
+
+def _with_tasks(shared: Mapping[str, Any], own: Any) -> Any:
+    """A variant's fields, its tasks laid over the shared ones name by name; those that are null are left out."""
+    if not isinstance(own, dict) or not isinstance(own.get("tasks"), dict):
+        return own
+    tasks = dict(shared.get("tasks") or {})
+    for name, task in own["tasks"].items():
+        if task is None:
+            tasks.pop(name, None)
+        else:
+            tasks[name] = {**tasks.get(name, {}), **task}
+    return {**own, "tasks": tasks}
+
+
+def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> Path:
+    """Train what is not trained yet and write the report of what is; returns the path of study.md.
+
+    Raises:
+        ValueError: the runs in the folder are others, a training failed (the others are done and reported), or none is
+            finished.
+    """
+    with locked(study.folder):
+        wanted = {
+            f"{variant.name}.{rate:g}/{run.seed}": run
+            for variant in chosen(study.variants, only)
+            for rate, runs in study.runs(variant).items()
+            for run in runs
+            if not result_of(run)
+        }
+        print(f"{study.path}: {len(wanted)} trainings to do.", flush=True)
+        failures = train_all({}, {name: partial(finetune_tasks, run) for name, run in wanted.items()}, workers)
+        facts = facts_of(study)
+        words = " ".join(f"{name}: {failure}" for name, failure in failures.items())
+        if not facts["variants"]:
+            raise ValueError(words or "no training is finished.")
+        page = write_report(facts, study.folder)
+    if words:
+        raise ValueError(words)
+    return page
+
+
+def result_of(args: MultiTaskArguments) -> dict[str, Any] | None:
+    """What a finished training found, `None` if it is not finished; ValueError if it is another than `args` describes."""
+    path = RunFolder(args.output_dir).results / "finetuning.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(args.identity()))
+    different = sorted(name for name, value in wanted.items() if result["config"].get(name) != value)
+    if different:
+        raise ValueError(f"{args.output_dir}: holds a training with other settings ({', '.join(different)}); remove it.")
+    return result
+
+
+# ---- facts ----
+
+
+def facts_of(study: TaskStudy) -> dict[str, Any]:
+    """What `study.json` says, read from the files of the runs."""
+    variants = {}
+    for variant in study.variants:
+        by_rate = {rate: [result_of(run) for run in runs] for rate, runs in study.runs(variant).items()}
+        finished = {rate: results for rate, results in by_rate.items() if all(results)}
+        if not finished:
+            continue
+        scores = {rate: statistics.mean(_score(result) for result in results) for rate, results in finished.items()}
+        rate = min(scores, key=scores.get)
+        published = study.settings.published.get(variant.name) or {}
+        variants[variant.name] = {
+            **_facts(variant, rate, finished[rate], study.runs(variant)[rate]),
+            "scores": {f"{one:g}": score for one, score in scores.items()},
+            "published": published,
+        }
+    return {
+        "study": shown_path(study.path),
+        "recipe": shown_path(study.settings.recipe),
+        "seeds": study.settings.seeds,
+        "source": study.settings.source,
+        "variants": variants,
+        "versions": versions(),
+    }
+
+
+def _score(result: Mapping[str, Any]) -> float:
+    return result["validation"]["validation.score"]
+
+
+def _facts(
+    variant: Variant, rate: float, results: Sequence[Mapping[str, Any]], runs: Sequence[MultiTaskArguments]
+) -> dict[str, Any]:
+    first = results[0]
+    figures = {}
+    for task, records in first["tasks"].items():
+        for figure, record in records.items():
+            values = [result["tasks"][task][figure]["value"] for result in results]
+            known = {"value": statistics.mean(values), "values": values, "interval": record["interval"]}
+            figures[f"{task}.{figure}"] = {**known, "unit": record["unit"]}
+    log = RunFolder(runs[0].output_dir).log.read_text(encoding="utf-8").splitlines()
+    return {
+        "own": variant.own,
+        "learning_rate": rate,
+        "figures": figures,
+        "best_steps": [result["best_step"] for result in results],
+        "steps": [result["steps"] for result in results],
+        "minutes": round(statistics.mean(result["train_seconds"] for result in results) / 60, 2),
+        "parameters": first["num_parameters"],
+        "log": [json.loads(line) for line in log],
+    }
+
+
+# ---- the report ----
+
+
+def write_report(facts: Mapping[str, Any], folder: Path) -> Path:
+    """Write study.json, the pictures, study.md and study.html; returns the path of study.md."""
+    text = json_text(facts, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / "study.json", text)
+    facts = json.loads(text)
+    draw_all({"losses": _draw_losses, "figures": _draw_figures}, facts, folder / PICTURES)
+    return write_page(folder / "study.md", TITLE, study_text(inert(facts)))
+
+
+def study_text(facts: Mapping[str, Any]) -> str:
+    """study.md from the values of study.json."""
+    answer = [
+        f"{len(facts['variants'])} variants of `{facts['recipe']}`, {facts['seeds']} trainings each: figures of the test "
+        "split by the step that validation chose, of several trainings their mean.",
+        "Another seed moves every figure, so small differences say nothing.",
+    ]
+    parts = opening(TITLE, ("Validation over the steps", f"{PICTURES}/figures.svg"), answer)
+    words = "Means over the seeds; in brackets the first seed's 95 % interval over speakers."
+    if any(own["published"] for own in facts["variants"].values()):
+        words += f" Behind a slash what {facts['source'] or 'a paper'} says, in percent, of its own data."
+    parts += ["## Test figures", _figures_table(facts), words]
+    parts += ["## Training", _training_table(facts), f"![Losses]({PICTURES}/losses.svg)"]
+    return "\n\n".join([*parts, made_by(f"python -m wavcse.finetuning.study {facts['study']}")]) + "\n"
+
+
+def _columns(facts: Mapping[str, Any]) -> list[str]:
+    """All figures of all variants, in the order in which they come."""
+    return list(dict.fromkeys(name for own in facts["variants"].values() for name in own["figures"]))
+
+
+def _figures_table(facts: Mapping[str, Any]) -> str:
+    columns = _columns(facts)
+    heads = [_head(*name.rsplit(".", 1)) for name in columns]
+    lines = [[name, *(_figure_cell(own, column) for column in columns)] for name, own in facts["variants"].items()]
+    return markdown_table(["variant", *heads], lines)
+
+
+def _head(task: str, figure: str) -> str:
+    metric = METRICS[figure]
+    return f"{task}: {metric.title}{', %' if metric.unit == 'percent' else ''}"
+
+
+def _figure_cell(own: Mapping[str, Any], column: str) -> str:
+    figure, published = own["figures"].get(column), own["published"].get(column)
+    behind = "" if published is None else f" / {published}"
+    if figure is None:
+        return f"{NONE}{behind}"
+    interval = ""
+    if figure["interval"]:
+        interval = " [{} – {}]".format(*(shown(end, figure["unit"]) for end in figure["interval"]))
+    return f"{shown(figure['value'], figure['unit'])}{interval}{behind}"
+
+
+def _training_table(facts: Mapping[str, Any]) -> str:
+    columns = ["variant", "learning rate", "steps", "best step", "minutes", "parameters, M", "gradient cosine, last"]
+    lines = []
+    for name, own in facts["variants"].items():
+        cosines = [value for key, value in own["log"][-1].items() if key.endswith("gradient_cosine")]
+        lines.append(
+            [
+                name,
+                f"{own['learning_rate']:g}",
+                _numbers(own["steps"]),
+                _numbers(own["best_steps"]),
+                f"{own['minutes']:.1f}",
+                f"{own['parameters'] / 1e6:.2f}",
+                ", ".join(f"{value:.2f}" for value in cosines) or NONE,
+            ]
+        )
+    return markdown_table(columns, lines)
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _draw_losses(facts: Mapping[str, Any]) -> Figure:
+    names = sorted({key for own in facts["variants"].values() for key in own["log"][-1] if key.endswith("train_loss")})
+    return _lines(facts, names)
+
+
+def _draw_figures(facts: Mapping[str, Any]) -> Figure:
+    names = [f"validation.{name}" for name in _columns(facts)]
+    return _lines(facts, names)
+
+
+def _lines(facts: Mapping[str, Any], names: Sequence[str]) -> Figure:
+    """A panel per name, a line per variant, over the steps; of the first seed."""
+    figure, panels = new_axes(4.0 * len(names), 3.2, columns=len(names))
+    for axes, name in zip(panels, names):
+        for variant, own in facts["variants"].items():
+            points = [(entry["step"], entry[name]) for entry in own["log"] if name in entry]
+            if points:
+                axes.plot(*zip(*points), label=variant)
+        axes.set_title(name.removeprefix("validation."))
+        axes.set_xlabel("step")
+    panels[0].legend(fontsize="small")
+    return figure
+
+
+@TASK_STUDY.main
+def main(options: TaskStudyArguments) -> int:
+    """The command line."""
+    page = run_study(read_study(options.config, options.output_dir), options.only, options.workers)
+    print(page.read_text(encoding="utf-8"))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""A corpus for tasks that are learnt together: speakers who say words of tones, with what is said and who says it."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+LETTERS = {"a": 400, "b": 800, "c": 1600, "d": 3200}  # Hz
+LETTER_S, PAUSE_S = 0.12, 0.1
+SPEAKERS = "klmnopqrst"  # differ in their overtones
+SPLITS = dict(zip(SPEAKERS, ["train"] * 6 + ["validation"] * 2 + ["test"] * 2))
+TAKES = 6
+ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": [32, 32],
+    "conv_kernel": [400, 3],
+    "conv_stride": [160, 2],
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+}
+
+
+def spoken(text: str, overtone: float, rng: np.random.Generator) -> np.ndarray:
+    """A text as tones, each letter with a second tone that is the speaker's."""
+    parts = []
+    for letter in text:
+        time_s = np.arange(int(16_000 * (PAUSE_S if letter == " " else LETTER_S))) / 16_000
+        tone = np.zeros_like(time_s)
+        if letter != " ":
+            tone = np.sin(2 * np.pi * LETTERS[letter] * time_s) + 0.5 * np.sin(2 * np.pi * overtone * time_s)
+        parts.append(tone)
+    samples = 0.1 * np.concatenate(parts)
+    return samples + 0.005 * rng.standard_normal(len(samples))
+
+
+@pytest.fixture(scope="session")
+def spoken_corpus(tmp_path_factory) -> Path:
+    """60 clips of 0.7 to 1.5 s by ten speakers, no one of whom is in two splits."""
+    folder, rng, rows = tmp_path_factory.mktemp("spoken"), np.random.default_rng(0), []
+    for number, speaker in enumerate(SPEAKERS):
+        for take in range(TAKES):
+            words = ["".join(rng.choice(list(LETTERS), size=rng.integers(2, 5))) for _ in range(2)]
+            text, name = " ".join(words), f"{speaker}{take}.flac"
+            samples = spoken(text, 5000 + 250 * number, rng)
+            soundfile.write(folder / name, samples, 16_000)
+            rows.append((name, text, speaker, SPLITS[speaker], len(text)))
+    columns = ["file_name", "text", "speaker_id", "split", "length"]
+    table = pd.DataFrame(rows, columns=columns)
+    known = table["speaker_id"].map(lambda speaker: SPLITS[speaker] == "train")
+    table["split_take"] = np.where(known, np.tile(["train"] * 4 + ["validation", "test"], len(SPEAKERS)), "")
+    table.to_csv(folder / "metadata.csv", index=False)
+    return folder / "metadata.csv"
+
+
+@pytest.fixture(scope="session")
+def tasks_recipe(spoken_corpus, tmp_path_factory) -> dict:
+    """Texts and speakers from two streams, from nothing."""
+    of_clips = {"manifest": str(spoken_corpus), "disjoint_by": "speaker_id"}
+    voice = {**of_clips, "kind": "classes", "label_column": "speaker_id", "tap": 1, "loss": "aam_softmax"}
+    return {
+        "encoder": ENCODER,
+        "tasks": {"speech": {**of_clips, "kind": "ctc", "label_column": "text"}, "voice": voice},
+        "streams": {
+            "speech": {"tasks": ["speech"], "batch_seconds": 8.0},
+            "voice": {"tasks": ["voice"], "batch_seconds": 8.0, "crop": 0.6, "length_step_s": 0.2},
+        },
+        "audio_dir": str(tmp_path_factory.mktemp("audio")),
+        "freeze": {"stem": False},
+        "max_steps": 12,
+        "learning_rate": 2e-3,
+        "validate_every": 4,
+        "checkpoint_every_s": 0.0,
+    }
