@@ -47,7 +47,7 @@ class EcapaTdnn(nn.Module):
         self.blocks = nn.ModuleList(Block(channels, dilation) for dilation in DILATIONS)
         self.aggregation = FrameLayer(len(DILATIONS) * channels, aggregated_channels)
         self.pooling = AttentiveStatistics(aggregated_channels)
-        self.norm = nn.BatchNorm1d(2 * aggregated_channels)
+        self.norm = ClipNorm(2 * aggregated_channels)
         self.projection = nn.Linear(2 * aggregated_channels, embedding_size)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -120,6 +120,15 @@ class FrameNorm(nn.BatchNorm1d):
         normed = torch.zeros_like(rows)
         normed[extent.mask] = super().forward(rows[extent.mask]).to(normed.dtype)
         return normed.transpose(1, 2)
+
+
+class ClipNorm(nn.BatchNorm1d):
+    """Batch norm of vectors `[B, C]`; one clip alone, which varies from no other, is normed by the running figures."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1 or not self.training:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class Block(nn.Module):

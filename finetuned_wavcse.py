@@ -235,6 +235,18 @@ class Readout(nn.Module):
         vectors = self._pooled(frames) if self.has_vector else None
         return ReadoutOutput(vectors, self.head(frames).float() if self.kind == "ctc" else self._of_vector(vectors))
 
+    def over_groups(self, groups: Sequence[Mapping[int | str, Tensor]]) -> ReadoutOutput:
+        """Read ECAPA-TDNN's vectors off groups of clips, each group of one length, in one pass.
+
+        The batch norms of training then see the clips of all groups; those of a group alone may be one.
+        """
+        frames = [of_clip for layers in groups for of_clip in self._frames(layers)]
+        lengths = torch.tensor([len(of_clip) for of_clip in frames], device=frames[0].device)
+        padded = pad_sequence(frames, batch_first=True)
+        mask = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
+        vectors = self.pooling(padded, mask).float()
+        return ReadoutOutput(vectors, self._of_vector(vectors))
+
     def _of_vector(self, vectors: Tensor) -> Tensor:
         logits = self.head(vectors).float()
         return logits[:, 0] if self.kind == "numbers" else logits
@@ -334,7 +346,11 @@ class FinetunedWavCSE(WavCSEModel):
         return {name: self.readouts[name](layers, embedding) for name in tasks}
 
     def read_group(self, waveforms: Tensor, mask: Tensor | None, tasks: Sequence[str]) -> dict[str, ReadoutOutput]:
-        """Read tasks off clips of one length, as training does: through the transformers modules, with masked frames.
+        """Read tasks off clips of one length; arguments as of `layers_of_group`."""
+        return self.read(self.layers_of_group(waveforms, mask, tasks), tasks)
+
+    def layers_of_group(self, waveforms: Tensor, mask: Tensor | None, tasks: Sequence[str]) -> dict[int | str, Tensor]:
+        """The layers that tasks read, as in training: by the transformers modules, with masked frames; each `[B, T, D]`.
 
         Blocks above the highest layer that these tasks read are not run, so that they get no gradient.
 
@@ -355,7 +371,7 @@ class FinetunedWavCSE(WavCSEModel):
             self._run_modules(waveforms, mask, visit, found)
         except _EnoughRead:
             pass
-        return self.read(found, tasks)
+        return found
 
     def _run_modules(
         self, waveforms: Tensor, mask: Tensor | None, visit: Callable[[int, Tensor], None], found: dict[int | str, Tensor]

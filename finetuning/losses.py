@@ -50,8 +50,18 @@ class MultiTaskNetwork(nn.Module):
 
     def forward(self, batch: TaskBatch, seed: int) -> TaskOutput:
         """The losses of a batch's tasks; `seed` is the training loop's and draws nothing here."""
-        read = [self.model.read_group(group.waveforms, group.mask, list(batch.targets)) for group in batch.groups]
-        return TaskOutput({name: self.loss(name, [of_group[name] for of_group in read], batch) for name in batch.targets})
+        layers = [self.model.layers_of_group(group.waveforms, group.mask, list(batch.targets)) for group in batch.groups]
+        return TaskOutput({name: self.loss(name, outputs, batch) for name, outputs in self._read(layers, batch).items()})
+
+    def _read(self, layers: Sequence[Mapping[int | str, Tensor]], batch: TaskBatch) -> dict[str, list[ReadoutOutput]]:
+        """What every task reads off the groups; a task with batch norms reads all of them at once."""
+        readouts = self.model.readouts
+        together = [name for name in batch.targets if readouts[name].pooling is not None and readouts[name].kind != "ctc"]
+        apart = [name for name in batch.targets if name not in together]
+        by_group = [self.model.read(of_group, apart) for of_group in layers]
+        read = {name: [of_group[name] for of_group in by_group] for name in apart}
+        read |= {name: [readouts[name].over_groups(layers)] for name in together}
+        return {name: read[name] for name in batch.targets}
 
     def loss(self, name: str, read: Sequence[ReadoutOutput], batch: TaskBatch) -> Tensor:
         """A task's loss over the clips of the whole batch that have a label, this process's part of it."""

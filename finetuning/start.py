@@ -62,7 +62,8 @@ def network_config(args: MultiTaskArguments, readouts: Mapping[str, Mapping[str,
     elif args.init_from is not None:
         audio = base or config_from_upstream(args.init_from, selected_layers=[0])
         fields |= {name: getattr(audio, name) for name in AUDIO_SETTINGS}
-    fields.setdefault("selected_layers", [_highest(readouts, upstream.num_hidden_layers)])
+    if "selected_layers" not in fields:
+        fields["selected_layers"] = [_highest(readouts, upstream.num_hidden_layers)]
     return FinetunedWavCSEConfig(
         **{**fields, "upstream_config": upstream},
         freeze_upstream=False,

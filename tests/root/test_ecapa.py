@@ -129,6 +129,14 @@ def test_norms_of_training_see_frames_that_are_there():
     torch.testing.assert_close(found[mask], expected)
 
 
+def test_a_clip_alone_in_training_is_normed_by_the_running_figures(network):
+    norm = copy.deepcopy(network.norm).train()
+    vector = torch.randn(1, 48)
+    expected = (vector - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(norm(vector), expected)
+    assert torch.equal(norm.running_mean, network.norm.running_mean)
+
+
 def test_a_clip_is_mirrored_at_its_own_end():
     row = torch.tensor([0.0, 1.0, 2.0, 9.0, 9.0]).expand(1, 1, -1)
     assert mirrored(row, 2, torch.tensor([3]))[0, 0, :7].tolist() == [2, 1, 0, 1, 2, 1, 0]
