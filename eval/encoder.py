@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,27 +117,34 @@ class WavCSEEncoder:
     def all_layers(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """All layers, pooled over time as the model does, float32 `[N, L, D]`, from the pass that also gave the embeddings."""
         layers, _ = self._run(waveforms)
+        if layers is None and self.reads_frames:
+            return self._layers(self._inputs(waveforms)).float().cpu().numpy()
         if layers is None:
             raise ValueError(f"The model {self.name!r} was saved by an older wavCSE; save it again to read its layers.")
         return layers.float().cpu().numpy()
 
     @torch.inference_mode()
     def _run(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor | None, ModelOutput]:
-        """All pooled layers `[N, L, D]` of a batch (`None` of a model with older code), and the model's output.
+        """All pooled layers `[N, L, D]` of a batch (`None` where the embedding is not made of them), and the model's output.
 
         The last ones are kept with their batch: a baseline that reads layers of the same model then costs nothing more.
         """
         if self._last is None or self._last[0] is not waveforms:
-            model, rate = self.model, self.sampling_rate
-            inputs = self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt", device=model.device)
-            layers = None
-            if hasattr(model, "pool_layers"):
-                layers = model.pool_layers(**inputs, layers=range(self.num_layers), precision=self.precision)
-                if not self.reads_frames:
-                    inputs = {"pooled_layers": layers[:, list(model.config.selected_layers)]}
+            model, inputs, layers = self.model, self._inputs(waveforms), None
+            if hasattr(model, "pool_layers") and not self.reads_frames:
+                layers = self._layers(inputs)
+                inputs = {"pooled_layers": layers[:, list(model.config.selected_layers)]}
             output = model(**inputs, precision=self.precision, return_dict=True)
             self._last = (waveforms, layers, output)
         return self._last[1:]
+
+    def _inputs(self, waveforms: Sequence[np.ndarray]) -> Mapping[str, Tensor]:
+        rate = self.sampling_rate
+        return self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt", device=self.model.device)
+
+    @torch.inference_mode()
+    def _layers(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.model.pool_layers(**inputs, layers=range(self.num_layers), precision=self.precision)
 
 
 def _load(checkpoint: SavedModel, device: str | torch.device) -> tuple[Any, Any]:

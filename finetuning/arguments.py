@@ -258,7 +258,11 @@ class MultiTaskArguments(UpdateArguments):
         return streams
 
     def check_sections(self) -> None:
-        """ValueError names the first section that is wrong."""
+        """ValueError names the first section that is wrong, or a precision that this training does not compute in."""
+        if self.mixed_precision != "no":
+            raise ValueError(
+                f"mixed_precision is {self.mixed_precision!r}; several tasks are trained in float32 alone: leave it out."
+            )
         for section in (
             self.task_settings,
             self.stream_settings,

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from wavcse import FinetunedWavCSE
 from wavcse.data.inspection import Inspector
+from wavcse.eval.encoder import WavCSEEncoder, check_encoder
 from wavcse.feature_extraction_wavcse import normalized
 from wavcse.finetuning.__main__ import main
 from wavcse.finetuning.arguments import FINETUNE, FINETUNE_TASKS, FINETUNING, MultiTaskArguments
@@ -332,6 +333,18 @@ def test_a_run_stops_when_the_loss_has_not_fallen(tasks_recipe, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_evaluation_takes_the_folder_as_any_model(finished):
+    encoder = WavCSEEncoder(str(finished / "hub"))
+    check_encoder(encoder)
+    clips = [np.random.default_rng(seed).standard_normal(9_000 + 3_000 * seed).astype(np.float32) for seed in range(2)]
+    model = FinetunedWavCSE.from_pretrained(finished / "hub").eval()
+    np.testing.assert_allclose(encoder.embed(clips), model.encode(clips), atol=1e-5)
+    layers = encoder.all_layers(clips)
+    assert layers.shape == (2, 3, 32)
+    np.testing.assert_allclose(layers[:, 1], encoder.embed(clips), atol=1e-5)  # voice is the mean of layer 1
+
+
+@pytest.mark.slow
 def test_killed_and_continued_is_not_killed(tasks_recipe, tmp_path):
     pytest.importorskip("jiwer")
     recipe = {**tasks_recipe, "validate_every": 2, "freeze": {"stem": True, "encoder_until": 3}}
@@ -440,6 +453,7 @@ VOICE = {"kind": "classes", "manifest": "m.csv", "label_column": "speaker_id"}
         ({"choose": {"voice.wer": 1.0}}, r"choose: unknown fields \['voice\.wer'\]"),
         ({"choose": {"voice.eer": 0}}, "choose: voice.eer is 0; a weight above 0 is needed"),
         ({"embedding_of": "voices"}, "embedding_of is 'voices'"),
+        ({"mixed_precision": "bf16"}, "mixed_precision is 'bf16'; several tasks are trained in float32 alone"),
         ({"mask_share": 1.0}, "mask_share is 1.0; it must be at least 0 and below 1"),
     ],
 )

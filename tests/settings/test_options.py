@@ -18,6 +18,7 @@ from wavcse.data.synthetic.arguments import SYNTHESIZE
 from wavcse.doors.arguments import EXPORT
 from wavcse.eval.arguments import EVAL, REPORT
 from wavcse.finetuning.arguments import FINETUNE, FINETUNE_TASKS, TASK_STUDY
+from wavcse.finetuning.study import read_study as read_task_study
 from wavcse.hub.arguments import CARD, PUSH
 from wavcse.pca.arguments import PCA
 from wavcse.pretraining.arguments import PRETRAIN, STUDY
@@ -187,6 +188,7 @@ def recipes():
     readers = {
         "eval_": lambda argv: EVAL.parse([*argv, "--out", "o"]),
         "finetune_": FINETUNE.parse,
+        "mtl_": FINETUNE_TASKS.parse,
         "pretrain_": PRETRAIN.parse,
         "train_": TRAIN.parse,
     }
@@ -198,6 +200,8 @@ def recipes():
             reader = lambda argv: read_config(argv[0])  # noqa: E731
         if path.stem in ("tiny_architectures", "tiny_lasr"):
             reader = lambda argv: read_study(argv[0])  # noqa: E731
+        if path.stem == "mtl_synthetic":
+            reader = lambda argv: read_task_study(argv[0])  # noqa: E731
         if path.name.startswith("transfer_"):
             reader = lambda argv: read_transfer(argv[0])  # noqa: E731
         if path.stem == "small_vectors":
