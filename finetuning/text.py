@@ -10,11 +10,12 @@ import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from wavcse.settings.fields import CheckedFields, option
+
+if TYPE_CHECKING:  # this module has settings, and `--help` needs no PyTorch
+    from torch import Tensor
 
 BLANK, START, END, UNKNOWN, SPACE = SPECIAL = ("<blank>", "<s>", "</s>", "<unk>", "|")
 BLANK_BIAS = 10.0  # so that an untrained network says nothing; Vaessen and van Leeuwen's code
@@ -80,6 +81,8 @@ def frames_needed(tokens: Sequence[int]) -> int:
 
 def bias_start(vocabulary: Sequence[str], texts: Iterable[str]) -> Tensor:
     """Where the bias of a CTC head starts, float32 `[V]`: each token's relative frequency in the training texts; blank 10."""
+    import torch  # see above
+
     tokens = [number for text in texts for number in encode_text(text, vocabulary)]
     counts = torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=len(vocabulary))
     bias = counts / counts.sum().clamp(min=1)
