@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData
 from transformers.configuration_utils import PretrainedConfig
 from transformers.dynamic_module_utils import get_cached_module_file, get_class_from_dynamic_module, get_relative_import_files
-from transformers.utils import HF_MODULES_CACHE
+from transformers.utils import HF_MODULES_CACHE, SAFE_WEIGHTS_NAME
 
 from .configuration_wavcse import WavCSEConfig
 from .feature_extraction_wavcse import WavCSEFeatureExtractor
@@ -113,6 +113,7 @@ SECTIONS = (
     "Evaluation",
     "Bias, risks and limits",
     "Training details",
+    "Exported files",
     "Python files that run",
     "Citation",
 )
@@ -199,6 +200,20 @@ LIMITS = """\
   with test speakers that training has not heard.
 - Licences of the encoder and of the corpora hold for these weights too, whatever licence is named above.
 - Shorter clips than {min_ms:g} ms and longer ones than {max_s:g} s are refused."""
+
+EXPORTS = "exports.json"  # in the folder of a model: what `wavcse export` has found of each file, by its path in the folder
+EXPORT_COLUMNS = ("file", "MB", "error", "alone / in a batch", "cosine", "audio-s/s: file / model (threads)")
+EXPORT_CELLS = (
+    "{megabytes:.1f}",
+    "{error:.1e}",
+    "{batch_error:.1e}",
+    "{cosine:.6f}",
+    "{speed:.0f} / {model_speed:.0f} ({threads:.0f})",
+)
+EXPORTED = """\
+A padded batch goes in, `input_values` float32 and `attention_mask` int32 `[B, samples]` of the feature extractor, and
+`embeddings` come out. Errors are shares of the embedding's largest number, beside the model in PyTorch. Clips go through in
+one piece: beyond `window_s` the model itself uses windows, and the two differ a little."""
 
 CITATION = """\
 ```bibtex
@@ -300,8 +315,48 @@ def write_card(
     card = folder / "README.md"
     if not is_generated(card):
         return False
+    sections = {"Exported files": exported_files(folder), **(sections or {})}
     card.write_text(model_card(config, hash_code_files(folder), model_id, metadata, sections), encoding="utf-8")
     return True
+
+
+def exported_files(folder: Path) -> str:
+    """What the card says of files that `wavcse export` wrote, from the folder's `EXPORTS`; nothing where there are none.
+
+    Of a file that was made of other weights than lie in the folder now, it says that instead of figures.
+    """
+    records = {name: found for name, found in sorted(_read_exports(folder).items()) if (folder / name).is_file()}
+    digest, rows = weights_sha256(folder) if records else None, []
+    for name, found in records.items():
+        cells = [cell.format(**found) for cell in EXPORT_CELLS]
+        if found["weights_sha256"] != digest:
+            cells = ["of other weights: export it again", *[""] * (len(cells) - 1)]
+        rows.append([f"`{inert(name)}`", *cells])
+    lines = [f"| {' | '.join(row)} |" for row in [EXPORT_COLUMNS, ["---"] * len(EXPORT_COLUMNS), *rows]]
+    return "\n".join([EXPORTED, "", *lines]) if rows else ""
+
+
+def _read_exports(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of `EXPORTS` that are whole; what else somebody put there is left alone."""
+    try:
+        records = json.loads((folder / EXPORTS).read_text(encoding="utf-8"))
+        for found in records.values():
+            _ = [cell.format(**found) for cell in ("{weights_sha256}", *EXPORT_CELLS)]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return {}
+    return records
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """SHA-256 of the safetensors file of a folder, or over the hashes of all its shards; `None` where it has no weights."""
+    shards = [path for path in (folder / SAFE_WEIGHTS_NAME,) if path.is_file()] or sorted(folder.glob("model-*.safetensors"))
+    digests = []
+    for path in shards:
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def repository_files(folder: Path) -> dict[str, Path]:

@@ -42,7 +42,11 @@ def build_encoder(config: PretrainedConfig) -> WhisperEncoder:
 
 
 def visit_encoder_layers(
-    encoder: PreTrainedModel, features: Tensor, visit: Callable[[int, Tensor], None], output_attentions: bool = False
+    encoder: PreTrainedModel,
+    features: Tensor,
+    visit: Callable[[int, Tensor], None],
+    output_attentions: bool = False,
+    attention_mask: Tensor | None = None,
 ) -> list[Tensor]:
     """Run the encoder's modules as `WhisperEncoder.forward` does, on any number of frames up to that of its positions.
 
@@ -51,6 +55,7 @@ def visit_encoder_layers(
         visit: is called with (0, input of the first block `[B, T, D]`) and with (i, output of block i); the final LayerNorm
             is not run.
         output_attentions: needs an encoder that was loaded with `attn_implementation="eager"`.
+        attention_mask: is added to the scores, `[B, 1, 1, T]`; `None` = every frame attends to all.
 
     Returns:
         One attention map `[B, heads, T, T]` per block, if they are wanted and the attention gives them.
@@ -66,7 +71,7 @@ def visit_encoder_layers(
         for layer, block in enumerate(encoder.layers, start=1):
             is_dropped = encoder.training and encoder.layerdrop > 0 and torch.rand([]) < encoder.layerdrop  # LayerDrop
             if not is_dropped:
-                output = block(hidden, None)
+                output = block(hidden, attention_mask)
                 hidden = output[0] if isinstance(output, tuple) else output  # transformers 5.0 gives a tuple
             visit(layer, hidden)
     finally:
@@ -98,7 +103,7 @@ def log_mel(waveform: Tensor, num_mel_bins: int, num_frames: int) -> Tensor:
     heard = min(num_frames, (len(waveform) + FFT_SAMPLES // 2) // HOP_SAMPLES + 1)  # from there on, a frame is all zeros
     padded = F.pad(waveform.float(), (0, heard * HOP_SAMPLES - len(waveform)))
     padded = F.pad(padded[None], (FFT_SAMPLES // 2, FFT_SAMPLES // 2), mode="reflect")[0]
-    window, filters = _window_and_filters(num_mel_bins, waveform.device)
+    window, filters = window_and_filters(num_mel_bins, waveform.device)
     levels = []
     for frames in padded.unfold(0, FFT_SAMPLES, HOP_SAMPLES)[:heard].split(MEL_FRAMES_PER_BLOCK):
         spectra = torch.view_as_real(torch.fft.rfft(frames * window))  # [frames, frequencies, 2]
@@ -108,7 +113,7 @@ def log_mel(waveform: Tensor, num_mel_bins: int, num_frames: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _window_and_filters(num_mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def window_and_filters(num_mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The Hann window `[400]` and the mel filters `[201, mel bins]` of every published Whisper."""
     filters = mel_filter_bank(
         num_frequency_bins=1 + FFT_SAMPLES // 2,

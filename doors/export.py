@@ -13,10 +13,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +27,14 @@ from wavcse.data.files import kept_json, write_atomically, write_json
 from wavcse.doors.exportable import ExportableModel, example_inputs
 from wavcse.eval.encoder import SavedModel
 from wavcse.feature_extraction_wavcse import WavCSEFeatureExtractor
-from wavcse.hub_repository_wavcse import is_generated
+from wavcse.hub_repository_wavcse import EXPORTS, exported_files, is_generated
 from wavcse.modeling_wavcse import WavCSEModel
-from wavcse.reports.page import markdown_table
 from wavcse.settings.command import DONE
 from wavcse.settings.libraries import optional_library
 
 EXTRA = "onnx"
 INPUTS = ("input_values", "attention_mask")
 OUTPUTS = ("embeddings", "frames", "num_frames")
-EXPORTS = "exports.json"  # what was found of each file, in the model's folder
 TITLE, NEXT_TITLE = "## Exported files", "## Python files that run"  # of the model card
 CHECK_S = (0.3, 1.7, 3.0, 0.9, 2.2)  # noise that a file is tried with
 SPEED_CLIPS, SPEED_S, SPEED_RUNS = 8, 4.0, 3
@@ -215,34 +212,14 @@ def file_of(args: ExportArguments) -> Path:
     return Path("onnx", f"model{suffix}.onnx") if args.format == "onnx" else Path("torch_export", f"model{suffix}.pt2")
 
 
-def card_section(exports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The section of the model card about exported files, from what `exports.json` says of them."""
-    rows = [
-        [
-            f"`{name}`",
-            f"{found['megabytes']:.1f}",
-            f"{found['error']:.1e}",
-            f"{found['batch_error']:.1e}",
-            f"{found['cosine']:.6f}",
-            f"{found['speed']:.0f} / {found['model_speed']:.0f} ({found['threads']:.0f})",
-        ]
-        for name, found in sorted(exports.items())
-    ]
-    columns = ("file", "MB", "error", "alone / in a batch", "cosine", "audio-s/s: file / model (threads)")
-    text = (
-        "A padded batch goes in, `input_values` float32 and `attention_mask` int32 `[B, samples]` of the feature extractor, "
-        "and `embeddings` come out. Errors are shares of the embedding's largest number, beside the model in PyTorch. Clips "
-        "go through in one piece: beyond `window_s` the model itself uses windows, and the two differ a little."
-    )
-    return f"{TITLE}\n\n{text}\n\n{markdown_table(columns, rows)}\n"
-
-
-def write_to_card(card: Path, section: str) -> bool:
-    """Put the section into a generated model card, in the place of an earlier one; False if the card is not ours."""
+def write_to_card(folder: Path) -> bool:
+    """Put what `exports.json` says into a generated model card, over what it said before; False if the card is not ours."""
+    card = folder / "README.md"
     if not card.is_file() or not is_generated(card):
         return False
     before, _, after = card.read_text(encoding="utf-8").partition(NEXT_TITLE)
-    write_atomically(card, f"{before.partition(TITLE)[0]}{section}\n{NEXT_TITLE}{after}")
+    section = f"{TITLE}\n\n{exported_files(folder)}\n\n"
+    write_atomically(card, f"{before.partition(TITLE)[0]}{section}{NEXT_TITLE}{after}")
     return True
 
 
@@ -268,7 +245,7 @@ def main(args: ExportArguments) -> int:
         f"alone and in a batch {found['batch_error']:.1e}\n{found['speed']:.0f} audio-s/s, the model itself "
         f"{found['model_speed']:.0f}, {found['threads']} threads"
     )
-    is_written = write_to_card(folder / "README.md", card_section(exports))
+    is_written = write_to_card(folder)
     print(f"{folder / 'README.md'}: {'says so' if is_written else 'is no generated card and was left as it is'}")
     return DONE
 

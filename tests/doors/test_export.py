@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
-from wavcse.doors.export import card_section, padded, write_to_card
+from wavcse.doors.export import load_run, padded, write_onnx, write_to_card, write_torch_export
 from wavcse.doors.exportable import ExportableModel
+from wavcse.eval.encoder import SavedModel
+from wavcse.hub.build import build_repository
+from wavcse.hub.source import read_source
 from wavcse.tests.helpers.door_pages import run_first_block
+from wavcse.tests.helpers.tiny_families import MOONSHINE, WHISPER
 from wavcse_cli import main
 
 FAMILIES = [
@@ -62,35 +66,98 @@ def test_frames_are_those_of_the_model_without_padding(tiny_model, waves):
         assert not frames[row, num_frames[row] :].any()
 
 
-def test_whisper_is_refused(tmp_path, whisper_folder, capsys):
-    assert main(["export", "--model", str(whisper_folder), "--format", "torch-export"]) == 2
-    assert "a model with an upstream of the family whisper cannot be exported yet" in capsys.readouterr().err.lower()
+@pytest.fixture(scope="module")
+def whisper():
+    """Factory: a tiny Whisper model with positions for 2 s."""
+
+    def make(**fields) -> WavCSEModel:
+        upstream = {**WHISPER, "model_type": "whisper", "dropout": 0.0}
+        own = {"selected_layers": [0, 1, 3], "layer_projection_size": 8, "embedding_size": 20, "do_normalize": False}
+        return wide(WavCSEModel(WavCSEModel.config_class(upstream, **{**own, **fields}))).eval()
+
+    return make
 
 
-@pytest.fixture
-def whisper_folder(tmp_path):
-    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 80}
-    config = WavCSEModel.config_class(
-        {"model_type": "whisper", **sizes}, selected_layers=[1], layer_projection_size=8, embedding_size=20
-    )
-    WavCSEModel(config).save_pretrained(tmp_path / "whisper")
-    return tmp_path / "whisper"
+def sounds(*lengths: int) -> list[torch.Tensor]:
+    """Clips with a loud beginning and a quiet end, below the range that Whisper's spectrogram keeps."""
+    generator = np.random.default_rng(0)
+    decays = [np.exp(-np.arange(length) / 900) * generator.standard_normal(length) for length in lengths]
+    return [torch.from_numpy(decay.astype(np.float32)) for decay in decays]
+
+
+@pytest.mark.parametrize("temporal_pooling", ["mean", "mean_std"])
+def test_whisper_has_its_own_embeddings_at_the_clips_own_length(temporal_pooling, whisper):
+    model = whisper(temporal_pooling=temporal_pooling)
+    # The last mel frame looks 40 samples beyond the last whole frame of 20 ms: on none, some and all of them there is audio.
+    exportable, clips = ExportableModel(model), sounds(400, 401, 16_000, 16_001, 15_990, 15_841, 31_999)
+    with torch.no_grad():
+        own = torch.cat([model(clip[None]).embeddings for clip in clips])
+        together = exportable(*padded(clips))
+        alone = torch.cat([exportable(*padded([clip])) for clip in clips])
+    assert (together - own).abs().max() <= 1e-5 * own.abs().max()
+    assert (together - alone).abs().max() <= 1e-5 * own.abs().max()
+    with pytest.raises(RuntimeError), torch.no_grad():
+        exportable(*padded(sounds(32_001)))  # there are no positions for it
+
+
+def test_whisper_in_windows_and_families_of_modules_are_refused(tmp_path, whisper, capsys):
+    whisper(context="window").save_pretrained(tmp_path / "whisper")
+    assert main(["export", "--model", str(tmp_path / "whisper"), "--format", "torch-export"]) == 2
+    assert "whisper model in the context 'window' cannot be exported" in capsys.readouterr().err.lower()
+    moonshine = WavCSEModel.config_class({"model_type": "moonshine", **MOONSHINE}, selected_layers=[1])
+    with pytest.raises(ValueError, match="upstream of the family moonshine cannot be exported yet; those of wavlm, .* can"):
+        ExportableModel(WavCSEModel(moonshine))
+
+
+def record_exports(folder, *names: str) -> None:
+    """As if these files had been exported from the weights that lie in the folder."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    digest = SavedModel.parse(str(folder)).weights_sha256()
+    (folder / "exports.json").write_text(json.dumps({name: {**FOUND, "weights_sha256": digest} for name in names}))
 
 
 def test_the_card_gets_one_section_that_later_exports_replace(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     card = tmp_path / "README.md"
     before = card.read_text()
-    assert write_to_card(card, card_section({"onnx/model.onnx": FOUND}))
-    assert write_to_card(card, card_section({"onnx/model.onnx": FOUND, "torch_export/model.pt2": FOUND}))
+    record_exports(tmp_path, "onnx/model.onnx")
+    assert write_to_card(tmp_path)
+    record_exports(tmp_path, "onnx/model.onnx", "torch_export/model.pt2")
+    assert write_to_card(tmp_path)
     text = card.read_text()
     row = "| `torch_export/model.pt2` | 2.0 | 1.0e-06 | 2.0e-07 | 0.990000 | 7 / 9 (1) |"
     assert text.count("## Exported files") == text.count(row) == text.count("## Python files that run") == 1
     start, end = text.index("## Exported files"), text.index("## Python files that run")
     assert text[:start] + text[end:] == before
     card.write_text("mine")
-    assert not write_to_card(card, "other")
+    assert not write_to_card(tmp_path)
     assert card.read_text() == "mine"
+
+
+def test_a_later_save_or_push_keeps_the_section_and_tells_of_other_weights(tiny_model, tmp_path):
+    model, pushed = tiny_model(), tmp_path.with_name(f"{tmp_path.name}-pushed")
+    model.save_pretrained(tmp_path)
+    record_exports(tmp_path, "onnx/model.onnx", "torch_export/model.pt2")
+    write_to_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == text
+    pushed.mkdir()
+    assert build_repository(read_source(tmp_path), pushed, "me/it")
+    assert (pushed / "onnx/model.onnx").is_file()
+    assert text[text.index("## Exported files") : text.index("## Python files")] in (pushed / "README.md").read_text()
+    (tmp_path / "torch_export/model.pt2").unlink()
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| `onnx/model.onnx` | of other weights: export it again |  |  |  |  |\n" in text
+    assert "model.pt2" not in text
+    (tmp_path / "exports.json").write_text('{"onnx/model.onnx": {"error": "none"}}')
+    model.save_pretrained(tmp_path)
+    assert "## Exported files" not in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +194,21 @@ def test_a_torch_export_program_runs_any_batch_and_length(hub, tmp_path, waves):
 
 
 @pytest.mark.slow
+def test_a_torch_export_program_of_whisper_runs_any_batch_and_length(whisper, tmp_path):
+    model = whisper()
+    write_torch_export(model, tmp_path / "model.pt2", with_frames=True)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for lengths in ((5000,), (1201, 9001, 720), (31_000, 32_000)):
+        clips = sounds(*lengths)
+        with torch.no_grad():
+            own = torch.cat([model(clip[None]).embeddings for clip in clips])
+            embeddings, frames, num_frames = program(*padded(clips))
+        assert (embeddings - own).abs().max() <= 1e-5 * own.abs().max()
+        assert num_frames.tolist() == [-(-length // 320) for length in lengths]
+        assert frames.shape == (len(lengths), num_frames.max(), 3, 32)
+
+
+@pytest.mark.slow
 def test_a_compiled_model_has_the_same_numbers(hub, waves):
     model = WavCSEModel.from_pretrained(hub).eval()
     inputs = padded([torch.tensor(wave) for wave in waves(5000, 3000)])
@@ -160,6 +242,21 @@ def test_the_page_runs_and_onnxruntime_gives_the_models_embeddings(hub, tmp_path
         found = session.run(["embeddings"], {name: inputs[name] for name in ("input_values", "attention_mask")})[0]
         own = model.encode(clips)
         np.testing.assert_allclose(found, own, atol=1e-5 * np.abs(own).max())
+
+
+@pytest.mark.doors
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_onnxruntime_gives_whispers_embeddings(precision, whisper, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = whisper(temporal_pooling="mean_std")
+    write_onnx(model, tmp_path / "model.onnx", precision=precision)
+    run = load_run(tmp_path / "model.onnx")
+    for lengths in ((5000,), (1201, 9001, 720), (31_000, 32_000)):
+        clips = sounds(*lengths)
+        with torch.no_grad():
+            own = torch.cat([model(clip[None]).embeddings for clip in clips])
+        error = (run(*padded(clips)) - own).abs().max() / own.abs().max()
+        assert error <= 1e-5 if precision == "float32" else 1e-4 < error < 0.2
 
 
 @pytest.mark.doors

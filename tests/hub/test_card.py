@@ -151,7 +151,7 @@ def test_languages_are_codes_of_manifests_that_are_there(tmp_path):
 
 
 def test_sections_in_order(card):
-    assert tuple(re.findall(r"^## (.+)$", card.text, re.MULTILINE)) == SECTIONS
+    assert re.findall(r"^## (.+)$", card.text, re.MULTILINE) == [title for title in SECTIONS if title != "Exported files"]
 
 
 def test_the_table_is_the_evaluations_own(card, run, own):
