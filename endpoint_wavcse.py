@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Limits:
 
     @classmethod
     def from_environment(cls) -> Limits:
-        """ValueError if a variable holds no positive number."""
+        """ValueError if a variable holds no positive, finite number."""
         given = {}
         for field, variable in VARIABLES.items():
             if variable in os.environ:
@@ -75,8 +76,11 @@ class Limits:
                     given[field] = kind(os.environ[variable])
                 except ValueError:
                     raise ValueError(f"{variable} is {os.environ[variable]!r}; a number is needed.") from None
-                if given[field] <= 0 and field != "urls":
-                    raise ValueError(f"{variable} is {os.environ[variable]!r}; it must be positive.")
+                if field == "urls":
+                    if given[field] not in (0, 1):
+                        raise ValueError(f"{variable} is {os.environ[variable]!r}; allowed: 0, 1.")
+                elif not 0 < given[field] < math.inf:  # not a number neither: no comparison with it would end anything
+                    raise ValueError(f"{variable} is {os.environ[variable]!r}; it must be positive and finite.")
         return cls(**given)
 
 
@@ -157,7 +161,7 @@ class EndpointHandler:
         if seconds > seconds_left:
             used = self.limits.seconds - seconds_left + seconds
             raise ValueError(
-                f"inputs: last {used:.1f} s up to here, and {self.limits.seconds:g} s are served at once "
+                f"inputs: have {used:.1f} s of audio up to here; a request may have {self.limits.seconds:g} s "
                 f"({VARIABLES['seconds']}). Send fewer clips, or cut them."
             )
 

@@ -69,7 +69,7 @@ class Answers:
         """The cosine similarity of two recordings, and what the calibration says of it."""
         first, second = unit_rows(np.stack([self._embedding(one, "First"), self._embedding(other, "Second")]))
         similarity = float(first @ second)
-        return f"<p>Cosine similarity <strong>{similarity:.4f}</strong> (of -1 to 1).</p>\n<p>{self.reading(similarity)}</p>"
+        return f"<p>Cosine similarity <strong>{similarity:.4f}</strong> (from -1 to 1).</p>\n<p>{self.reading(similarity)}</p>"
 
     def reading(self, similarity: float) -> str:
         """What a similarity says, in words."""
@@ -114,20 +114,22 @@ class Answers:
             raise ValueError(f"{what}: there is none yet. Record one, or choose an audio file.")
         path, args = Path(recording), self.args
         name = f"{what} {path.name}"
+        if not path.is_file():  # recordings do not stay
+            raise ValueError(f"{name}: has been deleted meanwhile. Record or choose it again.")
         if path.stat().st_size > args.max_megabytes * 1e6:
-            raise ValueError(f"{name}: is larger than the {args.max_megabytes:g} MB that are taken. Cut or compress it.")
+            raise ValueError(f"{name}: is larger than {args.max_megabytes:g} MB, the most that is taken. Cut or compress it.")
         with AudioFile(path, name) as file:  # by its header, before anything is decoded
             self._check_seconds(file.duration_s, name)
         waveform = load_waveform(path, self.embedder.rate, name, self.embedder.encoder.feature_extractor.max_duration_s)
         self._check_seconds(len(waveform) / self.embedder.rate, name)
         if not waveform.any():  # the model takes silence, but nobody asks about it
-            raise ValueError(f"{name}: is silent. Look whether the microphone is on, and record again.")
+            raise ValueError(f"{name}: is silent. Check that the microphone is on, and record again.")
         self.embedder.encoder.feature_extractor.check(waveform, name)
         return waveform
 
     def _check_seconds(self, seconds: float, name: str) -> None:
         if seconds > self.args.max_seconds:
-            raise ValueError(f"{name}: lasts {seconds:.1f} s, and {self.args.max_seconds:g} s are taken. Cut it.")
+            raise ValueError(f"{name}: lasts {seconds:.1f} s; at most {self.args.max_seconds:g} s are taken. Cut it.")
 
     def _embedding(self, recording: str | None, which: str = "") -> np.ndarray:
         """`[E]`, with the table's settings if there is one."""

@@ -77,7 +77,11 @@ class DataSet:
     def parse(cls, source: str) -> DataSet:
         """ValueError where an option is not one, or a split cannot be read."""
         source, query = _cut(source)
-        given = dict(parse_qsl(query, keep_blank_values=True))
+        options = parse_qsl(query, keep_blank_values=True)
+        given = dict(options)
+        if len(given) < len(options):
+            twice = next(name for name in given if [one for one, _ in options].count(name) > 1)
+            raise ValueError(f"{source}: {twice} is given twice; of several splits write split=ONE,OTHER.")
         is_remote = source.startswith(HUB)
         place, _, revision = source.removeprefix(HUB).partition("@") if is_remote else (source, "", "")
         if is_remote and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
@@ -134,13 +138,26 @@ def manifest_of(source: str | Path) -> Path:
     """
     wanted = DataSet.parse(str(source))
     content = _revision(wanted) if wanted.is_remote else _stamps(Path(wanted.place))
-    key = digest_of([wanted.place, content, wanted.config, wanted.splits, wanted.audio, wanted.columns])
-    folder = datasets_root() / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', wanted.name)}-{key}"
+    folder = _folder_of(wanted, content)
     if not (folder / MANIFEST).exists():
         with locked(folder, is_file=True, patience_s=PATIENCE_S):
             if not (folder / MANIFEST).exists():
                 _copy(wanted, content if wanted.is_remote else None, folder)
     return folder / MANIFEST
+
+
+def copied_manifest(source: str | Path) -> Path | None:
+    """The manifest of a data set that has been copied; `None` where it has not. The network is not asked."""
+    wanted = DataSet.parse(str(source))
+    content = _known_revision(wanted) if wanted.is_remote else _stamps(Path(wanted.place))
+    manifest = _folder_of(wanted, content) / MANIFEST if content else None
+    return manifest if manifest and manifest.exists() else None
+
+
+def _folder_of(wanted: DataSet, content: str) -> Path:
+    """Where a data set is copied to; `content` is its commit, or `_stamps` of its files."""
+    key = digest_of([wanted.place, content, wanted.config, wanted.splits, wanted.audio, wanted.columns])
+    return datasets_root() / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', wanted.name)}-{key}"
 
 
 def _cut(source: str) -> tuple[str, str]:
@@ -196,19 +213,33 @@ def _revision(wanted: DataSet) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
-    known = datasets_root() / f"{digest_of([wanted.place, wanted.revision])}.commit"
     named = f"{HUB}{wanted.place}" + (f"@{wanted.revision}" if wanted.revision else "")
     try:
         commit = HfApi().dataset_info(wanted.place, revision=wanted.revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ValueError(f"{named}: there is no such data set or revision, or it is private: run `hf auth login`.") from error
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
-        if known.exists():
-            return known.read_text(encoding="utf-8").strip()
+        known = _known_revision(wanted)
+        if known:
+            return known
         raise ValueError(f"{named}: the Hub cannot be asked ({' '.join(str(error).split())[:200]}).") from error
-    known.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(known, f"{commit}\n")
+    record = _record_of(wanted)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(record, f"{commit}\n")
     return commit
+
+
+def _record_of(wanted: DataSet) -> Path:
+    """Where the commit that the Hub named last is written down."""
+    return datasets_root() / f"{digest_of([wanted.place, wanted.revision])}.commit"
+
+
+def _known_revision(wanted: DataSet) -> str | None:
+    """The commit that is meant, as far as it is known without the Hub."""
+    if wanted.revision and COMMIT.fullmatch(wanted.revision):
+        return wanted.revision
+    record = _record_of(wanted)
+    return record.read_text(encoding="utf-8").strip() if record.exists() else None
 
 
 def _copy(wanted: DataSet, commit: str | None, folder: Path) -> None:
@@ -396,19 +427,32 @@ def _split_of(name: str, asked: Mapping[str, str]) -> str:
 def _rows_of_table(folder: Path, table: Path, files: Mapping[str, Path]) -> Iterator[dict[str, str]]:
     """Rows of a metadata file, whose `file_name` is relative to it; ValueError for a file that is not there."""
     if table.suffix == ".jsonl":
-        lines = table.read_text(encoding="utf-8").splitlines()
-        rows: Iterable[dict] = [json.loads(line) for line in lines if line.strip()]
+        rows: Iterable[dict] = _json_lines(table)
     else:
         columns = read_text_table(table, ("file_name",)).columns
         rows = [dict(zip(columns, cells)) for cells in zip(*columns.values())]
     for row in rows:
         if not row.get("file_name"):
             raise ValueError(f"{table}: a row has no 'file_name'.")
-        name = (table.parent / row["file_name"]).relative_to(folder).as_posix()
+        name = Path(os.path.relpath(table.parent / str(row["file_name"]), folder)).as_posix()
         if name not in files:
             raise ValueError(f"{table}: names {row['file_name']!r}, which is not there or not audio.")
         texts = {column: _text(value) for column, value in row.items()}
         yield {**{column: text for column, text in texts.items() if text is not None}, "file_name": name}
+
+
+def _json_lines(table: Path) -> Iterator[dict]:
+    """The objects of a file, one a line; ValueError names the first line that holds none."""
+    # Not `splitlines`: texts may hold characters, such as U+2028, at which that cuts too.
+    for number, line in enumerate(table.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{table}: line {number} is not JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{table}: line {number} is no object with a 'file_name'.")
+            yield row
 
 
 # ---- the manifest ----

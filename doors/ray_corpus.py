@@ -159,7 +159,8 @@ def _at_once(clips: Iterable[NamedClip]) -> Iterator[list[NamedClip]]:
                 yield group
                 group, size = [], 0
     except DAMAGE:
-        yield group  # what was read before
+        if group:
+            yield group  # what was read before
         raise
     if group:
         yield group
@@ -220,7 +221,8 @@ def embed_on_ray(
     parts.write(SKIPPED_FILE, skipped_text(skipped).encode())
     clips = sum(fact["clips"] for fact in facts)
     if not clips:
-        raise ValueError(f"None of the {len(skipped)} clips can be used; the first: {skipped[0].reason}")
+        reason = f"None of the {len(skipped)} clips can be used; the first: {skipped[0].reason}" if skipped else ""
+        raise ValueError(reason or f"{corpus}: its shards hold no audio files.")
     return RayReport(sum(counts), clips, len(todo), len(names) - len(todo), skipped, quiet)
 
 
@@ -263,7 +265,8 @@ def _run(
         for _ in tqdm(work.iter_rows(), "embed", len(items), unit="part", disable=not show):
             pass
     except ray.exceptions.RayError as error:
-        raise CommandError(f"a worker failed: {str(error).strip().splitlines()[-1]}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CommandError(f"a worker failed: {lines[-1]}") from error
 
 
 def _ray() -> Any:

@@ -24,6 +24,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from wavcse.data.files import shown_path
+from wavcse.data.hub_datasets import copied_manifest, names_data_set
 from wavcse.data.manifest import Manifest
 from wavcse.hub.header import is_language
 from wavcse.hub.source import PushSource, read_source
@@ -98,9 +99,10 @@ def base_model_of(config: Mapping[str, Any]) -> str | None:
 
 
 def languages_of(config: Mapping[str, Any]) -> list[str]:
-    """ISO 639 codes in the column `language` of the training manifests that are still there."""
-    paths = {str(path) for task in config["tasks"].values() for path in _as_list(task["manifest"])}
-    tables = [Manifest(path).table for path in sorted(paths) if Path(path).is_file()]
+    """ISO 639 codes in the column `language` of the training manifests, and copies of data sets, that are still there."""
+    sources = {str(source) for task in config["tasks"].values() for source in _as_list(task["manifest"])}
+    paths = [copied_manifest(source) if names_data_set(source) else Path(source) for source in sorted(sources)]
+    tables = [Manifest(str(path)).table for path in paths if path is not None and path.is_file()]
     found = {language for table in tables for language in table.get("language", ())}
     return sorted(filter(is_language, found))
 

@@ -91,8 +91,8 @@ def test_the_vector_is_that_of_encode(answers, model, clips):
 @pytest.mark.parametrize(
     ("seconds", "level", "message"),
     [
-        (2.1, 0.1, r"clip\.wav: lasts 2\.1 s, and 2 s are taken"),
-        (4.0, 0.1, r"clip\.wav: is larger than the 0\.1 MB"),
+        (2.1, 0.1, r"clip\.wav: lasts 2\.1 s; at most 2 s are taken"),
+        (4.0, 0.1, r"clip\.wav: is larger than 0\.1 MB, the most that is taken"),
         (0.0, 0.1, r"clip\.wav: is empty"),
         (0.005, 0.1, r"clip\.wav: has 80 samples"),
         (1.0, 0.0, r"clip\.wav: is silent"),
@@ -112,6 +112,8 @@ def test_no_recording_and_no_audio_are_refused_in_words(answers, clips, tmp_path
     (tmp_path / "letter.wav").write_text("not audio")
     with pytest.raises(ValueError, match=r"letter\.wav: "):
         answers.labels(str(tmp_path / "letter.wav"))
+    with pytest.raises(ValueError, match=r"gone\.wav: has been deleted meanwhile\. Record or choose it again"):
+        answers.labels(str(tmp_path / "gone.wav"))
 
 
 def test_names_of_others_are_text_and_no_html(answers, clips, tmp_path):

@@ -178,6 +178,24 @@ def test_an_audiofolder_with_metadata(tmp_path, kind):
     assert list(manifest.split("split")) == ["validation", "train", "train"]
 
 
+def test_lines_of_metadata_are_objects_whatever_characters_they_hold(tmp_path):
+    write_tree(tmp_path / "set", {"a.wav": wav(0), "sub/b.wav": wav(1)})
+    rows = [{"file_name": "../a.wav", "words": "one\u2028two"}, {"file_name": "b.wav", "words": "x"}]
+    table = tmp_path / "set/sub/metadata.jsonl"
+    table.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    manifest = Manifest(str(tmp_path / "set"))
+    assert [clip.clip_id for clip in manifest.clips] == ["audio/a.wav", "audio/sub/b.wav"]
+    assert manifest.column("words")[0].split() == ["one", "two"]
+    for line, message in (
+        ("[1]", "line 2 is no object"),
+        ("{", "line 2 is not JSON"),
+        ('{"file_name": "../../c.wav"}', r"names '../../c.wav', which is not there"),
+    ):
+        table.write_text(f"\n{line}\n")
+        with pytest.raises(ValueError, match=rf"metadata\.jsonl: {message}"):
+            Manifest(str(tmp_path / "set"))
+
+
 def test_leaks_are_found_as_in_any_manifest(tmp_path):
     folder = tmp_path / "speech"
     (folder / "data").mkdir(parents=True)
@@ -237,6 +255,7 @@ def test_what_a_source_means():
         ("audio=label2", "has no column 'label2'; its columns are .*speech.*label"),
         ("configuration=en", "has no column 'en', which is asked for as 'configuration'.*the options config, split"),
         ("streaming=yes", "streaming is 'yes'; allowed: true, false"),
+        ("split=train&split=test", "split is given twice; of several splits write split=ONE,OTHER"),
     ],
 )
 def test_mistakes_name_what_is_right(tmp_path, query, message):

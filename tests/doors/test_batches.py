@@ -4,6 +4,7 @@ import io
 import pickle
 import shutil
 import sys
+import tarfile
 from types import SimpleNamespace
 
 import datasets
@@ -17,6 +18,7 @@ import torch
 from datasets import Audio, Dataset, Features, List, Value, load_dataset
 
 from wavcse import WavCSEModel
+from wavcse.doors import ray_corpus
 from wavcse.doors.batches import EmbedBatch
 from wavcse.tests.helpers.door_pages import run_first_block
 
@@ -208,3 +210,28 @@ def test_the_settings_of_a_wav_in_memory(hub, waves):
     soundfile.write(buffer, np.stack([left, right], axis=1), RATE, format="WAV", subtype="FLOAT")
     found = EmbedBatch(hub)({"audio": [buffer.getvalue(), (left + right) / 2]})["embedding"]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+def test_clips_before_a_damage_are_a_group_unless_there_are_none():
+    def shard(*clips):
+        yield from clips
+        raise tarfile.ReadError("cut short")
+
+    clip = SimpleNamespace(source=b"audio")
+    for clips in ([clip, clip], []):
+        groups = []
+        with pytest.raises(tarfile.ReadError):
+            groups.extend(ray_corpus._at_once(shard(*clips)))
+        assert groups == ([clips] if clips else [])
+
+
+def test_shards_without_audio_are_refused(hub, tmp_path, monkeypatch):
+    def in_this_process(todo, pieces, embed, out, *_):
+        ray_corpus.EmbedPieces(embed, out)({"number": todo, "piece": [pieces[number] for number in todo]})
+
+    monkeypatch.setattr(ray_corpus, "_run", in_this_process)
+    (tmp_path / "note.txt").write_text("no audio")
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(tmp_path / "note.txt", "note.txt")
+    with pytest.raises(ValueError, match=r"shard\.tar: its shards hold no audio files"):
+        ray_corpus.embed_on_ray(str(tmp_path / "shard.tar"), str(hub), str(tmp_path / "out"), device="cpu")

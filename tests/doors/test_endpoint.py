@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from wavcse.endpoint_wavcse import Limits
 from wavcse.hub_repository_wavcse import HANDLER
 from wavcse.tests.helpers.door_pages import link_root, run_first_block
 from wavcse.tests.helpers.strangers import run_without_wavcse
@@ -148,9 +149,9 @@ def test_limits(folder, clips, url, monkeypatch):
     monkeypatch.setenv("WAVCSE_URLS", "0")
     limited = load_handler(folder)(str(folder))
     assert len(limited({"inputs": encoded(clips[0])})) == 20  # 0.75 s, 48 kB
-    with pytest.raises(ValueError, match=r"last 1.1 s up to here, and 1 s are served at once \(WAVCSE_MAX_SECONDS\)"):
+    with pytest.raises(ValueError, match=r"have 1.1 s of audio up to here; a request may have 1 s \(WAVCSE_MAX_SECONDS\)"):
         limited({"inputs": [{"array": clip, "sampling_rate": RATE} for clip in (clips[0], clips[1])]})
-    with pytest.raises(ValueError, match=r"last 1.5 s up to here, and 1 s are served at once"):
+    with pytest.raises(ValueError, match=r"have 1.5 s of audio up to here; a request may have 1 s"):
         limited({"inputs": encoded(clips[0], 8_000)})  # before it is decoded
     for given in (encoded(clips[1]), text_of(clips[1])):
         with pytest.raises(ValueError, match=r"hold more than 0.06 MB of audio files \(WAVCSE_MAX_MEGABYTES\)"):
@@ -163,6 +164,21 @@ def test_limits(folder, clips, url, monkeypatch):
     monkeypatch.setenv("WAVCSE_MAX_SECONDS", "long")
     with pytest.raises(ValueError, match="WAVCSE_MAX_SECONDS is 'long'; a number is needed"):
         load_handler(folder)(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("WAVCSE_MAX_SECONDS", "nan", "must be positive and finite"),
+        ("WAVCSE_MAX_MEGABYTES", "inf", "must be positive and finite"),
+        ("WAVCSE_MAX_CLIPS", "0", "must be positive and finite"),
+        ("WAVCSE_URLS", "2", "allowed: 0, 1"),
+    ],
+)
+def test_a_limit_that_would_limit_nothing_is_refused(variable, value, message, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable} is '{value}'; .*{message}"):
+        Limits.from_environment()
 
 
 def test_a_model_without_heads_names_no_labels(tiny_model, clips, tmp_path):

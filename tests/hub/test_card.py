@@ -11,6 +11,8 @@ import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
 
 import wavcse
+from wavcse.data import hub_datasets
+from wavcse.data.hub_datasets import DataSet
 from wavcse.eval.metrics import METRICS
 from wavcse.hub import card as card_cli
 from wavcse.hub.build import build_repository
@@ -145,6 +147,18 @@ def test_languages_are_codes_of_manifests_that_are_there(tmp_path):
     (tmp_path / "b.csv").write_text("file_name\na.wav\n")
     manifests = [str(tmp_path / name) for name in ("a.csv", "b.csv", "gone.csv")]
     assert languages_of({"tasks": {"keyword": {"manifest": manifests}}}) == ["el"]
+
+
+def test_languages_of_data_sets_are_those_of_their_copies(tmp_path, monkeypatch):
+    monkeypatch.setenv("WAVCSE_DATASETS", str(tmp_path / "copies"))
+    sources = ["hf://datasets/org/known?split=train", f"hf://datasets/org/pinned@{'a' * 40}", "hf://datasets/org/unknown"]
+    for source, language in zip(sources, ("fa", "hi")):  # as they are copied, of which nothing is left of the third
+        wanted = DataSet.parse(source)
+        folder = hub_datasets._folder_of(wanted, wanted.revision or "b" * 40)
+        folder.mkdir(parents=True)
+        (folder / "metadata.csv").write_text(f"file_name,language\na.wav,{language}\n")
+    hub_datasets._record_of(DataSet.parse(sources[0])).write_text("b" * 40)
+    assert languages_of({"tasks": {"keyword": {"manifest": sources[:2]}, "emotion": {"manifest": sources[2]}}}) == ["fa", "hi"]
 
 
 # ---- the text ----
