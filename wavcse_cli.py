@@ -38,6 +38,11 @@ COMMANDS = {
         "wavcse.pca.arguments:PCA",
         "make an embedding without labels: principal components of the layers",
     ),
+    "transcribe": Command(
+        "wavcse.transcribe",
+        "wavcse.data.arguments:TRANSCRIBE",
+        "write down what is said in a corpus, by a speech recogniser of transformers",
+    ),
     "trials": Command(
         "wavcse.data.trials",
         "wavcse.data.arguments:TRIALS",

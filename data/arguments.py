@@ -1,4 +1,4 @@
-"""The options of `wavcse cache`, `embed` and `trials`. Nothing here loads PyTorch, so that `--help` is answered at once."""
+"""The options of `wavcse cache`, `embed`, `transcribe` and `trials`. Nothing here loads PyTorch; help comes at once."""
 
 from __future__ import annotations
 
@@ -169,6 +169,36 @@ class TrialsArguments(CheckedFields):
         check_inputs([self.manifest], None)
 
 
+@dataclass
+class TranscribeArguments(CheckedFields):
+    """What is transcribed, and by which model."""
+
+    manifest: str = operand("CSV or Parquet table with one row per clip, or a data set.", group="input and output")
+    model: str = option(
+        NEEDED,
+        "Folder or Hub id of a speech recogniser of transformers (CTC, or with a decoder, such as Whisper).",
+        value="DIR_OR_HUB_ID",
+    )
+    out: str = option(NEEDED, "The manifest with the transcripts; paths in it are relative to it.", value="FILE.csv")
+    language: str | None = option(
+        None, "Code of the language that is spoken, such as en.", "Whisper finds out", value="CODE", group="how it is done"
+    )
+    batch_seconds: float = option(
+        120.0, "Seconds of audio per batch (30 for each clip of Whisper); less needs less memory.", above=0, below=math.inf
+    )
+    device: str = option("auto", "Torch device; auto: an accelerator if there is one.")
+    workers: int | str = option("auto", WORKERS, value="N", choices=("auto",), at_least=1)
+
+    def look(self) -> None:
+        """ValueError for paths that are not there, or an output that is not to be written."""
+        check_inputs([self.manifest], self.model)
+        check_is_no_folder(self.out)
+        if Path(self.out).suffix.lower() != ".csv":
+            raise ValueError(f"{self.out}: the manifest is written as CSV; give a name that ends in .csv.")
+        if Path(self.out).resolve() == Path(self.manifest).resolve():
+            raise ValueError(f"{self.out}: is the manifest itself; give another name.")
+
+
 def check_inputs(tables: Sequence[str], model: str | None) -> None:
     """ValueError for what is not there, before anybody waits for PyTorch; what the files hold is found when they are read.
 
@@ -224,4 +254,16 @@ one speaker (label 1) or of two (label 0). `wavcse eval` and `wavcse finetune` r
 """,
     "wavcse trials corpus/metadata.csv --split test --same gender --across session",
     look=TrialsArguments.look,
+)
+TRANSCRIBE = Program(
+    "wavcse transcribe",
+    TranscribeArguments,
+    """\
+Write down what is said in the clips of a manifest, as its columns transcript and transcript_language: labels made by a model,
+for training. A killed run goes on where it was: give the same command again. Clips that cannot be used are listed in
+OUT.skipped.csv. Exit codes: 0 done, 2 refused, 3 done but some clips were skipped.
+""",
+    "wavcse transcribe corpus/metadata.csv --model openai/whisper-base --out corpus/transcribed.csv",
+    continues=True,
+    look=TranscribeArguments.look,
 )

@@ -26,6 +26,7 @@ ALLOWED = {
     "search": "root settings data training reports train_accelerate",
     "pretrain_accelerate": "root settings data training steps pretraining",
     "embed": "root settings data eval",
+    "transcribe": "root settings data eval",
     "search/transfer": "root settings data reports training eval studies train_accelerate search",
     "pretraining/study": "root settings data reports training steps eval studies pretraining pretrain_accelerate",
     "retrieval": "root settings data reports eval embed",

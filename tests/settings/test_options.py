@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from wavcse.app.arguments import APP
-from wavcse.data.arguments import CACHE, EMBED, TRIALS
+from wavcse.data.arguments import CACHE, EMBED, TRANSCRIBE, TRIALS
 from wavcse.data.corpora.arguments import CORPORA_PROGRAM
 from wavcse.data.synthetic.arguments import SYNTHESIZE
 from wavcse.doors.arguments import EXPORT
@@ -65,6 +65,7 @@ SHORTEST = {
     TRAIN: "--upstream u",
     TRAINING_DATA: "a.yaml b.yaml --out d.json",
     CHOICE: '--studies {"a":"b.yaml"} --upstreams {"a":"c"}',
+    TRANSCRIBE: "m.csv --model m --out o.csv",
     TRIALS: "m.csv",
     UPDATE: "",
 }
