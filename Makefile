@@ -11,6 +11,8 @@ TINY_RECIPES := conf/pretrain_tiny.yaml conf/pretrain_tiny_lasr.yaml conf/train_
 TINY_MANIFESTS = $(QUICK)/speech/metadata.csv $(foreach corpus,speech_commands_9 arabic_commands_10,\
 	$(SHARED)/$(corpus)/metadata.csv)
 SYNTHETIC := runs/eval_synthetic
+MTL := runs/mtl_real
+WHISPER ?= openai/whisper-base
 SHARED := ../shared/data
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 CLIPS ?= 4000
@@ -19,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart tiny tiny-studies real-speech phase1 eval-synthetic eval-real test test-slow test-kill test-doors test-transformers lint bench clean
+.PHONY: help setup quickstart tiny tiny-studies mtl-data real-speech phase1 eval-synthetic eval-real test test-slow test-kill test-doors test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -62,6 +64,12 @@ tiny-studies: $(READY)  ## What wavcse-tiny's recipe was chosen by: architecture
 	OMP_NUM_THREADS=1 $(BIN)/python -m wavcse.pretraining.study conf/tiny_architectures.yaml
 	OMP_NUM_THREADS=1 $(BIN)/python -m wavcse.pretraining.study conf/tiny_lasr.yaml
 	OMP_NUM_THREADS=1 $(BIN)/wavcse finetune conf/finetune_language.yaml
+
+# Clips of ../shared/pretrain with speakers held out, and what Whisper base hears in them: labels for conf/mtl_real.yaml.
+mtl-data: $(READY)  ## Transcripts by Whisper base of the LibriSpeech clips in ../shared/pretrain (WHISPER=folder; an hour)
+	$(BIN)/python -m wavcse.tools.split $(SHARED)/../pretrain/manifest.csv --out $(MTL)/clips.csv --disjoint --share 0.12 \
+		--where '{"corpus": "librispeech"}'
+	OMP_NUM_THREADS=1 $(BIN)/wavcse transcribe $(MTL)/clips.csv --model $(WHISPER) --language en --out $(MTL)/metadata.csv
 
 real-speech: $(READY)  ## The quickstart on real recordings in ../shared/data, where they are present
 	$(BIN)/python examples/random_upstream.py --out $(REAL)/upstream

@@ -75,10 +75,11 @@ class SplitArguments(CheckedFields):
     """What is split, and how."""
 
     manifest: Path = operand("Manifest without a split column.", value="MANIFEST.csv")
-    out: Path = option(NEEDED, "Manifest to write, with the column `split_sid`.", value="FILE.csv")
+    out: Path = option(NEEDED, "Manifest to write, with the column `split_sid`, or `split`.", value="FILE.csv")
     label_column: str = option("speaker_id", "Of the labels whose clips are divided.")
     where: dict = option(dict, "Column -> values of the rows to take, as JSON.")
     share: float = option(0.15, "Of each label's clips that validate, and that test.", above=0, below=0.34)
+    disjoint: bool = option(False, "Divide the labels instead, each with all of its clips (column `split`): unseen speakers.")
 
 
 @dataclass

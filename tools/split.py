@@ -1,4 +1,4 @@
-"""Splits for a corpus that has none: the clips of every speaker divided, so that the speakers can be told apart."""
+"""Splits for a corpus that has none: the clips of every speaker divided, so that they can be told apart, or the speakers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wavcse.data.manifest import AS_WRITTEN
 from wavcse.data.tables import read_text_table
 from wavcse.settings.command import DONE
 
-COLUMN = "split_sid"
+COLUMN, DISJOINT_COLUMN = "split_sid", "split"
 FEWEST = 3  # clips of a speaker: one for each split
 
 
@@ -47,6 +47,20 @@ def split_clips(table: pd.DataFrame, label_column: str, share: float) -> pd.Seri
     return splits
 
 
+def split_labels(table: pd.DataFrame, label_column: str, share: float) -> pd.Series:
+    """As `split_clips`, with the labels divided in place of their clips: no label is in two splits.
+
+    Raises:
+        ValueError: there are fewer than three labels.
+    """
+    labels = sorted(set(table[label_column]) - {""}, key=hash_fraction)
+    if len(labels) < FEWEST:
+        raise ValueError(f"there are {len(labels)} of {label_column}; {FEWEST} are needed, one for each split.")
+    held = max(1, round(share * len(labels)))
+    names = ["validation"] * held + ["test"] * held + ["train"] * (len(labels) - 2 * held)
+    return table[label_column].map({"": "", **dict(zip(labels, names))})
+
+
 @SPLIT.main
 def main(args: SplitArguments) -> int:
     """Write the manifest with its new column; rows that are in no split are left out."""
@@ -59,15 +73,16 @@ def main(args: SplitArguments) -> int:
         table = table[table[column].isin(values if isinstance(values, list) else [values])]
     out = args.out
     here = Path(os.path.relpath(args.manifest.parent, out.parent))  # a manifest's paths are relative to its own folder
-    splits = split_clips(table, args.label_column, args.share)
-    table = table.assign(**{COLUMN: splits, "file_name": [(here / name).as_posix() for name in table["file_name"]]})
+    column = DISJOINT_COLUMN if args.disjoint else COLUMN
+    splits = (split_labels if args.disjoint else split_clips)(table, args.label_column, args.share)
+    table = table.assign(**{column: splits, "file_name": [(here / name).as_posix() for name in table["file_name"]]})
     table = table[splits != ""]
     if table.empty:
         raise ValueError(f"{args.manifest}: no {args.label_column} has {FEWEST} clips that `where` lets through.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         table.to_csv(partial, index=False)
-    counts = ", ".join(f"{count:,} {split}" for split, count in table[COLUMN].value_counts().items())
+    counts = ", ".join(f"{count:,} {split}" for split, count in table[column].value_counts().items())
     print(f"{out}: {table[args.label_column].nunique():,} of {args.label_column}; clips: {counts}")
     return DONE
 

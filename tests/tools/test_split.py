@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from wavcse.data.manifest import Manifest
-from wavcse.tools.split import COLUMN, main, split_clips
+from wavcse.tools.split import COLUMN, main, split_clips, split_labels
 
 
 @pytest.fixture
@@ -47,12 +47,26 @@ def test_the_command_writes_a_manifest_that_finds_the_audio(corpus, tmp_path, ca
     assert sorted(manifest.split(COLUMN)) == ["test"] + ["train"] * 5 + ["validation"]
 
 
+def test_speakers_are_held_out_with_all_their_clips(tmp_path, capsys):
+    table = pd.DataFrame({"file_name": [f"{i}.flac" for i in range(60)], "speaker_id": [f"s{i % 20}" for i in range(60)]})
+    table.to_csv(tmp_path / "m.csv", index=False)
+    assert main([str(tmp_path / "m.csv"), "--out", str(tmp_path / "out.csv"), "--disjoint", "--share", "0.1"]) == 0
+    assert "20 of speaker_id; clips: 48 train, 6" in capsys.readouterr().out
+    manifest = Manifest(tmp_path / "out.csv")
+    counts = pd.crosstab(manifest.column("speaker_id"), manifest.split("split")).gt(0)
+    assert counts.sum().to_dict() == {"test": 2, "train": 16, "validation": 2}
+    assert (counts.sum(axis=1) == 1).all()
+    shuffled = table.sample(frac=1, random_state=0)
+    assert split_labels(shuffled, "speaker_id", 0.1).sort_index().tolist() == manifest.split("split").tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--label_column", "voice"], "has no column 'voice'"),
         (["--where", '{"language": "ar"}'], "no speaker_id has 3 clips"),
         (["--share", "0.5"], "share"),
+        (["--disjoint", "--where", '{"language": "fr"}'], "there are 2 of speaker_id; 3 are needed"),
     ],
 )
 def test_what_is_refused(corpus, tmp_path, capsys, options, words):
