@@ -1,4 +1,4 @@
-"""The options of `wavcse eval`, and what its recipe says of each task."""
+"""The options of `wavcse eval` and of its reports, and what a recipe says of each task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from wavcse.eval.baselines import BASELINES
 from wavcse.eval.tasks import TASKS
 from wavcse.eval.tasks.definition import NEEDS_FRAMES, Task, refuse_frames
 from wavcse.settings.command import Program
-from wavcse.settings.fields import CheckedFields, check_choice, check_fields, check_file_name, operand, option, section_from
+from wavcse.settings.fields import (
+    NEEDED,
+    CheckedFields,
+    check_choice,
+    check_fields,
+    check_file_name,
+    operand,
+    option,
+    section_from,
+)
 
 ABOUT = """\
 How good are a model's embeddings? Of the frozen embeddings of the training clips, one linear layer learns classes or
@@ -211,4 +220,49 @@ REPORT = Program(
     "Make results.md, report.md, report.html and pictures/ again from the result files, and print the table.",
     "python -m wavcse.eval.report runs/quickstart",
     usage="python -m wavcse.eval.report",
+)
+
+
+@dataclass
+class LayerCurvesArguments(CheckedFields):
+    """Which models, on which trials."""
+
+    models: dict = option(
+        NEEDED, "Name -> folder or Hub id: a checkpoint, such as upstream/ of a run, or a wavCSE model (YAML or JSON)."
+    )
+    manifest: str = option(NEEDED, "Table of the clips.", value="FILE")
+    trials: str = option(NEEDED, "List of trials beside it, such as `wavcse trials` makes.", value="FILE.csv")
+    output_dir: str = option(NEEDED, "Folder of layers.json and pictures/.", flag="out", value="DIR")
+    speaker_column: str = option("speaker_id", "Of the speakers, whom the intervals draw.")
+    first_s: float | None = option(
+        None, "Embed only so many seconds from the start of every clip.", "all of it", value="S", above=0, below=math.inf
+    )
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: the GPU if there is one.")
+    batch_seconds: float = option(60.0, "Seconds of audio per batch.", value="S", at_least=0.1, below=math.inf)
+    workers: int | str = option("auto", WORKERS, value="N", choices=("auto",), at_least=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.models:
+            raise ValueError("models is {}; name at least one: '{before: ID, after: FOLDER}'.")
+        for name, model in self.models.items():
+            check_file_name("a name in models", name)
+            if not isinstance(model, str):
+                raise ValueError(f"models: {name} is {model!r}; a folder or Hub id is needed.")
+
+    def look(self) -> None:
+        """ValueError for paths that are not there."""
+        for model in self.models.values():
+            check_inputs([self.manifest, self.trials], model)
+
+
+LAYER_CURVES = Program(
+    "wavcse layers",
+    LayerCurvesArguments,
+    "EER of every layer's mean over time, of one model or of several, such as an upstream before and after a training.",
+    "python -m wavcse.eval.layers --models '{before: facebook/wav2vec2-base, after: runs/mtl/upstream}' "
+    "--manifest corpus/metadata.csv --trials corpus/metadata_trials.csv --out runs/mtl/layers",
+    continues=True,
+    usage="python -m wavcse.eval.layers",
+    look=LayerCurvesArguments.look,
 )

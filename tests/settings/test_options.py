@@ -16,7 +16,7 @@ from wavcse.data.arguments import CACHE, EMBED, TRANSCRIBE, TRIALS
 from wavcse.data.corpora.arguments import CORPORA_PROGRAM
 from wavcse.data.synthetic.arguments import SYNTHESIZE
 from wavcse.doors.arguments import EXPORT
-from wavcse.eval.arguments import EVAL, REPORT
+from wavcse.eval.arguments import EVAL, LAYER_CURVES, REPORT
 from wavcse.finetuning.arguments import FINETUNE, FINETUNE_TASKS, TASK_STUDY
 from wavcse.finetuning.study import read_study as read_task_study
 from wavcse.hub.arguments import CARD, PUSH
@@ -48,6 +48,7 @@ SHORTEST = {
     FINETUNE_TASKS: "",
     HPARAMS: "RECIPE --out o",
     INSTALL: "run --pretraining a b --evaluation e --data d.json",
+    LAYER_CURVES: "--models {a:b} --manifest m.csv --trials t.csv --out o",
     LAYERS: "RECIPE --out o",
     MAP: "t.parquet",
     PCA: "--manifest m.csv --cache c --upstream u --out o",
