@@ -62,7 +62,51 @@ FACTS: dict[str, CorpusFacts] = {
             protocols={
                 "wavcse-paper": "the identification split, iden_split.txt",
                 "superb": "the same: iden_split.txt",
+                "verification-o": "the cleaned trials of the 40 test speakers; the others train, 10 % validate by hash",
+                "verification-e": "the cleaned trials of all speakers; nobody is left to train on",
+                "verification-h": "the cleaned hard trials, of one sex and nationality; nobody is left to train on",
             },
+        ),
+        CorpusFacts(
+            name="librispeech",
+            title="LibriSpeech",
+            source="https://www.openslr.org/12/",
+            licence="CC BY 4.0",
+            protocols={
+                "other": (
+                    "all of train; dev-other validates, test-other is tested, with trials of all its pairs: of one speaker "
+                    "from two books, of two of one gender (Vaessen and van Leeuwen 2023)"
+                ),
+                "clean": "the same with dev-clean and test-clean",
+            },
+        ),
+        CorpusFacts(
+            name="voxceleb2",
+            title="VoxCeleb2 (development set)",
+            source="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html",
+            licence="CC BY 4.0 for the annotations; the recordings belong to the owners of the videos",
+            protocols={
+                "speech-speaker-mtl": (
+                    "97 women and 97 men are held out (split_sv), with 100,000 + 100,000 trials; of the others 2 % of the "
+                    "videos validate, at most two each (split_sid); by hash where Vaessen and van Leeuwen (2023) drew"
+                ),
+            },
+        ),
+        CorpusFacts(
+            name="hub5_2000",
+            title="HUB5 2000, English",
+            source="https://catalog.ldc.upenn.edu/LDC2002S09 and LDC2002T43",
+            licence="LDC User Agreement",
+            protocols={
+                "english": "the segments of the reference, all tested; words in LibriSpeech's characters, no annotations"
+            },
+        ),
+        CorpusFacts(
+            name="sre08",
+            title="NIST SRE 2008",
+            source="https://catalog.ldc.upenn.edu/LDC2011S05 and LDC2011S08",
+            licence="LDC User Agreement",
+            protocols={"10sec-10sec": "NIST's trials of ten seconds against ten seconds; their number is not checked"},
         ),
         CorpusFacts(
             name="iemocap",

@@ -1,6 +1,8 @@
-"""VoxCeleb1 (Nagrani, Chung and Zisserman, Interspeech 2017, arXiv:1706.08612): speaker identification.
+"""VoxCeleb1 (Nagrani, Chung and Zisserman, Interspeech 2017, arXiv:1706.08612): speaker identification and verification.
 
-Both protocols are the authors' identification split, on whole utterances.
+`wavcse-paper` and `superb` are the authors' identification split, on whole utterances. `verification-o`, `-e` and `-h` are
+their three cleaned lists of trials: of the 40 test speakers, of all, and of all of one sex and nationality. With the first the
+other speakers train, a tenth of them validates by hash; the other two leave nobody to train on, so another corpus has to.
 """
 
 from __future__ import annotations
@@ -10,7 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, read_lines, some, tally, text_table
+from wavcse.data.corpora.corpus import (
+    Corpus,
+    HubClip,
+    Rows,
+    matching_text,
+    read_lines,
+    some,
+    split_by_hash,
+    tally,
+    text_table,
+)
 from wavcse.data.corpus_facts import FACTS
 
 LIST = "iden_split.txt"
@@ -21,9 +33,19 @@ WAV_FOLDERS = ("wav", "dev/wav", "test/wav")  # the two archives unpacked togeth
 COUNTS = {"train": 138_361, "validation": 6_904, "test": 8_251, "speakers": 1_251}
 
 
+TRIALS = {"verification-o": "veri_test2.txt", "verification-e": "list_test_all2.txt", "verification-h": "list_test_hard2.txt"}
+TRIAL = re.compile(r"([01]) (id\d{5}/[^/ ]+/\d{5}\.wav) (id\d{5}/[^/ ]+/\d{5}\.wav)")
+TRIAL_COUNTS = {
+    "verification-o": {"trials": 37_611, "test speakers": 40},
+    "verification-e": {"trials": 579_818, "test speakers": 1_251},
+    "verification-h": {"trials": 550_894, "test speakers": 1_190},
+}
+VALIDATION_SHARE = 0.1  # of the speakers that `verification-o` does not test
+
+
 def _parts(root: Path, protocol: str) -> list[Path]:
     wav = [root / folder for folder in WAV_FOLDERS if (root / folder).is_dir()]
-    return [root / LIST, *(wav or [root / "wav"])]
+    return [root / TRIALS.get(protocol, LIST), *(wav or [root / "wav"])]
 
 
 def _rows(root: Path, protocol: str) -> Rows:
@@ -32,6 +54,35 @@ def _rows(root: Path, protocol: str) -> Rows:
         for folder in WAV_FOLDERS
         for path in (root / folder).glob("id*/*/*.wav")
     }
+    return _verification(root, protocol, folder_of) if protocol in TRIALS else _identification(root, folder_of)
+
+
+def _verification(root: Path, protocol: str, folder_of: Mapping[str, str]) -> Rows:
+    path, listed, lost = root / TRIALS[protocol], [], set()
+    for line in read_lines(path):
+        match = TRIAL.fullmatch(line)
+        if match is None:
+            raise ValueError(f"{path}: the line {line!r} is not of the form '1 id10270/x6uYqmx31kE/00001.wav id10270/...'.")
+        label, *sides = match.groups()
+        lost |= {name for name in sides if name not in folder_of}
+        if all(name in folder_of for name in sides):
+            listed.append((label, *(f"{folder_of[name]}/{name}" for name in sides)))
+    tested = {name for _, *sides in listed for name in sides}
+    speakers = {name.split("/")[-3] for name in tested}
+    rows = []
+    for name, folder in sorted(folder_of.items()):
+        file_name, (speaker, video, _) = f"{folder}/{name}", name.split("/")
+        if file_name in tested:
+            rows.append((file_name, speaker, video, "test"))
+        elif protocol == "verification-o" and speaker not in speakers:
+            rows.append((file_name, speaker, video, split_by_hash(speaker, VALIDATION_SHARE)))
+    table = text_table(rows, ["file_name", "speaker_id", "session", "split_sv"])
+    problems = [f"{path.name} names utterances that are not there, {some(sorted(lost))}"] if lost else []
+    found = {"trials": len(listed), "test speakers": len(speakers), **tally(table["split_sv"])}
+    return Rows(table, found, problems, text_table(listed, ["label", "enrolment", "test"]))
+
+
+def _identification(root: Path, folder_of: Mapping[str, str]) -> Rows:
     listed = _listed_splits(root / LIST)
     lost = [name for name in listed if name not in folder_of]
     problems = [f"{LIST} names utterances that are not there, {some(lost)}"] if lost else []
@@ -65,8 +116,8 @@ def _from_hub(row: Mapping[str, Any], split: str, protocol: str) -> HubClip:
 
 VOXCELEB1 = Corpus(
     facts=FACTS["voxceleb1"],
-    layout=f"{LIST} and wav/idXXXXX/VIDEO/NNNNN.wav (or dev/wav and test/wav)",
-    counts={"wavcse-paper": COUNTS, "superb": COUNTS},
+    layout=f"{LIST} (or {', '.join(TRIALS.values())}) and wav/idXXXXX/VIDEO/NNNNN.wav (or dev/wav and test/wav)",
+    counts={"wavcse-paper": COUNTS, "superb": COUNTS, **TRIAL_COUNTS},
     parts=_parts,
     rows=_rows,
     from_hub=_from_hub,
