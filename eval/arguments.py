@@ -228,7 +228,9 @@ class LayerCurvesArguments(CheckedFields):
     """Which models, on which trials."""
 
     models: dict = option(
-        NEEDED, "Name -> folder or Hub id: a checkpoint, such as upstream/ of a run, or a wavCSE model (YAML or JSON)."
+        NEEDED,
+        "Name -> folder or Hub id: a checkpoint, such as upstream/ of a run, or a wavCSE model (JSON).",
+        group="what is shown",
     )
     manifest: str = option(NEEDED, "Table of the clips.", value="FILE")
     trials: str = option(NEEDED, "List of trials beside it, such as `wavcse trials` makes.", value="FILE.csv")
@@ -237,14 +239,14 @@ class LayerCurvesArguments(CheckedFields):
     first_s: float | None = option(
         None, "Embed only so many seconds from the start of every clip.", "all of it", value="S", above=0, below=math.inf
     )
-    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: the GPU if there is one.")
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: the GPU if there is one.", group="how it is done")
     batch_seconds: float = option(60.0, "Seconds of audio per batch.", value="S", at_least=0.1, below=math.inf)
     workers: int | str = option("auto", WORKERS, value="N", choices=("auto",), at_least=1)
 
     def __post_init__(self):
         super().__post_init__()
         if not self.models:
-            raise ValueError("models is {}; name at least one: '{before: ID, after: FOLDER}'.")
+            raise ValueError("""models is {}; name at least one: '{"before": "ID", "after": "FOLDER"}'.""")
         for name, model in self.models.items():
             check_file_name("a name in models", name)
             if not isinstance(model, str):
@@ -260,7 +262,7 @@ LAYER_CURVES = Program(
     "wavcse layers",
     LayerCurvesArguments,
     "EER of every layer's mean over time, of one model or of several, such as an upstream before and after a training.",
-    "python -m wavcse.eval.layers --models '{before: facebook/wav2vec2-base, after: runs/mtl/upstream}' "
+    """python -m wavcse.eval.layers --models '{"before": "facebook/wav2vec2-base", "after": "runs/mtl/upstream"}' """
     "--manifest corpus/metadata.csv --trials corpus/metadata_trials.csv --out runs/mtl/layers",
     continues=True,
     usage="python -m wavcse.eval.layers",

@@ -1,6 +1,6 @@
 """How much each layer of an upstream knows of speakers, before and after a training: the EER of its mean over time.
 
-    python -m wavcse.eval.layers --models '{before: ID, after: RUN/upstream}' --manifest M.csv --trials T.csv --out DIR
+    python -m wavcse.eval.layers --models '{"before": "ID", "after": "RUN/upstream"}' --manifest M.csv --trials T.csv --out DIR
 
 writes DIR/layers.json and DIR/pictures/layers.svg and .png, Figure 1 of Vaessen and van Leeuwen (Interspeech 2023). Trials are
 scored by the cosine between layer means as they are. A killed run continues with the embeddings that it has.

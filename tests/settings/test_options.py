@@ -48,7 +48,7 @@ SHORTEST = {
     FINETUNE_TASKS: "",
     HPARAMS: "RECIPE --out o",
     INSTALL: "run --pretraining a b --evaluation e --data d.json",
-    LAYER_CURVES: "--models {a:b} --manifest m.csv --trials t.csv --out o",
+    LAYER_CURVES: '--models {"a":"b"} --manifest m.csv --trials t.csv --out o',
     LAYERS: "RECIPE --out o",
     MAP: "t.parquet",
     PCA: "--manifest m.csv --cache c --upstream u --out o",
