@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from wavcse.data.files import json_text, read_json, write_atomically
+from wavcse.data.files import json_text, make_folder, read_json, write_atomically
 from wavcse.eval.results import read_results
 from wavcse.modeling_wavcse import WavCSEModel
 from wavcse.reports.page import made_by, markdown_table, opening, write_page
@@ -163,6 +163,7 @@ def main(args: ChoiceArguments) -> int:
     candidates = [own for name, study in studies.items() for own in candidates_of(name, study, args.upstreams[name])]
     speeds = measured_speeds(args.upstreams, sorted({(own.upstream, own.blocks) for own in candidates}))
     facts = choice_facts(candidates, speeds)
+    make_folder(args.output_dir)
     write_atomically(args.output_dir / "choice.json", json_text(facts, indent=1) + "\n")
     page = write_page(args.output_dir / "choice.md", "Candidates for the model in the root", choice_text(facts))
     print(page.read_text(encoding="utf-8"))

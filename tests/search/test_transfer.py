@@ -19,7 +19,7 @@ from wavcse.search import transfer
 from wavcse.search.fit import fit
 from wavcse.search.table import read_table
 from wavcse.search.transfer import Judge, main, read_study, run_transfer
-from wavcse.tools.choice import candidates_of
+from wavcse.tools import choice
 
 VARIANTS = {
     "paper": {},
@@ -81,9 +81,13 @@ def test_a_row_is_judged_by_trainings_that_left_its_task_out(files, quick_probes
     assert "trained on all tasks of the recipe" in text
     assert "| paper |" in text
     # The choice of the root model reads validation figures of the same study.
-    (paper, pca) = candidates_of("toy", study, study.shared.upstream)
-    assert (paper.is_trained, pca.is_trained, pca.size) == (True, False, 16)
-    assert paper.validation == pytest.approx(facts["variants"]["paper"]["mean_validation"])
+    paths = {"toy": str(files / "study.yaml")}, {"toy": study.shared.upstream}
+    options = ["--studies", json.dumps(paths[0]), "--upstreams", json.dumps(paths[1]), "--out", str(files / "choice")]
+    assert choice.main(options) == 0
+    paper, pca = json.loads((files / "choice" / "choice.json").read_text())["candidates"]
+    assert (paper["is_trained"], pca["is_trained"], pca["size"]) == (True, False, 16)
+    assert paper["validation"] == pytest.approx(facts["variants"]["paper"]["mean_validation"])
+    assert paper["audio_s_per_s"] == pca["audio_s_per_s"] > 0
 
 
 def test_a_fit_of_a_study_is_that_of_a_search(files):
