@@ -339,7 +339,8 @@ def exported_files(folder: Path) -> str:
 def _read_exports(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of `EXPORTS` that are whole; what else somebody put there is left alone."""
     try:
-        records = json.loads((folder / EXPORTS).read_text(encoding="utf-8"))
+        content = json.loads((folder / EXPORTS).read_text(encoding="utf-8"))
+        records = {name: found for name, found in content.items() if isinstance(found, Mapping)}  # beside them, a checksum
         for found in records.values():
             _ = [cell.format(**found) for cell in ("{weights_sha256}", *EXPORT_CELLS)]
     except (OSError, ValueError, TypeError, AttributeError, KeyError):

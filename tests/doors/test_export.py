@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
+from wavcse.data.files import write_json
 from wavcse.doors.export import load_run, padded, write_onnx, write_to_card, write_torch_export
 from wavcse.doors.exportable import ExportableModel
 from wavcse.eval.encoder import SavedModel
@@ -115,7 +116,7 @@ def record_exports(folder, *names: str) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     digest = SavedModel.parse(str(folder)).weights_sha256()
-    (folder / "exports.json").write_text(json.dumps({name: {**FOUND, "weights_sha256": digest} for name in names}))
+    write_json(folder / "exports.json", {name: {**FOUND, "weights_sha256": digest} for name in names}, indent=1)
 
 
 def test_the_card_gets_one_section_that_later_exports_replace(tiny_model, tmp_path):
