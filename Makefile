@@ -10,10 +10,19 @@ TINY := runs/tiny
 TINY_RECIPES := conf/pretrain_tiny.yaml conf/pretrain_tiny_lasr.yaml conf/train_tiny.yaml
 TINY_MANIFESTS = $(QUICK)/speech/metadata.csv $(foreach corpus,speech_commands_9 arabic_commands_10,\
 	$(SHARED)/$(corpus)/metadata.csv)
+TINY_ROOT ?= $(TINY)/root
 SYNTHETIC := runs/eval_synthetic
 MTL := runs/mtl_real
 WHISPER ?= openai/whisper-base
 SHARED := ../shared/data
+# make root-model: which upstream, what the model is called, where it is put (`.`: into this repository)
+UPSTREAM ?= openai/whisper-tiny.en
+ROOT_NAME ?= wavcse-whisper
+ROOT_INTO ?= .
+ROOT := runs/root
+ROOT_MANIFESTS = $(ROOT)/speakers.csv $(SHARED)/lid_index.csv $(foreach corpus,speech_commands_9 arabic_commands_10 coffee_intent \
+	ravdess_speech nemo_pl librispeech_mini,$(SHARED)/$(corpus)/metadata.csv)
+PERMISSIVE_SPEAKERS := {"corpus": ["librispeech", "speech_commands", "arabic_sc", "alphanumeric"]}
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 CLIPS ?= 4000
 CONFIG ?= conf/synthetic_phase1.yaml
@@ -21,7 +30,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart tiny tiny-studies mtl-data real-speech phase1 eval-synthetic eval-real test test-slow test-kill test-doors test-transformers lint bench clean
+.PHONY: help setup quickstart root-model tiny tiny-studies mtl-data real-speech phase1 eval-synthetic eval-real test test-slow test-kill test-doors test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -40,9 +49,23 @@ quickstart: $(READY)  ## Synthetic speech -> cache -> training -> Hub folder -> 
 	$(LAUNCH) train_accelerate.py conf/quickstart.yaml
 	$(BIN)/wavcse eval conf/eval_quickstart.yaml
 	$(BIN)/python examples/embed_a_file.py $(QUICK)/speech/audio/$$(ls $(QUICK)/speech/audio | head -1) --model $(QUICK)/hub
+	@echo 'Real speech, by the model in the root:' && $(BIN)/python -m wavcse.tools.readme --show
+
+# From nothing to the model in the root; every step continues where it was killed, and says how many seconds it took.
+root-model: SHELL := /bin/bash
+root-model: export TIMEFORMAT := %R s
+root-model: $(READY)  ## The model in the root from a Whisper encoder: cache -> Phase 1 -> evaluation -> root and README
+	time $(BIN)/python -m wavcse.tools.split $(SHARED)/../pretrain/manifest.csv --out $(ROOT)/speakers.csv \
+		--where '$(PERMISSIVE_SPEAKERS)'
+	time $(BIN)/wavcse cache --upstream $(UPSTREAM) --temporal_pooling mean_std --out $(ROOT)/cache --manifest $(ROOT_MANIFESTS)
+	time $(LAUNCH) train_accelerate.py conf/train_root.yaml --upstream $(UPSTREAM)
+	time $(BIN)/wavcse eval conf/eval_root.yaml
+	time $(BIN)/python -m wavcse.tools.training_data conf/train_root.yaml --corpora conf/root_data.yaml --out $(ROOT)/data.json
+	time $(BIN)/python -m wavcse.tools.install $(ROOT)/model --name $(ROOT_NAME) --evaluation $(ROOT)/eval \
+		--data $(ROOT)/data.json --root $(ROOT_INTO)
 
 # Every step continues where it was killed, so the same command goes on.
-tiny: $(READY)  ## Make the model in the root again: pre-training in two stages -> Phase 1 -> evaluation -> root and README
+tiny: $(READY)  ## wavcse-tiny from nothing into runs/tiny/root: pre-training in two stages -> Phase 1 -> evaluation
 	$(BIN)/wavcse synthesize --out $(SYNTHETIC)/speech --twins --seed 0
 	$(BIN)/wavcse synthesize --out $(QUICK)/speech --clips $(CLIPS) --seed 0
 	OMP_NUM_THREADS=1 $(LAUNCH) pretrain_accelerate.py conf/pretrain_tiny.yaml
@@ -57,8 +80,8 @@ tiny: $(READY)  ## Make the model in the root again: pre-training in two stages 
 	$(BIN)/wavcse eval conf/eval_tiny.yaml --model $(TINY)/lasr/upstream --name time_mean --baselines best_layer \
 		--temporal_pooling mean
 	$(BIN)/python -m wavcse.tools.training_data $(TINY_RECIPES) --out $(TINY)/data.json
-	$(BIN)/python -m wavcse.tools.install $(TINY)/model --pretraining $(TINY)/pretrain $(TINY)/lasr \
-		--evaluation $(TINY)/eval --data $(TINY)/data.json
+	$(BIN)/python -m wavcse.tools.install $(TINY)/model --name wavcse-tiny --pretraining $(TINY)/pretrain $(TINY)/lasr \
+		--evaluation $(TINY)/eval --data $(TINY)/data.json --root $(TINY_ROOT)
 
 tiny-studies: $(READY)  ## What wavcse-tiny's recipe was chosen by: architectures, label losses, fine-tuning (after make tiny; two hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m wavcse.pretraining.study conf/tiny_architectures.yaml
@@ -106,7 +129,7 @@ test-slow: $(READY)  ## The tests that are left out by default: long trainings, 
 	$(PYTEST) -m 'slow or pretrain or fuzz' $(TESTS)
 
 test-doors: $(READY)  ## Every door with the real library behind it: installs its extras
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,doors]' playwright
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,doors,resemblyzer]' playwright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m doors
 
 test-transformers: $(READY)  ## transformers' own common test suites on our classes (fetches its source distribution)

@@ -35,6 +35,7 @@ import torch
 from wavcse.benchmarks.measure import GEMM_ROWS, QUICK_GEMM_ROWS, PairedRatio, gemm_rate, machine_facts
 from wavcse.benchmarks.report import table
 from wavcse.data.files import json_text
+from wavcse.hub.source import name_of_root
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -153,7 +154,7 @@ def measure_sizes(args: argparse.Namespace, folder: Path) -> list[CorpusRow]:
 
 def measure_workers(args: argparse.Namespace, encoder: Path, folder: Path) -> list[CorpusRow]:
     """Passes over short clips: one with several workers, which says how many clips a pass takes, then all cases in turn."""
-    name, num_clips = "wavcse-tiny" if encoder.resolve() == ROOT else encoder.resolve().name, args.short_clips
+    name, num_clips = name_of_root(encoder) or encoder.resolve().name, args.short_clips
     manifest, audio_s = write_corpus(folder / f"short_{name}", num_clips, *SHORT_S)
     first = CorpusRow(name, num_clips, audio_s, args.workers, 0, *run_pass(manifest, encoder, args.workers, watch=True))
     print(first, flush=True)

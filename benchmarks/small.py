@@ -1,26 +1,40 @@
-"""A small model, the one in the root: short clips through the packed path and one clip through `encode`, processor time."""
+"""A small model of wavcse-tiny's shape: short clips through the packed path, one clip through `encode`, processor time."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from wavcse.benchmarks.measure import gemm_rate
 from wavcse.benchmarks.workloads import SAMPLING_RATE, Workload, total_flop, waveforms
+from wavcse.configuration_wavcse import WavCSEConfig
 from wavcse.modeling_wavcse import WavCSEModel
 
-ROOT = Path(__file__).parents[1]
 CLIPS = Workload("1s", "32 clips of 1 s", (1.0,) * 32)
 SHAPE = (512, 192, 768)  # rows, in, out of its products
+UPSTREAM = {
+    "model_type": "wavlm",
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "conv_dim": [256, 256],
+    "conv_kernel": [400, 3],
+    "conv_stride": [160, 2],
+    "conv_bias": True,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "num_conv_pos_embeddings": 64,
+}
 
 
 def measure_small(rounds: int = 5) -> dict[str, Any]:
     """Throughput, share of what the product rate of its own shapes allows, and milliseconds of one clip in `encode`."""
-    model, clips = WavCSEModel.from_pretrained(ROOT), waveforms(CLIPS)
+    layers = {"selected_layers": list(range(7)), "temporal_pooling": "mean_std", "pooling_type": "log_sum_exp"}
+    model, clips = WavCSEModel(WavCSEConfig(UPSTREAM, do_normalize=True, **layers)).eval(), waveforms(CLIPS)
     config = model.config.upstream_config
     flop = sum(total_flop(config, clips, config.num_hidden_layers, packed=True).values())
     rates, shares, encode_s = [], [], []

@@ -27,7 +27,7 @@ from wavcse.data.files import shown_path
 from wavcse.data.hub_datasets import copied_manifest, names_data_set
 from wavcse.data.manifest import Manifest
 from wavcse.hub.header import is_language
-from wavcse.hub.source import PushSource, read_source
+from wavcse.hub.source import PushSource, name_of_root, read_source
 from wavcse.hub_repository_wavcse import PLACEHOLDER, hash_code_files, inert, model_card
 from wavcse.reports.page import fenced, markdown_table
 from wavcse.settings.command import DONE
@@ -35,7 +35,7 @@ from wavcse.settings.command import DONE
 DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Title of the card -> sections of a `card.md` that stand there.
 SECTIONS_OF_CARD = {
-    "Model details": ["The model"],
+    "Model details": ["The model", "Licences"],
     "Evaluation": ["What it is good for"],
     "Bias, risks and limits": ["Limits"],
     "Training details": ["What it was trained on", "How it was trained"],
@@ -83,9 +83,9 @@ def sections_of(source: PushSource) -> dict[str, str]:
 
 
 def _header_of_checkout(root: Path) -> dict[str, Any]:
-    """Languages and tags as the README.md of this repository has them, which is a card too."""
+    """Languages, upstream and name as the README.md of this repository has them, which is a card too."""
     header = ModelCard.load(root / "README.md", ignore_metadata_errors=True).data.to_dict()
-    return {"language": header.get("language"), "tags": [tag for tag in header["tags"] if tag.startswith("wavcse-")]}
+    return {**{name: header.get(name) for name in ("language", "base_model")}, "tags": [name_of_root(root)]}
 
 
 def base_model_of(config: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.repocard import metadata_load
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from wavcse.eval.results import Result
 
 RESULT_FILES = "*__*.json"
-OWN_RESULTS = Path("results") / "tiny"  # in a checkout of this repository: what is known of the model in its root
+NAMED = "wavcse-"  # names of models that a checkout of this repository holds in its root begin so (as in tools/arguments.py)
 CARD = "card.md"  # among results: the sections of a card that was made for one model (`tools/readme.py`)
 TRAINING_RESULT = "phase1.json"
 MODELS = {WavCSEConfig.model_type: WavCSEModel, FinetunedWavCSEConfig.model_type: FinetunedWavCSE}
@@ -75,8 +76,8 @@ def read_source(run: str | Path, results: str | Path | None = None) -> PushSourc
 
     Args:
         run: a run folder (its `hub/` is the model), or the folder of a saved model.
-        results: folder that `wavcse eval` wrote, with `results/*.json`; if not given, the run folder, or `OWN_RESULTS` of a
-            checkout.
+        results: folder that `wavcse eval` wrote, with `results/*.json`; if not given, the run folder, or of a checkout the
+            results of the model in its root.
 
     Raises:
         ValueError: there is no wavCSE model, its weights are not finite, a result file cannot be read, or the results are of
@@ -87,7 +88,7 @@ def read_source(run: str | Path, results: str | Path | None = None) -> PushSourc
     config = _read_config(run, model)
     sha256 = SavedModel(str(model)).weights_sha256()
     _refuse_non_finite(model)
-    place = Path(results or (run / OWN_RESULTS if _is_checkout(run) else run))
+    place = Path(results or (run / results_of(name_of_root(run)) if _is_checkout(run) else run))
     records = _read_records(place, required=results is not None)
     return PushSource(
         model=model,
@@ -100,8 +101,21 @@ def read_source(run: str | Path, results: str | Path | None = None) -> PushSourc
     )
 
 
+def name_of_root(folder: Path) -> str | None:
+    """What the model in the root of this repository is called: a tag in the header of README.md; `None` without one."""
+    readme = folder / "README.md"
+    header = (metadata_load(readme) or {}) if readme.is_file() else {}
+    return next((tag for tag in header.get("tags") or () if str(tag).startswith(NAMED)), None)
+
+
+def results_of(name: str) -> Path:
+    """Where a checkout keeps what is known of a model of this name, which need not be in its root any more."""
+    return Path("results") / name.removeprefix(NAMED)
+
+
 def _is_checkout(folder: Path) -> bool:
-    return (folder / "setup.py").is_file() and (folder / OWN_RESULTS).is_dir()
+    name = name_of_root(folder) if (folder / "setup.py").is_file() else None
+    return name is not None and (folder / results_of(name)).is_dir()
 
 
 def _read_config(run: Path, model: Path) -> WavCSEConfig:

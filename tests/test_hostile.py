@@ -27,7 +27,7 @@ from wavcse.search.report import layers_markdown
 from wavcse.studies.report import study_text
 from wavcse.tests.helpers.evaluation_folder import make_folder
 from wavcse.tests.helpers.published_run import training_result
-from wavcse.tools.tiny_sections import tiny_sections
+from wavcse.tools.sections import root_sections
 
 RESULTS = Path(__file__).parents[1] / "results"
 # Each would act in another place: in HTML, in an attribute, as a link or picture, in a cell, in a fence, in a header of YAML.
@@ -264,13 +264,13 @@ def test_a_card_of_hostile_names_is_one_card(tiny_config, tmp_path):
 
 
 def test_the_sections_of_the_roots_card_are_inert(tmp_path):
-    from wavcse.tools.tiny import read_tiny
+    from wavcse.tools.root_model import read_root
 
-    source = read_tiny(Path(__file__).parents[1])
+    source = read_root(Path(__file__).parents[1])
     rows = [spoilt(row, ("licence", "language")) for row in source.data["rows"]]
     stages = [{**stage, "device": ALL, "config": {**stage["config"], "label_column": ALL}} for stage in source.stages]
     notes = "\n".join(f"- {text}" for text in " ".join(HOSTILE).split("\n"))
-    sections = tiny_sections(replace(source, data={**source.data, "rows": rows}, stages=stages, notes=notes))
+    sections = root_sections(replace(source, data={**source.data, "rows": rows}, stages=stages, notes=notes))
     for title in ("What it was trained on", "How it was trained", "Limits", "What it is good for"):
         assert_harmless_markdown(sections[title].replace("<details>", "").replace("</details>", ""), tmp_path)
 

@@ -7,21 +7,23 @@ from pathlib import Path
 
 import wavcse
 from wavcse.settings.command import Program
-from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
+from wavcse.settings.fields import NEEDED, CheckedFields, check_file_name, operand, option
 
 ROOT = Path(wavcse.__file__).parent
+NAMED = "wavcse-"  # names of models in the root begin so, and are found by it among the tags of README.md
 INSTALL_ABOUT = """\
-Make a trained run the model of this repository: its three files into the root, its results into results/tiny, the card.
+Make a trained run the model of this repository: its three files into the root, its results into results/NAME, the card.
 
 The new root is put together beside the old one: its README is rendered, and its files are loaded in a fresh process and their
 embeddings compared. Only then are files exchanged, so that what fails leaves the root as it was; an exchange that was killed
-is finished by the next start.
+is finished by the next start. A root that does not exist is made, with the code and a README of its own.
 """
 README_ABOUT = """\
-What the repository says of the weights in its root, made from `config.json`, `model.safetensors` and results/tiny:
+What the repository says of the weights in its root, made from `config.json`, `model.safetensors` and results/NAME:
 
-- README.md: its header, and the short table between the marks; everything else in it is written by hand and kept.
-- results/tiny/card.md: the whole model card.
+- README.md: its header, which names the model, and what it is and gives between the marks; everything else in it is written by
+  hand and kept.
+- results/NAME/card.md: the whole model card.
 - .eval_results/<task>.yaml: the primary metric of each task, in the form that the Hub reads.
 """
 TRAINING_DATA_ABOUT = """\
@@ -47,10 +49,19 @@ class InstallArguments(CheckedFields):
     """What is installed."""
 
     run: Path = operand("Run folder of the training; its hub/ is the model.")
-    pretraining: list[Path] = option(NEEDED, "Run folders of the stages of the pre-training, in order.", value="DIR")
+    name: str = option(NEEDED, "What the model is called: wavcse-...", value="NAME")
+    pretraining: list[Path] = option(
+        list, "Run folders of the stages of the pre-training, in order.", "none: the upstream is another's", value="DIR"
+    )
     evaluation: Path = option(NEEDED, "Folder that `wavcse eval` wrote.", value="DIR")
     data: Path = option(NEEDED, "What `python -m wavcse.tools.training_data` wrote.", value="FILE.json")
-    root: Path = option(ROOT, "The repository.", "the one that this package lies in", value="DIR")
+    root: Path = option(ROOT, "The repository, or a new folder.", "the one that this package lies in", value="DIR")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_file_name("name", self.name)
+        if not self.name.removeprefix(NAMED) or not self.name.startswith(NAMED):
+            raise ValueError(f"name is {self.name!r}; it must begin with {NAMED!r} and go on.")
 
 
 @dataclass
@@ -58,6 +69,7 @@ class ReadmeArguments(CheckedFields):
     """What is written, or only compared."""
 
     check: bool = option(False, "Write nothing; exit code 2 if a file is not what the results give.")
+    show: bool = option(False, "Write nothing; print the short table of the model in the root.")
     root: Path = option(ROOT, "The repository.", "the one that this package lies in", value="DIR")
 
 
@@ -66,7 +78,9 @@ class TrainingDataArguments(CheckedFields):
     """What is counted."""
 
     recipes: list[str] = operand("YAML recipes of pre-training and training.", value="RECIPE.yaml")
-    corpora: str = option("conf/tiny_data.yaml", "YAML: corpus -> title, licence, attribution, note.", value="FILE.yaml")
+    corpora: str = option(
+        "conf/tiny_data.yaml", "YAML: corpus -> title, licence, attribution, note; and whose upstream.", value="FILE.yaml"
+    )
     out: str = option(NEEDED, "JSON file to write.", value="FILE.json")
 
 
@@ -100,7 +114,7 @@ INSTALL = Program(
     "wavcse install",
     InstallArguments,
     INSTALL_ABOUT,
-    "python -m wavcse.tools.install runs/tiny/model --pretraining runs/tiny/pretrain runs/tiny/lasr "
+    "python -m wavcse.tools.install runs/tiny/model --name wavcse-tiny --pretraining runs/tiny/pretrain runs/tiny/lasr "
     "--evaluation runs/tiny/eval --data runs/tiny/data.json",
     usage="python -m wavcse.tools.install",
 )

@@ -17,28 +17,29 @@ from pathlib import Path
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME
 
 from wavcse.data.files import flush_to_disk, locked
-from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source
+from wavcse.hub.source import RESULT_FILES, TRAINING_RESULT, PushSource, read_source, results_of
 from wavcse.hub.verify import verify_repository
-from wavcse.hub_repository_wavcse import CODE_FILES
+from wavcse.hub_repository_wavcse import CODE_FILES, HANDLER, SENTENCE_TRANSFORMERS
 from wavcse.settings.command import DONE
-from wavcse.tools.readme import FIGURES, README, update
-from wavcse.tools.tiny import DATA, PRETRAINING, RESULTS, TABLE, read_data, read_stage, read_table, refuse_stale
+from wavcse.tools.readme import BEGIN, END, FIGURES, README, update
+from wavcse.tools.root_model import DATA, PRETRAINING, TABLE, read_data, read_stage, read_table, refuse_stale
 
 MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME)
-MAX_MEGABYTES = 25.0
+MAX_MEGABYTES = 60.0
 PRETRAINING_RESULT = "pretraining.json"
 STAGE, NEW, OLD = ".install-", "new", "old"
 
 
-def install(run: Path, pretraining: Sequence[Path], evaluation: Path, data: Path, root: Path = ROOT) -> float:
+def install(run: Path, name: str, pretraining: Sequence[Path], evaluation: Path, data: Path, root: Path = ROOT) -> float:
     """Put a run into the root.
 
     Args:
         run: folder of `train_accelerate.py`.
-        pretraining: folders of `pretrain_accelerate.py`, in the order of the stages.
+        name: what the model is called, `wavcse-...`.
+        pretraining: folders of `pretrain_accelerate.py`, in the order of the stages; none where the upstream is another's.
         evaluation: folder of `wavcse eval`, with results of exactly these weights.
         data: what `wavcse.tools.training_data` wrote.
-        root: the repository.
+        root: the repository, or a folder that is made.
 
     Returns:
         The largest difference of the reloaded embeddings, as of `verify_repository`.
@@ -47,18 +48,34 @@ def install(run: Path, pretraining: Sequence[Path], evaluation: Path, data: Path
         ValueError: the weights are too large, a result is missing, broken or of other weights, README.md has no place for the
             card, or the files do not load in the root; the root is then as it was. Or another run installs.
     """
-    with locked(root):
-        finish_exchange(root)
-        return _install(run, pretraining, evaluation, data, root)
+    is_new = not root.exists()
+    if is_new:
+        _begin(root, name)
+    try:
+        with locked(root):
+            finish_exchange(root)
+            return _install(run, name, pretraining, evaluation, data, root)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(root, ignore_errors=True)
+        raise
 
 
-def _install(run: Path, pretraining: Sequence[Path], evaluation: Path, data: Path, root: Path) -> float:
+def _begin(root: Path, name: str) -> None:
+    """A new root: what this repository has of code, and a README with nothing but the place for what is generated."""
+    root.mkdir(parents=True)
+    for file in (*CODE_FILES, *SENTENCE_TRANSFORMERS, HANDLER):
+        shutil.copyfile(ROOT / file, root / file)
+    (root / README).write_text(f"# {name}\n\n{BEGIN}\n{END}\n", encoding="utf-8")
+
+
+def _install(run: Path, name: str, pretraining: Sequence[Path], evaluation: Path, data: Path, root: Path) -> float:
     source = read_source(run, evaluation)
     results = _checked_results(source, pretraining, data, run / "results" / TRAINING_RESULT)
     with tempfile.TemporaryDirectory(prefix=STAGE, dir=root) as stage:  # in the root: files are exchanged by renaming
         new = Path(stage) / NEW
-        _copy(source, results, root, new)
-        update(new)
+        _copy(source, results, results_of(name), root, new)
+        update(new, name=name)
         difference = verify_repository(new, source.model)
         _exchange(root, Path(stage))
     return difference
@@ -74,7 +91,7 @@ def finish_exchange(root: Path) -> None:
 
 
 def _checked_results(source: PushSource, pretraining: Sequence[Path], data: Path, training: Path) -> dict[str, Path]:
-    """Name below results/tiny -> file, all of them sound and of these weights."""
+    """Name below the results -> file, all of them sound and of these weights."""
     refuse_stale(source)
     megabytes = (source.model / SAFE_WEIGHTS_NAME).stat().st_size / 1e6
     if megabytes > MAX_MEGABYTES:
@@ -96,9 +113,9 @@ def _checked_results(source: PushSource, pretraining: Sequence[Path], data: Path
     return results
 
 
-def _copy(source: PushSource, results: Mapping[str, Path], root: Path, new: Path) -> None:
+def _copy(source: PushSource, results: Mapping[str, Path], place: Path, root: Path, new: Path) -> None:
     """The root's code and README, the model and its results. What an evaluation knows clip by clip is not published."""
-    records = new / RESULTS / "results"
+    records = new / place / "results"
     records.mkdir(parents=True)
     for origin, names in ((root, (*CODE_FILES, README)), (source.model, MODEL_FILES)):
         for name in names:
@@ -106,7 +123,7 @@ def _copy(source: PushSource, results: Mapping[str, Path], root: Path, new: Path
     for path in sorted((source.results / "results").glob(RESULT_FILES)):
         shutil.copyfile(path, records / path.name)
     for name, path in results.items():
-        shutil.copyfile(path, new / RESULTS / name)
+        shutil.copyfile(path, new / place / name)
 
 
 def _exchange(root: Path, stage: Path) -> None:
@@ -115,7 +132,8 @@ def _exchange(root: Path, stage: Path) -> None:
     All of it or, after an error, nothing. After a kill the stage has a folder `OLD`, and the same call goes on.
     """
     new, old = stage / NEW, stage / OLD
-    waiting = [name for name in (RESULTS, FIGURES, *MODEL_FILES, README) if (new / name).exists()]
+    results = [path.relative_to(new) for path in sorted((new / "results").glob("*"))]
+    waiting = [name for name in (*results, FIGURES, *MODEL_FILES, README) if (new / name).exists()]
     for name in waiting:
         for path in (new / name).rglob("*") if (new / name).is_dir() else (new / name,):
             flush_to_disk(path)

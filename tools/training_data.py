@@ -31,6 +31,7 @@ SYNTHETIC = "synthetic"  # the licence of speech that no person has spoken
 PERMISSIVE = ("CC0-1.0", "CC-BY-4.0", "MIT", "Apache-2.0", "public-domain", SYNTHETIC)
 NEEDED = ("title", "licence", "attribution")
 DESCRIPTION = (*NEEDED, "note")
+UPSTREAM = ("base_model", "licence", "attribution", "notice")  # of an upstream that somebody else trained
 
 
 def count_training_data(recipes: Sequence[str | Path], corpora: str | Path) -> dict[str, Any]:
@@ -39,10 +40,12 @@ def count_training_data(recipes: Sequence[str | Path], corpora: str | Path) -> d
     Args:
         recipes: of `pretrain_accelerate.py` and `train_accelerate.py`; paths in them are relative to the working directory.
         corpora: YAML whose `corpora` maps a name (or a pattern such as `synthetic-*`) to title, licence, attribution, note. A
-            clip's corpus is what the column `corpus` says, else the folder of its manifest.
+            clip's corpus is what the column `corpus` says, else the folder of its manifest. Its `upstream`, for a model on
+            somebody else's, has the fields `UPSTREAM`.
 
     Returns:
-        `recipes`, and `rows`: one per corpus, language and licence, with clips and hours per recipe, and voices.
+        `recipes`, and `rows`: one per corpus, language and licence, with clips and hours per recipe, and voices; `upstream` as
+        it is described.
 
     Raises:
         ValueError: a recipe or manifest cannot be read, two recipes have one name, or a corpus is not described or not
@@ -51,18 +54,20 @@ def count_training_data(recipes: Sequence[str | Path], corpora: str | Path) -> d
     names = [Path(recipe).stem for recipe in recipes]
     if len(set(names)) < len(names):
         raise ValueError(f"The recipes are {', '.join(names)}; hours are counted by these names, so each must have its own.")
-    described = _read_descriptions(corpora)
+    described, upstream = _read_descriptions(corpora)
     tables = [_described(table, described, str(corpora)) for recipe in recipes for table in _tables(Path(recipe))]
     clips = pd.concat(tables, ignore_index=True)
     rows = [
         {**dict(zip(("corpus", "language", "licence"), key)), **_description(described[key[0]]), **_counts(group)}
         for key, group in clips.groupby(["entry", "language", "licence"], sort=True)
     ]
-    return {"recipes": [shown_path(recipe) for recipe in recipes], "rows": rows}
+    return {"recipes": [shown_path(recipe) for recipe in recipes], "rows": rows, **upstream}
 
 
-def _read_descriptions(corpora: str | Path) -> dict[str, dict[str, str]]:
-    described = read_recipe(corpora, allowed=["corpora"]).get("corpora")
+def _read_descriptions(corpora: str | Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """The corpora's descriptions, and `{"upstream": ...}` or nothing."""
+    read = read_recipe(corpora, allowed=["corpora", "upstream"])
+    described = read.get("corpora")
     if not isinstance(described, dict):
         raise ValueError(f"{corpora}: `corpora` must map names of corpora to {', '.join(DESCRIPTION)}.")
     for name, entry in described.items():
@@ -71,7 +76,14 @@ def _read_descriptions(corpora: str | Path) -> dict[str, dict[str, str]]:
         wrong += [field for field in NEEDED if not entry.get(field)]
         if wrong:
             raise ValueError(f"{corpora}: {name}: {', '.join(wrong)} must be a text.")
-    return described
+    if "upstream" not in read:
+        return described, {}
+    upstream = checked_fields(f"{corpora}: upstream", read["upstream"], UPSTREAM)
+    if wrong := [field for field in UPSTREAM if not (isinstance(upstream.get(field), str) and upstream[field])]:
+        raise ValueError(f"{corpora}: upstream: {', '.join(wrong)} must be a text.")
+    if upstream["licence"] not in PERMISSIVE:
+        raise ValueError(f"{corpora}: upstream: is under {upstream['licence']!r}, which is not permissive.")
+    return described, {"upstream": upstream}
 
 
 def _tables(recipe: Path) -> Iterator[pd.DataFrame]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from wavcse import WavCSEConfig
 from wavcse.endpoint_wavcse import Limits
 from wavcse.hub_repository_wavcse import HANDLER
 from wavcse.tests.helpers.door_pages import link_root, run_first_block
@@ -201,8 +202,11 @@ def test_the_page(clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clip.wav").write_bytes(encoded(clips[0]))
     names = run_first_block("endpoints.md")
-    assert len(names["vector"]) == 2000
-    assert [len(found) for found in names["labels"]] == [3, 3]
+    config = WavCSEConfig.from_pretrained(tmp_path)
+    assert len(names["vector"]) == config.embedding_size
+    assert [{task: len(found) for task, found in own.items()} for own in names["labels"]] == 2 * [
+        dict.fromkeys(config.tasks, 3)
+    ]
 
 
 SERVICE = """

@@ -11,6 +11,7 @@ import soundfile
 import soxr
 import torch
 
+from wavcse import WavCSEConfig
 from wavcse.hub_repository_wavcse import SENTENCE_TRANSFORMERS
 from wavcse.tests.helpers.door_pages import link_root, run_first_block
 
@@ -170,5 +171,5 @@ def test_the_page(waves, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     soundfile.write("clip.wav", waves(16_000)[0], RATE)
     names = run_first_block("sentence_transformers.md")
-    assert names["embeddings"].shape == (2, 2000)
+    assert names["embeddings"].shape == (2, WavCSEConfig.from_pretrained(tmp_path).embedding_size)
     assert names["door"].similarity(names["embeddings"], names["embeddings"])[0, 1] == pytest.approx(1, abs=1e-3)

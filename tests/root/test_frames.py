@@ -235,5 +235,6 @@ def test_the_page(waves, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     soundfile.write("clip.wav", waves(64_000)[0], RATE)
     names = run_first_block("windows_and_frames.md")
-    assert names["windows"].embeddings.shape == (3, 2000)
-    assert names["frames"].frames.shape[1:] == (2, 192)
+    config = WavCSEConfig.from_pretrained(tmp_path)
+    assert names["windows"].embeddings.shape == (3, config.embedding_size)
+    assert names["frames"].frames.shape[1:] == (2, config.upstream_config.hidden_size)

@@ -242,4 +242,4 @@ def test_the_page_runs(monkeypatch, tmp_path, waves, capsys):
     run_first_block("labels.md")
     first, second, third = map(ast.literal_eval, capsys.readouterr().out.splitlines())
     check_ranked(first, {entry["label"]: entry["score"] for entry in third})
-    assert set(second) == {"emotion", "keyword", "speaker"}
+    assert set(second) == set(WavCSEConfig.from_pretrained(tmp_path).tasks)

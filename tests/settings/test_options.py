@@ -47,7 +47,7 @@ SHORTEST = {
     FINETUNE: "",
     FINETUNE_TASKS: "",
     HPARAMS: "RECIPE --out o",
-    INSTALL: "run --pretraining a b --evaluation e --data d.json",
+    INSTALL: "run --name wavcse-x --pretraining a b --evaluation e --data d.json",
     LAYER_CURVES: '--models {"a":"b"} --manifest m.csv --trials t.csv --out o',
     LAYERS: "RECIPE --out o",
     MAP: "t.parquet",
@@ -227,7 +227,11 @@ def test_a_misspelt_field_of_a_recipe_is_refused_with_the_nearest_name(name, tmp
 
 
 def test_no_recipe_is_left_out():
-    others = {"tiny_data.yaml", "paper/phase1_figures.yaml"}  # tables of corpora and figures, read by other tests
+    others = {
+        "tiny_data.yaml",
+        "root_data.yaml",
+        "paper/phase1_figures.yaml",
+    }  # tables of corpora and figures, read by other tests
     assert {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} == {*recipes(), *others}
 
 

@@ -128,8 +128,10 @@ def new_root(folder: Path) -> Path:
 
 
 def install(run: Path, data: Path, root: Path, **changed) -> int:
-    options = {"pretraining": [run / "stage1", run / "stage2"], "evaluation": [run], "data": [data], "root": [root], **changed}
-    return install_cli.main([str(run), *(str(part) for name, values in options.items() for part in (f"--{name}", *values))])
+    stages = [run / "stage1", run / "stage2"]
+    options = {"name": ["wavcse-tiny"], "pretraining": stages, "evaluation": [run], "data": [data], "root": [root], **changed}
+    words = [str(part) for name, values in options.items() if values for part in (f"--{name}", *values)]
+    return install_cli.main([str(run), *words])
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +267,8 @@ def test_the_primary_figures_are_what_the_hub_reads(root, run):
 def test_the_short_table_has_the_figures_of_the_records(readme, run):
     """Of the tasks of Phase 1 the evaluation has keywords only; `best_layer` is no column of it."""
     lines = readme.partition(BEGIN)[2].partition(END)[0].strip().splitlines()
+    assert lines.pop(0).startswith("The model in the root, **wavcse-tiny**, makes 20 numbers of a clip; ")
+    assert lines.pop(0) == ""
     assert lines[0] == "| task | metric | test split | `wavcse` | `mfcc` |"
     (row,) = lines[2:-2]
     records = [read_json(run / "results" / f"keyword__{encoder}.json") for encoder in ("wavcse", "mfcc")]
@@ -349,7 +353,7 @@ def test_figures_of_tasks_that_are_gone_are_found_and_removed(copy, capsys):
         ("README.md", BEGIN, "", "needs one line"),
         ("results/tiny/results.md", "| 20.0", "| 99.0", "not the table of the results"),
         ("results/tiny/data.json", '"CC0-1.0"', '"CC-BY-NC-4.0"', "not permissive"),
-        ("results/tiny/pretraining_1.json", '"hours": 1.5', '"hours": 2.5', "card.md is not what the result files give"),
+        ("results/tiny/pretraining_1.json", '"hours": 1.5', '"hours": 2.5', "is not what the result files give"),
         ("results/tiny/pretraining_2.json", '"steps"', '"step"', "lacks steps"),
     ],
 )
@@ -433,6 +437,80 @@ def test_what_cannot_be_installed_changes_nothing(spoil, message, run, counted, 
     assert install(run, counted, copy) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert states_of(copy) == before
+
+
+UPSTREAM = {
+    "base_model": "openai/whisper-tiny.en",
+    "licence": "MIT",
+    "attribution": "OpenAI",
+    "notice": "MIT License\n\nCopyright (c) 2022 OpenAI",
+}
+
+
+@pytest.fixture
+def counted_on_whisper(data, tmp_path) -> Path:
+    """The count of the second recipe's data, with somebody else's upstream."""
+    (tmp_path / "corpora.yaml").write_text(yaml.safe_dump({"corpora": CORPORA, "upstream": UPSTREAM}))
+    out = tmp_path / "data.json"
+    arguments = [str(data["two"]), "--corpora", str(tmp_path / "corpora.yaml"), "--out", str(out)]
+    assert training_data.main(arguments) == 0
+    return out
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_model_on_anothers_upstream_takes_the_place_of_one_trained_from_nothing(run, counted_on_whisper, copy):
+    before = states_of(copy / "results" / "tiny")
+    assert install(run, counted_on_whisper, copy, name=["wavcse-whisper"], pretraining=[]) == 0
+    assert states_of(copy / "results" / "tiny") == before  # what is known of the other model stays
+    readme = (copy / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(readme.split("---\n")[1])
+    assert card_errors(readme) == []
+    assert header["base_model"] == "openai/whisper-tiny.en"
+    assert [tag for tag in header["tags"] if tag.startswith("wavcse-")] == ["wavcse-whisper"]
+    assert "(results/whisper/card.md)" in readme
+    assert "of openai/whisper-tiny.en (OpenAI, MIT), frozen." in readme
+    card = (copy / "results" / "whisper" / "card.md").read_text(encoding="utf-8")
+    assert card.count("\n## Licences\n") == 1
+    assert UPSTREAM["notice"] in card
+    assert "Pre-training of the upstream" not in card
+    assert "for the authors of openai/whisper-tiny.en to say" in card
+    assert readme_cli.main(["--check", "--root", str(copy)]) == 0
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_folder_that_is_not_there_becomes_a_root_of_its_own(run, counted, tmp_path, capsys):
+    root = tmp_path / "own" / "root"
+    assert install(tmp_path / "nothing", counted, root, evaluation=[run]) == 2
+    assert not root.exists()
+    assert install(run, counted, root) == 0
+    assert {*CODE_FILES, *SENTENCE_TRANSFORMERS, HANDLER} <= {path.name for path in root.iterdir()}
+    capsys.readouterr()
+    assert readme_cli.main(["--show", "--root", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("| task | metric |")
+    assert shown.strip() in (root / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"notice": ""}, "upstream: notice must be a text"),
+        ({"licence": "CC-BY-NC-4.0"}, "upstream: is under 'CC-BY-NC-4.0', which is not permissive"),
+        ({"model": "x"}, "unknown fields"),
+    ],
+)
+def test_an_upstream_without_terms_is_refused(change, message, data, tmp_path, capsys):
+    (tmp_path / "corpora.yaml").write_text(yaml.safe_dump({"corpora": CORPORA, "upstream": {**UPSTREAM, **change}}))
+    arguments = [str(data["two"]), "--corpora", str(tmp_path / "corpora.yaml"), "--out", str(tmp_path / "data.json")]
+    assert training_data.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tiny", "wavcse-", "wavcse-a/b"])
+def test_a_name_that_cannot_be_found_again_is_refused(name, run, counted, tmp_path, capsys):
+    assert install(run, counted, tmp_path / "root", name=[name]) == 2
+    assert "name is" in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.usefixtures("unloaded")

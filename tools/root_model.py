@@ -1,9 +1,11 @@
-"""What is known of the weights in the root of this repository: results/tiny, checked to be about exactly these weights.
+"""What is known of the weights in the root of this repository: results/NAME, checked to be about exactly these weights.
 
-results/tiny/results/*__*.json, results.md    what `wavcse eval` wrote
-results/tiny/pretraining_1.json, _2, ...      results of `pretrain_accelerate.py`, stage by stage
-results/tiny/phase1.json                      result of `train_accelerate.py`
-results/tiny/data.json                        what they were trained on (`tools/training_data.py`)
+results/*__*.json, results.md    what `wavcse eval` wrote
+pretraining_1.json, _2, ...      results of `pretrain_accelerate.py`, stage by stage; none where the upstream is another's
+phase1.json                      result of `train_accelerate.py`
+data.json                        what they were trained on, and whose upstream it is (`tools/training_data.py`)
+
+NAME is the model's without "wavcse-", as the header of README.md has it among its tags.
 """
 
 from __future__ import annotations
@@ -14,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from wavcse.data.files import read_result
-from wavcse.hub.source import OWN_RESULTS, TRAINING_RESULT, PushSource, read_source
-from wavcse.tools.training_data import PERMISSIVE
+from wavcse.hub.source import NAMED, TRAINING_RESULT, PushSource, name_of_root, read_source, results_of
+from wavcse.tools.training_data import PERMISSIVE, UPSTREAM
 
-RESULTS = OWN_RESULTS
 TABLE, DATA = "results.md", "data.json"
 PRETRAINING = "pretraining_{}.json"
 PRETRAINING_FIELDS = (
@@ -36,17 +37,19 @@ MARKS = re.compile(r"(?<=[\d.])[†?]")  # behind figures, made of predictions t
 
 
 @dataclass(frozen=True)
-class TinySource:
+class RootSource:
     """The root model with its results.
 
     Attributes:
+        name: what it is called.
         push: model, evaluation and training, as for every push.
         table: the comparison table of the evaluation, as Markdown, and the notes below it.
         notes: see `table`.
-        stages: results of pre-training, in order.
+        stages: results of pre-training, in order; none where the upstream is another's.
         data: what was trained on.
     """
 
+    name: str
     push: PushSource
     table: str
     notes: str
@@ -54,19 +57,25 @@ class TinySource:
     data: dict[str, Any]
 
 
-def read_tiny(root: Path) -> TinySource:
+def read_root(root: Path, name: str | None = None) -> RootSource:
     """Read the root model and its results.
 
+    Args:
+        name: of the model; if not given, what README.md says.
+
     Raises:
-        ValueError: weights or results are missing or broken, or results are of other weights.
+        ValueError: the model has no name, weights or results are missing or broken, or results are of other weights.
     """
-    results = root / RESULTS
+    name = name or name_of_root(root)
+    if name is None:
+        raise ValueError(f"{root / 'README.md'}: no tag of its header is a name such as {NAMED}tiny; install a model.")
+    results = root / results_of(name)
     push = read_source(root, results)
     if push.training is None:
         raise ValueError(f"{results / TRAINING_RESULT}: there is no such file; install the model with `wavcse.tools.install`.")
     refuse_stale(push)
     table, notes = read_table(results / TABLE, push)
-    return TinySource(push, table, notes, _read_stages(results), read_data(results / DATA))
+    return RootSource(name, push, table, notes, _read_stages(results), read_data(results / DATA))
 
 
 def refuse_stale(push: PushSource) -> None:
@@ -108,8 +117,6 @@ def _read_stages(results: Path) -> list[dict[str, Any]]:
     stages = []
     while (path := results / PRETRAINING.format(len(stages) + 1)).is_file():
         stages.append(read_stage(path))
-    if not stages:
-        raise ValueError(f"{path}: there is no such file; install the model with `wavcse.tools.install`.")
     return stages
 
 
@@ -128,4 +135,7 @@ def read_data(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: a row lacks {', '.join(missing)}. {remedy}")
         if row["licence"] not in PERMISSIVE:
             raise ValueError(f"{path}: {row['corpus']} is under {row['licence']!r}, which is not permissive.")
+    missing = [field for field in UPSTREAM if field not in data.get("upstream", UPSTREAM)]
+    if missing:
+        raise ValueError(f"{path}: upstream lacks {', '.join(missing)}. {remedy}")
     return data

@@ -1,37 +1,41 @@
-"""The sections of the root model's card: every figure in them comes from its results (`tools/tiny.py`)."""
+"""The sections of the root model's card: every figure in them comes from its results (`tools/root_model.py`)."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from wavcse.eval.encoder import SavedModel
 from wavcse.hub.card import limits_of, training_section
 from wavcse.hub_repository_wavcse import facts_of, inert
-from wavcse.reports.page import markdown_table
-from wavcse.tools.tiny import TinySource
-from wavcse.tools.training_data import SYNTHETIC
+from wavcse.reports.page import fenced, markdown_table
+from wavcse.tools.root_model import RootSource
+from wavcse.tools.training_data import SYNTHETIC, UPSTREAM
 
 MODEL = """\
-`config.json`, `model.safetensors` and `preprocessor_config.json` in the root of the repository are a trained model:
-{family} with {num_blocks} blocks of width {upstream_size} ({upstream_millions:.1f} M parameters), layers {layers}, pooled by
-`{temporal_pooling}` over time and by `{pooling_type}` across layers, one embedding of {embedding_size} numbers per clip;
-{millions:.1f} M parameters in all, {megabytes:.1f} MB. Heads: {tasks}.
+A trained model in `config.json`, `model.safetensors` and `preprocessor_config.json`: {family} with {num_blocks} blocks
+of width {upstream_size} ({upstream_millions:.1f} M parameters{origin}), layers {layers}, pooled by `{temporal_pooling}`
+over time and by `{pooling_type}` across layers, one embedding of {embedding_size} numbers per clip; {millions:.1f} M
+parameters in all, {megabytes:.1f} MB. Heads: {tasks}.
 Weights: SHA-256 `{sha256}`."""
 
 
-def tiny_sections(source: TinySource) -> dict[str, str]:
+def root_sections(source: RootSource) -> dict[str, str]:
     """Markdown per title, in order."""
+    licences = _licences(source.data)
     source = replace(source, stages=inert(source.stages), data=inert(source.data))
     notes = "\n".join(map(inert, source.notes.splitlines()))
     notes = f"<details><summary>How to read this</summary>\n\n{notes}\n\n</details>"
     return {
         "The model": _model(source),
+        **licences,
         "What it is good for": f"{source.table}\n\n{notes}",
         "What it was trained on": _data(source.data),
         "How it was trained": _training(source),
@@ -39,15 +43,52 @@ def tiny_sections(source: TinySource) -> dict[str, str]:
     }
 
 
-def _model(source: TinySource) -> str:
+def _model(source: RootSource) -> str:
     weights = source.push.model / SAFE_WEIGHTS_NAME
     return MODEL.format(
         **{name: inert(value) for name, value in facts_of(source.push.config, "").items()},
         millions=SavedModel(str(source.push.model)).num_parameters() / 1e6,
-        upstream_millions=source.stages[-1]["num_parameters"] / 1e6,
+        upstream_millions=upstream_parameters(weights) / 1e6,
+        origin=f", of {upstream['base_model']}" if (upstream := source.data.get("upstream")) else "",
         megabytes=weights.stat().st_size / 1e6,
         sha256=source.push.sha256,
     )
+
+
+def introduction(source: RootSource) -> str:
+    """What the model is, in the README."""
+    config, upstream = source.push.config, source.data.get("upstream")
+    weights = source.push.model / SAFE_WEIGHTS_NAME
+    millions = SavedModel(str(source.push.model)).num_parameters() / 1e6
+    words = (
+        f"The model in the root, **{source.name}**, makes {config.embedding_size:,} numbers of a clip; {millions:.1f} M "
+        f"parameters, {weights.stat().st_size / 1e6:.0f} MB. "
+    )
+    if upstream:
+        base, licence, author = (inert(upstream[name]) for name in UPSTREAM[:-1])
+        blocks = config.upstream_config.num_hidden_layers
+        return words + f"Its upstream is the first {blocks} blocks of {base} ({author}, {licence}), frozen."
+    return words + inert(_training_from_nothing(source))
+
+
+def upstream_parameters(weights: Path) -> int:
+    """Numbers in the upstream's tensors of a safetensors file, of which only the shapes are read."""
+    with safe_open(weights, framework="numpy") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys() if ".upstream." in f".{name}"]
+    return sum(map(math.prod, shapes))
+
+
+def _licences(data: Mapping[str, Any]) -> dict[str, str]:
+    """Whose upstream it is, and the notice that has to go with it; nothing of a model that was trained from nothing."""
+    upstream = data.get("upstream")
+    if not upstream:
+        return {}
+    base, licence, author = (inert(upstream[name]) for name in UPSTREAM[:-1])
+    words = (
+        f"The upstream is taken from {base} by {author}, under {licence}; "
+        "its blocks are unchanged, later ones are left out. Projections, heads and code are under Apache-2.0."
+    )
+    return {"Licences": f"{words}\n\n{fenced(upstream['notice'].strip())}"}
 
 
 # ---- data ----
@@ -85,7 +126,9 @@ def _hours(rows: Iterable[Mapping[str, Any]], recipe: str) -> float:
 # ---- training ----
 
 
-def _training(source: TinySource) -> str:
+def _training(source: RootSource) -> str:
+    if not source.stages:
+        return training_section(source.push.training)
     columns = ["stage", "objective", "speech", "updates", "masked codes found", "codes in use: targets", "time"]
     stages = markdown_table(columns, [_stage(number, stage) for number, stage in enumerate(source.stages, start=1)])
     return f"Pre-training of the upstream:\n\n{stages}\n\nThen the embedding, with its heads:\n\n" + training_section(
@@ -111,15 +154,10 @@ def _stage(number: int, stage: Mapping[str, Any]) -> list[str]:
 # ---- limits ----
 
 
-def _limits(source: TinySource) -> list[str]:
-    rows, stages = source.data["rows"], source.stages
-    minutes, hours = sum(stage["train_seconds"] for stage in stages) / 60, max(stage["hours"] for stage in stages)
-    devices = ", ".join(sorted({stage["device"].partition(":")[0] for stage in stages}))
-    languages = languages_in(rows)
+def _limits(source: RootSource) -> list[str]:
+    rows = source.data["rows"]
     return [
-        f"A small model, pre-trained for {minutes:.0f} minutes on {devices} with {hours:.1f} hours of speech. Published "
-        "upstreams such as WavLM had far more of both; take one of them where you can.",
-        f"It has heard {len(languages)} languages ({', '.join(languages)}). Others may be served worse.",
+        *_limits_of_upstream(source),
         *_one_voice(rows),
         *_only_synthetic(rows),
         *_synthetic_share(source.data),
@@ -129,6 +167,28 @@ def _limits(source: TinySource) -> list[str]:
         "consent, and do not judge people by predicted emotion, gender, age or origin.",
         *limits_of(source.push),
     ]
+
+
+def _limits_of_upstream(source: RootSource) -> list[str]:
+    """What the upstream has heard."""
+    languages = languages_in(source.data["rows"])
+    heard = f"{len(languages)} languages ({', '.join(languages)}). Others may be served worse."
+    if upstream := source.data.get("upstream"):
+        return [
+            f"What the upstream has heard is for the authors of {upstream['base_model']} to say; the table above is what was "
+            f"learnt from here: {heard}"
+        ]
+    return [_training_from_nothing(source), f"It has heard {heard}"]
+
+
+def _training_from_nothing(source: RootSource) -> str:
+    stages = source.stages
+    minutes, hours = sum(stage["train_seconds"] for stage in stages) / 60, max((stage["hours"] for stage in stages), default=0)
+    devices = ", ".join(sorted({stage["device"].partition(":")[0] for stage in stages}))
+    return (
+        f"A small model, pre-trained for {minutes:.0f} minutes on {devices} with {hours:.1f} hours of speech. Published "
+        "upstreams such as WavLM had far more of both; take one of them where you can."
+    )
 
 
 def _one_voice(rows: Iterable[Mapping[str, Any]]) -> list[str]:
