@@ -18,12 +18,15 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from wavcse.data.files import write_atomically
 from wavcse.settings.command import DONE
+
+if TYPE_CHECKING:  # loaded where tables are made: corpora are named in helps, which wait for nothing large
+    import pandas as pd
 
 ALL_PAIRS = 20_000_000  # up to so many pairs are listed before some are drawn, 320 MB; of more they are drawn one by one
 BLOCK = 1_000_000  # pairs that are drawn at a time
@@ -57,12 +60,21 @@ def make_pairs(
     for values in across:
         codes = _codes(values)
         found = found[codes[found[:, 0]] != codes[found[:, 1]]]
-    shared = _codes(pd.MultiIndex.from_arrays(same)) if len(same) else np.zeros(len(own), dtype=np.int64)
+    shared = _joint_codes(same) if len(same) else np.zeros(len(own), dtype=np.int64)
     return _drawn(found, positives, "of one speaker", rng), _negatives(own, shared, negatives, rng)
 
 
 def _codes(values: np.ndarray | pd.Index) -> np.ndarray:
+    import pandas as pd
+
     return pd.factorize(values)[0]
+
+
+def _joint_codes(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Numbers of the combinations that rows of several columns hold."""
+    import pandas as pd
+
+    return _codes(pd.MultiIndex.from_arrays(columns))
 
 
 def _pairs_within(codes: np.ndarray) -> np.ndarray:
@@ -91,7 +103,7 @@ def _check_count(found: int, count: int | None, kind: str) -> None:
 
 def _negatives(speakers: np.ndarray, shared: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
     """Pairs of two speakers that share a value."""
-    total = _num_pairs(shared) - _num_pairs(_codes(pd.MultiIndex.from_arrays([speakers, shared])))
+    total = _num_pairs(shared) - _num_pairs(_joint_codes([speakers, shared]))
     _check_count(total, count, "of two speakers")
     if count is None or total <= ALL_PAIRS:
         pairs = _pairs_within(shared)
@@ -117,6 +129,8 @@ def trials_table(names: Sequence[str], pairs: tuple[np.ndarray, np.ndarray]) -> 
         names: of the clips, `[N]`.
         pairs: from `make_pairs`.
     """
+    import pandas as pd
+
     names = np.array(names, dtype=object)
     rows = np.concatenate(pairs)
     labels = np.repeat(["1", "0"], [len(own) for own in pairs]).astype(object)
