@@ -18,7 +18,7 @@ from wavcse.settings.command import CommandError, command_line
 PROGRAMS = [
     *(command.module for name, command in wavcse_cli.COMMANDS.items() if name != "search"),
     *(f"wavcse.search.{name}" for name in ("layers", "poolings", "hparams", "phase1")),
-    *("wavcse.hub.card", *(f"wavcse.tools.{name}" for name in ("install", "readme", "training_data"))),
+    *("wavcse.hub.card", *(f"wavcse.tools.{name}" for name in ("choice", "install", "readme", "training_data"))),
     *("wavcse.eval.report", "wavcse.pretraining.study"),
 ]
 
@@ -33,7 +33,9 @@ def program(error, continues=True):
 
 @pytest.mark.parametrize("module", PROGRAMS)
 def test_every_program_is_run_by_command_line(module):
-    assert importlib.import_module(module).main.__wrapped__
+    module = importlib.import_module(module)
+    mains = [module.main_of_upstreams, module.main_of_tasks] if hasattr(module, "main_of_tasks") else [module.main]
+    assert all(main.__wrapped__ for main in mains)
 
 
 @pytest.mark.parametrize(
