@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -115,6 +116,10 @@ class WorkerPool(ProcessPoolExecutor):
         """Which worker died and how, for a message about a `BrokenProcessPool`; the executor has ended the others."""
         for worker in self.workers:
             worker.join(timeout=1.0)
+            for _ in range(100):  # the executor's thread may have collected the exit code and not noted it yet
+                if worker.exitcode is not None:
+                    break
+                time.sleep(0.01)
             if worker.exitcode not in (None, 0, -signal.SIGTERM):
                 how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"exit code {worker.exitcode}"
                 return f"Worker process {worker.pid} died ({how}), perhaps for lack of memory"
