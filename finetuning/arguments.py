@@ -12,8 +12,9 @@ from typing import Any
 from wavcse.eval.arguments import TaskRequest, task_request
 from wavcse.finetuning.text import TextSettings
 from wavcse.settings.command import Program, RecipePrograms
-from wavcse.settings.fields import CheckedFields, check_choice, check_file_name, operand, option, section_from
+from wavcse.settings.fields import CheckedFields, check_choice, check_file_name, option, section_from
 from wavcse.settings.recipes import checked_fields
+from wavcse.settings.studies import StudyArguments, StudyFile
 from wavcse.steps.arguments import DECAYS, StepArguments, UpdateArguments
 from wavcse.steps.freezing import Freeze
 
@@ -317,11 +318,9 @@ side, beside published ones. Leaves study.json, study.md, study.html and picture
 
 
 @dataclass
-class TaskStudyRecipe(CheckedFields):
+class TaskStudyRecipe(StudyFile):
     """A study's file; `finetuning/study.py` checks what the fields hold."""
 
-    recipe: str = option("", "Recipe of finetune_accelerate.py that the variants change.")
-    overrides: dict = option(dict, "Fields that all variants share.")
     variants: dict = option(
         dict, "Name -> fields on top; `tasks` and `encoder` name by name, a task that is null is left out."
     )
@@ -329,27 +328,11 @@ class TaskStudyRecipe(CheckedFields):
     learning_rates: list[float] = option(list, "Of which validation's sum of `choose` takes one per variant.", above=0)
     published: dict = option(dict, "Variant -> TASK.FIGURE -> what a paper says, in percent.")
     source: str = option("", "Where the published figures are from.")
-    output_dir: str = option("runs/study", "Folder of everything that is left.", flag="out")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if missing := [name for name in ("recipe", "variants") if not getattr(self, name)]:
-            raise ValueError(f"{' and '.join(missing)} missing.")
-
-
-@dataclass
-class TaskStudyArguments(CheckedFields):
-    """Which study, and which part of it."""
-
-    config: str = operand("Study, such as conf/mtl_synthetic.yaml.", value="STUDY.yaml")
-    output_dir: str | None = option(None, "Where everything is left.", "the study's own", flag="out", value="DIR")
-    only: list[str] = option(list, "Variants to train.", "all", value="NAME")
-    workers: int = option(1, "Trainings at a time.", at_least=1)
 
 
 TASK_STUDY = Program(
     "wavcse.finetuning.study",
-    TaskStudyArguments,
+    StudyArguments,
     STUDY_ABOUT,
     "python -m wavcse.finetuning.study conf/mtl_synthetic.yaml",
     continues=True,

@@ -6,7 +6,7 @@ figure is read from `results/finetuning.json` and `log.jsonl` of the runs.
 
 from __future__ import annotations
 
-from wavcse.finetuning.arguments import TASK_STUDY, TaskStudyArguments
+from wavcse.finetuning.arguments import TASK_STUDY
 
 if __name__ == "__main__":
     TASK_STUDY.answer()  # before the imports below, which take seconds
@@ -32,6 +32,7 @@ from wavcse.reports.page import inert, made_by, markdown_table, opening, write_p
 from wavcse.settings.command import DONE
 from wavcse.settings.fields import settings_from
 from wavcse.settings.recipes import checked_fields, read_recipe
+from wavcse.settings.studies import StudyArguments
 from wavcse.studies.report import FILES, NONE, PICTURES
 from wavcse.studies.variants import Variant, chosen, read_variants, train_all
 from wavcse.training.run import RunFolder, versions
@@ -303,7 +304,7 @@ def _lines(facts: Mapping[str, Any], names: Sequence[str]) -> Figure:
 
 
 @TASK_STUDY.main
-def main(options: TaskStudyArguments) -> int:
+def main(options: StudyArguments) -> int:
     """The command line."""
     page = run_study(read_study(options.config, options.output_dir), options.only, options.workers)
     print(page.read_text(encoding="utf-8"))

@@ -8,8 +8,9 @@ from typing import Any
 
 from wavcse.data.tables import spelled, text_of
 from wavcse.settings.command import Program
-from wavcse.settings.fields import CheckedFields, operand, option
+from wavcse.settings.fields import option
 from wavcse.settings.recipes import checked_fields
+from wavcse.settings.studies import StudyArguments, StudyFile
 from wavcse.steps.arguments import StepArguments
 
 LABEL_LOSS_NAMES = ("hard_triplet", "semi_hard_triplet", "random_triplet", "ge2e")  # `label_losses.py` has them
@@ -121,31 +122,15 @@ command again.
 
 
 @dataclass
-class StudyRecipe(CheckedFields):
+class StudyRecipe(StudyFile):
     """A study's file; `pretraining/study.py` checks what the fields hold."""
 
-    recipe: str = option("", "Recipe of pretrain_accelerate.py that the variants change.")
-    overrides: dict = option(dict, "Fields that all variants share.")
+    needed = ("recipe", "variants", "evaluation")
+
     variants: dict = option(dict, "Name -> fields on top, `encoder` key by key; `untrained: true`: as training finds it.")
     evaluation: str = option("", "Recipe of `wavcse eval`; its model and name mean nothing here.")
     measure_speed: bool = option(False, "Time the upstreams on one CPU thread.")
     plots: list[dict] = option(list, "Pictures: x, task, variants, reference.")
-    output_dir: str = option("runs/study", "Folder of everything that is left.", flag="out")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if missing := [name for name in ("recipe", "variants", "evaluation") if not getattr(self, name)]:
-            raise ValueError(f"{', '.join(missing)} missing.")
-
-
-@dataclass
-class StudyArguments(CheckedFields):
-    """Which study, and which part of it."""
-
-    config: str = operand("Study, such as conf/tiny_architectures.yaml.", value="STUDY.yaml")
-    output_dir: str | None = option(None, "Where everything is left.", "the study's own", flag="out", value="DIR")
-    only: list[str] = option(list, "Variants to train.", "all", value="NAME")
-    workers: int = option(1, "Variants trained at a time.", at_least=1)
 
 
 STUDY = Program(

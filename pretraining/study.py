@@ -6,7 +6,7 @@ variant is trained and judged, and what its run folder and its upstream say.
 
 from __future__ import annotations
 
-from wavcse.pretraining.arguments import STUDY, StudyArguments
+from wavcse.pretraining.arguments import STUDY
 
 if __name__ == "__main__":
     STUDY.answer()  # before the imports below, which take seconds
@@ -37,6 +37,7 @@ from wavcse.reports.page import markdown_table
 from wavcse.settings.command import DONE, SOME_SKIPPED
 from wavcse.settings.fields import settings_from, usable_device
 from wavcse.settings.recipes import checked_fields, read_recipe
+from wavcse.settings.studies import StudyArguments
 from wavcse.steps.encoder import save_upstream
 from wavcse.studies.report import (
     FILES,

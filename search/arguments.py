@@ -9,6 +9,7 @@ from typing import Any
 
 from wavcse.settings.command import Program
 from wavcse.settings.fields import NEEDED, CheckedFields, operand, option
+from wavcse.settings.studies import StudyFile, StudyPart
 from wavcse.training.arguments import RunArguments
 
 RIVALS = ("all", "top_weights", "top_single", "greedy", "random")  # ways to choose layers; `selection.py` has the plans
@@ -84,31 +85,17 @@ the same command goes on where a killed one was.
 
 
 @dataclass
-class TransferRecipe(CheckedFields):
+class TransferRecipe(StudyFile):
     """A study's file; `search/transfer.py` checks what the fields hold."""
 
-    recipe: str = option("", "Recipe of train_accelerate.py that the variants change.")
-    overrides: dict = option(dict, "Fields that all variants share.")
+    needed = ("recipe", "variants", "evaluation", "groups")
+
     variants: dict = option(dict, "Name -> fields on top; `untrained: true`: as training finds it.")
     evaluation: str = option("", "Recipe of `wavcse eval`; its model and baselines mean nothing here.")
     groups: dict = option(dict, "Name -> leave_out: tasks of the recipe; rows: tasks of the evaluation.")
     seeds: int = option(3, "Trainings per variant and group.", at_least=1)
     plots: list[dict] = option(list, "Pictures: x, task, variants, reference.")
     output_dir: str = option("runs/transfer", "Folder of everything that is left.", flag="out")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if missing := [name for name in ("recipe", "variants", "evaluation", "groups") if not getattr(self, name)]:
-            raise ValueError(f"{', '.join(missing)} missing.")
-
-
-@dataclass
-class TransferArguments(CheckedFields):
-    """Which study, and which part of it."""
-
-    config: str = operand("Study, such as conf/transfer_quickstart.yaml.", value="STUDY.yaml")
-    output_dir: str | None = option(None, "Where everything is left.", "the study's own", flag="out", value="DIR")
-    only: list[str] = option(list, "Variants to do.", "all", value="NAME")
 
 
 @dataclass
@@ -200,7 +187,7 @@ PHASE1 = Program(
 )
 TRANSFER = Program(
     "wavcse search transfer",
-    TransferArguments,
+    StudyPart,
     TRANSFER_ABOUT,
     "wavcse search transfer conf/transfer_quickstart.yaml --out runs/transfer",
     continues=True,

@@ -8,7 +8,7 @@ out, and all rows from the trainings on everything. Beside the variants stand th
 
 from __future__ import annotations
 
-from wavcse.search.arguments import TRANSFER, TransferArguments, TransferRecipe
+from wavcse.search.arguments import TRANSFER, TransferRecipe
 
 if __name__ == "__main__":
     TRANSFER.answer()  # before the imports below, which take seconds
@@ -41,6 +41,7 @@ from wavcse.search.table import SearchTable, read_table
 from wavcse.settings.command import DONE
 from wavcse.settings.fields import settings_from
 from wavcse.settings.recipes import checked_fields, read_recipe
+from wavcse.settings.studies import StudyPart
 from wavcse.studies.report import NONE, Layout, Plot, marked, percent, read_plots, study_facts, write_study
 from wavcse.studies.variants import Variant, chosen, read_variants
 from wavcse.training.arguments import RunArguments
@@ -443,7 +444,7 @@ LAYOUT = Layout(
 
 
 @TRANSFER.main
-def main(options: TransferArguments) -> int:
+def main(options: StudyPart) -> int:
     """The command line."""
     study = read_study(options.config, options.output_dir)
     run_transfer(study, options.only)
