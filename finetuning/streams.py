@@ -103,6 +103,11 @@ class WholePlanner:
             used += int(length)
         return [*bounds, len(lengths)]
 
+    @property
+    def smallest_batch(self) -> int:
+        """Clips of the smallest batch."""
+        return int(np.diff(self.bounds).min())
+
     def crops(self, step: int) -> list[Crop]:
         """The clips of update `step` (from 0), longest first."""
         epoch, place = divmod(step, len(self.bounds) - 1)
@@ -181,7 +186,9 @@ class StreamLoader:
         num_samples = np.where(is_trained, self.reader.num_samples, 0)
         rules = self.rules(stream)
         if stream.crop == WHOLE:
-            return WholePlanner(rules, num_samples, self.reader.num_frames, number).crops
+            whole = WholePlanner(rules, num_samples, self.reader.num_frames, number)
+            self._check_size(name, whole.smallest_batch)  # not after hours, when that batch comes
+            return whole.crops
         try:
             planner = CropPlanner(rules, num_samples, self._classes(stream), shortest, self.reader.num_frames)
         except ValueError as error:
@@ -194,11 +201,14 @@ class StreamLoader:
         own = next((task for task in tasks if task.settings.kind == "classes"), None)
         return np.full(len(self.labelled.clips), IGNORED_LABEL) if own is None else own.targets
 
-    def _batch(self, name: str, crops: Sequence[Crop]) -> TaskBatch:
-        if len(crops) < self.num_processes:
+    def _check_size(self, name: str, num_clips: int) -> None:
+        if num_clips < self.num_processes:
             raise ValueError(
-                f"streams.{name}: a batch has {len(crops)} clips for {self.num_processes} processes; raise batch_seconds."
+                f"streams.{name}: a batch has {num_clips} clips for {self.num_processes} processes; change batch_seconds."
             )
+
+    def _batch(self, name: str, crops: Sequence[Crop]) -> TaskBatch:
+        self._check_size(name, len(crops))
         mine = crops[self.process_index :: self.num_processes]
         tasks = {task: self.labelled.tasks[task] for task in self.streams[name].tasks}
         all_rows, rows = ([crop.clip for crop in some] for some in (crops, mine))

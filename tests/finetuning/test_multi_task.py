@@ -22,7 +22,7 @@ from wavcse.finetuning.arguments import FINETUNE, FINETUNE_TASKS, FINETUNING, Mu
 from wavcse.finetuning.labelled_clips import labelled_clips
 from wavcse.finetuning.losses import ctc_losses, weighted_sum
 from wavcse.finetuning.multi_task import Prepared, finetune_tasks, score_of, set_up
-from wavcse.finetuning.streams import CropRules, WholePlanner
+from wavcse.finetuning.streams import CropRules, StreamLoader, WholePlanner
 from wavcse.finetuning.update import StreamGradients
 from wavcse.settings.fields import settings_from
 from wavcse.tests.helpers.processes import Child, run_in_two_processes
@@ -471,3 +471,10 @@ def test_a_tap_that_the_encoder_does_not_have_is_refused(tasks_recipe, tmp_path)
     tasks = {"voice": {**tasks_recipe["tasks"]["voice"], "tap": "embedding"}}
     with pytest.raises(ValueError, match="init_from must be a wavCSE model"):
         prepared(tasks_recipe, tmp_path, tasks=tasks, streams={})
+
+
+def test_batches_smaller_than_the_number_of_processes_are_refused_before_training(tasks_recipe, tmp_path):
+    streams = {"speech": {"tasks": ["speech"], "batch_seconds": 0.2}, "voice": {"tasks": ["voice"], "batch_seconds": 8.0}}
+    loader = prepared(tasks_recipe, tmp_path, streams=streams).loader
+    with pytest.raises(ValueError, match=r"streams.speech: a batch has 1 clips for 2 processes"):
+        StreamLoader(loader.args, loader.labelled, loader.reader, 400, process_index=0, num_processes=2)
