@@ -7,26 +7,14 @@ import pandas as pd
 import pytest
 import soundfile
 
+from wavcse.tests.helpers.tiny_families import DROPOUTS, TRAINED
+
 LETTERS = {"a": 400, "b": 800, "c": 1600, "d": 3200}  # Hz
 LETTER_S, PAUSE_S = 0.12, 0.1
 SPEAKERS = "klmnopqrst"  # differ in their overtones
 SPLITS = dict(zip(SPEAKERS, ["train"] * 6 + ["validation"] * 2 + ["test"] * 2))
 TAKES = 6
-ENCODER = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": [32, 32],
-    "conv_kernel": [400, 3],
-    "conv_stride": [160, 2],
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 4,
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "feat_proj_dropout": 0.0,
-}
+ENCODER = {**TRAINED, **dict.fromkeys(DROPOUTS, 0.0)}
 
 
 def spoken(text: str, overtone: float, rng: np.random.Generator) -> np.ndarray:

@@ -35,20 +35,10 @@ from wavcse.steps.crops import span_mask
 from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.steps.loop import update
 from wavcse.tests.helpers.processes import Child, run_python
+from wavcse.tests.helpers.tiny_families import TRAINED
 from wavcse.training.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
-ENCODER = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": [32, 32],
-    "conv_kernel": [400, 3],
-    "conv_stride": [160, 2],
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 4,
-}
 PITCH_HZ = {"aa": 300, "bb": 900, "cc": 2700}
 SPLIT_OF_SPEAKER = dict(zip("abcdefgh", ["train"] * 4 + ["validation"] * 2 + ["test"] * 2))
 ENCODERS, ROWS = ("pretrained", "untrained"), ("language", "language_O", "language_NO")
@@ -81,7 +71,7 @@ def recipe(corpus, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("upstreams")
     for seed, name in enumerate(("run/upstream", "other")):
         torch.manual_seed(seed)
-        save_upstream(new_encoder(encoder_config(ENCODER, None)), folder / name)
+        save_upstream(new_encoder(encoder_config(TRAINED, None)), folder / name)
     (folder / "run" / "results").mkdir()
     result = {"labels": ["aa", "zz"], "config": {"label_column": "language"}}
     (folder / "run" / "results" / "pretraining.json").write_text(json.dumps(result))

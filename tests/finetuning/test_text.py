@@ -18,22 +18,11 @@ from wavcse.finetuning.text import (
     normalised,
     vocabulary_of,
 )
+from wavcse.tests.helpers.tiny_families import SMALLEST
 from wavcse.upstream_wavcse import build_upstream
 
 TEXTS = ["AN ANT", "DON'T"]
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "conv_dim": [8, 8],
-    "conv_kernel": [400, 2],
-    "conv_stride": [160, 2],
-    "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-    "layerdrop": 0.0,
-}
+SIZES = {**SMALLEST, "num_hidden_layers": 1}
 
 
 @pytest.mark.parametrize(

@@ -12,23 +12,11 @@ from transformers import HubertConfig, Wav2Vec2Config, WavLMConfig, WhisperConfi
 from wavcse.steps.arguments import StepArguments, learning_rate_factor, tri_stage_factor
 from wavcse.steps.freezing import Freeze, Freezing
 from wavcse.steps.loop import new_learner, update
+from wavcse.tests.helpers.tiny_families import DROPOUTS, SMALLEST
 from wavcse.upstream_wavcse import build_upstream
 from wavcse.whisper_wavcse import visit_encoder_layers
 
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "conv_dim": [8, 8],
-    "conv_kernel": [400, 2],
-    "conv_stride": [160, 2],
-    "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-    "layerdrop": 0.0,
-    **dict.fromkeys(["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"], 0.5),
-}
+SIZES = {**SMALLEST, "num_hidden_layers": 3, **dict.fromkeys(DROPOUTS, 0.5)}
 STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 WHISPER = {"d_model": 16, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "num_mel_bins": 8}
 CONFIGS = {
