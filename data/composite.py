@@ -36,6 +36,7 @@ class TaskSource:
             verified.
         numbers: columns, among them `label_column`, that hold numbers: "1.0" is the same label as "1" there.
         kind: "classification", or "regression": the labels are the numbers to be predicted.
+        splits: whose clips are read, each of which must have some; "test" alone for a further test set of another task.
     """
 
     manifests: tuple[str, ...]
@@ -46,6 +47,7 @@ class TaskSource:
     closed_set: bool = True
     numbers: tuple[str, ...] = ()
     kind: str = "classification"
+    splits: tuple[str, ...] = SPLITS
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def read_task(name: str, source: TaskSource, manifests: Sequence[Manifest] | Non
     clips = [manifests[i].clips[row] for i, row in zip(sources, rows)]
     trained = sorted(set(labels[splits == "train"]))
     task = TaskClips(name, clips, labels, splits, groups, trained if source.classes is None else list(source.classes))
-    _check(task, trained, source.closed_set)
+    _check(task, trained, source)
     # `uses` holds this mapping and reads the columns of numbers that are added to it.
     by_column = {source.label_column: labels}
     uses = ClipUses(f"task {name!r}", clips, splits, by_column, manifests, sources, rows, columns, source.disjoint_by)
@@ -166,7 +168,7 @@ def _read_part(
             f"its columns are {list(manifest.table.columns)}."
         )
     labels, splits = manifest.column(source.label_column), manifest.split(split_column)
-    used = np.flatnonzero((labels != "") & (splits != ""))
+    used = np.flatnonzero((labels != "") & np.isin(splits, source.splits))
     if not len(used):
         raise ValueError(
             f"task {name!r}: no row of {manifest.path} has both a {source.label_column!r} and a {split_column!r}."
@@ -180,12 +182,13 @@ def _read_part(
     return split_column, used, labels[used], splits[used], groups[used]
 
 
-def _check(task: TaskClips, trained: Sequence[str], closed_set: bool) -> None:
+def _check(task: TaskClips, trained: Sequence[str], source: TaskSource) -> None:
     """ValueError if a split is empty or, of classes, if training does not have them all and two at least."""
-    for split in SPLITS:
+    for split in source.splits:
         if not len(task.rows(split)):
-            raise ValueError(f"task {task.name!r}: the {split} split has no clips; all of {', '.join(SPLITS)} are needed.")
-    if not closed_set:
+            needed = f"; all of {', '.join(source.splits)} are needed" if len(source.splits) > 1 else ""
+            raise ValueError(f"task {task.name!r}: the {split} split has no clips{needed}.")
+    if not source.closed_set:
         return
     if len(trained) < 2:
         raise ValueError(f"task {task.name!r}: training has only the label(s) {trained}; two are needed.")

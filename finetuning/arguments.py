@@ -6,7 +6,7 @@ A recipe with `upstreams` compares upstreams on one classification task (LASR); 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wavcse.eval.arguments import TaskRequest, task_request
@@ -177,6 +177,32 @@ class StreamSettings(CheckedFields):
 
 
 @dataclass
+class TestSettings(CheckedFields):
+    """A further test set of a task, judged once beside the task's own test split, as HUB5 is of a training on LibriSpeech."""
+
+    __test__ = False  # for pytest, which collects classes of such names
+
+    of: str = option("", "Task whose readout answers.")
+    manifest: list[str] = option(list, "Manifest, or several.")
+    label_column: str | None = option(None, "Its column of transcripts, classes or numbers.", "the task's")
+    split_column: list[str] | None = option(None, "Its column of splits, of which `test` is read.", "the task's")
+    trials: str | None = option(None, "Pairs of clips, as `wavcse trials` writes them.", "all pairs of clips")
+    first_s: float | None = option(None, "Seconds at the beginning that are heard.", "whole clips", above=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if missing := [name for name in ("of", "manifest") if not getattr(self, name)]:
+            raise ValueError(f"{' and '.join(missing)} missing.")
+
+    def as_task(self, task: TaskSettings) -> TaskSettings:
+        """The settings of `task`, with the clips and labels of this set."""
+        own = {name: value for name in ("label_column", "split_column") if (value := getattr(self, name)) is not None}
+        if self.label_column is not None and task.has_open_labels:
+            own["disjoint_by"] = self.label_column  # speakers by another name are still those that may not be known
+        return replace(task, manifest=self.manifest, trials=self.trials, **own)
+
+
+@dataclass
 class GradientSettings(CheckedFields):
     """How the gradients of the streams become one, Eq. 2 of Vaessen and van Leeuwen 2023 and their code's variants."""
 
@@ -206,6 +232,7 @@ class MultiTaskArguments(UpdateArguments):
         "one of whole clips for each task",
         group="what is trained, on what",
     )
+    tests: dict = option(dict, "Name -> of, manifest, trials, first_s: further test sets of a task (YAML or JSON).", "none")
     embedding_of: str | None = option(None, "Task whose pooled vector is the embedding.", "by name the first that is no text")
     gradients: dict = option(dict, "combine, clip, kind, max (YAML or JSON).")
     freeze: dict = option(dict, "stem, encoder_until, blocks (YAML or JSON).")
@@ -258,6 +285,21 @@ class MultiTaskArguments(UpdateArguments):
             raise ValueError(f"streams: the tasks {missing} are in none.")
         return streams
 
+    def test_settings(self) -> dict[str, TestSettings]:
+        """The further test sets; ValueError if one has the name of a task, or belongs to none."""
+        tasks, found = self.task_settings(), {}
+        for name, section in sorted(self.tests.items(), key=lambda pair: str(pair[0])):
+            check_file_name("a name in tests", name)
+            if name in tasks:
+                raise ValueError(f"tests.{name}: that is the name of a task; its own test split is judged anyway.")
+            found[name] = section_from(TestSettings, f"tests.{name}", section)
+            check_choice(f"tests.{name}.of", found[name].of, tasks)
+            try:
+                found[name].as_task(tasks[found[name].of])
+            except ValueError as error:
+                raise ValueError(f"tests.{name}: {error}") from error
+        return found
+
     def check_sections(self) -> None:
         """ValueError names the first section that is wrong, or a precision that this training does not compute in."""
         if self.mixed_precision != "no":
@@ -267,6 +309,7 @@ class MultiTaskArguments(UpdateArguments):
         for section in (
             self.task_settings,
             self.stream_settings,
+            self.test_settings,
             self.gradient_settings,
             self.freeze_settings,
             self.chosen_by,

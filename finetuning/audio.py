@@ -14,6 +14,7 @@ from wavcse.data.inspection import Inspector
 from wavcse.eval.task import TaskData
 from wavcse.steps.audio_store import AudioStore, build_store
 from wavcse.steps.batches import CropReader, Group
+from wavcse.steps.crops import to_samples
 from wavcse.steps.encoder import receptive_field
 
 
@@ -57,17 +58,21 @@ def _without(data: TaskData, reasons: Mapping[int, str]) -> TaskData:
         raise ValueError(f"{error} The first: {reasons[min(reasons)]}") from error
 
 
-def whole_clips(reader: CropReader, rows: Sequence[int], batch_seconds: float) -> Iterator[tuple[np.ndarray, Group]]:
+def whole_clips(
+    reader: CropReader, rows: Sequence[int], batch_seconds: float, first_s: float | None = None
+) -> Iterator[tuple[np.ndarray, Group]]:
     """Clips of one length at a time, whole and without masks, longest first: their places in `rows`, and their audio.
 
     Args:
         batch_seconds: audio that goes together at most; a longer clip goes alone.
+        first_s: seconds at the beginning of every clip that are taken; `None` = all of it.
     """
-    lengths = reader.num_samples[list(rows)]
+    most = None if first_s is None else to_samples(first_s)
+    lengths = np.array([reader.whole(int(row), most).num_samples for row in rows], dtype=np.int64)
     for length in sorted(set(lengths.tolist()), reverse=True):
         places = np.flatnonzero(lengths == length)
         count = max(1, int(batch_seconds * SAMPLING_RATE_HZ / length))
         for start in range(0, len(places), count):
             some = places[start : start + count]
-            (group,) = reader.groups([reader.whole(int(rows[place])) for place in some])
+            (group,) = reader.groups([reader.whole(int(rows[place]), most) for place in some])
             yield some, group

@@ -16,7 +16,7 @@ from wavcse.eval.metrics import METRICS, bootstrap_interval
 from wavcse.eval.task import Trials
 from wavcse.finetuned_wavcse import FinetunedWavCSE, ReadoutOutput
 from wavcse.finetuning.audio import whole_clips
-from wavcse.finetuning.labelled_clips import LabelledClips, TaskLabels
+from wavcse.finetuning.labelled_clips import TaskLabels
 from wavcse.finetuning.losses import clip_losses
 from wavcse.finetuning.streams import targets_of
 from wavcse.finetuning.text import greedy_texts
@@ -60,37 +60,51 @@ class Judged:
 
 
 @torch.inference_mode()
-def judged(model: FinetunedWavCSE, labelled: LabelledClips, reader: CropReader, split: str) -> dict[str, Judged]:
+def judged(model: FinetunedWavCSE, tasks: Mapping[str, TaskLabels], reader: CropReader, split: str) -> dict[str, Judged]:
     """Every task's answers to its clips of a split, whole and without masks, by the modules that training runs.
 
     Clips of one length go together and nothing is padded, so an answer does not depend on its batch.
     """
     model.eval()
-    rows_of = {name: _rows(task, split) for name, task in labelled.tasks.items()}
+    found = {}
+    for first_s in dict.fromkeys(task.first_s for task in tasks.values()):  # of whole clips all tasks are read at once
+        some = {name: task for name, task in tasks.items() if task.first_s == first_s}
+        read = _read(model, some, reader, split, first_s)
+        found |= {name: _judged_task(model, task, read[name], split) for name, task in some.items()}
+    return {name: found[name] for name in tasks}
+
+
+def _read(
+    model: FinetunedWavCSE, tasks: Mapping[str, TaskLabels], reader: CropReader, split: str, first_s: float | None
+) -> dict[str, dict[int, ReadoutOutput]]:
+    """What is read of every clip of every task, by its row."""
+    rows_of = {name: _rows(task, split) for name, task in tasks.items()}
     rows = np.unique(np.concatenate(list(rows_of.values()))).astype(np.int64)
     read: dict[str, dict[int, ReadoutOutput]] = {name: {} for name in rows_of}
-    for places, group in whole_clips(reader, rows, JUDGED_SECONDS):
-        wanted = [name for name, own in rows_of.items() if np.isin(rows[places], own).any()]
+    for places, group in whole_clips(reader, rows, JUDGED_SECONDS, first_s):
+        here = [name for name, own in rows_of.items() if np.isin(rows[places], own).any()]
         group = group.to(model.device)
-        for name, output in model.read_group(group.waveforms, group.mask, wanted).items():
+        wanted = list(dict.fromkeys(tasks[name].readout_name for name in here))
+        outputs = model.read_group(group.waveforms, group.mask, wanted)
+        for name in here:
+            output = outputs[tasks[name].readout_name]
             for number, row in enumerate(rows[places]):
                 vector = None if output.vectors is None else output.vectors[number : number + 1].cpu()
                 read[name][int(row)] = ReadoutOutput(vector, output.logits[number : number + 1].cpu())
-    return {name: _judged_task(model, labelled, name, read[name], split) for name in rows_of}
+    return read
 
 
 def _rows(task: TaskLabels, split: str) -> np.ndarray:
     """The clips of a split, and those of its trials."""
     own = task.rows(split)
-    return np.union1d(own, task.trials.rows) if task.trials is not None and split == "validation" else own
+    trials = task.trials_in(split)
+    return own if trials is None else np.union1d(own, trials.rows)
 
 
-def _judged_task(
-    model: FinetunedWavCSE, labelled: LabelledClips, name: str, read: Mapping[int, ReadoutOutput], split: str
-) -> Judged:
-    task, rows = labelled.tasks[name], labelled.tasks[name].rows(split)
+def _judged_task(model: FinetunedWavCSE, task: TaskLabels, read: Mapping[int, ReadoutOutput], split: str) -> Judged:
+    rows = task.rows(split)
     outputs = [read[int(row)] for row in rows]
-    loss = _mean_loss(model, labelled, name, outputs, rows, split)
+    loss = _mean_loss(model, task, outputs, rows, split)
     groups = task.groups[rows]
     if task.settings.kind == "ctc":
         texts = [greedy_texts(one.logits, [one.logits.shape[1]], task.readout["vocabulary"])[0] for one in outputs]
@@ -106,14 +120,9 @@ def _judged_task(
 
 
 def _mean_loss(
-    model: FinetunedWavCSE,
-    labelled: LabelledClips,
-    name: str,
-    outputs: Sequence[ReadoutOutput],
-    rows: np.ndarray,
-    split: str,
+    model: FinetunedWavCSE, task: TaskLabels, outputs: Sequence[ReadoutOutput], rows: np.ndarray, split: str
 ) -> float:
-    targets, loss = targets_of(labelled, name, rows.tolist(), split), model.config.readouts[name]["loss"]
+    targets, loss = targets_of(task, rows.tolist(), split), task.readout["loss"]
     if loss == "ccc":
         logits = torch.cat([one.logits for one in outputs])
         return float(number_loss(logits, targets, "ccc"))
@@ -121,7 +130,7 @@ def _mean_loss(
         is_there = np.array([one is not None for one in targets], dtype=bool)
     else:
         is_there = (targets != IGNORED_LABEL).numpy()
-    losses = clip_losses(model.readouts[name], outputs, targets, loss).double().numpy()
+    losses = clip_losses(model.readouts[task.readout_name], outputs, targets, loss).double().numpy()
     is_there &= np.isfinite(losses)  # of a text that its frames cannot hold the loss is infinite
     return float(losses[is_there].mean()) if is_there.any() else float("nan")
 
@@ -130,10 +139,11 @@ def _compared(
     task: TaskLabels, read: Mapping[int, ReadoutOutput], rows: np.ndarray, split: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """`eer` by the cosine of vectors, of the trials or of all pairs of clips; nothing where one kind of pairs is missing."""
-    if task.trials is not None and split == "validation":
-        pairs, labels = _pairs_of(task.trials, read)
+    trials = task.trials_in(split)
+    if trials is not None:
+        pairs, labels = _pairs_of(trials, read)
         scores = np.array([one @ other for one, other in pairs])
-        speakers = np.stack([task.trials.pairs[:, 0].astype(str), task.trials.pairs[:, 1].astype(str)], axis=1)
+        speakers = np.stack([trials.pairs[:, 0].astype(str), trials.pairs[:, 1].astype(str)], axis=1)
         return {"eer": (labels, scores, speakers)}
     if len(rows) > MOST_COMPARED:
         rows = rows[:: -(-len(rows) // MOST_COMPARED)]

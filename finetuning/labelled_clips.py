@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ class TaskLabels:
         labels: transcripts as they are learnt, classes or numbers as the manifest has them; "" where there is none.
         groups: what an interval resamples, speakers where they are known.
         targets: class indices (int64) or standardised numbers (float32), `IGNORED_LABEL` = none; of texts the tokens of each.
-        trials: validation's, in terms of the N clips; `None` = all pairs of its clips.
+        trials: validation's, or of a further test set the test's, in terms of the N clips; `None` = all pairs of its clips.
+        test_of: of a further test set, the task whose readout answers; `None` of a task.
+        first_s: seconds of every clip that are heard when the task is judged; `None` = all.
     """
 
     name: str
@@ -47,6 +49,17 @@ class TaskLabels:
     groups: np.ndarray
     targets: np.ndarray | list[Tensor | None]
     trials: Trials | None = None
+    test_of: str | None = None
+    first_s: float | None = None
+
+    @property
+    def readout_name(self) -> str:
+        """The readout of the network that answers."""
+        return self.test_of or self.name
+
+    def trials_in(self, split: str) -> Trials | None:
+        """The pairs of a split that are compared; `None` = all."""
+        return self.trials if split == ("validation" if self.test_of is None else "test") else None
 
     def rows(self, split: str) -> np.ndarray:
         """The task's clips of a split."""
@@ -68,17 +81,27 @@ class TaskLabels:
 
 @dataclass
 class LabelledClips:
-    """The clips of all tasks; `left_out` counts, by task and reason, what takes no part."""
+    """The clips of all tasks; `left_out` counts, by task and reason, what takes no part.
+
+    Attributes:
+        tests: further test sets of the tasks.
+    """
 
     clips: list[Clip]
     digests: list[str]
     tasks: dict[str, TaskLabels]
+    tests: dict[str, TaskLabels] = field(default_factory=dict)
     left_out: dict[str, Counter] = field(default_factory=dict)
+
+    @property
+    def all(self) -> dict[str, TaskLabels]:
+        """Tasks and further test sets by name."""
+        return {**self.tasks, **self.tests}
 
     def leave_out(self, task: str, rows: Sequence[int] | np.ndarray, reason: str) -> None:
         """Take clips out of a task and count them."""
         if len(rows):
-            self.tasks[task].leave_out(np.asarray(rows))
+            self.all[task].leave_out(np.asarray(rows))
             self.left_out.setdefault(task, Counter())[reason] += len(rows)
 
     def described(self) -> str:
@@ -96,19 +119,24 @@ def labelled_clips(args: MultiTaskArguments, inspector: Inspector) -> LabelledCl
     Raises:
         ValueError: as `read_together`, or trials name clips that are trained on or tested.
     """
-    settings = args.task_settings()
+    settings, tests = args.task_settings(), args.test_settings()
     sources = {name: _source(one) for name, one in settings.items()}
+    set_settings = {name: one.as_task(settings[one.of]) for name, one in tests.items()}
+    sources |= {name: replace(_source(one), closed_set=False, splits=("test",)) for name, one in set_settings.items()}
     read, joined = read_together(sources, inspector)
     clips, digests, position = list(joined.clips), list(joined.digests), dict(joined.position)
-    trials = {name: _trials(name, one, clips, digests, position) for name, one in settings.items() if one.trials}
+    with_trials = {name: one for name, one in {**settings, **set_settings}.items() if one.trials}
+    trials = {name: _trials(name, one, clips, digests, position) for name, one in with_trials.items()}
     tasks = {name: _labels(settings[name], read[name], position, len(clips)) for name in settings}
-    for name, found in trials.items():
-        _refuse_known_trials(tasks[name], found, clips)
-        tasks[name].trials = found
     labelled = LabelledClips(clips, digests, tasks)
-    for name, one in settings.items():
-        if one.kind == "ctc":
-            own = tasks[name]
+    for name, one in tests.items():
+        own = _labels(set_settings[name], read[name], position, len(clips), known=tasks[one.of])
+        labelled.tests[name] = replace(own, test_of=one.of, first_s=one.first_s)
+    for name, found in trials.items():
+        _refuse_known_trials(labelled.all[name], found, clips)
+        labelled.all[name].trials = found
+    for name, own in labelled.all.items():
+        if own.settings.kind == "ctc":
             labelled.leave_out(name, np.flatnonzero((own.splits != "") & (own.labels == "")), "without a text")
     return labelled
 
@@ -125,28 +153,47 @@ def _source(settings: TaskSettings) -> TaskSource:
     )
 
 
-def _labels(settings: TaskSettings, task: TaskClips, position: Mapping[tuple, int], num_clips: int) -> TaskLabels:
-    """The task's labels on all clips."""
+def _labels(
+    settings: TaskSettings,
+    task: TaskClips,
+    position: Mapping[tuple, int],
+    num_clips: int,
+    known: TaskLabels | None = None,
+) -> TaskLabels:
+    """The task's labels on all clips.
+
+    Args:
+        known: of a further test set, the task that has learnt the symbols, classes or scale.
+    """
     places = [position[clip.place] for clip in task.clips]
     splits, labels, groups = (np.full(num_clips, "", dtype=object) for _ in range(3))
     splits[places], groups[places] = task.splits, task.groups
     labels[places] = task.labels
-    readout = settings.readout()
     if settings.kind == "ctc":
         labels = np.array([normalised(text, settings.text_settings) for text in labels], dtype=object)
-        readout["vocabulary"] = vocabulary_of(labels[splits == "train"])
-        tokens = [torch.tensor(encode_text(text, readout["vocabulary"])) if text else None for text in labels]
-        return TaskLabels(task.name, settings, readout, splits, labels, groups, tokens)
+    readout = dict(known.readout) if known else {**settings.readout(), **_learnt(settings, task, labels[splits == "train"])}
+    if settings.kind == "ctc":
+        targets = [torch.tensor(encode_text(text, readout["vocabulary"])) if text else None for text in labels]
+    elif settings.kind == "numbers":
+        targets = np.full(num_clips, IGNORED_LABEL, dtype=np.float32)
+        targets[places] = (task.numbers - readout["mean"]) / readout["std"]
+    else:
+        index = {label: number for number, label in enumerate(readout["labels"])}
+        targets = np.array([index.get(label, IGNORED_LABEL) for label in labels], dtype=np.int64)
+        unknown = sorted(set(labels[places]) - set(index))
+        if known and unknown and not known.settings.has_open_labels:
+            raise ValueError(f"tests.{task.name}: the labels {unknown} never occur in the training of {known.name!r}.")
+    return TaskLabels(task.name, settings, readout, splits, labels, groups, targets)
+
+
+def _learnt(settings: TaskSettings, task: TaskClips, trained: np.ndarray) -> dict[str, Any]:
+    """What the readout knows of its training labels."""
+    if settings.kind == "ctc":
+        return {"vocabulary": vocabulary_of(trained)}
     if settings.kind == "numbers":
         scale = scale_of(task)
-        targets = np.full(num_clips, IGNORED_LABEL, dtype=np.float32)
-        targets[places] = (task.numbers - scale.mean) / scale.std
-        readout |= {"mean": scale.mean, "std": scale.std}
-        return TaskLabels(task.name, settings, readout, splits, labels, groups, targets)
-    readout["labels"] = task.classes
-    index = {label: number for number, label in enumerate(task.classes)}
-    targets = np.array([index.get(label, IGNORED_LABEL) for label in labels], dtype=np.int64)
-    return TaskLabels(task.name, settings, readout, splits, labels, groups, targets)
+        return {"mean": scale.mean, "std": scale.std}
+    return {"labels": task.classes}
 
 
 def _trials(name: str, settings: TaskSettings, clips: list[Clip], digests: list[str], position: dict[tuple, int]) -> Trials:
@@ -165,6 +212,10 @@ def _trials(name: str, settings: TaskSettings, clips: list[Clip], digests: list[
 
 
 def _refuse_known_trials(task: TaskLabels, trials: Trials, clips: Sequence[Clip]) -> None:
+    if task.test_of is not None:
+        if outside := [row for row in trials.rows if task.splits[row] != "test"]:
+            raise ValueError(f"tests.{task.name}: {clips[outside[0]].clip_id} is in a trial and not in the test split.")
+        return
     known = [row for row in trials.rows if task.splits[row] in ("train", "test")]
     if known:
         raise ValueError(
@@ -180,12 +231,12 @@ def leave_out_unusable(labelled: LabelledClips, args: MultiTaskArguments, reader
         shortest: samples of one frame.
 
     Raises:
-        ValueError: a task has no clip left in training or validation.
+        ValueError: a task has no clip left in training or validation, or a further test set none at all.
     """
     streams = args.stream_settings()
     whole = {task for stream in streams.values() if stream.crop == "whole" for task in stream.tasks}
     lengths = reader.num_samples
-    for name, task in labelled.tasks.items():
+    for name, task in labelled.all.items():
         is_own, is_fitted = task.splits != "", task.splits != "test"
         bad = np.flatnonzero(is_own & (lengths < shortest))
         unreadable = [row for row in bad if row in reader.unusable]
@@ -196,10 +247,11 @@ def leave_out_unusable(labelled: LabelledClips, args: MultiTaskArguments, reader
             labelled.leave_out(name, np.flatnonzero((task.splits != "") & is_fitted & is_long), f"over {args.max_clip_s:g} s")
         if task.settings.kind == "ctc":
             _leave_out_texts(labelled, task, args, reader)
-        for split in ("train", "validation"):
+        for split in ("train", "validation") if task.test_of is None else ("test",):
             if not len(task.rows(split)):
                 reasons = dict(labelled.left_out.get(name, {}))
-                raise ValueError(f"tasks.{name}: no clip of the {split} split is left; left out: {reasons}.")
+                section = "tasks" if task.test_of is None else "tests"
+                raise ValueError(f"{section}.{name}: no clip of the {split} split is left; left out: {reasons}.")
 
 
 def _leave_out_texts(labelled: LabelledClips, task: TaskLabels, args: MultiTaskArguments, reader: CropReader) -> None:

@@ -116,7 +116,7 @@ def set_up(args: MultiTaskArguments, accelerator: Accelerator, show_progress: bo
 def fingerprint(args: MultiTaskArguments, labelled: LabelledClips) -> str:
     """Changes when a clip, a label, a split or the weights that training starts from do."""
     known: list[Any] = [labelled.digests]
-    for name, task in labelled.tasks.items():
+    for name, task in labelled.all.items():
         known.append([name, task.labels.tolist(), task.splits.tolist(), task.readout])
     known.append(None if args.init_from is None else dict(SavedModel.parse(args.init_from).identity()))
     return digest_of(known)
@@ -161,7 +161,7 @@ def look(prepared: Prepared) -> dict[str, float]:
     run, args = prepared.run, prepared.run.args
     learner, progress = run.learner, run.learner.progress
     average_buffers(run.accelerator, learner.network)
-    by_task = judged(prepared.model, prepared.labelled, prepared.reader, "validation")
+    by_task = judged(prepared.model, prepared.labelled.tasks, prepared.reader, "validation")
     found = {f"{task}.{name}": value for task, own in by_task.items() for name, value in own.figures().items()}
     (found,) = broadcast_object_list([found])  # all processes decide alike
     losses = [found[f"{task}.loss"] for task in by_task if not math.isnan(found[f"{task}.loss"])]
@@ -224,7 +224,7 @@ def finish(prepared: Prepared) -> dict[str, Any]:
     run, args = prepared.run, prepared.run.args
     progress, model = run.learner.progress, prepared.model
     run.learner.network.load_state_dict(run.learner.best_weights)
-    by_task = judged(model, prepared.labelled, prepared.reader, "test")
+    by_task = judged(model, prepared.labelled.all, prepared.reader, "test")
     result = {}
     if run.is_main:
         log = run.folder.keep_log_until(progress.step, by="step")
@@ -240,7 +240,7 @@ def finish(prepared: Prepared) -> dict[str, Any]:
                 "skipped_steps": progress.skipped,
                 "is_stopped_early": progress.is_stopped,
                 "left_out": {name: dict(reasons) for name, reasons in prepared.labelled.left_out.items()},
-                "clips": {name: _counts(task) for name, task in prepared.labelled.tasks.items()},
+                "clips": {name: _counts(task) for name, task in prepared.labelled.all.items()},
                 "num_parameters": model.num_parameters(),
             },
         )

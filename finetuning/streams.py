@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.finetuning.arguments import WHOLE, MultiTaskArguments, StreamSettings
-from wavcse.finetuning.labelled_clips import LabelledClips
+from wavcse.finetuning.labelled_clips import LabelledClips, TaskLabels
 from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.steps.batches import CropReader, Group, loaded_ahead
 from wavcse.steps.crops import Crop, CropPlanner, span_mask, to_samples
@@ -215,18 +215,17 @@ class StreamLoader:
         return TaskBatch(
             name,
             self.reader.groups(mine),
-            {task: targets_of(self.labelled, task, rows) for task in tasks},
+            {task: targets_of(self.labelled.tasks[task], rows) for task in tasks},
             {task: int(np.sum(own.splits[all_rows] == "train")) for task, own in tasks.items()},
             len(crops),
             sum(crop.length for crop in crops) / SAMPLING_RATE_HZ,
         )
 
 
-def targets_of(labelled: LabelledClips, task: str, rows: Sequence[int], split: str = "train") -> Targets:
+def targets_of(task: TaskLabels, rows: Sequence[int], split: str = "train") -> Targets:
     """What a task has to say of clips; nothing of those that it does not have in that split."""
-    own = labelled.tasks[task]
-    is_there = own.splits[list(rows)] == split
-    if own.settings.kind == "ctc":
-        return [own.targets[row] if there else None for row, there in zip(rows, is_there)]
-    values = np.where(is_there, own.targets[list(rows)], own.targets.dtype.type(IGNORED_LABEL))
+    is_there = task.splits[list(rows)] == split
+    if task.settings.kind == "ctc":
+        return [task.targets[row] if there else None for row, there in zip(rows, is_there)]
+    values = np.where(is_there, task.targets[list(rows)], task.targets.dtype.type(IGNORED_LABEL))
     return torch.from_numpy(values)

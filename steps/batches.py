@@ -114,9 +114,10 @@ class CropReader:
             self._frames[num_samples] = count_frames(num_samples, self.config)
         return self._frames[num_samples]
 
-    def whole(self, clip: int) -> Crop:
-        """All of a clip, without a mask."""
+    def whole(self, clip: int, most: int | None = None) -> Crop:
+        """All of a clip, or its first `most` samples, without a mask."""
         length = int(self.num_samples[clip])
+        length = length if most is None else min(length, most)
         return Crop(clip, 0, length, np.zeros(self.num_frames(length), dtype=bool))
 
     def groups(self, crops: Sequence[Crop]) -> list[Group]:

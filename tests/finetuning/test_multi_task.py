@@ -4,14 +4,18 @@ import itertools
 import json
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
+from scipy.optimize import brentq
+from sklearn.metrics import roc_curve
 
 from wavcse import FinetunedWavCSE
 from wavcse.data.inspection import Inspector
@@ -240,11 +244,27 @@ def test_what_a_task_does_not_read_gets_no_gradient_of_it(streams_state):
 # ---- whole runs ----
 
 
+FIRST_S = 0.5
+PAIRS = [("s0", "s1"), ("s0", "t1"), ("s2", "s3"), ("t0", "t5"), ("t2", "s4"), ("s5", "t3")]
+
+
 @pytest.fixture(scope="module")
-def finished(tasks_recipe, tmp_path_factory) -> Path:
+def finished_recipe(tasks_recipe, spoken_corpus) -> dict:
+    """With further test sets: the text's own test split again, trials of the voices, and trials of their beginnings."""
+    trials = spoken_corpus.parent / "pairs.csv"
+    rows = [(int(one[0] == other[0]), f"{one}.flac", f"{other}.flac") for one, other in PAIRS]
+    pd.DataFrame(rows, columns=["label", "enrolment", "test"]).to_csv(trials, index=False)
+    pairs = {"of": "voice", "manifest": str(spoken_corpus), "trials": str(trials)}
+    again = {"of": "speech", "manifest": str(spoken_corpus)}
+    tests = {"again": again, "pairs": pairs, "beginnings": {**pairs, "first_s": FIRST_S}}
+    return {**tasks_recipe, "max_steps": 4, "validate_every": 2, "embedding_of": "voice", "tests": tests}
+
+
+@pytest.fixture(scope="module")
+def finished(finished_recipe, tmp_path_factory) -> Path:
     pytest.importorskip("jiwer")
     folder = tmp_path_factory.mktemp("finished") / "out"
-    run(tasks_recipe, folder, max_steps=4, validate_every=2, embedding_of="voice")
+    run(finished_recipe, folder)
     return folder
 
 
@@ -255,8 +275,10 @@ def test_a_run_leaves_its_figures_and_models(finished, tasks_recipe):
     for name in ("speech.train_loss", "voice.train_loss", "speech.gradient_norm", "speech.voice.gradient_cosine"):
         assert all(math.isfinite(entry[name]) for entry in entries)
     result = json.loads((finished / "results/finetuning.json").read_text())
-    assert result["tasks"].keys() == {"speech", "voice"}
+    assert list(result["tasks"]) == ["speech", "voice", "again", "beginnings", "pairs"]
     assert result["tasks"]["speech"].keys() == {"wer", "cer"}
+    assert result["tasks"]["again"] == result["tasks"]["speech"]
+    assert not any("again" in name or "pairs" in name for entry in entries for name in entry)  # validation looks at no test
     assert result["tasks"]["voice"].keys() == {"eer"}  # its speakers are unseen
     assert result["clips"]["speech"] == {"train": 36, "validation": 12, "test": 12}
     best = min(entries, key=lambda entry: entry["validation.speech.loss"])
@@ -264,6 +286,25 @@ def test_a_run_leaves_its_figures_and_models(finished, tasks_recipe):
     upstream = load_file(finished / "upstream/model.safetensors")
     hub = load_file(finished / "hub/model.safetensors")
     assert all(torch.equal(upstream[name], hub[f"upstream.{name}"]) for name in upstream)
+
+
+def test_further_test_sets_have_their_trials_and_beginnings(finished, spoken_corpus):
+    """By cosines of `encode` and scikit-learn's ROC curve."""
+    model = FinetunedWavCSE.from_pretrained(finished / "hub").eval()
+    found = json.loads((finished / "results/finetuning.json").read_text())["tasks"]
+    table = pd.read_csv(spoken_corpus).set_index("file_name")
+    for name, length in (("pairs", None), ("beginnings", int(FIRST_S * 16_000))):
+        read = {
+            clip: soundfile.read(spoken_corpus.parent / clip, dtype="float32")[0][:length]
+            for clip in table.index[table["split"] == "test"]
+        }
+        vectors = dict(zip(read, model.encode(list(read.values()), normalize_embeddings=True)))
+        scores = [float(vectors[f"{one}.flac"] @ vectors[f"{other}.flac"]) for one, other in PAIRS]
+        false, true, _ = roc_curve([one[0] == other[0] for one, other in PAIRS], scores, drop_intermediate=False)
+        excess = partial(lambda rate, x, y: 1 - rate - np.interp(rate, x, y), x=false, y=true)
+        expected = brentq(excess, 0, 1)  # as the authors' code
+        assert found[name]["eer"]["value"] == pytest.approx(expected, abs=1e-6), name
+        assert found[name]["eer"]["clips"] == len(PAIRS)
 
 
 def test_a_clips_logits_do_not_depend_on_its_batch(finished, spoken_corpus):
@@ -316,8 +357,8 @@ def test_the_folders_give_the_networks_logits_where_wavcse_does_not_exist(finish
         np.testing.assert_allclose(found[name], value.numpy(), atol=2e-5)
 
 
-def test_a_finished_run_is_not_done_again_and_another_recipe_is_refused(finished, tasks_recipe, tmp_path, capsys):
-    recipe = {**tasks_recipe, "max_steps": 4, "validate_every": 2, "embedding_of": "voice", "output_dir": str(finished)}
+def test_a_finished_run_is_not_done_again_and_another_recipe_is_refused(finished, finished_recipe, tmp_path, capsys):
+    recipe = {**finished_recipe, "output_dir": str(finished)}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "learning_rate": 1.0}))
     assert main([str(tmp_path / "recipe.yaml")]) == 2
     assert "other settings (learning_rate)" in capsys.readouterr().err
@@ -408,6 +449,30 @@ def test_a_leak_between_tasks_is_refused(tasks_recipe, spoken_corpus, tmp_path):
     args = arguments(tasks_recipe, tasks=tasks)
     with pytest.raises(ValueError, match="task 'voice' .*trains.* 'speech'|task 'speech'.*hold"):
         labelled_clips(args, Inspector())
+
+
+@pytest.mark.parametrize(
+    ("tests", "message"),
+    [
+        ({"speech": {"of": "voice", "manifest": "m.csv"}}, r"tests\.speech: that is the name of a task"),
+        ({"more": {"of": "text", "manifest": "m.csv"}}, r"tests\.more\.of is 'text'; .*speech"),
+        ({"more": {"of": "speech"}}, r"tests\.more: manifest missing"),
+        ({"more": {"of": "speech", "manifest": "m.csv", "trials": "t.csv"}}, r"tests\.more: trials is given, .* kind classes"),
+        ({"more": {"of": "voice", "manifest": "m.csv", "first_s": 0}}, r"tests\.more: .*first_s is 0"),
+    ],
+)
+def test_wrong_test_sets_are_refused_by_name(tasks_recipe, tests, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tasks_recipe, tests=tests).check_sections()
+
+
+def test_a_test_set_of_trained_clips_is_refused(tasks_recipe, spoken_corpus, tmp_path):
+    table = pd.read_csv(spoken_corpus)
+    table["file_name"] = [str(spoken_corpus.parent / name) for name in table["file_name"]]
+    table[table["split"] == "train"].assign(split="test").to_csv(tmp_path / "known.csv", index=False)
+    tests = {"known": {"of": "voice", "manifest": str(tmp_path / "known.csv")}}
+    with pytest.raises(ValueError, match="task 'known'"):
+        labelled_clips(arguments(tasks_recipe, tests=tests), Inspector())
 
 
 def test_clips_that_cannot_serve_a_text_are_left_out(tasks_recipe, spoken_corpus, tmp_path):
