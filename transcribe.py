@@ -1,6 +1,6 @@
 """`wavcse transcribe`: what is said in the clips of a manifest, by any speech recogniser of transformers, as two more columns.
 
-    OUT.csv                            the manifest with the columns `transcript` and `transcript_language`
+    OUT.csv                            the manifest with the columns `transcript` and `transcript_language`, or others
     OUT.skipped.csv                    clips that could not be used, with reasons
     OUT.transcripts/<key>/<name>.json  content digest of a clip -> its text and language; may be removed, it saves time
 
@@ -57,7 +57,6 @@ from wavcse.eval.encoder import SavedModel
 from wavcse.settings.command import DONE, SOME_SKIPPED
 from wavcse.settings.fields import usable_device
 
-COLUMNS = ("transcript", "transcript_language")
 WHISPER_S = 30.0  # Whisper hears a shorter clip with silence up to this
 MULTILINGUAL_VOCABULARY = 51_865  # from here on a Whisper knows languages, as in OpenAI's whisper/model.py
 LANGUAGE_TOKEN = re.compile(r"<\|([a-z]{2,3})\|>")
@@ -285,16 +284,18 @@ def transcribe_manifest(args: TranscribeArguments, show_progress: bool = True) -
         if len(skipped) == len(manifest):
             raise ValueError(f"None of the {len(manifest)} clips can be used; the first: {skipped[0].reason}")
         found = [store.known.get(fact.digest, Transcript("", "")) for fact in facts]
-        _write(manifest, found, out)
+        if args.only_language is not None:
+            found = [own if own.language == args.only_language else own._replace(text="") for own in found]
+        _write(manifest, found, out, args.column)
         write_skipped(out.with_suffix(".skipped.csv"), skipped)
     return skipped
 
 
-def _write(manifest: Manifest, found: Sequence[Transcript], out: Path) -> None:
+def _write(manifest: Manifest, found: Sequence[Transcript], out: Path, column: str) -> None:
     """The manifest's table with the transcripts, its paths as seen from `out`."""
     prefix = Path(os.path.relpath(manifest.path.parent.resolve(), out.parent.resolve()))
     names = [os.path.normpath(prefix / name) if name else "" for name in manifest.column("file_name")]
-    texts = {column: [getattr(own, field) for own in found] for column, field in zip(COLUMNS, Transcript._fields)}
+    texts = {column: [own.text for own in found], f"{column}_language": [own.language for own in found]}
     table = manifest.table.assign(file_name=[Path(name).as_posix() if name else "" for name in names], **texts)
     write_atomically(out, table.to_csv(index=False, lineterminator="\n"))
 
@@ -303,7 +304,7 @@ def _write(manifest: Manifest, found: Sequence[Transcript], out: Path) -> None:
 def main(args: TranscribeArguments) -> int:
     """The command line; returns 0, or 3 if some clips had to be skipped."""
     skipped = transcribe_manifest(args)
-    print(f"{args.out}: the manifest with {' and '.join(COLUMNS)}")
+    print(f"{args.out}: the manifest with {args.column} and {args.column}_language")
     if not skipped:
         return DONE
     where = Path(args.out).with_suffix(".skipped.csv")

@@ -183,6 +183,8 @@ class TranscribeArguments(CheckedFields):
     language: str | None = option(
         None, "Code of the language that is spoken, such as en.", "Whisper finds out", value="CODE", group="how it is done"
     )
+    only_language: str | None = option(None, "Texts in other languages than this are left empty.", "all stay", value="CODE")
+    column: str = option("transcript", "Column of the texts, and with _language behind it of the languages.", value="COLUMN")
     batch_seconds: float = option(
         120.0, "Seconds of audio per batch (30 for each clip of Whisper); less needs less memory.", above=0, below=math.inf
     )

@@ -37,6 +37,7 @@ class TaskSource:
         numbers: columns, among them `label_column`, that hold numbers: "1.0" is the same label as "1" there.
         kind: "classification", or "regression": the labels are the numbers to be predicted.
         splits: whose clips are read, each of which must have some; "test" alone for a further test set of another task.
+        may_lack_test: whether there may be no test clips, where further test sets stand for them.
     """
 
     manifests: tuple[str, ...]
@@ -48,6 +49,7 @@ class TaskSource:
     numbers: tuple[str, ...] = ()
     kind: str = "classification"
     splits: tuple[str, ...] = SPLITS
+    may_lack_test: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _read_part(
 def _check(task: TaskClips, trained: Sequence[str], source: TaskSource) -> None:
     """ValueError if a split is empty or, of classes, if training does not have them all and two at least."""
     for split in source.splits:
-        if not len(task.rows(split)):
+        if not len(task.rows(split)) and not (split == "test" and source.may_lack_test):
             needed = f"; all of {', '.join(source.splits)} are needed" if len(source.splits) > 1 else ""
             raise ValueError(f"task {task.name!r}: the {split} split has no clips{needed}.")
     if not source.closed_set:

@@ -365,12 +365,17 @@ class TaskStudyRecipe(StudyFile):
     """A study's file; `finetuning/study.py` checks what the fields hold."""
 
     variants: dict = option(
-        dict, "Name -> fields on top; `tasks` and `encoder` name by name, a task that is null is left out."
+        dict, "Name -> fields on top; `tasks`, `tests` and `encoder` name by name, what is null is left out."
     )
     seeds: int = option(1, "Trainings per variant and learning rate.", above=0)
     learning_rates: list[float] = option(list, "Of which validation's sum of `choose` takes one per variant.", above=0)
     published: dict = option(dict, "Variant -> TASK.FIGURE -> what a paper says, in percent.")
     source: str = option("", "Where the published figures are from.")
+    columns: list[str] = option(list, "TASK.FIGURE or TEST.FIGURE of the table.", "all")
+    layers: dict = option(
+        dict, "Of `python -m wavcse.eval.layers`: manifest, trials, ...; draws the EER of every layer, before and after."
+    )
+    runs_dir: str = option("", "Folder of the runs, where several studies share them.", "that of the study")
 
 
 TASK_STUDY = Program(

@@ -120,7 +120,8 @@ def labelled_clips(args: MultiTaskArguments, inspector: Inspector) -> LabelledCl
         ValueError: as `read_together`, or trials name clips that are trained on or tested.
     """
     settings, tests = args.task_settings(), args.test_settings()
-    sources = {name: _source(one) for name, one in settings.items()}
+    tested = {one.of for one in tests.values()}
+    sources = {name: replace(_source(one), may_lack_test=name in tested) for name, one in settings.items()}
     set_settings = {name: one.as_task(settings[one.of]) for name, one in tests.items()}
     sources |= {name: replace(_source(one), closed_set=False, splits=("test",)) for name, one in set_settings.items()}
     read, joined = read_together(sources, inspector)

@@ -224,7 +224,8 @@ def finish(prepared: Prepared) -> dict[str, Any]:
     run, args = prepared.run, prepared.run.args
     progress, model = run.learner.progress, prepared.model
     run.learner.network.load_state_dict(run.learner.best_weights)
-    by_task = judged(model, prepared.labelled.all, prepared.reader, "test")
+    tested = {name: task for name, task in prepared.labelled.all.items() if len(task.rows("test"))}
+    by_task = judged(model, tested, prepared.reader, "test")
     result = {}
     if run.is_main:
         log = run.folder.keep_log_until(progress.step, by="step")

@@ -23,14 +23,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from wavcse.data.files import json_text, locked, shown_path, write_atomically
+from wavcse.eval.arguments import LayerCurvesArguments
+from wavcse.eval.layers import draw as draw_layers
+from wavcse.eval.layers import layer_curves
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.table import shown
-from wavcse.finetuning.arguments import MultiTaskArguments, TaskStudyRecipe
+from wavcse.finetuning.arguments import FIGURES, MultiTaskArguments, TaskStudyRecipe
 from wavcse.finetuning.multi_task import finetune_tasks
 from wavcse.reports.figures import draw_all, new_axes
 from wavcse.reports.page import inert, made_by, markdown_table, opening, write_page
 from wavcse.settings.command import DONE
-from wavcse.settings.fields import settings_from
+from wavcse.settings.fields import check_choice, settings_from
 from wavcse.settings.recipes import checked_fields, read_recipe
 from wavcse.settings.studies import StudyArguments
 from wavcse.studies.report import FILES, NONE, PICTURES
@@ -41,6 +44,11 @@ SET_BY_STUDY = ("output_dir", "overwrite_output_dir", "seed")
 RECIPE_FIELDS = tuple(field.name for field in fields(MultiTaskArguments))
 VARIANT_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in SET_BY_STUDY)
 TITLE = "Study of networks on several tasks"
+LAYERS = "layers"
+LAYER_WORDS = (
+    "EER of trials by the cosine of every layer's mean over time, before and after the training (first seeds), with 95 % "
+    "intervals over speakers: Figure 1 of Vaessen and van Leeuwen 2023."
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class TaskStudy:
         """Learning rate -> the settings of its trainings, one per seed."""
         found = {}
         for rate in self.settings.learning_rates or [variant.args.learning_rate]:
-            place = variant.folder.with_name(f"{variant.name}.{rate:g}")
+            place = Path(self.settings.runs_dir or self.folder) / f"{variant.name}.{rate:g}"
             seeds = range(variant.args.seed, variant.args.seed + self.settings.seeds)
             found[rate] = [
                 replace(variant.args, learning_rate=rate, seed=seed, output_dir=str(place / str(seed))) for seed in seeds
@@ -85,6 +93,11 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
             except ValueError as error:
                 raise ValueError(f"variants.{variant.name}: {error}") from error
         checked_fields("published", settings.published, [variant.name for variant in variants])
+        known = dict.fromkeys(column for variant in variants for column in _columns_of(variant.args))
+        for column in settings.columns:
+            check_choice("columns: one", column, known)
+        if settings.layers:
+            _layers_asked(settings.layers, {variant.name: "" for variant in variants}, folder)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     variants = [replace(variant, own=settings.variants[variant.name] or {}) for variant in variants]
@@ -92,16 +105,31 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
 
 
 def _with_tasks(shared: Mapping[str, Any], own: Any) -> Any:
-    """A variant's fields, its tasks laid over the shared ones name by name; those that are null are left out."""
-    if not isinstance(own, dict) or not isinstance(own.get("tasks"), dict):
-        return own
-    tasks = dict(shared.get("tasks") or {})
-    for name, task in own["tasks"].items():
-        if task is None:
-            tasks.pop(name, None)
+    """A variant's fields, its tasks and test sets laid over the shared ones; with a task that is null go its test sets."""
+    if not isinstance(own, dict) or not all(isinstance(own.get(section, {}), dict) for section in ("tasks", "tests")):
+        return own  # and is refused, with the name of what is wrong
+    tasks, tests = _laid_over(shared, own, "tasks"), _laid_over(shared, own, "tests")
+    gone = [name for name, fields_of in own.get("tasks", {}).items() if fields_of is None]
+    return {**own, "tasks": tasks, "tests": {name: one for name, one in tests.items() if one.get("of") not in gone}}
+
+
+def _columns_of(args: MultiTaskArguments) -> list[str]:
+    """TASK.FIGURE of all tests of a run."""
+    tasks = args.task_settings()
+    kinds = {name: task.kind for name, task in tasks.items()}
+    kinds |= {name: tasks[one.of].kind for name, one in args.test_settings().items()}
+    return [f"{name}.{figure}" for name, kind in kinds.items() for figure in FIGURES[kind] if figure != "loss"]
+
+
+def _laid_over(shared: Mapping[str, Any], own: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """A section of a variant over the shared one, name by name; those that are null are left out."""
+    found = dict(shared.get(section) or {})
+    for name, fields_of in own.get(section, {}).items():
+        if fields_of is None:
+            found.pop(name, None)
         else:
-            tasks[name] = {**tasks.get(name, {}), **task}
-    return {**own, "tasks": tasks}
+            found[name] = {**found.get(name, {}), **fields_of}
+    return found
 
 
 def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> Path:
@@ -122,6 +150,8 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
         print(f"{study.path}: {len(wanted)} trainings to do.", flush=True)
         failures = train_all({}, {name: partial(finetune_tasks, run) for name, run in wanted.items()}, workers)
         facts = facts_of(study)
+        if facts["variants"] and study.settings.layers:
+            facts["layers"] = _layer_curves(study, facts)
         words = " ".join(f"{name}: {failure}" for name, failure in failures.items())
         if not facts["variants"]:
             raise ValueError(words or "no training is finished.")
@@ -147,6 +177,23 @@ def result_of(args: MultiTaskArguments) -> dict[str, Any] | None:
 # ---- facts ----
 
 
+def _layers_asked(section: Mapping[str, Any], models: Mapping[str, str], folder: Path) -> LayerCurvesArguments:
+    allowed = [field.name for field in fields(LayerCurvesArguments) if field.name not in ("models", "output_dir")]
+    asked = checked_fields("layers", section, allowed)
+    return settings_from(LayerCurvesArguments, {**asked, "models": dict(models), "output_dir": str(folder / LAYERS)})
+
+
+def _layer_curves(study: TaskStudy, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """EER of every layer before and after: of what the trainings start from, and of each variant's first seed."""
+    done = [variant for variant in study.variants if variant.name in facts["variants"]]
+    starts = dict.fromkeys(variant.args.init_from for variant in done if variant.args.init_from is not None)
+    models = {f"before_{number}" if number else "before": start for number, start in enumerate(starts)}
+    for variant in done:
+        rate = facts["variants"][variant.name]["learning_rate"]
+        models[variant.name] = str(Path(study.runs(variant)[rate][0].output_dir) / "upstream")
+    return layer_curves(_layers_asked(study.settings.layers, models, study.folder))
+
+
 def facts_of(study: TaskStudy) -> dict[str, Any]:
     """What `study.json` says, read from the files of the runs."""
     variants = {}
@@ -168,6 +215,7 @@ def facts_of(study: TaskStudy) -> dict[str, Any]:
         "recipe": shown_path(study.settings.recipe),
         "seeds": study.settings.seeds,
         "source": study.settings.source,
+        "columns": study.settings.columns,
         "variants": variants,
         "versions": versions(),
     }
@@ -209,6 +257,8 @@ def write_report(facts: Mapping[str, Any], folder: Path) -> Path:
     write_atomically(folder / "study.json", text)
     facts = json.loads(text)
     draw_all({"losses": _draw_losses, "figures": _draw_figures}, facts, folder / PICTURES)
+    if "layers" in facts:
+        draw_all({LAYERS: draw_layers}, facts["layers"], folder / PICTURES)
     return write_page(folder / "study.md", TITLE, study_text(inert(facts)))
 
 
@@ -225,12 +275,14 @@ def study_text(facts: Mapping[str, Any]) -> str:
         words += f" Behind a slash what {facts['source'] or 'a paper'} says, in percent, of its own data."
     parts += ["## Test figures", _figures_table(facts), words]
     parts += ["## Training", _training_table(facts), f"![Losses]({PICTURES}/losses.svg)"]
+    if "layers" in facts:
+        parts += ["## Speakers by layer", LAYER_WORDS, f"![EER of every layer]({PICTURES}/{LAYERS}.svg)"]
     return "\n\n".join([*parts, made_by(f"python -m wavcse.finetuning.study {facts['study']}")]) + "\n"
 
 
 def _columns(facts: Mapping[str, Any]) -> list[str]:
-    """All figures of all variants, in the order in which they come."""
-    return list(dict.fromkeys(name for own in facts["variants"].values() for name in own["figures"]))
+    """The figures that the study names, or all of all variants, in the order in which they come."""
+    return facts["columns"] or list(dict.fromkeys(name for own in facts["variants"].values() for name in own["figures"]))
 
 
 def _figures_table(facts: Mapping[str, Any]) -> str:
@@ -285,7 +337,8 @@ def _draw_losses(facts: Mapping[str, Any]) -> Figure:
 
 
 def _draw_figures(facts: Mapping[str, Any]) -> Figure:
-    names = [f"validation.{name}" for name in _columns(facts)]
+    logged = {name for own in facts["variants"].values() for name in own["log"][-1]}
+    names = [f"validation.{name}" for name in _columns(facts) if f"validation.{name}" in logged]
     return _lines(facts, names)
 
 

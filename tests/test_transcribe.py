@@ -28,7 +28,7 @@ from transformers import (
 
 from wavcse import transcribe
 from wavcse.data.manifest import Manifest
-from wavcse.transcribe import Transcriber, main
+from wavcse.transcribe import Transcriber, Transcript, main
 
 RATE = 16_000
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz"]
@@ -172,6 +172,18 @@ def test_a_killed_run_goes_on_and_more_clips_cost_only_themselves(manifest, ctc,
     assert again == []
     run(manifest, ctc, tmp_path / "out.csv", *few, "--language", "en")  # another question
     assert sum(again) == 6
+
+
+def test_texts_of_one_language_stay_in_a_column_that_is_named(manifest, ctc, tmp_path, monkeypatch):
+    languages = {12_000: "en", 9_000: "pl"}  # by the clip's length; others German
+    monkeypatch.setattr(
+        Transcriber, "transcribe", lambda self, own: [Transcript("said", languages.get(len(one), "de")) for one in own]
+    )
+    table = run(manifest, ctc, tmp_path / "out.csv", "--column", "text", "--only_language", "en")
+    lengths = [len(clip.load(RATE)) for clip in Manifest(manifest).clips[:-1]]
+    assert table["text_language"].tolist() == [*(languages.get(length, "de") for length in lengths), ""]
+    assert table["text"].tolist() == [*("said" if languages.get(length) == "en" else "" for length in lengths), ""]
+    assert "transcript" not in table.columns
 
 
 def test_what_is_no_recogniser_is_refused(ctc, manifest, tmp_path, capsys):

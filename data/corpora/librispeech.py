@@ -19,7 +19,7 @@ SUBSETS = {
     "other": {**dict.fromkeys(TRAIN, "train"), "dev-other": "validation", "test-other": "test"},
     "clean": {**dict.fromkeys(TRAIN, "train"), "dev-clean": "validation", "test-clean": "test"},
 }
-SPLIT_COLUMNS = ("split_asr", "split_sv")
+SPLIT_COLUMNS = ("split_asr", "split_sv", "split_sid")  # of the last, for known speakers, the training part alone
 TEXT = re.compile(r"((\d+)-(\d+)-\d{4}) (.+)")
 SPEAKER = re.compile(r"(\d+)\s*\|\s*([FM])\s*\|.*")
 CHAPTER = re.compile(r"(\d+)\s*\|\s*(\d+)\s*\|(?:[^|]*\|){3}\s*(\d+)\s*\|.*")  # ID, reader, minutes, subset, project, book
@@ -45,7 +45,19 @@ def _rows(root: Path, protocol: str) -> Rows:
                 if audio.is_file():
                     session = books.get(chapter, f"chapter-{chapter}")
                     file_name = audio.relative_to(root).as_posix()
-                    rows.append((file_name, speaker, genders.get(speaker, ""), session, text, subset, *2 * (split,)))
+                    rows.append(
+                        (
+                            file_name,
+                            speaker,
+                            genders.get(speaker, ""),
+                            session,
+                            text,
+                            subset,
+                            split,
+                            split,
+                            "train" if split == "train" else "",
+                        )
+                    )
     table = text_table(rows, ["file_name", "speaker_id", "gender", "session", "text", "subset", *SPLIT_COLUMNS])
     refuse_shared_speakers(table, "split_sv", root)
     problems = [f"texts name clips that are not there, {some(lost)}"] if lost else []

@@ -57,6 +57,7 @@ def test_librispeech_has_texts_and_trials_across_books_within_genders(librispeec
     table = manifest_of("librispeech", librispeech, tmp_path / "m.csv", "other", LIBRI_COUNTS)
     assert table["split_asr"].value_counts().to_dict() == {"train": 3, "validation": 1, "test": 10}
     assert table["split_asr"].tolist() == table["split_sv"].tolist()
+    assert table["split_sid"].tolist() == ["train" if split == "train" else "" for split in table["split_sv"]]
     row = table.loc["LibriSpeech/test-other/367/1/367-1-0001.flac"]
     assert row[["speaker_id", "gender", "session", "subset"]].tolist() == ["367", "female", "90", "test-other"]
     assert row["text"] == "THE 367TH READER'S WORDS"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -46,6 +47,59 @@ def test_the_studies_of_the_repository_are_read(monkeypatch):
     assert variants["disjoint_c3_first"].tasks["voice"]["loss"] == variants["disjoint_last_mean"].tasks["voice"]["loss"]
 
 
+DATA = ROOT.parent / "shared"
+
+
+@pytest.mark.skipif(not (DATA / "pretrain").is_dir(), reason="needs ../shared/pretrain")
+def test_no_reader_of_the_real_study_is_in_its_trials():
+    readers = pd.read_csv(DATA / "pretrain" / "manifest.csv", dtype=str)
+    readers = set(readers.loc[readers["corpus"] == "librispeech", "speaker_id"])
+    mini = pd.read_csv(DATA / "data" / "librispeech_mini" / "metadata.csv", dtype=str)
+    tested = set(mini.loc[mini["split"] == "test", "speaker_id"])
+    trained = set(mini.loc[mini["split"] != "test", "speaker_id"])
+    assert readers & trained  # both manifests name a reader alike
+    assert not readers & tested
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_papers_studies_are_read(number, monkeypatch):
+    """Of every row the paper's figures, all of which are of a column; no variant trains a task that it does not show."""
+    monkeypatch.chdir(ROOT)
+    study = read_study(f"conf/paper/002_table{number}.yaml")
+    settings = study.settings
+    assert settings.learning_rates == [1e-4, 3e-4, 1e-5, 3e-5, 1e-6, 3e-6]
+    assert set(settings.published) == {variant.name for variant in study.variants}
+    for variant in study.variants:
+        known, tests = variant.args.task_settings(), variant.args.test_settings()
+        for column in settings.published[variant.name]:
+            name = column.rpartition(".")[0]
+            assert column in settings.columns
+            assert name in tests, variant.name  # the figures of all rows are of the same clips
+        assert set(variant.args.chosen_by()) == {
+            f"{name}.{figure}" for name, figure in (("speech", "wer"), ("voice", "eer")) if name in known
+        }
+
+
+def test_test_sets_go_with_their_task_and_runs_have_a_folder_of_their_own(study_file, spoken_corpus):
+    recipe = study_file.parent / "recipe.yaml"
+    tests = {
+        "more": {"of": "speech", "manifest": str(spoken_corpus)},
+        "other": {"of": "voice", "manifest": str(spoken_corpus)},
+    }
+    changed(recipe, tests=tests)
+    variants = {
+        **yaml.safe_load(study_file.read_text())["variants"],
+        "fewer": {"tests": {"other": None, "more": {"first_s": 1}}},
+    }
+    study = read_study(changed(study_file, variants=variants, runs_dir="runs/elsewhere"))
+    by_name = {variant.name: variant.args.tests for variant in study.variants}
+    assert by_name["both"] == tests
+    assert by_name["alone"] == {"other": tests["other"]}
+    assert by_name["fewer"] == {"more": {**tests["more"], "first_s": 1}}
+    assert study.runs(study.variants[0])[1e-3][0].output_dir == "runs/elsewhere/both.0.001/0"
+    assert study.folder == study_file.parent / "study"
+
+
 def test_every_variant_has_a_run_per_rate_and_seed(study_file):
     study = read_study(changed(study_file, seeds=2))
     runs = study.runs(study.variants[0])
@@ -63,6 +117,8 @@ def test_every_variant_has_a_run_per_rate_and_seed(study_file):
         ({"variants": {"a": {"tasks": {"speech": None, "voice": None}}}}, "variants.a"),
         ({"published": {"other": {}}}, "other"),
         ({"recipe": ""}, "recipe missing"),
+        ({"columns": ["voice.wer"]}, "columns: one is 'voice.wer' .*voice.eer"),
+        ({"layers": {"manifest": "m.csv", "trial": "t.csv"}}, "trial"),
     ],
 )
 def test_what_a_study_cannot_mean_is_refused(study_file, fields, message):
@@ -105,7 +161,10 @@ def test_the_rate_with_the_lowest_score_counts_and_seeds_are_averaged(study_file
 
 
 @pytest.mark.slow
-def test_a_study_is_trained_reported_and_not_trained_again(study_file, monkeypatch, capsys):
+def test_a_study_is_trained_reported_and_not_trained_again(study_file, spoken_corpus, monkeypatch, capsys):
+    trials = spoken_corpus.parent / "trials.csv"
+    trials.write_text("label,enrolment,test\n1,s0.flac,s1.flac\n0,s0.flac,t1.flac\n1,t0.flac,t1.flac\n0,t2.flac,s3.flac\n")
+    changed(study_file, layers={"manifest": str(spoken_corpus), "trials": str(trials)})
     assert main([str(study_file)]) == 0
     folder = study_file.parent / "study"
     facts = json.loads((folder / "study.json").read_text())
@@ -116,7 +175,10 @@ def test_a_study_is_trained_reported_and_not_trained_again(study_file, monkeypat
         result = json.loads((folder / f"{name}.{rate}" / "0" / "results" / "finetuning.json").read_text())
         assert own["figures"]["voice.eer"]["value"] == result["tasks"]["voice"]["eer"]["value"]
     assert set(facts["variants"]["alone"]["figures"]) < set(facts["variants"]["both"]["figures"])
-    assert (folder / "pictures" / "figures.svg").exists()
+    assert {path.name for path in (folder / "pictures").glob("*.svg")} == {"figures.svg", "losses.svg", "layers.svg"}
+    assert set(facts["layers"]["models"]) == {"both", "alone"}  # both start from nothing
+    assert len(facts["layers"]["models"]["both"]["layers"]) == 3
+    assert "pictures/layers.svg" in (folder / "study.md").read_text()
     monkeypatch.setattr(studies, "finetune_tasks", lambda *_: pytest.fail("trained again"))
     assert main([str(study_file)]) == 0
     assert "0 trainings to do" in capsys.readouterr().out
