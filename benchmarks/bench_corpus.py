@@ -6,6 +6,8 @@ Two questions. Does throughput depend on the size of the corpus, and does the co
 worker; the upstream is small, with random weights, so that waiting shows. And what do workers gain on short clips and small
 models, on a quiet machine and beside busy programs? Of every encoder, a wavCSE model (`wavcse embed`) or an upstream
 (`wavcse cache`), the rate with one worker, with several, and with several beside as many processes that only spin, in turn.
+What the machine itself gives is said beside: what as many processes gain that only multiply, since cores may share what
+they compute with.
 Results go to benchmarks/results/DATE-corpus-cpu.json and a Markdown table of the same name.
 """
 
@@ -20,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,6 +49,20 @@ WAITING = re.compile(r"([\d.]+) ?% of the time waiting for audio")
 MIN_GAIN = 0.9  # of the number of workers
 MIN_BUSY_SHARE = 0.6  # of the rate of one worker on the quiet machine
 WATCH_INTERVAL_S = 0.2
+MULTIPLY_S = 3.0
+# Products per second from a moment on, alike in processes that are started one after another.
+MULTIPLY = """
+import sys, time, torch
+torch.set_num_threads(1)
+a, b, start, seconds = torch.randn(512, 512), torch.randn(512, 512), float(sys.argv[1]), float(sys.argv[2])
+time.sleep(max(0.0, start - time.time()))
+count = 0
+while time.time() < start + seconds:
+    torch.mm(a, b)
+    count += 1
+print(count / (time.time() - start))
+"""
+STARTED_S = 8.0  # until when PyTorch is imported everywhere
 
 
 @dataclass(frozen=True)
@@ -134,6 +151,19 @@ def busy_neighbours(count: int) -> Iterator[None]:
             process.wait()
 
 
+def multiplying(count: int, seconds: float) -> float:
+    """Products per second of so many processes together."""
+    command = [sys.executable, "-c", MULTIPLY, str(time.time() + STARTED_S), str(seconds)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    return sum(float(process.communicate()[0]) for process in processes)
+
+
+def gain_of_products(workers: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """What several processes that only multiply gain over one, in turn."""
+    rates = [(multiplying(1, seconds), multiplying(workers, seconds)) for _ in range(rounds)]
+    return asdict(PairedRatio.of(*([1 / rate for rate in own] for own in zip(*rates))))
+
+
 def make_upstream(folder: Path, quick: bool) -> Path:
     """A random upstream of the large model's shape, as examples/random_upstream.py writes it."""
     size = ["--width", "64", "--num_blocks", "2", "--stem_width", "16"] if quick else ["--width", "384", "--num_blocks", "12"]
@@ -213,6 +243,8 @@ def markdown_of(report: dict[str, Any]) -> str:
         f"Clips of {SHORT_S[0]} to {SHORT_S[1]} s, audio-s/s, median of {report['settings']['rounds']} rounds. Floors: a gain "
         f"of {MIN_GAIN} times the number of workers; {MIN_BUSY_SHARE:.0%} of one worker's rate beside as many busy processes.",
         table(names, rates),
+        f"{report['settings']['workers']} processes that only multiply gain {report['product_gain']['ratio']:.2f}x here: more "
+        "than that no program can.",
         f"Sizes of corpus, 1-{report['settings']['longest_s']:.0f} s, one worker: throughput of the slowest over the fastest "
         f"{min(sizes) / max(sizes):.2f}, waiting for audio {waiting:.1f} % of the time.",
         table(columns, passes),
@@ -258,12 +290,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         sizes = measure_sizes(args, Path(folder))
+        gain = gain_of_products(args.workers, args.rounds, MULTIPLY_S / 10 if args.quick else MULTIPLY_S)
         by_encoder = [measure_workers(args, encoder, Path(folder)) for encoder in args.encoders]
     report = {
         "date": date.today().isoformat(),
         "machine": machine_facts(device),
         "gflop_per_s": gemm_rate(device, rows=QUICK_GEMM_ROWS if args.quick else GEMM_ROWS) / 1e9,
-        "settings": {"clips": args.clips, "longest_s": args.longest_s, "rounds": args.rounds, "pass_s": args.pass_s},
+        "settings": {name: getattr(args, name) for name in ("clips", "longest_s", "rounds", "pass_s", "workers")},
+        "product_gain": gain,
         "sizes": list(map(asdict, sizes)),
         "workers": [summary_of_workers(rows) for rows in by_encoder],
         "rows": [asdict(row) for rows in (sizes, *by_encoder) for row in rows],
