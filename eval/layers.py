@@ -30,7 +30,7 @@ from wavcse.eval.baselines import build_encoders
 from wavcse.eval.embeddings import embed_clips
 from wavcse.eval.encoder import Encoder, candidates_of, encoder_record
 from wavcse.eval.metrics import CONFIDENCE, METRICS, NUM_RESAMPLES, bootstrap_interval
-from wavcse.eval.task import Trials, read_trials
+from wavcse.eval.task import Trials, read_trials, rows_by_name
 from wavcse.eval.verification import CosineBackend, score_trials
 from wavcse.reports.figures import draw_all, new_axes
 from wavcse.settings.command import DONE, SOME_SKIPPED
@@ -57,7 +57,7 @@ def layer_curves(args: LayerCurvesArguments, show_progress: bool = True) -> dict
     with locked(folder):
         manifest = Manifest(args.manifest)
         speakers = manifest.column(args.speaker_column)
-        trials = read_trials(args.trials, _rows_by_name(manifest))
+        trials = read_trials(args.trials, rows_by_name(manifest))
         rows = trials.rows
         clips, trials = [manifest.clips[row] for row in rows], trials.subset(rows)
         encoders = [_encoder(name, model, device) for name, model in args.models.items()]
@@ -85,15 +85,6 @@ def layer_curves(args: LayerCurvesArguments, show_progress: bool = True) -> dict
         write_json(folder / "layers.json", record, indent=2)
         draw_all({PICTURE: draw}, record, folder / "pictures")
     return record
-
-
-def _rows_by_name(manifest: Manifest) -> dict[str, list[int]]:
-    """Rows of the clips of every enrolment, and the row of every clip, by name."""
-    rows: dict[str, list[int]] = {}
-    for row, enrolment in enumerate(manifest.table.get("enrolment_id", ())):
-        rows.setdefault(enrolment, []).append(row)
-    rows.pop("", None)
-    return rows | {clip.clip_id: [row] for row, clip in enumerate(manifest.clips)}
 
 
 def _encoder(name: str, model: str, device: torch.device) -> Encoder:

@@ -338,6 +338,15 @@ class Trials:
         )
 
 
+def rows_by_name(manifest: Manifest) -> dict[str, list[int]]:
+    """What `read_trials` has to know of one manifest: rows of the clips of every enrolment, and the row of every clip."""
+    rows: dict[str, list[int]] = {}
+    for row, enrolment in enumerate(manifest.table.get("enrolment_id", ())):
+        rows.setdefault(enrolment, []).append(row)
+    rows.pop("", None)
+    return rows | {clip.clip_id: [row] for row, clip in enumerate(manifest.clips)}
+
+
 def read_trials(path: str | Path, clips_by_name: Mapping[str, int | Sequence[int]]) -> Trials:
     """Read a CSV or Parquet file with the columns `label, enrolment, test` (or `label, file_a, file_b`).
 

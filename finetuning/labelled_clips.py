@@ -19,7 +19,7 @@ from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.data.composite import TaskClips, TaskSource, as_paths, class_counts, read_together, scale_of
 from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
-from wavcse.eval.task import Trials, read_trials
+from wavcse.eval.task import Trials, read_trials, rows_by_name
 from wavcse.finetuning.arguments import MultiTaskArguments, TaskSettings
 from wavcse.finetuning.text import encode_text, frames_needed, normalised, vocabulary_of
 from wavcse.modeling_wavcse import IGNORED_LABEL
@@ -199,15 +199,17 @@ def _learnt(settings: TaskSettings, task: TaskClips, trained: np.ndarray) -> dic
 
 def _trials(name: str, settings: TaskSettings, clips: list[Clip], digests: list[str], position: dict[tuple, int]) -> Trials:
     """The trials of a task in terms of all clips, to which clips that only trials name are added."""
-    rows_of: dict[str, int] = {}
+    rows_of: dict[str, list[int]] = {}
     for path in settings.manifest:
-        for clip in Manifest(path).clips:
+        manifest = Manifest(path)
+        for clip in manifest.clips:
             if position.setdefault(clip.place, len(clips)) == len(clips):
                 clips.append(clip)
                 digests.append("")
-            rows_of[clip.clip_id] = position[clip.place]
+        for clip_id, rows in rows_by_name(manifest).items():
+            rows_of.setdefault(clip_id, []).extend(position[manifest.clips[row].place] for row in rows)
     try:
-        return read_trials(Path(settings.trials), {clip_id: [row] for clip_id, row in rows_of.items()})
+        return read_trials(Path(settings.trials), rows_of)
     except ValueError as error:
         raise ValueError(f"tasks.{name}: {error}") from error
 
