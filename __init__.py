@@ -72,6 +72,7 @@ def _load() -> None:
     finetuned = finetuned_wavcse.FinetunedWavCSEConfig
     AutoConfig.register(finetuned.model_type, finetuned, exist_ok=True)
     AutoModel.register(finetuned, finetuned_wavcse.FinetunedWavCSE, exist_ok=True)
+    AutoModelForAudioClassification.register(finetuned, finetuned_wavcse.FinetunedWavCSE, exist_ok=True)
     for one in (config, finetuned):
         AutoFeatureExtractor.register(one, feature_extraction_wavcse.WavCSEFeatureExtractor, exist_ok=True)
 

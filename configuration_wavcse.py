@@ -35,6 +35,7 @@ if int(transformers.__version__.partition(".")[0]) < 5:
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
+    from .coattention_wavcse import Fusion  # noqa: F401
     from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401
@@ -407,6 +408,16 @@ class WavCSEConfig(PretrainedConfig):
 
     def _frames_in(self, hop_samples: int) -> int:
         return max(1, int(self.window_s * self.sampling_rate / hop_samples))
+
+    @property
+    def label_tasks(self) -> dict[str, dict[str, Any]]:
+        """Tasks whose outputs are labels or numbers, for the audio-classification pipeline."""
+        return self.tasks
+
+    @property
+    def usual_task(self) -> str | None:
+        """The one of them whose labels are given where none is asked for; `None` = all."""
+        return None
 
     @property
     def upstream_options(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .feature_extraction_wavcse import WavCSEFeatureExtractor
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
+    from .coattention_wavcse import Fusion  # noqa: F401
     from .configuration_wavcse import WavCSEConfig  # noqa: F401
     from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401

@@ -20,6 +20,7 @@ from .configuration_wavcse import WavCSEConfig
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
+    from .coattention_wavcse import Fusion  # noqa: F401
     from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401

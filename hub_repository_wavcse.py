@@ -26,6 +26,7 @@ from .pipeline_wavcse import WavCSEAudioClassificationPipeline, WavCSEFeatureExt
 CODE_FILES = (
     "audio_streams_wavcse.py",
     "audio_wavcse.py",
+    "coattention_wavcse.py",
     "configuration_wavcse.py",
     "ecapa_wavcse.py",
     "encoding_wavcse.py",
@@ -56,6 +57,7 @@ AUTO_MAP_FINETUNED = {
     "AutoConfig": "finetuned_wavcse.FinetunedWavCSEConfig",
     "AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"],
     "AutoModel": "finetuned_wavcse.FinetunedWavCSE",
+    "AutoModelForAudioClassification": "finetuned_wavcse.FinetunedWavCSE",
 }
 FINETUNED_TYPE = "wavcse_finetuned"  # `model_type` of its configuration
 CUSTOM_PIPELINES = {
@@ -239,7 +241,7 @@ def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | 
     for name in CODE_FILES:
         if (here / name).resolve() != (folder / name).resolve():
             shutil.copyfile(here / name, folder / name)
-    has_heads = bool(config.tasks) and config.architectures != ["WavCSEModel"]  # which is saved without them
+    has_heads = bool(config.label_tasks) and config.architectures != ["WavCSEModel"]  # which is saved without them
     config.auto_map = _auto_map(folder, config, model_class)
     config.custom_pipelines = {**CUSTOM_PIPELINES, **(PIPELINES_OF_HEADS if has_heads else {})}
     config.dtype = config.upstream_config.dtype = "float32"

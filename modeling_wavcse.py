@@ -49,6 +49,7 @@ from .upstream_wavcse import (
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
+    from .coattention_wavcse import Fusion  # noqa: F401
     from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .endpoint_wavcse import EndpointHandler  # noqa: F401
     from .finetuned_wavcse import FinetunedWavCSE  # noqa: F401

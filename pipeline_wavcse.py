@@ -19,6 +19,7 @@ from .labels_wavcse import chosen_tasks, predictions
 # For transformers' loader of remote code, as in `configuration_wavcse.py`.
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
+    from .coattention_wavcse import Fusion  # noqa: F401
     from .configuration_wavcse import WavCSEConfig  # noqa: F401
     from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
@@ -95,7 +96,7 @@ class WavCSEFeatureExtractionPipeline(SpeechPipeline):
 
 
 class WavCSEAudioClassificationPipeline(SpeechPipeline):
-    """Name speech clips: labels with their probabilities, by the heads of a `WavCSEForMultiTask`.
+    """Name speech clips: labels with their probabilities, by the heads of a `WavCSEForMultiTask` or `FinetunedWavCSE`.
 
     A clip is what `WavCSEFeatureExtractionPipeline` takes.
 
@@ -103,7 +104,8 @@ class WavCSEAudioClassificationPipeline(SpeechPipeline):
         top_k: how many labels, the most likely first; 5 if not given, as in transformers, and `None` = all.
         precision, scale_quiet: as of `WavCSEFeatureExtractionPipeline`.
     At a call only:
-        task: the head to ask, where there are several; all of them if not given.
+        task: the head to ask, where there are several; if not given, that of the embedding of a `FinetunedWavCSE` that was
+            trained on classes, else all of them.
 
     Returns per clip what `WavCSEForMultiTask.predict` returns: `[{"label": ..., "score": ...}, ...]`, of several heads, if no
     `task` is named, such a list per task by its name.
@@ -119,13 +121,16 @@ class WavCSEAudioClassificationPipeline(SpeechPipeline):
                 f"{unknown[0]} is unknown; an audio-classification call takes task, top_k, precision, scale_quiet."
             )
         preprocess = {} if scale_quiet is None else {"scale_quiet": scale_quiet}
-        chosen_tasks(self.model.config.tasks, labels.get("task"), labels.get("top_k"))
+        chosen_tasks(self.model.config.label_tasks, labels.get("task"), labels.get("top_k"))
         return preprocess, {} if precision is None else {"precision": precision}, labels
 
     def _forward(self, model_inputs: dict[str, Tensor], precision: str | None = None) -> dict[str, Tensor]:
         logits = self._run(model_inputs, precision).logits
-        return {name: logits if isinstance(logits, Tensor) else logits[name] for name in self.model.config.tasks}
+        found = {name: logits if isinstance(logits, Tensor) else logits[name] for name in self.model.config.label_tasks}
+        return {name: own if own.dim() == 2 else own[:, None] for name, own in found.items()}
 
     def postprocess(self, model_outputs: dict[str, Tensor], task: str | None = None, top_k: int | None = None) -> Any:
-        chosen = chosen_tasks(self.model.config.tasks, task, top_k)
+        config = self.model.config
+        task = config.usual_task if task is None else task
+        chosen = chosen_tasks(config.label_tasks, task, top_k)
         return predictions({name: model_outputs[name] for name in chosen}, chosen, task, top_k)[0]

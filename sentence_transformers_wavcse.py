@@ -18,6 +18,7 @@ except ImportError:
 if TYPE_CHECKING:
     from .audio_streams_wavcse import Stream  # noqa: F401
     from .audio_wavcse import load_waveform  # noqa: F401
+    from .coattention_wavcse import Fusion  # noqa: F401
     from .configuration_wavcse import WavCSEConfig  # noqa: F401
     from .ecapa_wavcse import EcapaTdnn  # noqa: F401
     from .encoding_wavcse import read_clips  # noqa: F401
