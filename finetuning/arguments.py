@@ -5,8 +5,9 @@ A recipe with `upstreams` compares upstreams on one classification task (LASR); 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from wavcse.eval.arguments import TaskRequest, task_request
@@ -97,17 +98,61 @@ network as hub/, its encoder as upstream/, and for a text ctc/. A killed run goe
 """
 LOSSES = {"ctc": ("ctc",), "classes": ("cross_entropy", "aam_softmax"), "numbers": ("l1", "ccc")}  # of a kind, its own first
 FIGURES = {"ctc": ("loss", "wer", "cer"), "classes": ("loss", "accuracy", "uar", "eer"), "numbers": ("loss", "mae", "ccc")}
-TAPS = ("last", "weighted_sum", "embedding")
+TAPS = ("last", "weighted_sum", "ari", "weighted_blocks", "embedding")
 POOLINGS = ("mean", "first", "mean_std", "ecapa")
+FUSIONS = ("content", "fixed", "cross", "none")
+NEWBOB = "newbob"
+LOSS = "loss"  # of `choose`: the weighted sum of all tasks' losses
 WHOLE = "whole"
 COMBINATIONS, CLIPPINGS, CLIP_KINDS = ("sum", "mean"), ("each", "total"), ("norm", "value")
+
+
+@dataclass
+class FusionSettings(CheckedFields):
+    """How one task attends to frames by what others hear (`coattention_wavcse.py`)."""
+
+    kind: str = option("content", "Of the attention; none: the mean of the frames.", choices=FUSIONS)
+    tasks: list[str] | None = option(None, "Whose hidden layers it reads.", "all others")
+    hidden: int = option(128, "Size of its layers.", above=0)
+    dropout: float = option(0.1, "Before its layers.", at_least=0, below=1)
+    frames: int | None = option(None, "Of fixed: frames that have a weight.", "149", above=0)
+    heads: int | None = option(None, "Of cross.", "4", above=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, kind in (("frames", "fixed"), ("heads", "cross")):
+            if getattr(self, name) is not None and self.kind != kind:
+                raise ValueError(f"{name} is given, but it belongs to kind {kind}, and kind is {self.kind}.")
+
+    def readout(self, others: list[str]) -> dict[str, Any]:
+        """What `FinetunedWavCSEConfig` says of it."""
+        own = {"frames": self.frames, "heads": self.heads}
+        known = {"kind": self.kind, "tasks": others if self.tasks is None else self.tasks, "hidden": self.hidden}
+        known["dropout"] = self.dropout
+        return {**known, **{name: value for name, value in own.items() if value is not None}}
+
+
+@dataclass
+class MixSettings(CheckedFields):
+    """Of the taps that mix blocks, ari and weighted_blocks."""
+
+    raw: bool = option(False, "Use the weights without a softmax.")
+    per_task: bool = option(False, "Each task has weights of its own; else all share them.")
+
+
+@dataclass
+class NewBobSettings(CheckedFields):
+    """When `decay: newbob` lowers both learning rates."""
+
+    factor: float = option(0.9, "Of both rates at once.", above=0, below=1)
+    threshold: float = option(0.0025, "Least relative fall of the validation error that leaves them.", at_least=0)
 
 
 @dataclass
 class TaskSettings(CheckedFields):
     """A task of a recipe: what is read off which layer, and from which clips it is learnt.
 
-    `text_settings` is its section `text`.
+    `text_settings` is its section `text`, `fusion_settings` its section `fusion`, `None` without one.
     """
 
     kind: str = option("classes", "What is learnt.", choices=tuple(LOSSES))
@@ -118,6 +163,9 @@ class TaskSettings(CheckedFields):
     tap: int | str = option("last", "Layer that is read: 0 = input of the first block.", choices=TAPS, at_least=0)
     pooling: str = option("mean", "Of its frames to the vector of a clip.", choices=POOLINGS)
     ecapa: dict = option(dict, "Sizes of that pooling: channels, aggregated_channels, embedding_size.")
+    hidden: int = option(0, "Size of a layer with ReLU before its head; of a text, on every frame. 0 = none.", at_least=0)
+    dropout: float | None = option(None, "Of that layer.", "0.1", at_least=0, below=1)
+    fusion: dict = option(dict, "In place of pooling, frames weighted by what other tasks hear: kind, tasks, hidden, ...")
     loss: str | None = option(None, "Of the task.", "the kind's own", choices=sum(LOSSES.values(), ()))
     scale: float | None = option(None, "Of aam_softmax.", "30", above=0)
     margin: float | None = option(None, "Of aam_softmax, in radians.", "0.2", at_least=0)
@@ -141,6 +189,11 @@ class TaskSettings(CheckedFields):
             raise ValueError(f"ecapa is given, but pooling is {self.pooling}.")
         if self.tap == "embedding" and (self.kind == "ctc" or self.pooling != "mean"):
             raise ValueError("tap is embedding, one vector per clip: it serves classes and numbers, and has no pooling.")
+        if self.dropout is not None and not self.hidden:
+            raise ValueError("dropout is given, but it is of the hidden layer, and hidden is 0.")
+        if self.fusion and (self.kind == "ctc" or self.hidden or self.pooling != "mean"):
+            raise ValueError("fusion is for classes and numbers, in place of pooling and of hidden: leave those out.")
+        self.fusion_settings = section_from(FusionSettings, "fusion", self.fusion) if self.fusion else None
 
     @property
     def has_open_labels(self) -> bool:
@@ -149,7 +202,8 @@ class TaskSettings(CheckedFields):
 
     def readout(self) -> dict[str, Any]:
         """What `FinetunedWavCSEConfig` says of it before its data are known."""
-        optional = {"scale": self.scale, "margin": self.margin, "ecapa": self.ecapa or None}
+        optional = {"scale": self.scale, "margin": self.margin, "ecapa": self.ecapa or None, "dropout": self.dropout}
+        optional |= {"hidden": self.hidden or None}
         given = {name: value for name, value in optional.items() if value is not None}
         return {"kind": self.kind, "tap": self.tap, "pooling": self.pooling, "loss": self.loss, **given}
 
@@ -158,8 +212,9 @@ class TaskSettings(CheckedFields):
 class StreamSettings(CheckedFields):
     """Clips that go through the network together; every step has a batch of each stream."""
 
-    tasks: list[str] = option(list, "Tasks that are learnt from it.")
+    tasks: list[str] = option(list, "Tasks that are learnt from it.", "of a single stream all")
     batch_seconds: float = option(200.0, "Audio of a batch, all processes together.", above=0)
+    batch_clips: int = option(0, "Whole clips of a batch, in place of batch_seconds.", at_least=0)
     crop: float | str = option(WHOLE, "Longest part of a clip in seconds, or whole clips.", choices=(WHOLE,), above=0)
     length_step_s: float = option(0.5, "Crops are multiples of this, so that equal lengths meet.", above=0)
     labels_per_batch: int = option(0, "Classes that share a batch of crops evenly; 0 = clips by their length.", at_least=0)
@@ -169,6 +224,8 @@ class StreamSettings(CheckedFields):
         super().__post_init__()
         if self.crop == WHOLE:
             return
+        if self.batch_clips:
+            raise ValueError(f"batch_clips counts whole clips, and crop is {self.crop}.")
         if not self.length_step_s <= self.crop <= self.batch_seconds:
             raise ValueError(
                 f"crop is {self.crop}; it must lie between length_step_s ({self.length_step_s}) and batch_seconds "
@@ -212,6 +269,19 @@ class GradientSettings(CheckedFields):
     max: float = option(1.0, "Largest norm, or number.", above=0)
 
 
+STAGE = "stage{}"  # folder of a stage's run, in that of its recipe
+# Fields that came later, with the values that leave everything as it was.
+LATER = {
+    **{"learn": [], "ari": {}, "num_epochs": 0, "encoder_learning_rate": None, "newbob": {}, "stages": []},
+    **{"folds": {}, "fold": None, "augment": {}, "tests": {}},
+}
+
+
+def without_later(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a recipe without those that came later and leave everything as it was."""
+    return {name: value for name, value in known.items() if name not in LATER or value != LATER[name]}
+
+
 @dataclass
 class MultiTaskArguments(UpdateArguments):
     """Speech and speaker recognition in one encoder (Vaessen and van Leeuwen 2023), and any other tasks; theirs by default."""
@@ -219,13 +289,18 @@ class MultiTaskArguments(UpdateArguments):
     output_dir: str = option(
         "runs/finetune", "Run folder: config, log, checkpoints, results, upstream, ctc, hub.", flag="out", group="the run"
     )
-    init_from: str | None = option(
+    init_from: str | dict | None = option(
         None,
-        "Start from this WavLM, wav2vec2, HuBERT, Whisper or wavCSE model, folder or Hub id; without it from nothing.",
+        "Start from this WavLM, wav2vec2, HuBERT, Whisper or wavCSE model, folder or Hub id; without it from nothing. "
+        "In a recipe {stage: N}: from what stage N has trained.",
         value="DIR_OR_HUB_ID",
         group="what is trained, on what",
     )
     tasks: dict = option(dict, "Name -> kind, manifest, label_column, tap, pooling, loss, ... (YAML or JSON).")
+    learn: list[str] = option(
+        list, "Tasks that are learnt and judged; others are parts of the network, as init_from has them.", "all"
+    )
+    ari: dict = option(dict, "Of taps that mix blocks: raw, per_task (YAML or JSON).")
     streams: dict = option(
         dict,
         "Name -> tasks, batch_seconds, crop (YAML or JSON).",
@@ -233,9 +308,11 @@ class MultiTaskArguments(UpdateArguments):
         group="what is trained, on what",
     )
     tests: dict = option(dict, "Name -> of, manifest, trials, first_s: further test sets of a task (YAML or JSON).", "none")
-    embedding_of: str | None = option(None, "Task whose pooled vector is the embedding.", "by name the first that is no text")
+    embedding_of: str | None = option(
+        None, "Task whose vector is the embedding.", "one with a fusion, or by name the first that is no text"
+    )
     gradients: dict = option(dict, "combine, clip, kind, max (YAML or JSON).")
-    freeze: dict = option(dict, "stem, encoder_until, blocks (YAML or JSON).")
+    freeze: dict = option(dict, "stem, encoder_until, blocks, ari, auxiliary (YAML or JSON).")
     mask_share: float = option(0.05, "Share of the frames that masks cover.", at_least=0, below=1, group="masks")
     mask_frames: int = option(10, "Frames (20 ms) of a span.", at_least=0)
     mask_least: int = option(2, "Spans in a clip at least.", at_least=0)
@@ -243,15 +320,55 @@ class MultiTaskArguments(UpdateArguments):
     max_characters: int = option(300, "Nor do clips with a longer text.", above=0)
 
     max_steps: int = option(200_000, "Updates.", above=0, group="steps")
+    num_epochs: int = option(0, "In place of max_steps, passes over the longest stream.", at_least=0)
     learning_rate: float = option(1e-4, "Peak of Adam's learning rate.", above=0)
-    decay: str = option("tri_stage", "Of the learning rate.", choices=DECAYS)
+    encoder_learning_rate: float | None = option(None, "Of the encoder.", "the same", above=0)
+    decay: str = option("tri_stage", "Of the learning rates.", choices=(*DECAYS, NEWBOB))
+    newbob: dict = option(dict, "Of decay newbob, by the error that chooses the step: factor, threshold (YAML or JSON).")
     adam_betas: list[float] = option(lambda: [0.9, 0.999], "Adam's beta1 and beta2.")
     weight_decay: float = option(0.0, "On matrices only.", at_least=0)
-    validate_every: int = option(5000, "Steps between looks at the validation split.", above=0)
+    validate_every: int = option(
+        5000, "Steps between looks at the validation split; 0 = a pass over the longest stream.", at_least=0
+    )
     patience: int = option(8, "Looks without a lower loss after which the run stops; 0 = never.", at_least=0)
     choose: dict = option(
-        dict, "TASK.FIGURE -> weight: the step with the lowest sum is kept (YAML or JSON).", "the sum of the losses"
+        dict,
+        "TASK.FIGURE -> weight: the step with the lowest sum is kept; loss: the losses by their weights (YAML or JSON).",
+        "the sum of the losses",
     )
+    stages: list[dict] = option(
+        list,
+        "Trainings one after another, each as fields on top of these; tasks name by name, null takes one out (YAML or JSON).",
+        "one",
+        group="stages",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """As of `RunSettings`; fields that came later only where they are not as before: earlier runs do not name them."""
+        return without_later(super().identity())
+
+    @property
+    def start(self) -> str | None:
+        """The upstream, or the wavCSE model with it, that training starts from, folder or Hub id."""
+        before = self.stage_before
+        return self.init_from if before is None else str(before / "upstream")
+
+    @property
+    def stage_before(self) -> Path | None:
+        """The run folder of the stage that this one starts from; `None` if it starts from no stage."""
+        if not isinstance(self.init_from, dict):
+            return None
+        number = checked_fields("init_from", self.init_from, ["stage"]).get("stage")
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"init_from is {self.init_from}; {{stage: N}} with a whole number from 1 on is needed.")
+        return Path(self.output_dir).parent / STAGE.format(number)
+
+    def learnt_tasks(self) -> dict[str, TaskSettings]:
+        """The tasks that are learnt, in the order of `task_settings`."""
+        tasks = self.task_settings()
+        for name in self.learn:
+            check_choice("learn", name, tasks)
+        return {name: task for name, task in tasks.items() if not self.learn or name in self.learn}
 
     def task_settings(self) -> dict[str, TaskSettings]:
         """The tasks by name, in whatever order the recipe has them; ValueError names the field of a task that is wrong."""
@@ -263,16 +380,28 @@ class MultiTaskArguments(UpdateArguments):
             found[name] = section_from(TaskSettings, f"tasks.{name}", section)
         if self.embedding_of is not None:
             check_choice("embedding_of", self.embedding_of, found)
+        for name, task in found.items():
+            for other in (task.fusion_settings.tasks or []) if task.fusion_settings else []:
+                check_choice(f"tasks.{name}: fusion: a task", other, [one for one in found if one != name])
         return found
+
+    def readout_of(self, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+        """A readout of `FinetunedWavCSEConfig`: what is `known` of a task, and its fusion with the tasks that it reads."""
+        tasks = self.task_settings()
+        fusion = tasks[name].fusion_settings
+        others = [other for other, one in tasks.items() if other != name and one.hidden]
+        return {**known, **({} if fusion is None else {"fusion": fusion.readout(others)})}
 
     def stream_settings(self) -> dict[str, StreamSettings]:
         """The streams; ValueError if a task is in none or in two, or a text would be cut."""
-        tasks = self.task_settings()
+        tasks = self.learnt_tasks()
         if not self.streams:
             return {name: StreamSettings(tasks=[name]) for name in tasks}
         streams, seen = {}, set()
         for name, section in sorted(self.streams.items(), key=lambda pair: str(pair[0])):
             stream = section_from(StreamSettings, f"streams.{name}", section)
+            if not stream.tasks and len(self.streams) == 1:
+                stream.tasks = list(tasks)
             for task in stream.tasks:
                 check_choice(f"streams.{name}: a task", task, tasks)
                 if task in seen:
@@ -312,13 +441,29 @@ class MultiTaskArguments(UpdateArguments):
             self.test_settings,
             self.gradient_settings,
             self.freeze_settings,
+            self.mix_settings,
+            self.newbob_settings,
             self.chosen_by,
         ):
             section()
+        if self.start is None and self.learn:
+            raise ValueError("learn is given without init_from: what is not learnt has to come from somewhere.")
+        if self.freeze_settings().auxiliary and not self.learn:
+            raise ValueError("freeze: auxiliary is for tasks that are not learnt, and learn names none that are.")
+        if self.newbob and self.decay != NEWBOB:
+            raise ValueError(f"newbob is given, but decay is {self.decay}.")
 
     def gradient_settings(self) -> GradientSettings:
         """The section `gradients`."""
         return section_from(GradientSettings, "gradients", self.gradients)
+
+    def mix_settings(self) -> MixSettings:
+        """The section `ari`."""
+        return section_from(MixSettings, "ari", self.ari)
+
+    def newbob_settings(self) -> NewBobSettings:
+        """The section `newbob`."""
+        return section_from(NewBobSettings, "newbob", self.newbob)
 
     def freeze_settings(self) -> Freeze:
         """The section `freeze`."""
@@ -326,8 +471,8 @@ class MultiTaskArguments(UpdateArguments):
 
     def chosen_by(self) -> dict[str, float]:
         """`choose`: TASK.FIGURE -> weight; ValueError names one that there is not."""
-        tasks = self.task_settings()
-        known = [f"{name}.{figure}" for name, task in tasks.items() for figure in FIGURES[task.kind]]
+        tasks = self.learnt_tasks()
+        known = [LOSS, *(f"{name}.{figure}" for name, task in tasks.items() for figure in FIGURES[task.kind])]
         for name, weight in checked_fields("choose", self.choose, known).items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
                 raise ValueError(f"choose: {name} is {weight!r}; a weight above 0 is needed.")

@@ -6,7 +6,7 @@ Shapes: `N` clips of all tasks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,11 @@ class LabelledClips:
     def all(self) -> dict[str, TaskLabels]:
         """Tasks and further test sets by name."""
         return {**self.tasks, **self.tests}
+
+    def only(self, names: Collection[str]) -> LabelledClips:
+        """Some of the tasks, with their test sets."""
+        tasks = {name: task for name, task in self.tasks.items() if name in names}
+        return replace(self, tasks=tasks, tests={name: one for name, one in self.tests.items() if one.test_of in names})
 
     def leave_out(self, task: str, rows: Sequence[int] | np.ndarray, reason: str) -> None:
         """Take clips out of a task and count them."""

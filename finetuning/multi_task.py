@@ -1,13 +1,14 @@
 """One network trained on several tasks at once: from a recipe to a folder with its figures and what is kept of it.
 
-config.yaml  log.jsonl  checkpoints/  results/finetuning.json  upstream/  ctc/  hub/
+config.yaml  log.jsonl  checkpoints/  results/finetuning.json  card.md  upstream/  ctc/  hub/
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,22 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from tqdm.auto import tqdm
 
+from wavcse.coattention_wavcse import LayerMix
 from wavcse.data.corpus_pass import readable_clips
 from wavcse.data.files import digest_of, locked
 from wavcse.data.inspection import Inspector
 from wavcse.eval.encoder import SavedModel
 from wavcse.eval.metrics import METRICS
 from wavcse.finetuned_wavcse import LAST, FinetunedWavCSE, FinetunedWavCSEConfig
-from wavcse.finetuning.arguments import MultiTaskArguments
+from wavcse.finetuning.arguments import LOSS, NEWBOB, MultiTaskArguments, without_later
+from wavcse.finetuning.attention import block_shares, example_attention
+from wavcse.finetuning.card import write_run_card
 from wavcse.finetuning.ctc_folder import has_ctc_class, save_ctc
 from wavcse.finetuning.judging import Judged, judged
 from wavcse.finetuning.labelled_clips import LabelledClips, labelled_clips, leave_out_unusable
 from wavcse.finetuning.losses import MultiTaskNetwork, TaskFigures, weighted_sum
+from wavcse.finetuning.newbob import NewBob
+from wavcse.finetuning.stages import stages_of
 from wavcse.finetuning.start import network_config, new_network
 from wavcse.finetuning.streams import StreamLoader
 from wavcse.finetuning.update import StreamGradients
@@ -37,7 +43,7 @@ from wavcse.steps.batches import CropReader
 from wavcse.steps.encoder import save_upstream
 from wavcse.steps.freezing import Freezing
 from wavcse.steps.loop import StepProgress, new_learner, refuse_divergence, update
-from wavcse.training.run import Run, new_accelerator
+from wavcse.training.run import Learner, Run, RunFolder, new_accelerator
 
 
 @dataclass
@@ -69,14 +75,18 @@ class Prepared:
 def finetune_tasks(args: MultiTaskArguments, show_progress: bool = True) -> dict[str, Any]:
     """Train, or continue, the run that `args` describes; the step that validation likes best is tested and saved.
 
+    A recipe with stages is a run per stage, in folders `stage1`, `stage2`, ... below `output_dir`.
+
     Returns:
-        The result that is also written to `output_dir/results/finetuning.json`.
+        The result that is also written to `output_dir/results/finetuning.json`; of several stages the last one's.
 
     Raises:
         ValueError: recipe, manifests or `init_from` do not fit, something leaks between splits, or another run is at work in
             `output_dir`; nothing has been computed or overwritten then.
         FloatingPointError: the training diverged, or too many steps in a row were not finite. Nothing of that is kept.
     """
+    if args.stages:
+        return finetune_stages(args, show_progress)
     accelerator = new_accelerator(args)
     with locked(Path(args.output_dir), holds=accelerator.is_main_process):
         prepared = set_up(args, accelerator, show_progress)
@@ -84,10 +94,41 @@ def finetune_tasks(args: MultiTaskArguments, show_progress: bool = True) -> dict
         return finish(prepared)
 
 
+def finetune_stages(args: MultiTaskArguments, show_progress: bool = True) -> dict[str, Any]:
+    """Train the stages of `args` that are not finished, one after another; returns the last one's result."""
+    stages = stages_of(args)  # every mistake in any of them, before hours of training
+    for stage in stages:
+        found = None if args.overwrite_output_dir else result_of(stage)
+        found = found or finetune_tasks(stage, show_progress)
+    return found
+
+
+def result_of(args: MultiTaskArguments) -> dict[str, Any] | None:
+    """What a finished training, or the last of its stages, found; `None` if it is not finished.
+
+    Raises:
+        ValueError: what is there is another training than `args` describes.
+    """
+    if args.stages:
+        return result_of(stages_of(args)[-1])
+    path = RunFolder(args.output_dir).results / "finetuning.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    mine, theirs = json.loads(json.dumps(args.identity())), without_later(result["config"])
+    different = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    if different:
+        raise ValueError(
+            f"{args.output_dir}: holds a training with other settings ({', '.join(different)}); choose another --out, or pass "
+            "--overwrite."
+        )
+    return result
+
+
 def set_up(args: MultiTaskArguments, accelerator: Accelerator, show_progress: bool) -> Prepared:
     """Read the data, build network and optimiser; every mistake in the recipe shows here."""
     args.check_sections()
-    if any(task.kind == "ctc" for task in args.task_settings().values()):
+    if any(task.kind == "ctc" for task in args.learnt_tasks().values()):
         optional_library("jiwer", "eval")  # not after hours, when the first texts are judged
     with accelerator.main_process_first():  # it reads every file; the others find what it has noted
         is_main = accelerator.is_main_process
@@ -99,18 +140,38 @@ def set_up(args: MultiTaskArguments, accelerator: Accelerator, show_progress: bo
         store = build_store(args.audio_dir, [one.clip.path for one in readable], show_progress=shown, repair=is_main)
     reader = CropReader(labelled.clips, store, config.upstream_config, config.do_normalize)
     leave_out_unusable(labelled, args, reader, config.min_samples)
-    model, freeze = new_network(args, config, labelled), args.freeze_settings()
-    network = MultiTaskNetwork(model, Freezing(model.upstream, freeze))
-    network.freezing.at(freeze.encoder_until)  # the optimiser has all that is ever trained
-    learner = new_learner(args, network.to(accelerator.device))
-    learner.optimizer = accelerator.prepare(learner.optimizer)
-    learner.progress = MultiTaskProgress()
-    run = Run(args, accelerator, learner, "step")
+    started_from = fingerprint(args, labelled)
+    model = new_network(args, config, labelled)
+    labelled = labelled.only(args.learnt_tasks())
     loader = StreamLoader(args, labelled, reader, config.min_samples, accelerator.process_index, accelerator.num_processes)
-    run.prepare(fingerprint(args, labelled), "clips, labels or weights", project="wavcse-finetune")
+    learner = _new_learner(replace(args, max_steps=loader.max_steps), model, accelerator)
+    run = Run(args, accelerator, learner, "step")
+    run.prepare(started_from, "clips, labels or weights", project="wavcse-finetune")
     if accelerator.is_main_process:
         print(labelled.described())
     return Prepared(run, labelled, reader, loader)
+
+
+def _new_learner(args: MultiTaskArguments, model: FinetunedWavCSE, accelerator: Accelerator) -> Learner:
+    """The network with its optimiser, which has all that is ever trained."""
+    freeze = args.freeze_settings()
+    network = MultiTaskNetwork(model, Freezing(model.upstream, freeze, _frozen_parts(args, model)))
+    network.freezing.at(freeze.encoder_until)
+    rates = {model.upstream: args.encoder_learning_rate} if args.encoder_learning_rate else {}
+    how = args.newbob_settings()
+    newbob = (lambda optimizer: NewBob(optimizer, how.factor, how.threshold)) if args.decay == NEWBOB else None
+    learner = new_learner(args, network.to(accelerator.device), rates, newbob)
+    learner.optimizer = accelerator.prepare(learner.optimizer)
+    learner.progress = MultiTaskProgress()
+    return learner
+
+
+def _frozen_parts(args: MultiTaskArguments, model: FinetunedWavCSE) -> list[nn.Module]:
+    """What is frozen beside the encoder: heads of tasks that are not learnt, and what else the recipe says."""
+    freeze = args.freeze_settings()
+    others = [readout for name, readout in model.readouts.items() if name not in args.learnt_tasks()]
+    mixes = [module for module in model.modules() if isinstance(module, LayerMix)] if freeze.ari else []
+    return [*mixes, *(others if freeze.auxiliary else [readout.head for readout in others])]
 
 
 def fingerprint(args: MultiTaskArguments, labelled: LabelledClips) -> str:
@@ -118,7 +179,9 @@ def fingerprint(args: MultiTaskArguments, labelled: LabelledClips) -> str:
     known: list[Any] = [labelled.digests]
     for name, task in labelled.all.items():
         known.append([name, task.labels.tolist(), task.splits.tolist(), task.readout])
-    known.append(None if args.init_from is None else dict(SavedModel.parse(args.init_from).identity()))
+    known.append(None if args.start is None else dict(SavedModel.parse(args.start).identity()))
+    if args.stage_before is not None:
+        known.append(dict(SavedModel.parse(str(args.stage_before / "hub")).identity()))
     return digest_of(known)
 
 
@@ -129,15 +192,16 @@ def train(prepared: Prepared, show_progress: bool) -> None:
     learner, progress, figures = run.learner, run.learner.progress, TaskFigures()
     loss_of = _loss_of(args)
     gradients_of = StreamGradients(args.gradient_settings())
+    validate_every = args.validate_every or loader.steps_per_epoch
     if progress.is_stopped:
         return
-    with run.bar(args.max_steps, is_shown=show_progress) as bar:
+    with run.bar(loader.max_steps, is_shown=show_progress) as bar:
         for batches in loader.updates(progress.step):
             learner.network.freezing.at(progress.step)
             update(run.accelerator, learner, batches, figures, loss_of, gradients_of)
             bar.update()
-            is_last = progress.step == args.max_steps
-            if progress.step % args.validate_every and not is_last:
+            is_last = progress.step == loader.max_steps
+            if progress.step % validate_every and not is_last:
                 continue
             found = look(prepared)
             _log(run, figures, found, run.lap(), bar)
@@ -148,7 +212,7 @@ def train(prepared: Prepared, show_progress: bool) -> None:
 
 
 def _loss_of(args: MultiTaskArguments) -> Any:
-    weights = {name: task.weight for name, task in args.task_settings().items()}
+    weights = {name: task.weight for name, task in args.learnt_tasks().items()}
 
     def loss_of(output: Any, *_: Any) -> Any:
         return weighted_sum(output, weights)
@@ -164,10 +228,13 @@ def look(prepared: Prepared) -> dict[str, float]:
     by_task = judged(prepared.model, prepared.labelled.tasks, prepared.reader, "validation")
     found = {f"{task}.{name}": value for task, own in by_task.items() for name, value in own.figures().items()}
     (found,) = broadcast_object_list([found])  # all processes decide alike
-    losses = [found[f"{task}.loss"] for task in by_task if not math.isnan(found[f"{task}.loss"])]
-    loss = sum(losses)
+    losses = {task: found[f"{task}.loss"] for task in by_task if not math.isnan(found[f"{task}.loss"])}
+    loss = sum(losses.values())
+    found[LOSS] = sum(args.learnt_tasks()[task].weight * own for task, own in losses.items())
     refuse_divergence(run.accelerator, learner, {"the validation loss": loss})
     score = score_of(found, args.chosen_by(), loss)
+    if isinstance(learner.scheduler, NewBob):
+        learner.scheduler.look(score + most_of(args.chosen_by()))
     if score < progress.best_score:
         progress.best_step, progress.best_score = progress.step, score
         learner.keep_weights()
@@ -200,23 +267,40 @@ def score_of(found: Mapping[str, float], weights: Mapping[str, float], loss: flo
         return loss
     score = 0.0
     for name, weight in weights.items():
-        figure = name.rpartition(".")[2]
         value = found.get(name, math.nan)
         if math.isnan(value):
             known = ", ".join(one for one, known in found.items() if not math.isnan(known))
             raise ValueError(f"choose: {name} cannot be computed of the validation split, which has {known}.")
-        score += -weight * value if figure != "loss" and METRICS[figure].greater_is_better else weight * value
+        score += -weight * value if _is_better_when_greater(name) else weight * value
     return score
+
+
+def most_of(weights: Mapping[str, float]) -> float:
+    """What makes an error, 0 or greater, of a `score_of`: 1 for each figure that is better when greater, by its weight."""
+    greater = [weight for name, weight in weights.items() if _is_better_when_greater(name)]
+    return sum(greater)
+
+
+def _is_better_when_greater(name: str) -> bool:
+    figure = name.rpartition(".")[2]
+    return figure != LOSS and METRICS[figure].greater_is_better
 
 
 def _log(run: Run, figures: TaskFigures, found: Mapping[str, float], seconds: float, bar: tqdm) -> None:
     progress = run.learner.progress
     entry = {"step": progress.step, **figures.entry(run.accelerator)}
     entry |= {f"validation.{name}": value for name, value in found.items()}
-    entry |= {"learning_rate": run.learner.scheduler.get_last_lr()[0], "skipped_steps": progress.skipped}
+    entry |= _rates(run) | {"skipped_steps": progress.skipped}
     entry |= {"seconds": round(seconds, 3), "audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)}
     run.log(entry, {name: value for name, value in entry.items() if name != "step"})
     bar.set_postfix({name: f"{value:.3g}" for name, value in found.items()})
+
+
+def _rates(run: Run) -> dict[str, float]:
+    """The learning rate, and the encoder's where it has its own."""
+    rates = run.learner.scheduler.get_last_lr()
+    is_apart = run.args.encoder_learning_rate is not None
+    return {"learning_rate": rates[0]} | ({"encoder_learning_rate": rates[-1]} if is_apart else {})
 
 
 def finish(prepared: Prepared) -> dict[str, Any]:
@@ -230,6 +314,7 @@ def finish(prepared: Prepared) -> dict[str, Any]:
     if run.is_main:
         log = run.folder.keep_log_until(progress.step, by="step")
         save_all(model, prepared.labelled, run.folder.path)
+        attention = example_attention(model, prepared.labelled, prepared.reader)
         result = run.write_result(
             "finetuning",
             {
@@ -243,8 +328,11 @@ def finish(prepared: Prepared) -> dict[str, Any]:
                 "left_out": {name: dict(reasons) for name, reasons in prepared.labelled.left_out.items()},
                 "clips": {name: _counts(task) for name, task in prepared.labelled.all.items()},
                 "num_parameters": model.num_parameters(),
+                "block_shares": block_shares(model),
+                "attention": attention,
             },
         )
+        write_run_card(run.folder.path, model.config, result)
         print(described(by_task))
     run.end()
     return result
@@ -264,7 +352,7 @@ def described(by_task: Mapping[str, Judged]) -> str:
 
 
 def save_all(model: FinetunedWavCSE, labelled: LabelledClips, folder: Path) -> None:
-    """Write `hub/`, `upstream/`, and `ctc/` of the first text that is read off the last layer.
+    """Write `hub/`, `upstream/`, and `ctc/` of the first text that one linear layer reads off the last layer.
 
     transformers has no CTC model on a Whisper encoder, so that there is none.
     """
@@ -272,7 +360,8 @@ def save_all(model: FinetunedWavCSE, labelled: LabelledClips, folder: Path) -> N
     model.eval()
     model.save_pretrained(folder / "hub")
     save_upstream(model.upstream, folder / "upstream", config.do_normalize)
-    texts = [name for name, one in config.readouts.items() if one["kind"] == "ctc" and one["tap"] == LAST]
+    read_last = {name: one for name, one in config.readouts.items() if one["tap"] == LAST and "hidden" not in one}
+    texts = [name for name, one in read_last.items() if one["kind"] == "ctc"]
     if texts and has_ctc_class(config.upstream_config):
         head = model.readouts[texts[0]].head
         vocabulary = config.readouts[texts[0]]["vocabulary"]

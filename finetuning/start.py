@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from wavcse.coattention_wavcse import MIXES
 from wavcse.configuration_wavcse import OWN_FIELDS, WavCSEConfig, is_whisper
 from wavcse.finetuned_wavcse import EMBEDDING, LAST, WEIGHTED_SUM, FinetunedWavCSE, FinetunedWavCSEConfig
 from wavcse.finetuning.arguments import MultiTaskArguments
@@ -24,8 +27,10 @@ NO_EMBEDDING = {"layer_projection_size": None, "pooling_type": "mean"}
 
 
 def start_config(args: MultiTaskArguments) -> WavCSEConfig | None:
-    """The configuration of the wavCSE model in `init_from`; `None` where it is another, or nothing."""
-    config = None if args.init_from is None else read_config(args.init_from)
+    """The configuration of the wavCSE model in `init_from`, or of an earlier stage; `None` where it is another, or nothing."""
+    if args.stage_before is not None:
+        return FinetunedWavCSEConfig.from_pretrained(args.stage_before / "hub")
+    config = None if args.start is None else read_config(args.start)
     return config if isinstance(config, WavCSEConfig) else None
 
 
@@ -35,14 +40,14 @@ def upstream_config(args: MultiTaskArguments) -> PretrainedConfig:
     Raises:
         ValueError: it is of a family that cannot be trained here, or `encoder` does not fit.
     """
-    if args.init_from is not None:
-        config = read_config(args.init_from)
+    if args.start is not None:
+        config = read_config(args.start)
         config = getattr(config, "upstream_config", config)
         if is_whisper(config):
             if args.encoder:
                 raise ValueError("encoder: fields of a Whisper encoder cannot be changed; leave them out.")
             return config
-    config = encoder_config(args.encoder, args.init_from)
+    config = encoder_config(args.encoder, args.start)
     receptive_field(config)  # refuses a stem whose frames are not 20 ms apart
     return config
 
@@ -59,22 +64,23 @@ def network_config(args: MultiTaskArguments, readouts: Mapping[str, Mapping[str,
         if base is None:
             raise ValueError("a tap is 'embedding'; that is wavCSE's own, so init_from must be a wavCSE model.")
         fields = {name: getattr(base, name) for name in OWN_FIELDS - {"tasks", "freeze_upstream", "precision"}}
-    elif args.init_from is not None:
-        audio = base or config_from_upstream(args.init_from, selected_layers=[0])
+    elif args.start is not None:
+        audio = base or config_from_upstream(args.start, selected_layers=[0])
         fields |= {name: getattr(audio, name) for name in AUDIO_SETTINGS}
     if "selected_layers" not in fields:
         fields["selected_layers"] = [_highest(readouts, upstream.num_hidden_layers)]
     return FinetunedWavCSEConfig(
         **{**fields, "upstream_config": upstream},
         freeze_upstream=False,
-        readouts=readouts,
+        readouts={name: args.readout_of(name, one) for name, one in readouts.items()},
         embedding_of=args.embedding_of,
+        ari=asdict(args.mix_settings()),
     )
 
 
 def _highest(readouts: Mapping[str, Mapping[str, Any]], num_blocks: int) -> int:
     """The highest layer that is read: blocks above it are neither trained nor kept."""
-    taps = [num_blocks if one["tap"] in (LAST, WEIGHTED_SUM) else one["tap"] for one in readouts.values()]
+    taps = [num_blocks if one["tap"] in (LAST, WEIGHTED_SUM, *MIXES) else one["tap"] for one in readouts.values()]
     return max(taps)
 
 
@@ -85,8 +91,10 @@ def new_network(args: MultiTaskArguments, config: FinetunedWavCSEConfig, labelle
     torch.manual_seed(args.seed)  # so that all upstreams start under the same heads
     model = FinetunedWavCSE(config, upstream)
     _start_heads(model, labelled)
-    if config.reads_embedding:
-        _take_over(model, args.init_from)
+    if args.stage_before is not None:
+        _take_over_stage(model, args.stage_before / "hub")
+    elif config.reads_embedding:
+        _take_over(model, args.start)
     if args.fast_parts:
         use_linear(model.readouts)
     return model
@@ -94,8 +102,8 @@ def new_network(args: MultiTaskArguments, config: FinetunedWavCSEConfig, labelle
 
 def _new_upstream(args: MultiTaskArguments, config: PretrainedConfig) -> PreTrainedModel:
     if not is_whisper(config):
-        return new_encoder(config, args.init_from, args.fast_parts)
-    encoder = load_upstream(args.init_from, config)
+        return new_encoder(config, args.start, args.fast_parts)
+    encoder = load_upstream(args.start, config)
     if args.fast_parts:
         use_linear(encoder)
     return encoder
@@ -125,3 +133,22 @@ def _take_over(model: FinetunedWavCSE, init_from: str) -> None:
         is_same = own is not None and own["tap"] == EMBEDDING and own.get("labels") == task.get("labels")
         if is_same and own["kind"] == "classes" and own["loss"] == task.get("loss", "cross_entropy"):
             model.readouts[name].head.load_state_dict(heads[name].state_dict())
+
+
+def _take_over_stage(model: FinetunedWavCSE, folder: Path) -> None:
+    """All that an earlier stage has trained beside the upstream: readouts of the same names, and layers that they share.
+
+    Raises:
+        ValueError: a task reads something else than it did there, or has other classes or symbols.
+    """
+    source = FinetunedWavCSE.from_pretrained(folder)
+    model.mixes.load_state_dict(source.mixes.state_dict())
+    if model.downstream is not None:
+        model.downstream.load_state_dict(source.downstream.state_dict())
+    for name, readout in source.readouts.items():
+        if name not in model.readouts:
+            continue
+        before, now = source.config.readouts[name], model.config.readouts[name]
+        if different := sorted(field for field in {*before, *now} if before.get(field) != now.get(field)):
+            raise ValueError(f"tasks.{name}: differs from what {folder} was trained on ({', '.join(different)}).")
+        model.readouts[name].load_state_dict(readout.state_dict())

@@ -71,14 +71,15 @@ class CropRules:
     mask_probability: float
     mask_frames: int
     mask_least: int
+    batch_clips: int = 0
 
 
 class WholePlanner:
     """Batches of whole clips of similar length; every clip comes once in an epoch, and epochs follow each other.
 
     Clips are filled up with silence to multiples of 0.1 s, so that equal lengths meet. Sorted by that length, the clips of an
-    epoch are cut into batches where `batch_seconds` are full; which clips of one length meet, and the order of the batches,
-    are drawn for each epoch.
+    epoch are cut into batches of `batch_clips`, or where `batch_seconds` are full; which clips of one length meet, and the
+    order of the batches, are drawn for each epoch.
 
     Args:
         num_samples: length of every clip, `[N]`; 0 = not in the stream.
@@ -95,6 +96,8 @@ class WholePlanner:
 
     def _bounds(self, lengths: np.ndarray) -> list[int]:
         """Where batches start among the clips of an epoch, longest first, and the end: the same in every epoch."""
+        if self.rules.batch_clips:
+            return [*range(0, len(lengths), self.rules.batch_clips), len(lengths)]
         budget, bounds, used = to_samples(self.rules.batch_seconds), [0], 0
         for place, length in enumerate(lengths):
             if used and used + length > budget:
@@ -104,13 +107,18 @@ class WholePlanner:
         return [*bounds, len(lengths)]
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Batches until every clip has come once."""
+        return len(self.bounds) - 1
+
+    @property
     def smallest_batch(self) -> int:
         """Clips of the smallest batch."""
         return int(np.diff(self.bounds).min())
 
     def crops(self, step: int) -> list[Crop]:
         """The clips of update `step` (from 0), longest first."""
-        epoch, place = divmod(step, len(self.bounds) - 1)
+        epoch, place = divmod(step, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = epoch, self._batches(epoch)
         rng = np.random.default_rng([self.rules.seed, step, self.stream, 1])
@@ -134,6 +142,9 @@ class WholePlanner:
 class StreamLoader:
     """A batch of every stream for each update, with its audio, loaded one ahead of the training.
 
+    Attributes:
+        steps_per_epoch: updates until every clip of the longest stream has come once; of crops, until so much audio has.
+
     Raises:
         ValueError: no training clip of a stream is long enough.
     """
@@ -150,13 +161,19 @@ class StreamLoader:
         self.args, self.labelled, self.reader = args, labelled, reader
         self.process_index, self.num_processes = process_index, num_processes
         self.streams = args.stream_settings()
+        self.steps_per_epoch = 1
         self.planners = {
             name: self._planner(name, stream, number, shortest) for number, (name, stream) in enumerate(self.streams.items())
         }
 
+    @property
+    def max_steps(self) -> int:
+        """Updates of the whole training."""
+        return self.args.num_epochs * self.steps_per_epoch or self.args.max_steps
+
     def updates(self, first_step: int) -> Iterator[list[TaskBatch]]:
         """For each update from `first_step` on, a batch of each stream."""
-        return loaded_ahead(self.update, range(first_step, self.args.max_steps))
+        return loaded_ahead(self.update, range(first_step, self.max_steps))
 
     def update(self, step: int) -> list[TaskBatch]:
         """The batches of update `step` (from 0)."""
@@ -177,6 +194,7 @@ class StreamLoader:
             args.mask_share / args.mask_frames if is_masked else 0.0,
             args.mask_frames if is_masked else 0,
             args.mask_least,
+            stream.batch_clips,
         )
 
     def _planner(self, name: str, stream: StreamSettings, number: int, shortest: int) -> Callable[[int], list[Crop]]:
@@ -188,11 +206,14 @@ class StreamLoader:
         if stream.crop == WHOLE:
             whole = WholePlanner(rules, num_samples, self.reader.num_frames, number)
             self._check_size(name, whole.smallest_batch)  # not after hours, when that batch comes
+            self.steps_per_epoch = max(self.steps_per_epoch, whole.steps_per_epoch)
             return whole.crops
         try:
             planner = CropPlanner(rules, num_samples, self._classes(stream), shortest, self.reader.num_frames)
         except ValueError as error:
             raise ValueError(f"streams.{name}: {error}") from error
+        steps = round(num_samples.sum() / to_samples(stream.batch_seconds))
+        self.steps_per_epoch = max(self.steps_per_epoch, steps)
         return lambda step: planner.crops(step, number)
 
     def _classes(self, stream: StreamSettings) -> np.ndarray:
@@ -204,7 +225,8 @@ class StreamLoader:
     def _check_size(self, name: str, num_clips: int) -> None:
         if num_clips < self.num_processes:
             raise ValueError(
-                f"streams.{name}: a batch has {num_clips} clips for {self.num_processes} processes; change batch_seconds."
+                f"streams.{name}: a batch has {num_clips} clips for {self.num_processes} processes; change batch_seconds or "
+                "batch_clips."
             )
 
     def _batch(self, name: str, crops: Sequence[Crop]) -> TaskBatch:

@@ -29,7 +29,8 @@ from wavcse.eval.layers import layer_curves
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.table import shown
 from wavcse.finetuning.arguments import FIGURES, MultiTaskArguments, TaskStudyRecipe
-from wavcse.finetuning.multi_task import finetune_tasks
+from wavcse.finetuning.multi_task import finetune_tasks, result_of
+from wavcse.finetuning.stages import laid_over, stages_of
 from wavcse.reports.figures import draw_all, new_axes
 from wavcse.reports.page import inert, made_by, markdown_table, opening, write_page
 from wavcse.settings.command import DONE
@@ -85,11 +86,11 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
         recipe = read_recipe(settings.recipe, RECIPE_FIELDS)
         recipe = {name: value for name, value in recipe.items() if name not in SET_BY_STUDY}
         shared = {**recipe, **checked_fields("overrides", settings.overrides, VARIANT_FIELDS)}
-        own = {name: _with_tasks(shared, fields_of or {}) for name, fields_of in settings.variants.items()}
+        own = {name: laid_over(shared, fields_of or {}) for name, fields_of in settings.variants.items()}
         variants = read_variants(own, [shared], MultiTaskArguments, folder, VARIANT_FIELDS, (*FILES, PICTURES))
         for variant in variants:
             try:
-                variant.args.check_sections()
+                stages_of(variant.args)
             except ValueError as error:
                 raise ValueError(f"variants.{variant.name}: {error}") from error
         checked_fields("published", settings.published, [variant.name for variant in variants])
@@ -104,32 +105,12 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
     return TaskStudy(Path(path), settings, variants, folder)
 
 
-def _with_tasks(shared: Mapping[str, Any], own: Any) -> Any:
-    """A variant's fields, its tasks and test sets laid over the shared ones; with a task that is null go its test sets."""
-    if not isinstance(own, dict) or not all(isinstance(own.get(section, {}), dict) for section in ("tasks", "tests")):
-        return own  # and is refused, with the name of what is wrong
-    tasks, tests = _laid_over(shared, own, "tasks"), _laid_over(shared, own, "tests")
-    gone = [name for name, fields_of in own.get("tasks", {}).items() if fields_of is None]
-    return {**own, "tasks": tasks, "tests": {name: one for name, one in tests.items() if one.get("of") not in gone}}
-
-
 def _columns_of(args: MultiTaskArguments) -> list[str]:
     """TASK.FIGURE of all tests of a run."""
     tasks = args.task_settings()
     kinds = {name: task.kind for name, task in tasks.items()}
     kinds |= {name: tasks[one.of].kind for name, one in args.test_settings().items()}
     return [f"{name}.{figure}" for name, kind in kinds.items() for figure in FIGURES[kind] if figure != "loss"]
-
-
-def _laid_over(shared: Mapping[str, Any], own: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """A section of a variant over the shared one, name by name; those that are null are left out."""
-    found = dict(shared.get(section) or {})
-    for name, fields_of in own.get(section, {}).items():
-        if fields_of is None:
-            found.pop(name, None)
-        else:
-            found[name] = {**found.get(name, {}), **fields_of}
-    return found
 
 
 def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> Path:
@@ -159,19 +140,6 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
     if words:
         raise ValueError(words)
     return page
-
-
-def result_of(args: MultiTaskArguments) -> dict[str, Any] | None:
-    """What a finished training found, `None` if it is not finished; ValueError if it is another than `args` describes."""
-    path = RunFolder(args.output_dir).results / "finetuning.json"
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(args.identity()))
-    different = sorted(name for name, value in wanted.items() if result["config"].get(name) != value)
-    if different:
-        raise ValueError(f"{args.output_dir}: holds a training with other settings ({', '.join(different)}); remove it.")
-    return result
 
 
 # ---- facts ----

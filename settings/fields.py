@@ -293,7 +293,8 @@ def _read_value(one: Field, hint: Any, value: Any) -> Any:
         return _read_json(one, value) if kind is dict else _read_text(kind, value)
     (item,) = get_args(kind)
     if item is dict:
-        return _read_json(one, value)
+        found = _read_json(one, value)
+        return [found] if isinstance(found, dict) and found is not value else found  # of one object on the command line
     if isinstance(value, str) and item is str:
         value = [value]
     if not isinstance(value, list):

@@ -1,11 +1,11 @@
-"""Which parts of an encoder stay as they are, and until when.
+"""Which parts of an encoder, and of what reads it, stay as they are, and until when.
 
 What is frozen gets no gradient and is in eval mode: it has no dropout, and a batch norm in it keeps its figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ class Freeze(CheckedFields):
     stem: bool = option(True, "Leave the convolutions on the waveform or spectrogram as they are.")
     encoder_until: int = option(0, "Steps at the beginning in which heads alone learn.", at_least=0)
     blocks: int = option(0, "So many of the lowest blocks stay as they are, with all that comes before them.", at_least=0)
+    ari: bool = option(False, "Leave the weights of the blocks as they are.")
+    auxiliary: bool = option(False, "Leave the hidden layers of tasks that are not learnt as they are.")
 
 
 class Freezing:
@@ -31,16 +33,18 @@ class Freezing:
     Args:
         encoder: a WavLM, wav2vec2 or HuBERT, or Whisper's encoder. What has no gradient at this time (Whisper's positions, a
             final norm that nothing reads) is never given one.
+        parts: outside of the encoder, what is frozen in every step.
 
     Raises:
         ValueError: the encoder has fewer blocks than are to be frozen.
     """
 
-    def __init__(self, encoder: PreTrainedModel, freeze: Freeze):
+    def __init__(self, encoder: PreTrainedModel, freeze: Freeze, parts: Sequence[nn.Module] = ()):
         from wavcse.packed_encoder_wavcse import blocks_of
         from wavcse.upstream_wavcse import unread_part
 
         self.encoder, self.freeze, self.step = encoder, freeze, 0
+        self.parts = [module for part in parts for module in part.modules()]
         blocks, final = blocks_of(encoder), unread_part(encoder)
         if freeze.blocks > len(blocks):
             raise ValueError(f"freeze: blocks is {freeze.blocks}; the encoder has {len(blocks)}.")
@@ -64,6 +68,7 @@ class Freezing:
             module.training = False
 
     def _frozen(self) -> Iterator[nn.Module]:
+        yield from self.parts
         if self.step < self.freeze.encoder_until:
             yield from self.encoder.modules()
         elif self.freeze.blocks:

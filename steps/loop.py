@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from wavcse.steps.arguments import UpdateArguments, learning_rate_factor
@@ -30,15 +30,32 @@ class StepProgress:
     train_seconds: float = 0.0
 
 
-def new_learner(args: UpdateArguments, network: nn.Module) -> Learner:
-    """AdamW over everything that is trained; weight decay on matrices only."""
+def new_learner(
+    args: UpdateArguments,
+    network: nn.Module,
+    rates: Mapping[nn.Module, float] | None = None,
+    new_scheduler: Callable[[Optimizer], Any] | None = None,
+) -> Learner:
+    """AdamW over everything that is trained; weight decay on matrices only.
+
+    Args:
+        rates: parts of the network -> their learning rate, in place of the settings'.
+        new_scheduler: optimiser -> scheduler, in place of the one of the settings' `decay`.
+    """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": args.weight_decay},
-        {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
-    ]
+    own = {weight: rate for part, rate in (rates or {}).items() for weight in part.parameters()}
+    groups = []
+    for rate in dict.fromkeys([args.learning_rate, *own.values()]):
+        some = [weight for weight in trained if own.get(weight, args.learning_rate) == rate]
+        groups += [
+            {"params": [weight for weight in some if weight.dim() > 1], "weight_decay": args.weight_decay, "lr": rate},
+            {"params": [weight for weight in some if weight.dim() <= 1], "weight_decay": 0.0, "lr": rate},
+        ]
     optimizer = AdamW(groups, lr=args.learning_rate, betas=tuple(args.adam_betas), fused=True)
-    scheduler = LambdaLR(optimizer, learning_rate_factor(args.warmup_steps, args.max_steps, args.decay))
+    if new_scheduler is not None:
+        scheduler = new_scheduler(optimizer)
+    else:
+        scheduler = LambdaLR(optimizer, learning_rate_factor(args.warmup_steps, args.max_steps, args.decay))
     return Learner(args, network, network, optimizer, scheduler, StepProgress())
 
 
