@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -103,7 +104,8 @@ def _waiting(folder: Path) -> str:
     path = max(folder.glob("????-??-??-corpus-cpu*.json"), default=None)
     if path is None:
         return ""
-    share = json.loads(path.read_text(encoding="utf-8"))["summary"]["waiting_percent_one_process"]
+    sizes = json.loads(path.read_text(encoding="utf-8"))["sizes"]  # passes of one worker over growing corpora
+    share = statistics.median(row["waiting_percent"] for row in sizes)
     return f"A pass over local files waited\n  {share:.1f} % of its time for audio ({path.name}). "
 
 
