@@ -16,6 +16,7 @@ from wavcse.data import SPLITS
 from wavcse.data.inspection import Inspector
 from wavcse.data.leaks import ClipUses, inspected, refuse_leaks
 from wavcse.data.manifest import Clip, Manifest
+from wavcse.data.splits import Fold
 from wavcse.modeling_wavcse import IGNORED_LABEL
 
 MOST_SHOWN = 12  # classes that are named before training
@@ -38,6 +39,7 @@ class TaskSource:
         kind: "classification", or "regression": the labels are the numbers to be predicted.
         splits: whose clips are read, each of which must have some; "test" alone for a further test set of another task.
         may_lack_test: whether there may be no test clips, where further test sets stand for them.
+        fold: divides the clips in place of the split columns; its validation clips are of speakers who train.
     """
 
     manifests: tuple[str, ...]
@@ -50,6 +52,7 @@ class TaskSource:
     kind: str = "classification"
     splits: tuple[str, ...] = SPLITS
     may_lack_test: bool = False
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ def read_task(name: str, source: TaskSource, manifests: Sequence[Manifest] | Non
     # `uses` holds this mapping and reads the columns of numbers that are added to it.
     by_column = {source.label_column: labels}
     uses = ClipUses(f"task {name!r}", clips, splits, by_column, manifests, sources, rows, columns, source.disjoint_by)
+    if source.fold is not None:
+        uses = replace(uses, held_out=("test",))
     by_column.update({column: _as_numbers(uses.column(column)) for column in source.numbers})
     return task, uses
 
@@ -163,13 +168,8 @@ def _read_part(
     name: str, source: TaskSource, manifest: Manifest
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The split column of a manifest, the rows that the task uses, and their labels, splits and groups."""
-    split_column = next((column for column in source.split_columns if column in manifest.table.columns), None)
-    if split_column is None:
-        raise ValueError(
-            f"task {name!r}: {manifest.path} has none of the split columns {list(source.split_columns)}; "
-            f"its columns are {list(manifest.table.columns)}."
-        )
-    labels, splits = manifest.column(source.label_column), manifest.split(split_column)
+    split_column, splits = _splits(name, source, manifest)
+    labels = manifest.column(source.label_column)
     used = np.flatnonzero((labels != "") & np.isin(splits, source.splits))
     if not len(used):
         raise ValueError(
@@ -182,6 +182,19 @@ def _read_part(
         speakers = manifest.column("speaker_id") if "speaker_id" in manifest.table.columns else ids
         groups = np.where(speakers == "", ids, speakers)
     return split_column, used, labels[used], splits[used], groups[used]
+
+
+def _splits(name: str, source: TaskSource, manifest: Manifest) -> tuple[str, np.ndarray]:
+    """The column that divides the clips of a manifest, and their splits."""
+    if source.fold is not None:
+        return source.fold.column, source.fold.splits(manifest)
+    split_column = next((column for column in source.split_columns if column in manifest.table.columns), None)
+    if split_column is None:
+        raise ValueError(
+            f"task {name!r}: {manifest.path} has none of the split columns {list(source.split_columns)}; "
+            f"its columns are {list(manifest.table.columns)}."
+        )
+    return split_column, manifest.split(split_column)
 
 
 def _check(task: TaskClips, trained: Sequence[str], source: TaskSource) -> None:

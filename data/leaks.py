@@ -40,6 +40,7 @@ class ClipUses:
         rows: row in that manifest, int64 `[N]`.
         split_columns: of each manifest, the column that `splits` was read from.
         disjoint_by: column whose values (speakers) may not cross splits; None where they may.
+        held_out: splits whose speakers are in no other one. Of a fold it is the test split alone.
     """
 
     owner: str
@@ -51,6 +52,7 @@ class ClipUses:
     rows: np.ndarray
     split_columns: Sequence[str]
     disjoint_by: str | None = None
+    held_out: tuple[str, ...] = ("validation", "test")
 
     def column(self, name: str | None) -> np.ndarray:
         """A manifest column for every clip, text `[N]`; empty where a manifest does not have it."""
@@ -174,7 +176,7 @@ def _refuse_speakers_in_two_splits(uses: ClipUses) -> None:
         raise ValueError(f"{uses.owner}: {uses.clips[nameless[0]].clip_id} has no {column!r}, which must not cross splits.")
     members = {split: set(speakers[uses.splits == split]) for split in SPLITS}
     for first, second in combinations(SPLITS, 2):
-        shared = sorted(members[first] & members[second])
+        shared = sorted(members[first] & members[second]) if {first, second} & set(uses.held_out) else []
         if shared:
             raise ValueError(
                 f"{uses.owner}: {column} {_listed(shared)} occur in both {first} and {second}; "
@@ -230,13 +232,13 @@ class SpeakersOf:
     """The speakers of a task with `disjoint_by`, and who of another task's speakers they are.
 
     Attributes:
-        held_out: speaker -> a validation or test clip.
+        held_out: speaker -> a clip of a split that holds its speakers out.
     """
 
     def __init__(self, uses: ClipUses, files: Sequence[str]):
         self.column = uses.disjoint_by
         speakers, corpora = uses.column(self.column), uses.column("corpus")
-        rows = np.flatnonzero(uses.splits != "train")
+        rows = np.flatnonzero(np.isin(uses.splits, uses.held_out))
         self.held_out = {speakers[row]: int(row) for row in rows}
         self.of_corpus = {(corpora[row], speakers[row]) for row in rows if corpora[row]}
         self.of_file = dict(zip(files, speakers))  # by content

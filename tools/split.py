@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from wavcse.data.corpora.corpus import hash_fraction
 from wavcse.data.files import replacing
 from wavcse.data.manifest import AS_WRITTEN
+from wavcse.data.splits import hash_fraction
 from wavcse.data.tables import read_text_table
 from wavcse.settings.command import DONE
 

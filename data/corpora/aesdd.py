@@ -12,17 +12,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavcse.data.corpora.corpus import (
-    Corpus,
-    Rows,
-    hash_fraction,
-    read_lines,
-    some,
-    split_by_hash,
-    tally,
-    text_table,
-)
+from wavcse.data.corpora.corpus import Corpus, Rows, read_lines, some, tally, text_table
 from wavcse.data.corpus_facts import FACTS
+from wavcse.data.splits import hash_fraction, split_by_hash
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,17 +10,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavcse.data.corpora.corpus import (
-    Corpus,
-    Rows,
-    read_lines,
-    refuse_shared_speakers,
-    some,
-    split_by_hash,
-    tally,
-    text_table,
-)
+from wavcse.data.corpora.corpus import Corpus, Rows, read_lines, refuse_shared_speakers, some, tally, text_table
 from wavcse.data.corpus_facts import FACTS
+from wavcse.data.splits import split_by_hash
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +40,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class HubClip:
-    """Where a row of a Hub copy belongs in the official layout: the audio file, and its line in a list, if it has one."""
+    """Where a row of a Hub copy belongs in the official layout: the audio file, and its line in a list, if it has one.
+
+    `others`: further lists -> its line there.
+    """
 
     file_name: str
     list_name: str = ""
     line: str = ""
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,17 +167,6 @@ def matching_text(pattern: re.Pattern, row: Mapping[str, Any]) -> re.Match:
 def tally(values: pd.Series) -> dict[str, int]:
     """How often each value occurs, without the empty one."""
     return {str(value): int(count) for value, count in values[values != ""].value_counts(sort=False).items()}
-
-
-def hash_fraction(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone: the first six bytes of its sha1 as a fraction."""
-    return int.from_bytes(hashlib.sha1(name.encode()).digest()[:6], "big") / 2**48
-
-
-def split_by_hash(name: str, validation: float, test: float = 0.0) -> str:
-    """The split of a speaker (or clip) where a corpus has none of its own: these shares of all names, the rest trains."""
-    fraction = hash_fraction(name)
-    return "test" if fraction < test else "validation" if fraction < test + validation else "train"
 
 
 def refuse_shared_speakers(table: pd.DataFrame, split_column: str, source: Path) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wavcse.data.corpora.corpus import Corpus, Rows, some, split_by_hash, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, Rows, some, tally, text_table
 from wavcse.data.corpus_facts import FACTS
+from wavcse.data.splits import split_by_hash
 
 AUDIO = {".wav", ".ogg", ".oga", ".opus", ".flac", ".mp3"}
 OTHERS = {"unknown", "silence"}  # test folders that are not keywords: 18 classes in the paper

@@ -60,8 +60,9 @@ def write_hub_copy(
                 _write_audio(row["audio"], root / place.file_name)
             except ValueError as error:
                 raise ValueError(f"{hub_id}, split {split}, row {number}: {error}") from error
-            if place.list_name:
-                lists.setdefault(place.list_name, set()).add(place.line)
+            for name, line in [(place.list_name, place.line), *place.others.items()]:
+                if name:
+                    lists.setdefault(name, set()).add(line)
             clips += 1
     for name, lines in lists.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, some, split_by_hash, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, some, tally, text_table
 from wavcse.data.corpus_facts import FACTS
+from wavcse.data.splits import split_by_hash
 
 LANGUAGES = {
     **{"bengali": "bn", "gujarati": "gu", "hindi": "hi", "kannada": "kn", "malayalam": "ml", "marathi": "mr"},

@@ -13,17 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wavcse.data.corpora.corpus import (
-    Corpus,
-    Rows,
-    hash_fraction,
-    read_lines,
-    refuse_shared_speakers,
-    some,
-    tally,
-    text_table,
-)
+from wavcse.data.corpora.corpus import Corpus, Rows, read_lines, refuse_shared_speakers, some, tally, text_table
 from wavcse.data.corpus_facts import FACTS
+from wavcse.data.splits import hash_fraction
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,18 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.corpora.corpus import (
-    Corpus,
-    HubClip,
-    Rows,
-    matching_text,
-    read_lines,
-    some,
-    split_by_hash,
-    tally,
-    text_table,
-)
+from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, read_lines, some, tally, text_table
 from wavcse.data.corpus_facts import FACTS
+from wavcse.data.splits import split_by_hash
 
 LIST = "iden_split.txt"
 LINE = re.compile(r"([123]) ((id\d{5})/[^/ ]+/\d{5}\.wav)")

@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wavcse.data.corpora.corpus import Corpus, Rows, hash_fraction, read_lines, some, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, Rows, read_lines, some, tally, text_table
 from wavcse.data.corpus_facts import FACTS
+from wavcse.data.splits import hash_fraction
 from wavcse.data.trials import make_pairs, trials_table
 
 if TYPE_CHECKING:

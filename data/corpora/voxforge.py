@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, some, split_by_hash, tally, text_table
+from wavcse.data.corpora.corpus import Corpus, HubClip, Rows, matching_text, some, tally, text_table
 from wavcse.data.corpus_facts import FACTS
+from wavcse.data.splits import split_by_hash
 
 LANGUAGES = {"de": "german", "en": "english", "es": "spanish", "fr": "french", "it": "italian", "ru": "russian"}
 ARCHIVE = re.compile(r"(.+?)-\d{8,10}[a-z]?(?:[-_].*)?")

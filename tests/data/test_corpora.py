@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 
@@ -334,7 +335,7 @@ def test_the_papers_emotion_protocol_takes_every_tenth_turn_in_order_of_the_path
     row = table.loc[f"{prefix}/Ses03M_script01_1b/Ses03M_script01_1b_M000.wav"]
     assert row.drop("split_er").to_dict() == {
         **{"emotion": "", "emotion_code": "xxx", "valence": "3", "activation": "2.3333", "dominance": "4.5000"},
-        **{"speaker_id": "Ses03M", "gender": "male", "session": "3", "style": "scripted"},
+        **{"speaker_id": "Ses03M", "gender": "male", "session": "3", "style": "scripted", "transcript": ""},
         **{"corpus": "iemocap", "protocol": "wavcse-paper"},
     }
     excited = table.loc[f"{prefix}/Ses03F_impro01/Ses03F_impro01_M001.wav"]
@@ -382,6 +383,52 @@ def test_valence_activation_and_dominance_have_a_split_of_all_turns(iemocap, tmp
     else:
         with pytest.raises(ValueError, match="speaker_id .* occur in both train and validation"):
             load_task_clips("affect", source)
+
+
+def write_transcriptions(root: Path, without: str = "") -> None:
+    """What is said in every turn but one, with lines that belong to no turn of the corpus."""
+    for session in range(1, 6):
+        for dialog in (f"Ses0{session}F_impro01", f"Ses0{session}M_script01_1b"):
+            turns = [f"{dialog}_{gender}{number:03d}" for gender in "MF" for number in range(3)]
+            spoken = [f"{turn} [006.2901-008.2357]: I said: {turn[-4:]}." for turn in turns if turn != without]
+            lines = [*spoken[:2], "M: Yeah.", *spoken[2:], f"{dialog}_MXX0 [151.2551-153.4251]: [LAUGHTER], That's it."]
+            write_text(root / f"Session{session}/dialog/transcriptions/{dialog}.txt", *lines)
+
+
+@pytest.mark.parametrize("protocol", ["wavcse-paper", "superb", "session-5", "paper-guess"])
+def test_words_of_turns_are_a_column_and_change_nothing_else(iemocap, tmp_path, capsys, protocol):
+    before = manifest_of("iemocap", iemocap, tmp_path / "m.csv", protocol, ER_COUNTS)
+    assert set(before.pop("transcript")) == {""}
+    write_transcriptions(iemocap, without="Ses02F_impro01_M001")
+    after = manifest_of("iemocap", iemocap, tmp_path / "m.csv", protocol, ER_COUNTS)
+    words = after.pop("transcript").rename(lambda name: Path(name).stem)
+    pd.testing.assert_frame_equal(before, after)
+    assert words["Ses03M_script01_1b_F002"] == "I said: F002."
+    assert words.index[words == ""].tolist() == ["Ses02F_impro01_M001"]
+    main(["iemocap", "--root", str(iemocap), "--out", str(tmp_path / "m.csv"), "--allow_partial", "--protocol", protocol])
+    assert "transcripts 59" in capsys.readouterr().out
+
+
+def test_a_protocol_that_leaves_sessions_out_has_words_and_five_folds(iemocap, tmp_path, capsys):
+    write_transcriptions(iemocap)
+    counts = {**ER_COUNTS, "turns": 60}
+    table = manifest_of("iemocap", iemocap, tmp_path / "m.csv", "leave-one-session-out", counts)
+    assert (table["transcript"] != "").all()
+    folds = [f"split_er_fold{session}" for session in range(1, 6)]
+    for session, column in enumerate(folds, start=1):
+        assert ((table[column] == "") == (table["emotion"] == "")).all()
+        assert ((table[column] == "test") == ((table["session"] == str(session)) & (table["emotion"] != ""))).all()
+        drawn = {  # 10 % of all that a session could have
+            name for name, row in table.iterrows()
+            if int.from_bytes(hashlib.sha1(f"{row['session']}/{Path(name).name}".encode()).digest()[:6], "big") < 0.1 * 2**48
+        }  # fmt: skip
+        is_drawn = table.index.isin(drawn) & (table["emotion"] != "") & (table["session"] != str(session))
+        assert ((table[column] == "validation") == is_drawn).all()
+    assert (table[folds] == "validation").any(axis=None)
+    write_transcriptions(iemocap, without="Ses02F_impro01_M001")
+    refused = ["iemocap", "--root", str(iemocap), "--out", str(tmp_path / "m.csv"), "--protocol", "leave-one-session-out"]
+    assert main(refused) == 2
+    assert "dialog/transcriptions lacks the words of turns, 1: Ses02F_impro01_M001" in capsys.readouterr().err
 
 
 def break_iemocap(root: Path, fault: str) -> None:
@@ -549,6 +596,8 @@ def test_a_hub_copy_of_iemocap_becomes_its_sessions(hub_copy, tmp_path, emotion,
     ]
     features = {"file": datasets.Value("string"), emotion: datasets.Value("string")}
     features |= {name: datasets.Value("float32") for name in names}
+    features["transcription"] = datasets.Value("string")
+    rows = [{**row, "transcription": f"Session {number}."} for number, row in enumerate(rows, start=1)]
     copy = hub_copy(features, train=[{**row, "audio": encoded(NOISE, "a.flac")} for row in rows])
     write_hub_copy(CORPORA["iemocap"], str(copy), tmp_path / "iemocap")
     counts = {"happy": 1, "neutral": 1, "angry": 1, "sad": 1}
@@ -556,6 +605,7 @@ def test_a_hub_copy_of_iemocap_becomes_its_sessions(hub_copy, tmp_path, emotion,
     assert table["emotion"].tolist() == ["happy", "neutral", "angry", "sad", ""]
     last = table.loc["iemocap/Session5/sentences/wav/Ses05F_impro01/Ses05F_impro01_M003.wav"]
     assert last[["emotion_code", "valence", "activation", "dominance"]].tolist() == ["fru", "5", "3.5000", "2.2500"]
+    assert last["transcript"] == "Session 5."
 
 
 def test_a_hub_copy_of_kathbath_has_its_audio_in_another_column(hub_copy, tmp_path):

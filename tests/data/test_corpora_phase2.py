@@ -15,8 +15,8 @@ from wavcse.data import SPLITS
 from wavcse.data.composite import TaskSource, load_task_clips
 from wavcse.data.corpora import CORPORA
 from wavcse.data.corpora.__main__ import main
-from wavcse.data.corpora.corpus import split_by_hash
 from wavcse.data.corpora.voxforge import speaker_of
+from wavcse.data.splits import split_by_hash
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
 from wavcse.tests.helpers.corpus_trees import RATE, manifest_of, table_of, write_text, write_wav

@@ -1,6 +1,7 @@
 """Synthetic twins: columns and splits of the contract, labels that the voice carries, trials that are sound, equal bytes."""
 
 import csv
+import hashlib
 import re
 import unicodedata
 import zlib
@@ -19,6 +20,8 @@ from wavcse.data.synthetic import TWINS, corpus, plan_twin, write_plan
 from wavcse.data.synthetic import __main__ as cli
 from wavcse.data.synthetic.espeak import speak
 from wavcse.data.synthetic.render import render
+from wavcse.data.synthetic.table import plan_multitask
+from wavcse.data.synthetic.twins.dyads import FILLERS, FIXED_HINTS, FIXED_LINES, LOOSE_HINTS
 from wavcse.data.synthetic.twins.fluent import INTENTS
 from wavcse.tests.helpers.processes import Child, run_python
 
@@ -33,8 +36,17 @@ TASKS = {
     "iemocap": [("valence", "split_vad"), ("activation", "split_vad"), ("dominance", "split_vad")],
     "fluent": [("intent", "split_ic")],
     "librispeech": [("text", "split_asr"), ("speaker_id", "split_sv")],
+    "dyads": [("emotion", "split_er"), ("style", "split_er"), ("gender", "split_er")],
 }
-CLASSES = {"keyword": 18, "language": 6, "gender": 2, "dialect": 8, "emotion": 5, "intent": 31}
+NUM_CLASSES = {
+    **{"football": {"keyword": 18}, "voxforge": {"language": 6}, "timit": {"gender": 2, "dialect": 8}, "aesdd": {"emotion": 5}},
+    **{"fluent": {"intent": 31}, "dyads": {"emotion": 4, "style": 2, "gender": 2}},
+}
+PLANS = {  # "" is the corpus of Phase 1
+    **{"": "2bba7119cc7c", "football": "ee51bf564952", "voxforge": "877a936ff92d", "kathbath": "7cbb80bbb7a4"},
+    **{"cnceleb1": "63826e33bc47", "timit": "4dee38f917f8", "aesdd": "257b38a57296", "iemocap": "d963402689e2"},
+    **{"fluent": "ef79f2c4be9a", "librispeech": "6ad318a5ce8b"},
+}
 SCRIPTS = {
     **{"bn": "BENGALI", "gu": "GUJARATI", "hi": "DEVANAGARI", "kn": "KANNADA", "ml": "MALAYALAM", "mr": "DEVANAGARI"},
     **{"or": "ORIYA", "pa": "GURMUKHI", "ta": "TAMIL", "te": "TELUGU", "ur": "ARABIC", "fa": "ARABIC"},
@@ -91,7 +103,7 @@ def test_splits_are_disjoint_by_speaker_or_all_speakers_are_known(name, tables):
             assert table.groupby("language").speaker_id.nunique().tolist() == [4] * 11
         else:
             assert sum(map(len, speakers.values())) == table.speaker_id.nunique()
-            assert min(map(len, speakers.values())) >= 12
+            assert min(map(len, speakers.values())) >= (2 if name == "dyads" else 12)
         assert share["train"] == pytest.approx(0.6, abs=0.08)
         assert share["validation"] > 0.15
         assert share["test"] > 0.15
@@ -102,8 +114,8 @@ def test_splits_are_disjoint_by_speaker_or_all_speakers_are_known(name, tables):
 def test_every_class_occurs_in_every_split_of_the_smallest_twin(name, seed):
     table = rows(plan_twin(TWINS[name], TWINS[name].min_clips, seed))
     for label, split in TASKS[name]:
-        if label in CLASSES:
-            assert table[label].nunique() == CLASSES[label]
+        if label in NUM_CLASSES.get(name, ()):
+            assert table[label].nunique() == NUM_CLASSES[name][label]
             assert (pd.crosstab(table[label], table[split]).reindex(columns=SPLITS, fill_value=0) > 0).all(axis=None)
 
 
@@ -139,7 +151,7 @@ def test_the_manifest_is_what_a_task_reads(name, silent, tmp_path):
     assert set(table.columns) <= set(re.findall(r"`(\w+)`", readme))
     for label, split in TASKS[name]:
         assert (table[label] != "").all()
-        if label in CLASSES or name == "kathbath":
+        if label in NUM_CLASSES.get(name, ()) or name == "kathbath":
             disjoint_by = None if name == "kathbath" else "speaker_id"
             task = load_task_clips(name, TaskSource((str(manifest),), label, (split,), disjoint_by))
             assert len(task.clips) == twin.min_clips
@@ -331,7 +343,61 @@ def test_trials_of_read_sentences_are_across_sessions_and_within_genders(silent,
     assert {*one.split_sv, *other.split_sv} == {"test"}
 
 
+# Dyads
+
+
+def test_dyads_are_five_women_and_five_men_who_show_everything_alike(tables):
+    table = tables["dyads"]
+    assert len(table) >= 1000
+    speakers = table.groupby("session").agg({"speaker_id": "nunique", "gender": "nunique", "split_er": "nunique"})
+    assert speakers.to_numpy().tolist() == [[2, 2, 1]] * 5
+    assert table.speaker_id.nunique() == 10
+    counts = table.groupby(["session", "emotion"]).size()
+    assert len(counts) == 20
+    assert counts.min() > 0.8 * len(table) / 20
+    counts = pd.crosstab(table.emotion, table["style"])
+    assert counts.max(axis=None) - counts.min(axis=None) <= 2
+
+
+def test_emotions_of_dyads_are_in_the_prosody_and_hinted_at_by_a_third_of_the_words(tables):
+    table = tables["dyads"]
+    pitch = (table.pitch_semitones - table.own_pitch_semitones).groupby(table.emotion).mean()
+    assert pitch.sort_values().index.tolist() == ["sad", "neutral", "angry", "happy"]
+    rate = (table.rate_wpm / table.own_rate_wpm).groupby(table.emotion).mean()
+    assert rate.sort_values().index.tolist() == ["sad", "neutral", "happy", "angry"]
+    emotions_of = table.groupby("text").emotion.agg(set)
+    says_it = table.text.map(emotions_of).map(len) == 1
+    hints = {line for lines in (*FIXED_HINTS.values(), *LOOSE_HINTS.values()) for line in lines}
+    has_hint = table.text.map(lambda text: any(text.removesuffix(".").endswith(line.removesuffix(".")) for line in hints))
+    assert has_hint.mean() == pytest.approx(1 / 3, abs=0.005)
+    assert says_it[has_hint].all()  # such a line comes with one emotion only
+    assert emotions_of[[*FIXED_LINES]].map(len).eq(4).all()
+
+
+def test_improvised_lines_have_a_filler_and_scripted_ones_are_the_same_for_all(tables):
+    table = tables["dyads"]
+    scripted, improvised = (table.text[table["style"] == name] for name in ("scripted", "improvised"))
+    assert set(scripted) == {*FIXED_LINES, *(line for lines in FIXED_HINTS.values() for line in lines)}
+    assert improvised.str.partition(",")[0].isin(FILLERS).all()
+    assert not scripted.str.partition(",")[0].isin(FILLERS).any()
+    assert improvised.nunique() > 4 * scripted.nunique()
+
+
+@pytest.mark.slow
+def test_clips_of_dyads_have_two_to_four_seconds():
+    lengths = [len(render(one)) / 16_000 for one in plan_twin(TWINS["dyads"], None, seed=0).utterances]
+    assert 2 <= min(lengths)
+    assert max(lengths) <= 4
+
+
 # The folders
+
+
+def test_corpora_that_were_written_before_are_still_the_same():
+    """Digests of the plans as they were when `dyads` was added: what folders of earlier versions hold, and go on from."""
+    plans = {"": plan_multitask(4000, 0), **{name: plan_twin(TWINS[name], None, seed=0) for name in PLANS if name}}
+    rows_of = {name: "\n".join([*map(repr, plan.utterances), *plan.tables.values()]) for name, plan in plans.items()}
+    assert {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in rows_of.items()} == PLANS
 
 
 def test_cli_plans_all_twins_or_those_that_are_named(monkeypatch, tmp_path, capsys):

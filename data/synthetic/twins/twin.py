@@ -124,7 +124,13 @@ def plan_twin(twin: Twin, clips: int | None, seed: int) -> Plan:
     )
 
 
-def cast(stream: Stream, accents: Sequence[str], prefix: str, counts: Mapping[str, int] | None = None) -> list[Speaker]:
+def cast(
+    stream: Stream,
+    accents: Sequence[str],
+    prefix: str,
+    counts: Mapping[str, int] | None = None,
+    variants: Mapping[str, Sequence[str]] = VARIANTS,
+) -> list[Speaker]:
     """Speakers of each split: men and women in turn, each gender through all accents and variants.
 
     A split has every accent in both genders if its count is a multiple of `2 * len(accents)`. The language is the first part
@@ -135,9 +141,10 @@ def cast(stream: Stream, accents: Sequence[str], prefix: str, counts: Mapping[st
         accents: espeak-ng voices.
         prefix: of the speakers' ids.
         counts: speakers by split, with an empty split for known speakers; by default `OPEN_SPEAKERS`.
+        variants: gender -> voices that may be chosen.
     """
     splits = [split for split, count in (counts or OPEN_SPEAKERS).items() for _ in range(count)]
-    shuffled = [np.random.default_rng([*stream, _VOICES, i]).permutation(VARIANTS[g]) for i, g in enumerate(GENDERS)]
+    shuffled = [np.random.default_rng([*stream, _VOICES, i]).permutation(variants[g]) for i, g in enumerate(GENDERS)]
     speakers = []
     for number, split in enumerate(splits):
         place, gender = divmod(number, len(GENDERS))
