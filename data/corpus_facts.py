@@ -123,7 +123,7 @@ FACTS: dict[str, CorpusFacts] = {
                     "wavcse-paper's split_er, and split_vad (all turns) in the same way; a guess, the paper does not state it"
                 ),
                 "leave-one-session-out": (
-                    "five folds, split_er_fold1 to split_er_fold5, each testing one session; of the others' turns 10 % validate, "
+                    "five folds, split_er_fold1 to split_er_fold5, each testing one session; 10 % of the others' turns validate, "
                     "by hash; every turn needs a transcript"
                 ),
             },

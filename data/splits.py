@@ -68,7 +68,7 @@ def folds(
     validation_share: float = VALIDATION_SHARE,
     labelled: str | None = None,
 ) -> list[Fold]:
-    """A fold for each value of a column, in alphabetical order; or for each of `groups`, to which the values are dealt in turn.
+    """A fold for each value of a column, in alphabetical order; or for each of `groups`, to which values are dealt in turn.
 
     Raises:
         ValueError: a manifest lacks a column, or there are fewer values than groups, or fewer than two.

@@ -260,6 +260,34 @@ class TestSettings(CheckedFields):
 
 
 @dataclass
+class FoldSettings(CheckedFields):
+    """Folds that divide the clips of all tasks: each tests one group, of whose speakers no one trains."""
+
+    column: str = option("", "Manifest column whose values are left out in turn, such as session or speaker_id.")
+    groups: int | None = option(None, "Put its values into so many groups.", "each value is one", at_least=2)
+    disjoint_by: str = option("speaker_id", "Column of the speakers, of whom none that is tested may train any task.")
+    validation_share: float = option(0.1, "Of the clips that are not tested; drawn by hash.", above=0, below=1)
+    labelled: str | None = option(None, "Only clips with a value in this column take part.", "all")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if missing := [name for name in ("column", "disjoint_by") if not getattr(self, name)]:
+            raise ValueError(f"{' and '.join(missing)} missing.")
+
+
+@dataclass
+class AugmentSettings(CheckedFields):
+    """How training changes its clips; validation and test hear them as they are."""
+
+    speeds: list[int] = option(
+        list,
+        "Percent of the speed, of which each batch draws one; 80 makes a clip 1.25 times as long.",
+        at_least=25,
+        at_most=400,
+    )
+
+
+@dataclass
 class GradientSettings(CheckedFields):
     """How the gradients of the streams become one, Eq. 2 of Vaessen and van Leeuwen 2023 and their code's variants."""
 
@@ -307,6 +335,11 @@ class MultiTaskArguments(UpdateArguments):
         "one of whole clips for each task",
         group="what is trained, on what",
     )
+    folds: dict = option(
+        dict, "column, groups, ...: leave one group of the clips out in turn (YAML or JSON).", "the split columns"
+    )
+    fold: int | None = option(None, "Which of the folds is tested, from 1.", at_least=1)
+    augment: dict = option(dict, "speeds: percent of the speed of training clips (YAML or JSON).")
     tests: dict = option(dict, "Name -> of, manifest, trials, first_s: further test sets of a task (YAML or JSON).", "none")
     embedding_of: str | None = option(
         None, "Task whose vector is the embedding.", "one with a fusion, or by name the first that is no text"
@@ -443,6 +476,8 @@ class MultiTaskArguments(UpdateArguments):
             self.freeze_settings,
             self.mix_settings,
             self.newbob_settings,
+            self.fold_settings,
+            self.augment_settings,
             self.chosen_by,
         ):
             section()
@@ -468,6 +503,16 @@ class MultiTaskArguments(UpdateArguments):
     def freeze_settings(self) -> Freeze:
         """The section `freeze`."""
         return section_from(Freeze, "freeze", self.freeze)
+
+    def fold_settings(self) -> FoldSettings | None:
+        """The section `folds`; `None` where the split columns of the manifests divide the clips."""
+        if not self.folds and self.fold is not None:
+            raise ValueError(f"fold is {self.fold}, but there are no folds: `folds: {{column: speaker_id}}`.")
+        return section_from(FoldSettings, "folds", self.folds) if self.folds else None
+
+    def augment_settings(self) -> AugmentSettings:
+        """The section `augment`."""
+        return section_from(AugmentSettings, "augment", self.augment)
 
     def chosen_by(self) -> dict[str, float]:
         """`choose`: TASK.FIGURE -> weight; ValueError names one that there is not."""

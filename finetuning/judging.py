@@ -113,7 +113,7 @@ def _judged_task(model: FinetunedWavCSE, task: TaskLabels, read: Mapping[int, Re
         numbers = torch.cat([one.logits for one in outputs]).double().numpy() * task.readout["std"] + task.readout["mean"]
         return Judged(loss, dict.fromkeys(("mae", "ccc"), (task.labels[rows].astype(np.float64), numbers, groups)))
     answers = _compared(task, read, rows, split)
-    if not task.settings.has_open_labels:
+    if split not in task.open_splits:
         classes = torch.cat([one.logits for one in outputs]).argmax(dim=1).numpy()
         answers = {**dict.fromkeys(("accuracy", "uar"), (task.targets[rows], classes, groups)), **answers}
     return Judged(loss, answers)

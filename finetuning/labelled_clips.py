@@ -21,9 +21,11 @@ from wavcse.data.inspection import Inspector
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.task import Trials, read_trials, rows_by_name
 from wavcse.finetuning.arguments import MultiTaskArguments, TaskSettings
+from wavcse.finetuning.folds import fold_of, unseen_column, with_fold
 from wavcse.finetuning.text import encode_text, frames_needed, normalised, vocabulary_of
 from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.steps.batches import CropReader
+from wavcse.steps.crops import PLAIN_SPEED, at_speed
 
 
 @dataclass
@@ -39,6 +41,7 @@ class TaskLabels:
         trials: validation's, or of a further test set the test's, in terms of the N clips; `None` = all pairs of its clips.
         test_of: of a further test set, the task whose readout answers; `None` of a task.
         first_s: seconds of every clip that are heard when the task is judged; `None` = all.
+        open_splits: splits whose labels are none of the classes, such as speakers who do not train.
     """
 
     name: str
@@ -51,6 +54,7 @@ class TaskLabels:
     trials: Trials | None = None
     test_of: str | None = None
     first_s: float | None = None
+    open_splits: tuple[str, ...] = ()
 
     @property
     def readout_name(self) -> str:
@@ -122,11 +126,12 @@ def labelled_clips(args: MultiTaskArguments, inspector: Inspector) -> LabelledCl
     """Read the tasks and refuse what leaks within them or between them.
 
     Raises:
-        ValueError: as `read_together`, or trials name clips that are trained on or tested.
+        ValueError: as `read_together` and `fold_of`, or trials name clips that are trained on or tested.
     """
-    settings, tests = args.task_settings(), args.test_settings()
+    settings, tests, fold = args.task_settings(), args.test_settings(), fold_of(args)
     tested = {one.of for one in tests.values()}
-    sources = {name: replace(_source(one), may_lack_test=name in tested) for name, one in settings.items()}
+    sources = {name: with_fold(_source(one), one, args, fold) for name, one in settings.items()}
+    sources = {name: replace(own, may_lack_test=name in tested) for name, own in sources.items()}
     set_settings = {name: one.as_task(settings[one.of]) for name, one in tests.items()}
     sources |= {name: replace(_source(one), closed_set=False, splits=("test",)) for name, one in set_settings.items()}
     read, joined = read_together(sources, inspector)
@@ -142,9 +147,25 @@ def labelled_clips(args: MultiTaskArguments, inspector: Inspector) -> LabelledCl
         _refuse_known_trials(labelled.all[name], found, clips)
         labelled.all[name].trials = found
     for name, own in labelled.all.items():
+        own.open_splits = _open_splits(own.settings, args)
+        labelled.leave_out(name, _without_class(own), "of a class that no clip trains")
         if own.settings.kind == "ctc":
             labelled.leave_out(name, np.flatnonzero((own.splits != "") & (own.labels == "")), "without a text")
     return labelled
+
+
+def _open_splits(settings: TaskSettings, args: MultiTaskArguments) -> tuple[str, ...]:
+    if args.folds:
+        return ("test",) if unseen_column(settings, args) else ()
+    return ("validation", "test") if settings.has_open_labels else ()
+
+
+def _without_class(task: TaskLabels) -> np.ndarray:
+    """Clips that are judged by classes and are of none: of a speaker all of whose clips validate."""
+    if task.settings.kind != "classes":
+        return np.zeros(0, dtype=np.int64)
+    is_judged = ~np.isin(task.splits, ["", *task.open_splits])
+    return np.flatnonzero(is_judged & (task.targets == IGNORED_LABEL))
 
 
 def _source(settings: TaskSettings) -> TaskSource:
@@ -243,10 +264,11 @@ def leave_out_unusable(labelled: LabelledClips, args: MultiTaskArguments, reader
     """
     streams = args.stream_settings()
     whole = {task for stream in streams.values() if stream.crop == "whole" for task in stream.tasks}
-    lengths = reader.num_samples
+    lengths, fastest = reader.num_samples, max(args.augment_settings().speeds, default=PLAIN_SPEED)
     for name, task in labelled.all.items():
         is_own, is_fitted = task.splits != "", task.splits != "test"
-        bad = np.flatnonzero(is_own & (lengths < shortest))
+        shortest_lengths = np.where(task.splits == "train", at_speed(lengths, fastest), lengths)
+        bad = np.flatnonzero(is_own & (shortest_lengths < shortest))
         unreadable = [row for row in bad if row in reader.unusable]
         labelled.leave_out(name, unreadable, "unreadable")
         labelled.leave_out(name, [row for row in bad if row not in reader.unusable], "shorter than a frame")
@@ -254,7 +276,7 @@ def leave_out_unusable(labelled: LabelledClips, args: MultiTaskArguments, reader
             is_long = lengths > args.max_clip_s * SAMPLING_RATE_HZ
             labelled.leave_out(name, np.flatnonzero((task.splits != "") & is_fitted & is_long), f"over {args.max_clip_s:g} s")
         if task.settings.kind == "ctc":
-            _leave_out_texts(labelled, task, args, reader)
+            _leave_out_texts(labelled, task, args, reader, shortest_lengths)
         for split in ("train", "validation") if task.test_of is None else ("test",):
             if not len(task.rows(split)):
                 reasons = dict(labelled.left_out.get(name, {}))
@@ -262,13 +284,13 @@ def leave_out_unusable(labelled: LabelledClips, args: MultiTaskArguments, reader
                 raise ValueError(f"{section}.{name}: no clip of the {split} split is left; left out: {reasons}.")
 
 
-def _leave_out_texts(labelled: LabelledClips, task: TaskLabels, args: MultiTaskArguments, reader: CropReader) -> None:
+def _leave_out_texts(
+    labelled: LabelledClips, task: TaskLabels, args: MultiTaskArguments, reader: CropReader, lengths: np.ndarray
+) -> None:
     fitted = np.flatnonzero((task.splits == "train") | (task.splits == "validation"))
     is_long = np.array([len(task.labels[row]) > args.max_characters for row in fitted], dtype=bool)
     labelled.leave_out(task.name, fitted[is_long], f"over {args.max_characters} characters")
     crowded = [
-        row
-        for row in fitted[~is_long]
-        if frames_needed(task.targets[row].tolist()) > reader.num_frames(int(reader.num_samples[row]))
+        row for row in fitted[~is_long] if frames_needed(task.targets[row].tolist()) > reader.num_frames(int(lengths[row]))
     ]
     labelled.leave_out(task.name, crowded, "too short for their text")

@@ -1,6 +1,6 @@
 """One network trained on several tasks at once: from a recipe to a folder with its figures and what is kept of it.
 
-config.yaml  log.jsonl  checkpoints/  results/finetuning.json  card.md  upstream/  ctc/  hub/
+config.yaml  log.jsonl  checkpoints/  results/finetuning.json  predictions/  card.md  upstream/  ctc/  hub/
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from wavcse.finetuning.arguments import LOSS, NEWBOB, MultiTaskArguments, withou
 from wavcse.finetuning.attention import block_shares, example_attention
 from wavcse.finetuning.card import write_run_card
 from wavcse.finetuning.ctc_folder import has_ctc_class, save_ctc
+from wavcse.finetuning.folds import fold_record
 from wavcse.finetuning.judging import Judged, judged
 from wavcse.finetuning.labelled_clips import LabelledClips, labelled_clips, leave_out_unusable
 from wavcse.finetuning.losses import MultiTaskNetwork, TaskFigures, weighted_sum
 from wavcse.finetuning.newbob import NewBob
+from wavcse.finetuning.predictions import keep_predictions
 from wavcse.finetuning.stages import stages_of
 from wavcse.finetuning.start import network_config, new_network
 from wavcse.finetuning.streams import StreamLoader
@@ -315,6 +317,7 @@ def finish(prepared: Prepared) -> dict[str, Any]:
         log = run.folder.keep_log_until(progress.step, by="step")
         save_all(model, prepared.labelled, run.folder.path)
         attention = example_attention(model, prepared.labelled, prepared.reader)
+        keep_predictions(by_task, prepared.labelled, run.folder.path)  # before the result: a result has its predictions
         result = run.write_result(
             "finetuning",
             {
@@ -330,6 +333,7 @@ def finish(prepared: Prepared) -> dict[str, Any]:
                 "num_parameters": model.num_parameters(),
                 "block_shares": block_shares(model),
                 "attention": attention,
+                **fold_record(args),
             },
         )
         write_run_card(run.folder.path, model.config, result)

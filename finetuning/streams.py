@@ -160,7 +160,7 @@ class StreamLoader:
     ):
         self.args, self.labelled, self.reader = args, labelled, reader
         self.process_index, self.num_processes = process_index, num_processes
-        self.streams = args.stream_settings()
+        self.streams, self.speeds = args.stream_settings(), args.augment_settings().speeds
         self.steps_per_epoch = 1
         self.planners = {
             name: self._planner(name, stream, number, shortest) for number, (name, stream) in enumerate(self.streams.items())
@@ -177,7 +177,18 @@ class StreamLoader:
 
     def update(self, step: int) -> list[TaskBatch]:
         """The batches of update `step` (from 0)."""
-        return [self._batch(name, planner(step)) for name, planner in self.planners.items()]
+        return [
+            self._batch(name, self._at_drawn_speed(planner(step), step, number))
+            for number, (name, planner) in enumerate(self.planners.items())
+        ]
+
+    def _at_drawn_speed(self, crops: list[Crop], step: int, stream: int) -> list[Crop]:
+        """The crops at one of the speeds: all at the same, so that those of one length still go together."""
+        if not self.speeds:
+            return crops
+        rng = np.random.default_rng([self.args.seed, step, stream, 2])
+        speed = self.speeds[rng.integers(len(self.speeds))]
+        return [crop.played_at(speed, self.reader.num_frames) for crop in crops]
 
     def rules(self, stream: StreamSettings) -> CropRules:
         """How a stream is cut and masked."""

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from wavcse.audio_wavcse import SAMPLING_RATE_HZ
+from wavcse.audio_wavcse import SAMPLING_RATE_HZ, resample
 from wavcse.configuration_wavcse import count_frames
 from wavcse.data.manifest import Clip
 from wavcse.feature_extraction_wavcse import normalized
 from wavcse.steps.arguments import StepArguments
 from wavcse.steps.audio_store import AudioStore
-from wavcse.steps.crops import Crop, CropPlanner
+from wavcse.steps.crops import PLAIN_SPEED, Crop, CropPlanner, at_speed
 from wavcse.steps.encoder import receptive_field
 
 Loaded = TypeVar("Loaded")
@@ -125,17 +125,32 @@ class CropReader:
         return [self._group(list(some)) for _, some in itertools.groupby(crops, key=lambda crop: crop.length)]
 
     def _group(self, crops: Sequence[Crop]) -> Group:
-        parts = [
-            self.store.read(self.clips[crop.clip].path, self.first[crop.clip] + crop.start, crop.num_samples) for crop in crops
-        ]
+        parts = [self._read(crop) for crop in crops]
         masks = torch.from_numpy(np.stack([crop.mask for crop in crops]))
         if not any(crop.silence for crop in crops):
             return Group(self._normalized(torch.from_numpy(np.stack(parts))), masks)
         waveforms = [self._normalized(torch.from_numpy(part)[None]) for part in parts]
-        return Group(torch.cat([F.pad(one, (0, crop.silence)) for one, crop in zip(waveforms, crops)]), masks)
+        return Group(torch.cat([F.pad(one, (0, crop.length - one.shape[1])) for one, crop in zip(waveforms, crops)]), masks)
+
+    def _read(self, crop: Crop) -> np.ndarray:
+        """The samples of a crop at its speed, without the silence."""
+        clip = self.clips[crop.clip]
+        return played_at(self.store.read(clip.path, self.first[crop.clip] + crop.start, crop.num_samples), crop.speed)
 
     def _normalized(self, waveforms: Tensor) -> Tensor:
         return normalized(waveforms) if self.do_normalize else waveforms
+
+
+def played_at(waveform: np.ndarray, speed: int) -> np.ndarray:
+    """A waveform at `speed` percent, pitch and all, as a tape would be: `[n]` -> `[round(100 n / speed)]`.
+
+    Speed perturbation by resampling (Ko et al. 2015).
+    """
+    if speed == PLAIN_SPEED:
+        return waveform
+    length = int(at_speed(len(waveform), speed))
+    changed = resample(waveform, speed, PLAIN_SPEED)[:length]
+    return np.pad(changed, (0, length - len(changed)))
 
 
 def loaded_ahead(load: Callable[[int], Loaded], steps: range) -> Iterator[Loaded]:

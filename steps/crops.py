@@ -12,12 +12,14 @@ from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.steps.arguments import StepArguments
 
 TRIES = 10  # to find a clip that is not in the batch yet
+PLAIN_SPEED = 100  # percent
 
 
 class Crop(NamedTuple):
     """A part of a clip: `start` and `num_samples` in samples, and which of its frames are masked, bool `[T]`.
 
-    `silence` samples follow it, so that it is as long as others, and are part of the frames.
+    `silence` samples follow it, so that it is as long as others, and are part of the frames. All is then played at `speed`
+    percent; the frames are those of what comes of it.
     """
 
     clip: int
@@ -25,11 +27,21 @@ class Crop(NamedTuple):
     num_samples: int
     mask: np.ndarray
     silence: int = 0
+    speed: int = PLAIN_SPEED
 
     @property
     def length(self) -> int:
         """Samples that the encoder sees."""
-        return self.num_samples + self.silence
+        return int(at_speed(self.num_samples + self.silence, self.speed))
+
+    def played_at(self, speed: int, frames_of: Callable[[int], int]) -> Crop:
+        """The crop at another speed, its mask stretched with it."""
+        if speed == self.speed:
+            return self
+        changed = self._replace(speed=speed)
+        count = frames_of(changed.length)
+        places = np.arange(count) * len(self.mask) // max(1, count)
+        return changed._replace(mask=self.mask[places])
 
 
 class CropPlanner:
@@ -135,6 +147,11 @@ def span_mask(rng: np.random.Generator, num_frames: int, probability: float, spa
     for start in starts:
         mask[start : start + span] = True
     return mask
+
+
+def at_speed(num_samples: int | np.ndarray, speed: int) -> int | np.ndarray:
+    """How many samples are left of so many at `speed` percent."""
+    return np.rint(np.asarray(num_samples) * PLAIN_SPEED / speed).astype(np.int64)
 
 
 def to_samples(seconds: float) -> int:

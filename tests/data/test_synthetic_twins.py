@@ -39,7 +39,12 @@ TASKS = {
     "dyads": [("emotion", "split_er"), ("style", "split_er"), ("gender", "split_er")],
 }
 NUM_CLASSES = {
-    **{"football": {"keyword": 18}, "voxforge": {"language": 6}, "timit": {"gender": 2, "dialect": 8}, "aesdd": {"emotion": 5}},
+    **{
+        "football": {"keyword": 18},
+        "voxforge": {"language": 6},
+        "timit": {"gender": 2, "dialect": 8},
+        "aesdd": {"emotion": 5},
+    },
     **{"fluent": {"intent": 31}, "dyads": {"emotion": 4, "style": 2, "gender": 2}},
 }
 PLANS = {  # "" is the corpus of Phase 1

@@ -45,6 +45,8 @@ def spoken_corpus(tmp_path_factory) -> Path:
     table = pd.DataFrame(rows, columns=columns)
     known = table["speaker_id"].map(lambda speaker: SPLITS[speaker] == "train")
     table["split_take"] = np.where(known, np.tile(["train"] * 4 + ["validation", "test"], len(SPEAKERS)), "")
+    table["session"] = np.repeat(np.arange(1, len(SPEAKERS) // 2 + 1), 2 * TAKES)
+    table["letter"] = table["text"].str[0]
     table.to_csv(folder / "metadata.csv", index=False)
     return folder / "metadata.csv"
 

@@ -129,7 +129,7 @@ DYADS = Twin(
     name="dyads",
     title="Synthetic dyadic emotional speech",
     about=(
-        "Stands for IEMOCAP's labels of speaker, gender, style and words beside the emotion: five sessions of a woman and a man. "
+        "Stands for IEMOCAP with speaker, gender, style and words beside the emotion: five sessions of a woman and a man. "
         "The emotion is in the prosody; of a third of the clips the words hint at it too."
     ),
     protocol="speaker-disjoint",
