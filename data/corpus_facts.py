@@ -123,8 +123,8 @@ FACTS: dict[str, CorpusFacts] = {
                     "wavcse-paper's split_er, and split_vad (all turns) in the same way; a guess, the paper does not state it"
                 ),
                 "leave-one-session-out": (
-                    "five folds, split_er_fold1 to split_er_fold5, each testing one session; 10 % of the others' turns validate, "
-                    "by hash; every turn needs a transcript"
+                    "five folds, split_er_fold1 to split_er_fold5, each testing one session; by hash 10 % of the other turns "
+                    "validate; every turn needs a transcript"
                 ),
             },
         ),

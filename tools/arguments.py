@@ -89,11 +89,21 @@ class SplitArguments(CheckedFields):
     """What is split, and how."""
 
     manifest: Path = operand("Manifest without a split column.", value="MANIFEST.csv")
-    out: Path = option(NEEDED, "Manifest to write, with the column `split_sid`, or `split`.", value="FILE.csv")
+    out: Path = option(
+        NEEDED, "Manifest to write, with the column `split_sid`, or `split`, or `split_fold1`, ...", value="FILE.csv"
+    )
     label_column: str = option("speaker_id", "Of the labels whose clips are divided.")
     where: dict = option(dict, "Column -> values of the rows to take, as JSON.")
     share: float = option(0.15, "Of each label's clips that validate, and that test.", above=0, below=0.34)
     disjoint: bool = option(False, "Divide the labels instead, each with all of its clips (column `split`): unseen speakers.")
+    folds: int = option(
+        0, "Divide the labels so many times, each time testing others (columns `split_fold1`, ...); 0 = not.", at_least=0
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.folds and self.disjoint:
+            raise ValueError("disjoint and folds are two ways to divide the labels; leave one of them out.")
 
 
 @dataclass

@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 
 from wavcse.data.files import replacing
-from wavcse.data.manifest import AS_WRITTEN
-from wavcse.data.splits import hash_fraction
+from wavcse.data.manifest import AS_WRITTEN, Manifest
+from wavcse.data.splits import folds, hash_fraction
 from wavcse.data.tables import read_text_table
 from wavcse.settings.command import DONE
 
-COLUMN, DISJOINT_COLUMN = "split_sid", "split"
+COLUMN, DISJOINT_COLUMN, FOLD_COLUMN = "split_sid", "split", "split_fold{}"
 FEWEST = 3  # clips of a speaker: one for each split
 
 
@@ -61,9 +61,31 @@ def split_labels(table: pd.DataFrame, label_column: str, share: float) -> pd.Ser
     return table[label_column].map({"": "", **dict(zip(labels, names))})
 
 
+def split_folds(path: Path, label_column: str, count: int) -> dict[str, pd.Series]:
+    """Column -> the split of every clip of a manifest: each column tests other labels, as `folds:` of a fine-tuning does.
+
+    Raises:
+        ValueError: as `data.splits.folds`.
+    """
+    manifest = Manifest(path)
+    divided = folds([manifest], label_column, count)
+    return {FOLD_COLUMN.format(number): pd.Series(fold.splits(manifest)) for number, fold in enumerate(divided, start=1)}
+
+
+def _columns(args: SplitArguments, table: pd.DataFrame) -> dict[str, pd.Series]:
+    """The new columns."""
+    if args.folds:
+        return {
+            name: own.reindex(table.index) for name, own in split_folds(args.manifest, args.label_column, args.folds).items()
+        }
+    if args.disjoint:
+        return {DISJOINT_COLUMN: split_labels(table, args.label_column, args.share)}
+    return {COLUMN: split_clips(table, args.label_column, args.share)}
+
+
 @SPLIT.main
 def main(args: SplitArguments) -> int:
-    """Write the manifest with its new column; rows that are in no split are left out."""
+    """Write the manifest with its new columns; rows that are in no split are left out."""
     read = read_text_table(args.manifest, as_written=AS_WRITTEN)
     table = pd.DataFrame(read.columns).drop(index=list(read.faults))
     for column in ("file_name", args.label_column, *args.where):
@@ -73,18 +95,21 @@ def main(args: SplitArguments) -> int:
         table = table[table[column].isin(values if isinstance(values, list) else [values])]
     out = args.out
     here = Path(os.path.relpath(args.manifest.parent, out.parent))  # a manifest's paths are relative to its own folder
-    column = DISJOINT_COLUMN if args.disjoint else COLUMN
-    splits = (split_labels if args.disjoint else split_clips)(table, args.label_column, args.share)
-    table = table.assign(**{column: splits, "file_name": [(here / name).as_posix() for name in table["file_name"]]})
-    table = table[splits != ""]
+    columns = _columns(args, table)
+    table = table.assign(**columns, file_name=[(here / name).as_posix() for name in table["file_name"]])
+    table = table[(table[[*columns]] != "").any(axis=1)]
     if table.empty:
         raise ValueError(f"{args.manifest}: no {args.label_column} has {FEWEST} clips that `where` lets through.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         table.to_csv(partial, index=False)
-    counts = ", ".join(f"{count:,} {split}" for split, count in table[column].value_counts().items())
+    counts = "; ".join(_counts(table[column]) for column in columns)
     print(f"{out}: {table[args.label_column].nunique():,} of {args.label_column}; clips: {counts}")
     return DONE
+
+
+def _counts(splits: pd.Series) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in splits.value_counts().items())
 
 
 if __name__ == "__main__":

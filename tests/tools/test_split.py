@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from wavcse.data.manifest import Manifest
+from wavcse.data.splits import folds
 from wavcse.tools.split import COLUMN, main, split_clips, split_labels
 
 
@@ -73,3 +74,21 @@ def test_what_is_refused(corpus, tmp_path, capsys, options, words):
     assert main([str(tmp_path / "corpus/metadata.csv"), "--out", str(tmp_path / "out.csv"), *options]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_folds_test_every_speaker_once_as_a_fine_tuning_divides_them(tmp_path, capsys):
+    speakers = [f"s{i % 12:02d}" for i in range(240)]
+    table = pd.DataFrame({"file_name": [f"{i}.flac" for i in range(240)], "speaker_id": speakers})
+    table.to_csv(tmp_path / "m.csv", index=False)
+    assert main([str(tmp_path / "m.csv"), "--out", str(tmp_path / "out.csv"), "--folds", "5"]) == 0
+    assert "out.csv: 12 of speaker_id; clips: " in capsys.readouterr().out
+    manifest, folded = Manifest(tmp_path / "out.csv"), folds([Manifest(tmp_path / "m.csv")], "speaker_id", 5)
+    tested = []
+    for number, fold in enumerate(folded, start=1):
+        splits = manifest.split(f"split_fold{number}")
+        assert splits.tolist() == fold.splits(Manifest(tmp_path / "m.csv")).tolist()
+        assert set(manifest.column("speaker_id")[splits == "test"]) == fold.tested
+        tested += sorted(fold.tested)
+    assert sorted(tested) == sorted(set(speakers))
+    assert main([str(tmp_path / "m.csv"), "--out", str(tmp_path / "out.csv"), "--folds", "5", "--disjoint"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
