@@ -1,6 +1,5 @@
 """Folds of a fine-tuning: what a run tests and reports, figures over folds, and clips at other speeds."""
 
-import json
 from itertools import chain
 
 import numpy as np
@@ -14,7 +13,7 @@ from wavcse.finetuning.arguments import MultiTaskArguments
 from wavcse.finetuning.folds import fold_names
 from wavcse.finetuning.labelled_clips import labelled_clips
 from wavcse.finetuning.multi_task import Prepared, finetune_tasks, set_up
-from wavcse.finetuning.predictions import fold_figures, paired
+from wavcse.finetuning.predictions import fold_figures, paired, read_folds, read_probe
 from wavcse.settings.fields import settings_from
 from wavcse.steps.batches import played_at
 from wavcse.steps.crops import Crop
@@ -83,9 +82,10 @@ def test_a_run_says_what_it_tests_keeps_its_answers_and_claims_nothing_about_unk
     assert table["group"].tolist() == expected["speaker_id"].tolist()
     accuracy = np.mean(table["label"] == table["prediction_0"])
     assert result["tasks"]["letter"]["accuracy"]["value"] == pytest.approx(accuracy)
-    figures = fold_figures([[tmp_path / "run"]], "speech")
+    figures = fold_figures(read_folds([[tmp_path / "run"]], "speech"), "ctc")
     assert figures["wer"]["folds"] == [pytest.approx(result["tasks"]["speech"]["wer"]["value"])]
-    assert fold_figures([[tmp_path / "run"]], "voice") == {}
+    with pytest.raises(ValueError, match=r"voice\.parquet: is not there; the run .* keeps no answers of this task"):
+        read_folds([[tmp_path / "run"]], "voice")
 
 
 @pytest.mark.parametrize(
@@ -109,42 +109,32 @@ def test_folds_that_do_not_divide_the_clips_are_refused(folds_recipe, tmp_path, 
 # ---- figures over folds ----
 
 
-def write_run(folder, labels, answers, speakers, task="emotion"):
-    (folder / "results").mkdir(parents=True)
-    (folder / "predictions").mkdir()
-    names = [f"{folder.name}_{number}.wav" for number in range(len(labels))]
-    table = pd.DataFrame({"clip_id": names, "group": speakers, "label": labels, "prediction_0": answers})
-    table.to_parquet(folder / "predictions" / f"{task}.parquet")
-    record = {"tasks": {task: {"accuracy": {}, "uar": {}, "eer": {}}}}
-    (folder / "results" / "finetuning.json").write_text(json.dumps(record))
-    return folder
+def answers_table(fold, labels, answers, folder="") -> pd.DataFrame:
+    """Answers to clips of two speakers of a fold."""
+    numbers = range(len(labels))
+    names, speakers = [f"{folder}{fold}_{number:03d}.wav" for number in numbers], [f"{fold}{number % 2}" for number in numbers]
+    return pd.DataFrame({"clip_id": names, "group": speakers, "label": labels, "prediction_0": answers})
 
 
 @pytest.fixture
-def runs_of_folds(tmp_path):
+def variants():
     """Two variants x two seeds x three folds of unequal size, in which classes are unequally frequent; the first is better."""
     rng, classes = np.random.default_rng(0), np.array(["sad", "happy", "angry"])
     labels = [rng.choice(classes, size=size, p=[0.6, 0.3, 0.1]) for size in (30, 60, 90)]
-    found = {}
-    for variant, skill in (("good", 0.8), ("poor", 0.4)):
-        for seed in (0, 1):
-            for fold, own in enumerate(labels, start=1):
-                answers = np.where(rng.random(len(own)) < skill, own, rng.choice(classes, size=len(own)))
-                speakers = [f"{fold}{number % 2}" for number in range(len(own))]
-                folder = write_run(tmp_path / variant / str(seed) / f"fold{fold}", own, answers, speakers)
-                found.setdefault(variant, [[], []])[seed].append(folder)
-    return found
+
+    def answered(fold, own, skill):
+        return answers_table(fold, own, np.where(rng.random(len(own)) < skill, own, rng.choice(classes, size=len(own))))
+
+    return {
+        variant: [[answered(fold, own, skill) for fold, own in enumerate(labels)] for _ in range(2)]
+        for variant, skill in (("good", 0.8), ("poor", 0.4))
+    }
 
 
-def answers_of(folders):
-    tables = [pd.read_parquet(folder / "predictions" / "emotion.parquet") for folder in folders]
-    return [(table["label"].tolist(), table["prediction_0"].tolist()) for table in tables]
-
-
-def test_wa_and_ua_over_folds_are_scikit_learns_and_the_formulas(runs_of_folds):
-    found = fold_figures(runs_of_folds["good"], "emotion")
+def test_wa_and_ua_over_folds_are_scikit_learns_and_the_formulas(variants):
+    found = fold_figures(variants["good"], "classes")
     assert set(found) == {"accuracy", "uar"}
-    seeds = [answers_of(folders) for folders in runs_of_folds["good"]]
+    seeds = [[(one["label"].tolist(), one["prediction_0"].tolist()) for one in tables] for tables in variants["good"]]
     for figure, score in (("accuracy", accuracy_score), ("uar", lambda *own: recall_score(*own, average="macro"))):
         folds = [np.mean([score(*folds[place]) for folds in seeds]) for place in range(3)]
         pooled = np.mean([score(*(list(chain(*own)) for own in zip(*folds))) for folds in seeds])
@@ -156,23 +146,34 @@ def test_wa_and_ua_over_folds_are_scikit_learns_and_the_formulas(runs_of_folds):
         assert low < pooled < high
     labels, answers = (np.array(list(chain(*own))) for own in zip(*seeds[0]))
     recalls = [np.mean(answers[labels == one] == one) for one in ("sad", "happy", "angry")]
-    single = fold_figures(runs_of_folds["good"][:1], "emotion")
+    single = fold_figures(variants["good"][:1], "classes")
     assert single["uar"]["pooled"] == pytest.approx(np.mean(recalls))  # UA: the mean of the classes' recalls
     assert single["accuracy"]["pooled"] == pytest.approx(np.mean(labels == answers))  # WA: the share of right clips
 
 
-def test_variants_are_compared_on_the_same_clips_of_all_folds(runs_of_folds):
-    good, poor = runs_of_folds["good"], runs_of_folds["poor"]
-    found, back = paired(good, poor, "emotion", "uar"), paired(poor, good, "emotion", "uar")
-    own = [fold_figures(runs, "emotion")["uar"]["pooled"] for runs in (good, poor)]
+def test_variants_are_compared_on_the_same_clips_of_all_folds(variants):
+    good, poor = variants["good"], variants["poor"]
+    found, back = paired(good, poor, "uar"), paired(poor, good, "uar")
+    own = [fold_figures(folds, "classes")["uar"]["pooled"] for folds in (good, poor)]
     assert found["difference"] == pytest.approx(own[0] - own[1])
     assert back["difference"] == pytest.approx(-found["difference"])
     assert 0 < found["interval"][0] < found["difference"] < found["interval"][1]
-    assert paired(good, good, "emotion", "accuracy") == {"difference": 0.0, "interval": (0.0, 0.0), "unit": "percent"}
-    with pytest.raises(ValueError, match="the runs tested other clips"):
-        paired([good[0][:2]], [poor[0][1:]], "emotion", "uar")
-    with pytest.raises(ValueError, match="is not finished"):
-        fold_figures([[good[0][0].parent / "fold4"]], "emotion")
+    assert paired(good, good, "accuracy") == {"difference": 0.0, "interval": (0.0, 0.0), "unit": "percent"}
+    with pytest.raises(ValueError, match="other clips were tested"):
+        paired([good[0][:2]], [poor[0][1:]], "uar")
+
+
+def test_a_probe_of_frozen_embeddings_is_compared_with_a_training_on_the_same_folds(variants, tmp_path):
+    (tmp_path / "predictions").mkdir()
+    rows = [f"emotion_fold{number}" for number in (1, 2, 3)]
+    for row, table in zip(rows, variants["poor"][0]):
+        elsewhere = table.assign(clip_id="../audio/" + table["clip_id"]).sample(frac=1, random_state=0)
+        elsewhere.to_parquet(tmp_path / "predictions" / f"{row}__mfcc.parquet")
+    probe = read_probe(tmp_path, rows, "mfcc")
+    assert fold_figures(probe, "classes")["uar"] == fold_figures(variants["poor"][:1], "classes")["uar"]
+    assert paired(variants["good"], probe, "uar") == paired(variants["good"], variants["poor"][:1], "uar")
+    with pytest.raises(ValueError, match=r"emotion_fold1__majority\.parquet: is not there"):
+        read_probe(tmp_path, rows, "majority")
 
 
 # ---- speeds ----
