@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, recall_score
 
 from wavcse.data.inspection import Inspector
 from wavcse.finetuning.arguments import MultiTaskArguments
+from wavcse.finetuning.fold_tables import fold_facts, fold_table, single_folds_table
 from wavcse.finetuning.folds import fold_names
 from wavcse.finetuning.labelled_clips import labelled_clips
 from wavcse.finetuning.multi_task import Prepared, finetune_tasks, set_up
@@ -174,6 +175,26 @@ def test_a_probe_of_frozen_embeddings_is_compared_with_a_training_on_the_same_fo
     assert paired(variants["good"], probe, "uar") == paired(variants["good"], variants["poor"][:1], "uar")
     with pytest.raises(ValueError, match=r"emotion_fold1__majority\.parquet: is not there"):
         read_probe(tmp_path, rows, "majority")
+
+
+def test_the_table_of_folds_shows_both_sums_and_the_paired_difference(variants):
+    facts = fold_facts({"plain": variants["poor"], "whole": variants["good"]}, "classes")
+    head, _, plain, whole = ([cell.strip() for cell in line.split("|")[1:-1]] for line in fold_table(facts).splitlines())
+    assert head[1:] == [
+        *("WA, %, mean of folds", "WA, %, pooled [95 %]", "UA, %, mean of folds", "UA, %, pooled [95 %]"),
+        "UA, % minus plain's [95 %]",
+    ]
+    own, difference = facts["whole"]["figures"], paired(variants["good"], variants["poor"], "uar")
+    assert whole[0] == "whole"
+    assert whole[1] == f"{100 * own['accuracy']['mean']:.1f}"
+    assert whole[4] == "{:.1f} [{:.1f}, {:.1f}]".format(
+        *(100 * one for one in (own["uar"]["pooled"], *own["uar"]["interval"]))
+    )
+    assert whole[5].startswith(f"{100 * difference['difference']:.1f} [")
+    assert plain[5] == "–"
+    single = single_folds_table(facts, "uar", ["1", "2", "3"]).splitlines()
+    assert single[0] == "| UA, % | 1 | 2 | 3 |"
+    assert single[3] == "| whole | " + " | ".join(f"{100 * one:.1f}" for one in own["uar"]["folds"]) + " |"
 
 
 # ---- speeds ----
