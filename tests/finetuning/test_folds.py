@@ -15,6 +15,7 @@ from wavcse.finetuning.folds import fold_names
 from wavcse.finetuning.labelled_clips import labelled_clips
 from wavcse.finetuning.multi_task import Prepared, finetune_tasks, set_up
 from wavcse.finetuning.predictions import fold_figures, paired, read_folds, read_probe
+from wavcse.finetuning.text import frames_needed
 from wavcse.settings.fields import settings_from
 from wavcse.steps.batches import played_at
 from wavcse.steps.crops import Crop
@@ -253,8 +254,12 @@ def test_batches_draw_a_speed_from_seed_and_step_and_validation_has_none(folds_r
 
 
 def test_a_text_must_fit_its_clip_at_the_fastest_speed(folds_recipe, tmp_path):
-    counts = [
-        len(prepared(folds_recipe, tmp_path / str(speed), augment={"speeds": [speed]}).labelled.tasks["speech"].rows("train"))
-        for speed in (100, 250)
-    ]
-    assert counts[1] < counts[0]
+    plain, fast = (prepared(folds_recipe, tmp_path / str(speed), augment={"speeds": [100, speed]}) for speed in (100, 400))
+    rows, tokens = plain.labelled.tasks["speech"].rows("train"), plain.labelled.tasks["speech"].targets
+    frames = {row: fast.reader.num_frames(round(plain.reader.num_samples[row] / 4)) for row in rows}
+    fitting = [row for row in rows if frames_needed(tokens[row].tolist()) <= frames[row]]
+    assert 0 < len(fitting) < len(rows)
+    assert fast.labelled.tasks["speech"].rows("train").tolist() == fitting
+    assert fast.labelled.left_out["speech"]["too short for their text"] == len(rows) - len(fitting)
+    validated = [one.labelled.tasks["speech"].rows("validation").tolist() for one in (plain, fast)]
+    assert validated[0] == validated[1]  # which is heard at its own speed
