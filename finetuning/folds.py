@@ -83,7 +83,7 @@ def fold_record(args: MultiTaskArguments) -> dict[str, Any]:
 def not_reported(args: MultiTaskArguments) -> dict[str, str]:
     """TASK.FIGURE -> why the test split has no such figure."""
     reasons = {}
-    for name, task in args.task_settings().items():
+    for name, task in args.learnt_tasks().items():
         if column := unseen_column(task, args):
             why = UNSEEN_IN_TEST.format(column=f"values of {column}")
             reasons |= {f"{name}.{figure}": why for figure in ("accuracy", "uar")}
