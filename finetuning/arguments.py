@@ -463,11 +463,7 @@ class MultiTaskArguments(UpdateArguments):
         return found
 
     def check_sections(self) -> None:
-        """ValueError names the first section that is wrong, or a precision that this training does not compute in."""
-        if self.mixed_precision != "no":
-            raise ValueError(
-                f"mixed_precision is {self.mixed_precision!r}; several tasks are trained in float32 alone: leave it out."
-            )
+        """ValueError names the first section that is wrong."""
         for section in (
             self.task_settings,
             self.stream_settings,

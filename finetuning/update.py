@@ -34,7 +34,8 @@ class StreamGradients:
         how, parameters = self.settings, [one for one in learner.network.parameters() if one.requires_grad]
         outputs, gradients, losses = [], [], []
         for batch in batches:
-            output = learner.model(batch.to(accelerator.device), seed)
+            with accelerator.autocast():  # the network is no wrapper of accelerate's, which would do this
+                output = learner.model(batch.to(accelerator.device), seed)
             losses.append(loss_of(output, learner.args, learner.progress.step, accelerator.num_processes))
             accelerator.backward(losses[-1])
             own = taken(parameters)
