@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from wavcse.finetuning.arguments import FINETUNE, FINETUNE_TASKS, FINETUNING, FinetuneArguments, MultiTaskArguments
+from wavcse.finetuning.arguments import (
+    FINETUNE,
+    FINETUNE_TASKS,
+    FINETUNING,
+    TASK_STUDY,
+    FinetuneArguments,
+    MultiTaskArguments,
+)
 from wavcse.settings.command import DONE
 
 
@@ -27,8 +34,13 @@ def main_of_tasks(args: MultiTaskArguments) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line, for whichever of the two its recipe is."""
-    return (main_of_tasks if FINETUNING.of(argv) is FINETUNE_TASKS else main_of_upstreams)(argv)
+    """The command line, for whichever of the three its recipe is."""
+    program = FINETUNING.of(argv)
+    if program is TASK_STUDY:
+        from wavcse.finetuning.study import main as main_of_study
+
+        return main_of_study(argv)
+    return (main_of_tasks if program is FINETUNE_TASKS else main_of_upstreams)(argv)
 
 
 if __name__ == "__main__":

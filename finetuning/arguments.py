@@ -535,7 +535,8 @@ def _is_of_tasks(recipe: Collection[str], options: Collection[str]) -> bool:
     return not {"upstreams", "task"} & {*recipe, *options} and bool({"tasks", "init_from", "streams"} & {*recipe, *options})
 
 
-FINETUNING = RecipePrograms(FINETUNE, FINETUNE_TASKS, _is_of_tasks)
+def _is_study(recipe: Collection[str], options: Collection[str]) -> bool:
+    return "variants" in recipe
 
 
 # ---- studies ----
@@ -562,13 +563,28 @@ class TaskStudyRecipe(StudyFile):
         dict, "Of `python -m wavcse.eval.layers`: manifest, trials, ...; draws the EER of every layer, before and after."
     )
     runs_dir: str = option("", "Folder of the runs, where several studies share them.", "that of the study")
+    upstreams: dict = option(dict, "Name -> init_from, from each of which every variant is trained, as NAME.VARIANT.", "none")
+    tables: dict = option(dict, "Title -> variants, columns: tables of some of them.", "one of all")
+    differences: list[str] = option(list, "In what the protocol differs from that of the published figures.")
+    pictures_of: list[str] = option(list, "Variants whose weights of blocks and frames are drawn.", "the first that has both")
+
+
+@dataclass
+class TaskStudyArguments(StudyArguments):
+    """As `StudyArguments`; a study can also be looked at before it is trained."""
+
+    dry_run: bool = option(False, "List runs, updates and sizes, and train nothing.")
 
 
 TASK_STUDY = Program(
     "wavcse.finetuning.study",
-    StudyArguments,
+    TaskStudyArguments,
     STUDY_ABOUT,
     "python -m wavcse.finetuning.study conf/mtl_synthetic.yaml",
     continues=True,
     usage="python -m wavcse.finetuning.study",
 )
+
+# ---- which of them ----
+
+FINETUNING = RecipePrograms(FINETUNE, {TASK_STUDY: _is_study, FINETUNE_TASKS: _is_of_tasks})

@@ -157,7 +157,7 @@ def set_up(args: MultiTaskArguments, accelerator: Accelerator, show_progress: bo
 def _new_learner(args: MultiTaskArguments, model: FinetunedWavCSE, accelerator: Accelerator) -> Learner:
     """The network with its optimiser, which has all that is ever trained."""
     freeze = args.freeze_settings()
-    network = MultiTaskNetwork(model, Freezing(model.upstream, freeze, _frozen_parts(args, model)))
+    network = MultiTaskNetwork(model, Freezing(model.upstream, freeze, frozen_parts(args, model)))
     network.freezing.at(freeze.encoder_until)
     rates = {model.upstream: args.encoder_learning_rate} if args.encoder_learning_rate else {}
     how = args.newbob_settings()
@@ -168,7 +168,7 @@ def _new_learner(args: MultiTaskArguments, model: FinetunedWavCSE, accelerator: 
     return learner
 
 
-def _frozen_parts(args: MultiTaskArguments, model: FinetunedWavCSE) -> list[nn.Module]:
+def frozen_parts(args: MultiTaskArguments, model: FinetunedWavCSE) -> list[nn.Module]:
     """What is frozen beside the encoder: heads of tasks that are not learnt, and what else the recipe says."""
     freeze = args.freeze_settings()
     others = [readout for name, readout in model.readouts.items() if name not in args.learnt_tasks()]

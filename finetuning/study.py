@@ -1,7 +1,7 @@
 """Variants of a recipe of several tasks, trained with seeds and learning rates, their test figures beside published ones.
 
-A study leaves a run folder `VARIANT.RATE/SEED` per training, `study.json`, `study.md`, `study.html` and `pictures/`. Every
-figure is read from `results/finetuning.json` and `log.jsonl` of the runs.
+A study leaves a run folder `VARIANT.RATE/SEED` per training (`foldN` below it where a recipe has folds), `study.json`,
+`study.md`, `study.html` and `pictures/`. Every figure is read from the runs' `results/`, `predictions/` and `log.jsonl`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if __name__ == "__main__":
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,15 +28,19 @@ from wavcse.eval.layers import draw as draw_layers
 from wavcse.eval.layers import layer_curves
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.table import shown
-from wavcse.finetuning.arguments import FIGURES, MultiTaskArguments, TaskStudyRecipe
+from wavcse.finetuning.arguments import FIGURES, MultiTaskArguments, TaskStudyArguments, TaskStudyRecipe
+from wavcse.finetuning.attention_pictures import draw_attention, draw_blocks
+from wavcse.finetuning.fold_study import compared, figures_of_folds
+from wavcse.finetuning.fold_tables import WORDS, fold_table, single_folds_table
+from wavcse.finetuning.folds import fold_names
 from wavcse.finetuning.multi_task import finetune_tasks, result_of
+from wavcse.finetuning.plan import plan_text
 from wavcse.finetuning.stages import laid_over, stages_of
 from wavcse.reports.figures import draw_all, new_axes
 from wavcse.reports.page import inert, made_by, markdown_table, opening, write_page
 from wavcse.settings.command import DONE
 from wavcse.settings.fields import check_choice, settings_from
 from wavcse.settings.recipes import checked_fields, read_recipe
-from wavcse.settings.studies import StudyArguments
 from wavcse.studies.report import FILES, NONE, PICTURES
 from wavcse.studies.variants import Variant, chosen, read_variants, train_all
 from wavcse.training.run import RunFolder, versions
@@ -46,6 +50,10 @@ RECIPE_FIELDS = tuple(field.name for field in fields(MultiTaskArguments))
 VARIANT_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in SET_BY_STUDY)
 TITLE = "Study of networks on several tasks"
 LAYERS = "layers"
+ATTENTION_WORDS = (
+    "What each block is multiplied with, as the mean over the trainings; and the weight of every frame of the first test clip "
+    "of each class in the first training, as a multiple of the mean over its frames."
+)
 LAYER_WORDS = (
     "EER of trials by the cosine of every layer's mean over time, before and after the training (first seeds), with 95 % "
     "intervals over speakers: Figure 1 of Vaessen and van Leeuwen 2023."
@@ -54,7 +62,7 @@ LAYER_WORDS = (
 
 @dataclass(frozen=True)
 class TaskStudy:
-    """A checked study; `rates` has at least one, the recipe's own where the study names none."""
+    """A checked study."""
 
     path: Path
     settings: TaskStudyRecipe
@@ -62,15 +70,23 @@ class TaskStudy:
     folder: Path
 
     def runs(self, variant: Variant) -> dict[float, list[MultiTaskArguments]]:
-        """Learning rate -> the settings of its trainings, one per seed."""
+        """Learning rate -> the settings of its trainings: one per seed, and fold where the recipe has folds.
+
+        Raises:
+            ValueError: as `fold_names`.
+        """
         found = {}
+        folds = list(fold_names(variant.args)) if variant.args.folds else [None]
         for rate in self.settings.learning_rates or [variant.args.learning_rate]:
             place = Path(self.settings.runs_dir or self.folder) / f"{variant.name}.{rate:g}"
             seeds = range(variant.args.seed, variant.args.seed + self.settings.seeds)
-            found[rate] = [
-                replace(variant.args, learning_rate=rate, seed=seed, output_dir=str(place / str(seed))) for seed in seeds
-            ]
+            found[rate] = [_run(variant.args, rate, seed, fold, place) for seed in seeds for fold in folds]
         return found
+
+
+def _run(args: MultiTaskArguments, rate: float, seed: int, fold: int | None, place: Path) -> MultiTaskArguments:
+    folder = place / str(seed) if fold is None else place / str(seed) / f"fold{fold}"
+    return replace(args, learning_rate=rate, seed=seed, fold=fold, output_dir=str(folder))
 
 
 def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
@@ -86,6 +102,7 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
         recipe = read_recipe(settings.recipe, RECIPE_FIELDS)
         recipe = {name: value for name, value in recipe.items() if name not in SET_BY_STUDY}
         shared = {**recipe, **checked_fields("overrides", settings.overrides, VARIANT_FIELDS)}
+        settings.variants = _of_upstreams(settings)
         own = {name: laid_over(shared, fields_of or {}) for name, fields_of in settings.variants.items()}
         variants = read_variants(own, [shared], MultiTaskArguments, folder, VARIANT_FIELDS, (*FILES, PICTURES))
         for variant in variants:
@@ -97,12 +114,35 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
         known = dict.fromkeys(column for variant in variants for column in _columns_of(variant.args))
         for column in settings.columns:
             check_choice("columns: one", column, known)
+        _check_tables(settings, known)
         if settings.layers:
             _layers_asked(settings.layers, {variant.name: "" for variant in variants}, folder)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     variants = [replace(variant, own=settings.variants[variant.name] or {}) for variant in variants]
     return TaskStudy(Path(path), settings, variants, folder)
+
+
+def _of_upstreams(settings: TaskStudyRecipe) -> dict[str, Any]:
+    """The variants, each from every upstream that the study names."""
+    if not settings.upstreams:
+        return settings.variants
+    return {
+        f"{upstream}.{name}": {**(own or {}), "init_from": start}
+        for upstream, start in settings.upstreams.items()
+        for name, own in settings.variants.items()
+    }
+
+
+def _check_tables(settings: TaskStudyRecipe, known: Collection[str]) -> None:
+    for title, table in settings.tables.items():
+        table = checked_fields(f"tables: {title}", table, ("variants", "columns"))
+        for name in table.get("variants") or ():
+            check_choice(f"tables: {title}: a variant", name, settings.variants)
+        for column in table.get("columns") or ():
+            check_choice(f"tables: {title}: a column", column, known)
+    for name in settings.pictures_of:
+        check_choice("pictures_of: one", name, settings.variants)
 
 
 def _columns_of(args: MultiTaskArguments) -> list[str]:
@@ -122,7 +162,7 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
     """
     with locked(study.folder):
         wanted = {
-            f"{variant.name}.{rate:g}/{run.seed}": run
+            f"{variant.name}.{rate:g}/{run.seed}" + (f"/fold{run.fold}" if run.fold else ""): run
             for variant in chosen(study.variants, only)
             for rate, runs in study.runs(variant).items()
             for run in runs
@@ -131,6 +171,8 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
         print(f"{study.path}: {len(wanted)} trainings to do.", flush=True)
         failures = train_all({}, {name: partial(finetune_tasks, run) for name, run in wanted.items()}, workers)
         facts = facts_of(study)
+        if facts["variants"] and (folds := _folds(study, facts)):
+            facts["folds"] = folds
         if facts["variants"] and study.settings.layers:
             facts["layers"] = _layer_curves(study, facts)
         words = " ".join(f"{name}: {failure}" for name, failure in failures.items())
@@ -140,6 +182,16 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
     if words:
         raise ValueError(words)
     return page
+
+
+def planned_text(study: TaskStudy, only: Sequence[str] = ()) -> str:
+    """What `run_study` would train."""
+    runs = {
+        f"{variant.name}.{rate:g}": own
+        for variant in chosen(study.variants, only)
+        for rate, own in study.runs(variant).items()
+    }
+    return plan_text(runs)
 
 
 # ---- facts ----
@@ -160,6 +212,16 @@ def _layer_curves(study: TaskStudy, facts: Mapping[str, Any]) -> dict[str, Any]:
         rate = facts["variants"][variant.name]["learning_rate"]
         models[variant.name] = str(Path(study.runs(variant)[rate][0].output_dir) / "upstream")
     return layer_curves(_layers_asked(study.settings.layers, models, study.folder))
+
+
+def _folds(study: TaskStudy, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`compared` of the variants that are tested in folds; empty where none is."""
+    trainings = {
+        variant.name: study.runs(variant)[facts["variants"][variant.name]["learning_rate"]]
+        for variant in study.variants
+        if variant.args.folds and variant.name in facts["variants"]
+    }
+    return compared(trainings) if trainings else {}
 
 
 def facts_of(study: TaskStudy) -> dict[str, Any]:
@@ -184,6 +246,9 @@ def facts_of(study: TaskStudy) -> dict[str, Any]:
         "seeds": study.settings.seeds,
         "source": study.settings.source,
         "columns": study.settings.columns,
+        "tables": study.settings.tables,
+        "differences": study.settings.differences,
+        "pictures_of": study.settings.pictures_of,
         "variants": variants,
         "versions": versions(),
     }
@@ -197,23 +262,38 @@ def _facts(
     variant: Variant, rate: float, results: Sequence[Mapping[str, Any]], runs: Sequence[MultiTaskArguments]
 ) -> dict[str, Any]:
     first = results[0]
-    figures = {}
-    for task, records in first["tasks"].items():
-        for figure, record in records.items():
-            values = [result["tasks"][task][figure]["value"] for result in results]
-            known = {"value": statistics.mean(values), "values": values, "interval": record["interval"]}
-            figures[f"{task}.{figure}"] = {**known, "unit": record["unit"]}
-    log = RunFolder(runs[0].output_dir).log.read_text(encoding="utf-8").splitlines()
+    stages = [stages_of(run) for run in runs]
+    figures = figures_of_folds(runs) if runs[0].folds else _figures([[result_of(one) for one in own] for own in stages])
+    log = RunFolder(stages[0][-1].output_dir).log.read_text(encoding="utf-8").splitlines()
     return {
         "own": variant.own,
         "learning_rate": rate,
         "figures": figures,
         "best_steps": [result["best_step"] for result in results],
         "steps": [result["steps"] for result in results],
-        "minutes": round(statistics.mean(result["train_seconds"] for result in results) / 60, 2),
+        "minutes": round(statistics.mean(_minutes(own) for own in stages), 2),
         "parameters": first["num_parameters"],
+        "block_shares": [result.get("block_shares", {}) for result in results],
+        "attention": first.get("attention", {}),
         "log": [json.loads(line) for line in log],
     }
+
+
+def _minutes(stages: Sequence[MultiTaskArguments]) -> float:
+    """Of a run with all its stages."""
+    return sum(result_of(stage)["train_seconds"] for stage in stages) / 60
+
+
+def _figures(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """TASK.FIGURE of each run's stages, the last that has judged it, as the mean over runs; the interval is the first's."""
+    found = {}
+    for stage in zip(*runs):
+        for task, records in stage[0]["tasks"].items():
+            for figure, record in records.items():
+                values = [result["tasks"][task][figure]["value"] for result in stage]
+                known = {"value": statistics.mean(values), "values": values, "interval": record["interval"]}
+                found[f"{task}.{figure}"] = {**known, "unit": record["unit"]}
+    return found
 
 
 # ---- the report ----
@@ -224,7 +304,10 @@ def write_report(facts: Mapping[str, Any], folder: Path) -> Path:
     text = json_text(facts, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "study.json", text)
     facts = json.loads(text)
-    draw_all({"losses": _draw_losses, "figures": _draw_figures}, facts, folder / PICTURES)
+    pictures = {"losses": _draw_losses, "figures": _draw_figures}
+    if drawn := _drawn(facts):
+        pictures |= {"blocks": partial(draw_blocks, names=drawn), "attention": partial(draw_attention, names=drawn)}
+    draw_all(pictures, facts, folder / PICTURES)
     if "layers" in facts:
         draw_all({LAYERS: draw_layers}, facts["layers"], folder / PICTURES)
     return write_page(folder / "study.md", TITLE, study_text(inert(facts)))
@@ -239,13 +322,27 @@ def study_text(facts: Mapping[str, Any]) -> str:
     ]
     parts = opening(TITLE, ("Validation over the steps", f"{PICTURES}/figures.svg"), answer)
     words = "Means over the seeds; in brackets the first seed's 95 % interval over speakers."
+    if "folds" in facts:
+        words = "Means over seeds and folds; in brackets the 95 % interval of all folds' test clips together, over speakers."
     if any(own["published"] for own in facts["variants"].values()):
         words += f" Behind a slash what {facts['source'] or 'a paper'} says, in percent, of its own data."
-    parts += ["## Test figures", _figures_table(facts), words]
+    parts += ["## Test figures", *_tables(facts), words, *(f"- {one}" for one in facts["differences"])]
+    for task, own in facts.get("folds", {}).items():
+        parts += [f"## Folds: {task}", *_fold_tables(own)]
     parts += ["## Training", _training_table(facts), f"![Losses]({PICTURES}/losses.svg)"]
+    if _drawn(facts):
+        parts += ["## What is attended to", ATTENTION_WORDS, f"![Weights of blocks]({PICTURES}/blocks.svg)"]
+        parts += [f"![Attention over time]({PICTURES}/attention.svg)"]
     if "layers" in facts:
         parts += ["## Speakers by layer", LAYER_WORDS, f"![EER of every layer]({PICTURES}/{LAYERS}.svg)"]
     return "\n\n".join([*parts, made_by(f"python -m wavcse.finetuning.study {facts['study']}")]) + "\n"
+
+
+def _fold_tables(own: Mapping[str, Any]) -> list[str]:
+    """Of a task: all variants over the folds, and each figure fold by fold."""
+    figures = dict.fromkeys(figure for one in own["variants"].values() for figure in one["figures"])
+    tables = [single_folds_table(own["variants"], figure, own["tested"]) for figure in figures]
+    return [fold_table(own["variants"]), WORDS, *tables]
 
 
 def _columns(facts: Mapping[str, Any]) -> list[str]:
@@ -253,11 +350,29 @@ def _columns(facts: Mapping[str, Any]) -> list[str]:
     return facts["columns"] or list(dict.fromkeys(name for own in facts["variants"].values() for name in own["figures"]))
 
 
-def _figures_table(facts: Mapping[str, Any]) -> str:
-    columns = _columns(facts)
+def _tables(facts: Mapping[str, Any]) -> list[str]:
+    """The tables that the study asks for, of what is finished; or one of all."""
+    if not facts["tables"]:
+        return [_figures_table(facts["variants"], _columns(facts))]
+    parts = []
+    for title, asked in facts["tables"].items():
+        names = [name for name in asked.get("variants") or facts["variants"] if name in facts["variants"]]
+        if names:
+            own = {name: facts["variants"][name] for name in names}
+            parts += [f"### {title}", _figures_table(own, asked.get("columns") or _columns(facts))]
+    return parts
+
+
+def _figures_table(variants: Mapping[str, Any], columns: Sequence[str]) -> str:
     heads = [_head(*name.rsplit(".", 1)) for name in columns]
-    lines = [[name, *(_figure_cell(own, column) for column in columns)] for name, own in facts["variants"].items()]
+    lines = [[name, *(_figure_cell(own, column) for column in columns)] for name, own in variants.items()]
     return markdown_table(["variant", *heads], lines)
+
+
+def _drawn(facts: Mapping[str, Any]) -> list[str]:
+    """Variants whose weights of blocks and frames are drawn: those that are asked for, or the first that attends to frames."""
+    able = [name for name, own in facts["variants"].items() if own["attention"] and own["block_shares"][0]]
+    return [name for name in able if name in facts["pictures_of"]] if facts["pictures_of"] else able[:1]
 
 
 def _head(task: str, figure: str) -> str:
@@ -325,8 +440,11 @@ def _lines(facts: Mapping[str, Any], names: Sequence[str]) -> Figure:
 
 
 @TASK_STUDY.main
-def main(options: StudyArguments) -> int:
+def main(options: TaskStudyArguments) -> int:
     """The command line."""
+    if options.dry_run:
+        print(planned_text(read_study(options.config, options.output_dir), options.only))
+        return DONE
     page = run_study(read_study(options.config, options.output_dir), options.only, options.workers)
     print(page.read_text(encoding="utf-8"))
     return DONE

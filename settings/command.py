@@ -159,23 +159,22 @@ class Program(Generic[Settings]):
 
 @dataclass(frozen=True)
 class RecipePrograms:
-    """Two programs under one name: which of them is meant, the recipe and the options say.
+    """Several programs under one name: which of them is meant, the recipe and the options say.
 
     Attributes:
-        usual: where neither does.
-        other: where `is_other(fields of the recipe, options by name)` says so.
+        usual: where none of the others is meant.
+        others: program -> whether it is meant by (fields of the recipe, options by name); the first one is taken.
     """
 
     usual: Program
-    other: Program
-    is_other: Callable[[Collection[str], Collection[str]], bool]
+    others: Mapping[Program, Callable[[Collection[str], Collection[str]], bool]]
 
     def of(self, argv: Sequence[str] | None = None) -> Program:
         """The one that a command line is for; a recipe that cannot be read is the usual one's, which says why."""
         argv = list(sys.argv[1:] if argv is None else argv)
         options = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
         recipe = recipe_fields(argv[0]) if argv and not argv[0].startswith("-") else ()
-        return self.other if self.is_other(recipe, options) else self.usual
+        return next((program for program, is_meant in self.others.items() if is_meant(recipe, options)), self.usual)
 
     def refusal(self, argv: Sequence[str] | None = None) -> int:
         """As of the program that is meant."""

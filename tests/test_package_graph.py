@@ -20,8 +20,9 @@ ALLOWED = {
     "pretraining": "root settings data training steps",
     "hub": "root settings data reports eval",
     "finetuning": "root settings data reports training steps eval studies hub",
-    "finetune_accelerate": "root settings data training steps eval studies finetuning",
     "finetuning/study": "root settings data reports training steps eval studies finetuning",
+    "finetuning/__main__": "settings finetuning finetuning/study",
+    "finetune_accelerate": "finetuning finetuning/__main__",
     "train_accelerate": "root settings data training",
     "search": "root settings data training reports train_accelerate",
     "pretrain_accelerate": "root settings data training steps pretraining",
@@ -34,7 +35,7 @@ ALLOWED = {
     "doors": "root settings data reports eval hub embed retrieval",
     "tools": "root settings data reports training search studies eval pretraining hub search/transfer",
 }
-STUDIES = ("finetuning/study", "pretraining/study", "search/transfer")
+ABOVE = ("finetuning/study", "finetuning/__main__", "pretraining/study", "search/transfer")
 FREE = ("benchmarks", "examples", "tests")  # may import anything, and nothing imports them
 OUTSIDE = ("setup.py", "wavcse_cli.py", "handler.py")  # no part of the package
 
@@ -45,7 +46,7 @@ def owner(path: Path) -> str:
     if not rest:
         return "root" if first.endswith("_wavcse.py") or first == "__init__.py" else first.removesuffix(".py")
     study = f"{first}/{rest[0].removesuffix('.py')}"
-    return study if study in STUDIES else first
+    return study if study in ABOVE else first
 
 
 def modules() -> list[Path]:

@@ -23,7 +23,7 @@ from wavcse.data.inspection import Inspector
 from wavcse.eval.encoder import WavCSEEncoder, check_encoder
 from wavcse.feature_extraction_wavcse import normalized
 from wavcse.finetuning.__main__ import main
-from wavcse.finetuning.arguments import FINETUNE, FINETUNE_TASKS, FINETUNING, MultiTaskArguments
+from wavcse.finetuning.arguments import FINETUNE, FINETUNE_TASKS, FINETUNING, TASK_STUDY, MultiTaskArguments
 from wavcse.finetuning.labelled_clips import labelled_clips
 from wavcse.finetuning.losses import ctc_losses, weighted_sum
 from wavcse.finetuning.multi_task import Prepared, finetune_tasks, score_of, set_up
@@ -450,6 +450,8 @@ def test_the_recipe_says_which_program_is_meant(tmp_path):
     for text, program in (("tasks: {}\n", FINETUNE_TASKS), ("upstreams: {}\ntask: {}\n", FINETUNE), ("seed: 1\n", FINETUNE)):
         (tmp_path / "recipe.yaml").write_text(text)
         assert FINETUNING.of([str(tmp_path / "recipe.yaml"), "--seed", "2"]) is program
+    (tmp_path / "study.yaml").write_text("recipe: r.yaml\nupstreams: {a: b}\nvariants: {}\n")
+    assert FINETUNING.of([str(tmp_path / "study.yaml"), "--dry_run"]) is TASK_STUDY
     assert FINETUNING.of(["--init_from=x"]) is FINETUNE_TASKS
     assert FINETUNING.of(["no such file"]) is FINETUNE
 

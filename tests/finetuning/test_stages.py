@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -27,46 +26,6 @@ from wavcse.training.run import new_accelerator
 
 NOT_COMPARED = ("seconds", "audio_s_per_s")
 STEM_AND_FIRST_BLOCK = ("feature_extractor.", "feature_projection.", "encoder.pos_conv_embed.", "encoder.layers.0.")
-
-
-@pytest.fixture(scope="session")
-def emotional_corpus(spoken_corpus, tmp_path_factory) -> Path:
-    """The spoken corpus with an emotion, which is the first letter's half, and a gender of every speaker."""
-    table = pd.read_csv(spoken_corpus)
-    table["file_name"] = [str(spoken_corpus.parent / name) for name in table["file_name"]]
-    table["emotion"] = np.where(table["text"].str[0].isin(["a", "b"]), "joy", "anger")
-    table["gender"] = np.where(table["speaker_id"].isin(list("kmoqs")), "female", "male")
-    path = tmp_path_factory.mktemp("emotional") / "metadata.csv"
-    table.to_csv(path, index=False)
-    return path
-
-
-@pytest.fixture(scope="session")
-def staged_recipe(tasks_recipe, emotional_corpus) -> dict:
-    of_clips = {"manifest": str(emotional_corpus), "disjoint_by": "speaker_id", "tap": "ari"}
-    return {
-        "encoder": {**tasks_recipe["encoder"], "num_hidden_layers": 3, "hidden_dropout": 0.1},
-        "tasks": {
-            "words": {**of_clips, "kind": "ctc", "label_column": "text", "hidden": 12},
-            "gender": {**of_clips, "kind": "classes", "label_column": "gender", "hidden": 12, "weight": 0.1},
-            "emotion": {**of_clips, "kind": "classes", "label_column": "emotion", "fusion": {"hidden": 12}},
-        },
-        "streams": {"all": {"batch_clips": 8}},
-        "mask_share": 0.0,
-        "freeze": {"stem": True, "blocks": 1},
-        "num_epochs": 1,
-        "validate_every": 0,
-        "learning_rate": 1e-2,
-        "encoder_learning_rate": 1e-3,
-        "decay": "newbob",
-        "choose": {"emotion.uar": 1.0},
-        "stages": [
-            {"tasks": {"emotion": None}, "freeze": {"stem": True}, "choose": {"loss": 1.0}},
-            {"init_from": {"stage": 1}, "learn": ["emotion"]},
-        ],
-        "audio_dir": tasks_recipe["audio_dir"],
-        "checkpoint_every_s": 0.0,
-    }
 
 
 def arguments(recipe: dict, folder: Path, **changes) -> MultiTaskArguments:

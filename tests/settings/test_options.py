@@ -202,9 +202,9 @@ def recipes():
             reader = lambda argv: read_config(argv[0])  # noqa: E731
         if path.stem in ("tiny_architectures", "tiny_lasr"):
             reader = lambda argv: read_study(argv[0])  # noqa: E731
-        if path.name == "002_base.yaml":
+        if path.name in ("002_base.yaml", "003_base.yaml", "ser_synthetic_base.yaml"):
             reader = FINETUNE_TASKS.parse
-        if path.stem in ("mtl_synthetic", "mtl_real") or path.name.startswith("002_table"):
+        if path.stem in ("mtl_synthetic", "mtl_real", "ser_synthetic", "003_iemocap") or path.name.startswith("002_table"):
             reader = lambda argv: read_task_study(argv[0])  # noqa: E731
         if path.name.startswith("transfer_"):
             reader = lambda argv: read_transfer(argv[0])  # noqa: E731

@@ -1,0 +1,131 @@
+"""Studies in folds and stages: what a dry run lists, what is trained, and the report; through the command line."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from transformers import AutoConfig
+
+from wavcse.finetuning.__main__ import main
+from wavcse.finetuning.study import read_study
+from wavcse.tests.helpers.tiny_families import ROWS
+from wavcse.upstream_wavcse import build_upstream
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def fold_study(staged_recipe, tmp_path_factory) -> Path:
+    """Two variants of a staged recipe in two folds of speakers."""
+    folder = tmp_path_factory.mktemp("folds")
+    recipe = {**staged_recipe, "folds": {"column": "speaker_id", "groups": 2}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    alone = {"tasks": {"words": None, "gender": None, "emotion": {"tap": "last", "fusion": {}}}, "stages": []}
+    study = {
+        "recipe": str(folder / "recipe.yaml"),
+        "variants": {"alone": alone, "whole": {}},
+        "columns": ["emotion.uar", "emotion.accuracy", "words.cer"],
+        "tables": {"Table I": {"columns": ["emotion.uar"]}, "Table III": {"variants": ["whole"]}},
+        "published": {"whole": {"emotion.uar": 77.7}},
+        "differences": ["Tones are no speech."],
+        "output_dir": str(folder / "study"),
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    return folder / "study.yaml"
+
+
+def test_a_dry_run_lists_runs_updates_and_sizes(fold_study, capsys):
+    assert main([str(fold_study), "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(("| alone", "| whole"))]
+    known = [(row[0], row[1], row[2], row[3]) for row in rows]
+    assert known == [
+        ("alone.0.01", "2", "1", "emotion"),
+        ("whole.0.01", "2", "1", "gender, words"),
+        ("whole.0.01", "2", "2", "emotion"),
+    ]
+    for row in rows:
+        training, validation, test, updates = (int(cell) for cell in row[4:8])
+        assert training + validation + test == 60
+        assert test == 30  # of five speakers
+        assert updates == -(-training // 8)
+    total = sum(2 * int(row[7]) for row in rows)
+    assert lines[-1] == f"4 runs, about {total:,} updates."
+    assert not (fold_study.parent / "study").exists()
+
+
+@pytest.mark.slow
+def test_the_report_has_both_stages_of_all_folds(fold_study, capsys):
+    assert main([str(fold_study)]) == 0
+    folder = fold_study.parent / "study"
+    page, facts = (folder / "study.md").read_text(), json.loads((folder / "study.json").read_text())
+    places = [folder / "whole.0.01/0" / f"fold{number}" for number in (1, 2)]
+    tables = [pd.read_parquet(place / "stage2/predictions/emotion.parquet") for place in places]
+    assert not set(tables[0]["group"]) & set(tables[1]["group"])
+    uar = [balanced_accuracy_score(table["label"], table["prediction_0"]) for table in tables]
+    accuracy = [accuracy_score(table["label"], table["prediction_0"]) for table in tables]
+    figures = facts["variants"]["whole"]["figures"]
+    assert figures["emotion.uar"]["values"] == pytest.approx(uar)
+    assert figures["emotion.uar"]["value"] == pytest.approx(sum(uar) / 2)
+    assert figures["emotion.accuracy"]["values"] == pytest.approx(accuracy)
+    assert {"words.cer", "gender.uar"} <= figures.keys()  # of the first stage
+    assert facts["variants"]["alone"]["figures"].keys() == {"emotion.uar", "emotion.accuracy"}
+    for words in ("### Table I", "### Table III", "- Tones are no speech.", "/ 77.7", "## Folds: emotion", "attention.svg"):
+        assert words in page, words
+    assert (folder / "pictures/blocks.svg").exists()
+    before = (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns
+    assert main([str(fold_study)]) == 0  # nothing is trained again
+    assert (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns == before
+
+
+def test_the_papers_study_has_all_variants_of_three_encoders(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = read_study("conf/paper/003_iemocap.yaml")
+    variants = {variant.name: variant.args for variant in study.variants}
+    assert len(variants) == 3 * (6 + 15)  # Tables I to III, and all subsets of the four tasks but the whole
+    of_emotion = {frozenset(args.tasks) - {"emotion"} for args in variants.values()}
+    assert len(of_emotion) == 16
+    assert {args.init_from for args in variants.values()} == set(study.settings.upstreams.values())
+    assert set(study.settings.published) == set(variants)
+    assert variants["wavlm.whole"].tasks["emotion"] == {**variants["hubert.whole"].tasks["emotion"]}
+    for name in ("baseline", "emotion_only"):
+        assert not variants[f"wavlm.{name}"].stages
+
+
+ENCODERS = {"wav2vec2": "wav2vec 2.0, base", "hubert": "HuBERT, base", "wavlm": "WavLM, base"}
+
+
+@pytest.mark.slow
+def test_two_steps_of_each_stage_of_the_papers_recipe_run(emotional_corpus, tmp_path, monkeypatch, capsys):
+    """On a manifest as the adapter of IEMOCAP writes it, and tiny encoders."""
+    pytest.importorskip("jiwer")
+    table = pd.read_csv(emotional_corpus).rename(columns={"text": "transcript"})
+    table["session"] = table["speaker_id"].map(lambda speaker: "klmnopqrst".index(speaker) // 2)
+    table["style"] = ["improvised", "scripted"] * (len(table) // 2)
+    table["transcript"] = table["transcript"].str[:2]
+    (tmp_path / "manifests").mkdir()
+    table.to_csv(tmp_path / "manifests/iemocap.csv", index=False)
+    upstreams = {}
+    for name, row in ENCODERS.items():
+        model_type, sizes = ROWS[row]
+        upstreams[name] = str(tmp_path / name)
+        config = AutoConfig.for_model(model_type, **{**sizes, "num_hidden_layers": 5})
+        build_upstream(config).save_pretrained(tmp_path / name)
+    study = yaml.safe_load((ROOT / "conf/paper/003_iemocap.yaml").read_text())
+    study |= {"recipe": str(ROOT / "conf/paper/003_base.yaml"), "upstreams": upstreams}
+    study["overrides"] = {"num_epochs": 0, "max_steps": 2, "folds": {"column": "session"}, "validate_every": 2}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    assert main(["study.yaml", "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("315 runs, ")
+    read = read_study("study.yaml")
+    from wavcse.finetuning.multi_task import finetune_tasks
+
+    for variant in read.variants:
+        if variant.name.endswith(".whole"):
+            (runs,) = read.runs(variant).values()
+            result = finetune_tasks(runs[0], show_progress=False)
+            assert (result["steps"], result["tasks"].keys()) == (2, {"emotion"})
