@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from wavcse.data.composite import TaskSource, as_paths
 from wavcse.data.manifest import Manifest
 from wavcse.data.splits import Fold, folds
 from wavcse.finetuning.arguments import MultiTaskArguments, TaskSettings
+from wavcse.training.run import RunFolder
 
 UNSEEN_IN_TEST = (
     "the classes are the {column} that training knows, and a fold tests others: no answer on the test split could be right"
@@ -41,14 +43,33 @@ def fold_of(args: MultiTaskArguments) -> Fold | None:
     """The fold that a run trains; `None` for a recipe without folds.
 
     Raises:
-        ValueError: the run does not say which, or there are not so many.
+        ValueError: the run does not say which, or there are not so many; or it starts from a stage that tested others, and so
+            may have trained on those that this one tests.
     """
     if args.fold_settings() is None:
         return None
     found = recipe_folds(args)
     if args.fold is None or args.fold > len(found):
         raise ValueError(f"fold is {args.fold}; say which of the {len(found)} folds is tested, such as --fold 1.")
-    return found[args.fold - 1]
+    fold, before = found[args.fold - 1], _tested_before(args)
+    if before is not None and before != fold.tested:
+        raise ValueError(
+            f"fold {args.fold} tests {_some(fold.tested)}, but {args.stage_before}, which it starts from, tested "
+            f"{_some(before)} and may know them: all stages need the same folds."
+        )
+    return fold
+
+
+def _tested_before(args: MultiTaskArguments) -> frozenset[str] | None:
+    """What the stage that a run starts from has tested; `None` where it starts from none, or that one is not finished."""
+    path = None if args.stage_before is None else RunFolder(args.stage_before).results / "finetuning.json"
+    if path is None or not path.exists():
+        return None
+    return frozenset(json.loads(path.read_text(encoding="utf-8")).get("fold", {}).get("tests", []))
+
+
+def _some(values: frozenset[str]) -> str:
+    return ", ".join(sorted(values)) or "no fold"
 
 
 def with_fold(source: TaskSource, task: TaskSettings, args: MultiTaskArguments, fold: Fold | None) -> TaskSource:

@@ -1,5 +1,6 @@
 """Folds of a fine-tuning: what a run tests and reports, figures over folds, and clips at other speeds."""
 
+import json
 from itertools import chain
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.metrics import accuracy_score, recall_score
 from wavcse.data.inspection import Inspector
 from wavcse.finetuning.arguments import MultiTaskArguments
 from wavcse.finetuning.fold_tables import fold_facts, fold_table, single_folds_table
-from wavcse.finetuning.folds import fold_names
+from wavcse.finetuning.folds import fold_names, fold_of
 from wavcse.finetuning.labelled_clips import labelled_clips
 from wavcse.finetuning.multi_task import Prepared, finetune_tasks, set_up
 from wavcse.finetuning.predictions import fold_figures, paired, read_folds, read_probe
@@ -106,6 +107,23 @@ def test_a_run_says_what_it_tests_keeps_its_answers_and_claims_nothing_about_unk
 def test_folds_that_do_not_divide_the_clips_are_refused(folds_recipe, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         prepared(folds_recipe, tmp_path, **changes)
+
+
+def test_a_stage_starts_from_one_that_tested_the_same_speakers(folds_recipe, tmp_path):
+    def stage(**changes):
+        own = {"init_from": {"stage": 1}, "output_dir": str(tmp_path / "stage2"), **changes}
+        return arguments(folds_recipe, **own)
+
+    assert fold_of(stage()).tested == {"2"}  # nothing is known of stage 1
+    path = tmp_path / "stage1/results/finetuning.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"fold": {"number": 2, "tests": ["2"]}}))
+    assert fold_of(stage()).tested == {"2"}
+    with pytest.raises(ValueError, match=r"fold 3 tests 3, but .*stage1, which it starts from, tested 2 and may know them"):
+        fold_of(stage(fold=3))
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="tested no fold and may know them"):
+        fold_of(stage())
 
 
 # ---- figures over folds ----

@@ -206,6 +206,8 @@ def recipes():
             reader = FINETUNE_TASKS.parse
         if path.stem in ("mtl_synthetic", "mtl_real", "ser_synthetic", "003_iemocap") or path.name.startswith("002_table"):
             reader = lambda argv: read_task_study(argv[0])  # noqa: E731
+        if path.name.startswith("ser_"):
+            reader = FINETUNE_TASKS.parse if path.stem.endswith("_base") else lambda argv: read_task_study(argv[0])
         if path.name.startswith("transfer_"):
             reader = lambda argv: read_transfer(argv[0])  # noqa: E731
         if path.stem == "small_vectors":
