@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import (
     CONFIG_NAME,
     FEATURE_EXTRACTOR_NAME,
@@ -123,6 +124,17 @@ class WavCSEEncoder:
             raise ValueError(f"The model {self.name!r} was saved by an older wavCSE; save it again to read its layers.")
         return layers.float().cpu().numpy()
 
+    def frames(self, waveforms: Sequence[np.ndarray], layers: Sequence[int]) -> list[np.ndarray]:
+        """Layers of the upstream frame by frame, float32 `[T, K, D]` of every clip, by `encode_frames` of the model.
+
+        Raises:
+            ValueError: the code that was saved with the model is older than that method.
+        """
+        if not hasattr(self.model, "encode_frames"):
+            raise ValueError(f"The model {self.name!r} was saved by an older wavCSE; save it again to read its frames.")
+        how = {"precision": self.precision, "show_progress_bar": False}
+        return [own.frames for own in self.model.encode_frames(list(waveforms), layers=list(layers), **how)]
+
     @torch.inference_mode()
     def _run(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor | None, ModelOutput]:
         """All pooled layers `[N, L, D]` of a batch (`None` where the embedding is not made of them), and the model's output.
@@ -147,6 +159,13 @@ class WavCSEEncoder:
         return self.model.pool_layers(**inputs, layers=range(self.num_layers), precision=self.precision)
 
 
+def untrain(model: PreTrainedModel, seed: int) -> None:
+    """Give a model new weights, as its class makes them for this seed: what its shape knows without training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.load_state_dict(type(model)(model.config).state_dict())
+
+
 def _load(checkpoint: SavedModel, device: str | torch.device) -> tuple[Any, Any]:
     options = {"revision": checkpoint.revision, "trust_remote_code": True}
     with checkpoint.loading():
@@ -155,6 +174,17 @@ def _load(checkpoint: SavedModel, device: str | torch.device) -> tuple[Any, Any]
     if not hasattr(model.config, "pooled_size"):
         raise ValueError(f"The model {str(checkpoint)!r} was saved by an older wavCSE; train or save it again.")
     return feature_extractor, model
+
+
+@dataclass(frozen=True)
+class CachedEncoder:
+    """What the records of an evaluation say of vectors that are made of kept layers."""
+
+    name: str
+    sampling_rate: int
+    embedding_size: int
+    identity: dict[str, str] = field(default_factory=dict)
+    num_candidates: int = 1
 
 
 def candidates_of(encoder: Encoder) -> int:

@@ -10,8 +10,9 @@ regression.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -43,15 +44,10 @@ def probe_outcomes(
         embeddings: of the clips of the task, `[N, num_candidates * E]`.
         with_map: add a map of the test embeddings (classification only).
     """
-    objective, labels = objective_for(data), data.labels
-    train, validation, test = (data.table.rows(split) for split in SPLITS)
+    objective = objective_for(data)
 
     def fit(candidate: np.ndarray, seed: int) -> ProbeRun:
-        parts = [LabelledEmbeddings(candidate[rows], labels[rows]) for rows in (train, validation)]
-        try:
-            return fit_probe(*parts, candidate[test], objective, seed, device=device)
-        except ValueError as error:
-            raise ValueError(f"{data.task.name}: {error}") from error
+        return fit_on_task(candidate, data, objective, seed, device=device)
 
     candidates = np.split(embeddings, num_candidates, axis=1)
     firsts = [fit(candidate, seeds[0]) for candidate in candidates]
@@ -59,8 +55,9 @@ def probe_outcomes(
     best = max(range(num_candidates), key=lambda number: direction * firsts[number].validation)
     probes = dict(zip(seeds, [firsts[best], *(fit(candidates[best], seed) for seed in seeds[1:])]))
     chosen = best if num_candidates > 1 else None
-    outcomes = [_outcome(place, probes, chosen, data, objective) for place in range(len(data.task.targets))]
+    outcomes = [outcome_of(place, probes, chosen, data, objective) for place in range(len(data.task.targets))]
     if with_map and data.task.kind == "classification":
+        test = data.table.rows("test")
         outcomes[0].figures.update(embedding_map(candidates[best][test], data.table.labels[test], seeds[0]))
     return outcomes
 
@@ -74,10 +71,32 @@ def objective_for(data: TaskData) -> Objective:
     return AbsoluteErrorObjective(data.values[data.table.rows("train")])
 
 
-def _outcome(
+def fit_on_task(embeddings: np.ndarray, data: TaskData, objective: Objective, seed: int = 0, **how) -> ProbeRun:
+    """`fit_probe` on the splits of a task.
+
+    Args:
+        embeddings: of all its clips, `[N, E]`, or whatever else the `head` takes.
+        how: `settings`, `device` and `head` of `fit_probe`.
+
+    Raises:
+        ValueError: as `fit_probe`; the message names the task.
+    """
+    train, validation, test = (data.table.rows(split) for split in SPLITS)
+    parts = [LabelledEmbeddings(embeddings[rows], data.labels[rows]) for rows in (train, validation)]
+    try:
+        return fit_probe(*parts, embeddings[test], objective, seed, **how)
+    except ValueError as error:
+        raise ValueError(f"{data.task.name}: {error}") from error
+
+
+def outcome_of(
     place: int, probes: Mapping[int, ProbeRun], candidate: int | None, data: TaskData, objective: Objective
 ) -> Outcome:
-    """What the probes (seed -> probe) achieve on the target at `place`."""
+    """What the probes (seed -> probe) achieve on the target at `place`.
+
+    Args:
+        candidate: which of the encoder's vectors they read, where validation chose among several.
+    """
     rows, seed = data.table.rows("test"), next(iter(probes))
     is_regression = data.task.kind == "regression"
     labels = data.labels[rows][:, place] if is_regression else data.labels[rows]
@@ -157,18 +176,45 @@ class ProbeRun:
         predictions: of the test clips, in the scale of the labels: classes `[N]` or numbers `[N, T]`.
         validation: the objective's figure on the validation clips.
         learning_rate, epoch: what validation chose; None where nothing was to choose.
+        model: embeddings `[B, E]` in their own scale -> outputs `[B, O]`; None where the answer is a constant.
     """
 
     predictions: np.ndarray
     validation: float
     learning_rate: float | None = None
     epoch: int | None = None
+    model: StandardisedProbe | None = None
+
+
+class StandardisedProbe(nn.Module):
+    """A fitted probe with the scaling of its inputs.
+
+    Args:
+        mean, scale: of the training embeddings, each of the shape of one clip's.
+        head: of standardised embeddings.
+    """
+
+    def __init__(self, mean: Tensor, scale: Tensor, head: nn.Module):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.head = head
+
+    def standardised(self, embeddings: Tensor) -> Tensor:
+        """With mean 0 and standard deviation 1 over the training clips."""
+        return (embeddings - self.mean) / self.scale
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Outputs `[B, O]`."""
+        return self.head(self.standardised(embeddings))
 
 
 @dataclass
-class _Candidate:
+class TrainedHead:
+    """The best epoch of one learning rate; without a head where no epoch had finite outputs."""
+
     learning_rate: float
-    state: dict[str, Tensor]
+    head: nn.Module | None = None
     epoch: int = 0
     gain: float = -math.inf  # the validation figure, or what is lacking to it: more is better
     loss: float = math.inf
@@ -182,6 +228,7 @@ def fit_probe(
     seed: int = 0,
     settings: ProbeSettings | None = None,
     device: str | torch.device = "cpu",
+    head: Callable[[int, int], nn.Module] = nn.Linear,
 ) -> ProbeRun:
     """Fit on `train`, choose on `validation`, predict the test clips.
 
@@ -192,34 +239,58 @@ def fit_probe(
         test_embeddings: `[N, E]`; there is no argument for test labels.
         objective: loss, outputs and the figure that validation looks at.
         seed: of the initial weights and the order of the clips; the same seed gives the same predictions.
+        head: makes what is trained, from E and O; it may take more than one vector of size E per clip.
 
     Raises:
         ValueError: no learning rate had an epoch whose outputs are finite; one that diverges is not chosen.
     """
-    if train.embeddings.shape[1] == 0:
+    if train.embeddings.shape[-1] == 0:
         return _best_constant(train, validation, len(test_embeddings), objective)
-    settings = settings or ProbeSettings()
     mean, std = (moment(train.embeddings, axis=0, dtype=np.float64) for moment in (np.mean, np.std))
     scale = usable_scale(mean, std).astype(np.float32)
+    moments = (torch.from_numpy(moment).to(device) for moment in (mean.astype(np.float32), scale))
+    probe = StandardisedProbe(*moments, nn.Identity())
     standardised = [
-        torch.from_numpy((embeddings - mean.astype(np.float32)) / scale).to(device)
+        probe.standardised(torch.from_numpy(embeddings).to(device))
         for embeddings in (train.embeddings, validation.embeddings, test_embeddings)
     ]
     labels = [torch.from_numpy(part.labels).to(device) for part in (train, validation)]
-    train_part, validation_part = zip(standardised, labels)
-    candidates = [
-        _train_linear(train_part, validation_part, objective, rate, seed, settings) for rate in settings.learning_rates
-    ]
-    candidates = [candidate for candidate in candidates if candidate.state]
-    if not candidates:
+    parts = list(zip(standardised, labels))
+    best = train_heads(lambda: head(mean.shape[-1], objective.num_outputs), *parts, objective, seed, settings)
+    probe.head = best.head
+    with torch.no_grad():
+        outputs = best.head(standardised[2])
+    figure = best.gain if objective.greater_is_better else -best.gain
+    return ProbeRun(objective.predict(outputs).cpu().numpy(), figure, best.learning_rate, best.epoch, probe)
+
+
+def train_heads(
+    make: Callable[[], nn.Module],
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    objective: Objective,
+    seed: int,
+    settings: ProbeSettings | None = None,
+) -> TrainedHead:
+    """Train a head with every learning rate; the one that is best on validation, in eval mode.
+
+    Args:
+        make: a head with new weights.
+        train, validation: inputs and labels. The inputs need not be a tensor: what the head takes, of all clips, with
+            `index_select(0, rows)`, which gives it of some.
+
+    Raises:
+        ValueError: as `fit_probe`.
+    """
+    settings = settings or ProbeSettings()
+    found = [_train_head(make, train, validation, objective, rate, seed, settings) for rate in settings.learning_rates]
+    found = [own for own in found if own.head is not None]
+    if not found:
         rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
         raise ValueError(
             f"the probe diverged with every learning rate ({rates}): look at the scale of the embeddings and of the labels."
         )
-    best = max(candidates, key=lambda candidate: (candidate.gain, -candidate.loss))
-    outputs = nn.functional.linear(standardised[2], best.state["weight"], best.state["bias"])
-    figure = best.gain if objective.greater_is_better else -best.gain
-    return ProbeRun(objective.predict(outputs).cpu().numpy(), figure, best.learning_rate, best.epoch)
+    return max(found, key=lambda own: (own.gain, -own.loss))
 
 
 def _best_constant(train: LabelledEmbeddings, validation: LabelledEmbeddings, num_test: int, objective: Objective) -> ProbeRun:
@@ -228,61 +299,60 @@ def _best_constant(train: LabelledEmbeddings, validation: LabelledEmbeddings, nu
     return ProbeRun(of_test, objective.figure(torch.from_numpy(of_validation), torch.from_numpy(validation.labels)))
 
 
-def _train_linear(
+def _train_head(
+    make: Callable[[], nn.Module],
     train: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
     objective: Objective,
     learning_rate: float,
     seed: int,
     settings: ProbeSettings,
-) -> _Candidate:
-    """The best epoch of one learning rate; without a state where no epoch had finite outputs."""
+) -> TrainedHead:
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(seed)
-        linear = nn.Linear(train[0].shape[1], objective.num_outputs)
-    linear.to(train[0].device)
-    optimiser = torch.optim.AdamW(linear.parameters(), lr=learning_rate, weight_decay=settings.weight_decay, fused=True)
-    order = torch.Generator().manual_seed(seed)
-    best, lowest_loss, last_gain = _Candidate(learning_rate, {}), math.inf, 0
-    for epoch in range(1, settings.max_epochs + 1):
-        _train_epoch(linear, optimiser, objective, train, order, settings)
-        gain, loss = _validate(linear, objective, *validation)
-        if not (math.isfinite(gain) and math.isfinite(loss)):  # classes have an accuracy even then
-            break
-        if gain > best.gain or loss < lowest_loss:
-            lowest_loss, last_gain = min(loss, lowest_loss), epoch
-        # Equal accuracies are common with few validation clips; the lower validation loss then decides.
-        if (gain, -loss) > (best.gain, -best.loss):
-            state = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
-            best = _Candidate(learning_rate, state, epoch, gain, loss)
-        if epoch - last_gain >= settings.patience:
-            break
+        head = make()
+        head.to(train[1].device)
+        optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=settings.weight_decay, fused=True)
+        order = torch.Generator().manual_seed(seed)
+        best, lowest_loss, last_gain = TrainedHead(learning_rate), math.inf, 0
+        for epoch in range(1, settings.max_epochs + 1):
+            _train_epoch(head.train(), optimiser, objective, train, order, settings)
+            gain, loss = _validate(head.eval(), objective, *validation)
+            if not (math.isfinite(gain) and math.isfinite(loss)):  # classes have an accuracy even then
+                break
+            if gain > best.gain or loss < lowest_loss:
+                lowest_loss, last_gain = min(loss, lowest_loss), epoch
+            # Equal accuracies are common with few validation clips; the lower validation loss then decides.
+            if (gain, -loss) > (best.gain, -best.loss):
+                best = TrainedHead(learning_rate, copy.deepcopy(head), epoch, gain, loss)
+            if epoch - last_gain >= settings.patience:
+                break
     return best
 
 
 def _train_epoch(
-    linear: nn.Linear,
+    head: nn.Module,
     optimiser: torch.optim.Optimizer,
     objective: Objective,
     train: tuple[Tensor, Tensor],
     order: torch.Generator,
     settings: ProbeSettings,
 ) -> None:
-    embeddings, labels = train
+    inputs, labels = train
     num_passes = math.ceil(settings.min_steps_per_epoch * settings.batch_size / len(labels))
     passes = [torch.randperm(len(labels), generator=order).to(labels.device) for _ in range(num_passes)]
     for rows in [rows for order_of_pass in passes for rows in order_of_pass.split(settings.batch_size)]:
-        loss = objective.loss(linear(embeddings.index_select(0, rows)), labels.index_select(0, rows))
+        loss = objective.loss(head(inputs.index_select(0, rows)), labels.index_select(0, rows))
         optimiser.zero_grad()
         loss.backward()
-        for parameter in linear.parameters():  # + l1 sum |p| + l2 sum p^2, biases too, as in the authors' code
+        for parameter in head.parameters():  # + l1 sum |p| + l2 sum p^2, biases too, as in the authors' code
             parameter.grad.add_(parameter.detach().sign(), alpha=settings.l1).add_(parameter.detach(), alpha=2 * settings.l2)
         optimiser.step()
 
 
 @torch.no_grad()
-def _validate(linear: nn.Linear, objective: Objective, embeddings: Tensor, labels: Tensor) -> tuple[float, float]:
-    outputs = linear(embeddings)
+def _validate(head: nn.Module, objective: Objective, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+    outputs = head(inputs)
     figure = objective.figure(objective.predict(outputs), labels)
     return (figure if objective.greater_is_better else -figure), objective.loss(outputs, labels).item()
 

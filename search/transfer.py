@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from wavcse.data.features import FeatureCache, open_cache
 from wavcse.data.files import digest_of, locked, shown_path
 from wavcse.data.inspection import Inspector
 from wavcse.eval.arguments import EVAL, EvalArguments
+from wavcse.eval.encoder import CachedEncoder
 from wavcse.eval.evaluation import FITS, EvalSettings, result_key, write_outcome
 from wavcse.eval.results import Outcome, Result, finished_results, read_results
 from wavcse.eval.table import Comparison, compare_pair, rows_of
@@ -105,17 +106,6 @@ class TransferStudy:
         tasks = {name: source for name, source in self.shared.tasks.items() if name not in group.left_out}
         seeds = self.seeds[:1] if variant.marks[UNTRAINED] else self.seeds
         return [replace(variant.args, tasks=tasks, seed=seed) for seed in seeds]
-
-
-@dataclass(frozen=True)
-class CachedEncoder:
-    """What the records of an evaluation say of vectors that are made of cached layers."""
-
-    name: str
-    sampling_rate: int
-    embedding_size: int
-    identity: dict[str, str] = field(default_factory=dict)
-    num_candidates: int = 1
 
 
 # -- what is asked for

@@ -9,7 +9,7 @@ for mean and standard deviation. Layer 0 is the input of the first block, layer 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.configuration_wavcse import WavCSEConfig, as_encoder
 from wavcse.eval.encoder import SavedModel
@@ -78,17 +79,37 @@ class MeanLayersEncoder(LayerEncoder):
 
 
 class BestLayerEncoder(LayerEncoder):
-    """Every layer, for each task to take the one that is best on its validation clips; candidate i is layer i."""
+    """Layers side by side, for each task to take the one that is best on its validation clips.
+
+    Args:
+        layers: which, candidate after candidate; `None` = all, so that candidate i is layer i.
+
+    Raises:
+        ValueError: the source has no such layer.
+    """
 
     baseline = "best_layer"
 
-    def __init__(self, source: LayerSource | None, name: str | None = None):
+    def __init__(self, source: LayerSource | None, name: str | None = None, layers: Sequence[int] | None = None):
         super().__init__(source, name)
-        self.num_candidates = self.source.num_layers
+        self.layers = list(range(self.source.num_layers) if layers is None else layers)
+        bad = sorted(set(self.layers) - set(range(self.source.num_layers)))
+        if bad:
+            raise ValueError(f"{self.name}: there is no layer {bad[0]}; this model has 0 to {self.source.num_layers - 1}.")
+        self.num_candidates = len(self.layers)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """As of all, with the layers that are read, where not all are."""
+        is_whole = self.layers == list(range(self.source.num_layers))
+        return {**super().identity, **({} if is_whole else {"layers": ",".join(map(str, self.layers))})}
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """Float32 `[N, L * D]`, layer after layer."""
-        return self.source.all_layers(waveforms).reshape(len(waveforms), -1)
+        """Float32 `[N, K * D]`, layer after layer."""
+        layers = self.source.all_layers(waveforms)
+        if len(self.layers) < layers.shape[1]:
+            layers = layers[:, self.layers]
+        return layers.reshape(len(waveforms), -1)
 
 
 # ---- where layers come from: a wavCSE model, or any transformers audio checkpoint ----
@@ -113,6 +134,10 @@ class LayerSource(Protocol):
 
     def all_layers(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 `[N, L, D]`; asked again for the same list, it computes nothing. ValueError for a clip it cannot serve."""
+        ...
+
+    def frames(self, waveforms: Sequence[np.ndarray], layers: Sequence[int]) -> list[np.ndarray]:
+        """K layers frame by frame, float32 `[T, K, D]` per clip without padding; pooled over `T` they are `all_layers`."""
         ...
 
 
@@ -170,6 +195,16 @@ class UpstreamLayers:
             self._last = (waveforms, self.passes.pooled(waveforms).float().cpu().numpy())
         return self._last[1]
 
+    @torch.inference_mode()
+    def frames(self, waveforms: Sequence[np.ndarray], layers: Sequence[int]) -> list[np.ndarray]:
+        """Layers frame by frame, float32 `[T, K, D]` of every clip."""
+        return [own.float().cpu().numpy() for own in self.passes.frames(waveforms, layers)]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The module that runs."""
+        return self.passes.model
+
 
 class UpstreamPasses:
     """Layers of a checkpoint of a family of upstreams, by the code that runs them in a wavCSE model.
@@ -183,18 +218,26 @@ class UpstreamPasses:
         with checkpoint.loading():
             upstream = load_upstream(checkpoint.path, config.upstream_config, revision=checkpoint.revision)
         check_precision(upstream, self.precision)
-        self.upstream, self.run_upstream = upstream.to(device).eval(), UpstreamRunner()
+        self.model, self.run_upstream = upstream.to(device).eval(), UpstreamRunner()
         self.feature_extractor = WavCSEFeatureExtractor.from_config(config)
         self.sampling_rate: int = config.sampling_rate
         self.num_layers, self.layer_size = len(config.selected_layers), config.pooled_size
 
     def pooled(self, waveforms: Sequence[np.ndarray]) -> torch.Tensor:
         """`[N, L, D]`."""
-        device, config = self.upstream.device, self.config
+        device, config = self.model.device, self.config
         inputs = self.feature_extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt", device=device)
         options = {"precision": self.precision, **config.upstream_options}
-        output = self.run_upstream(self.upstream, **inputs, layers=config.selected_layers, **options)
+        output = self.run_upstream(self.model, **inputs, layers=config.selected_layers, **options)
         return output.pooled_layers
+
+    def frames(self, waveforms: Sequence[np.ndarray], layers: Sequence[int]) -> list[Tensor]:
+        """`[T, K, D]` of every clip."""
+        options = {"precision": self.precision, **self.config.upstream_options}
+        del options["temporal_pooling"]
+        checked = [self.feature_extractor.load(waveform, place) for place, waveform in enumerate(waveforms)]
+        inputs = self.feature_extractor.prepare(checked, self.model.device)
+        return self.run_upstream.frames(self.model, inputs, layers, **options)
 
 
 def _config_of_all_layers(checkpoint: SavedModel, config: PretrainedConfig, fields: Mapping) -> WavCSEConfig | None:
@@ -253,7 +296,13 @@ class HiddenStateLayers:
 
     def pooled(self, waveforms: Sequence[np.ndarray]) -> Tensor:
         """`[N, L, D]`; ValueError for a clip that is too short."""
-        return torch.stack([self._pooled(f"clip {i}", waveform) for i, waveform in enumerate(waveforms)])
+        every = range(self.num_layers)
+        moments = [[pooled_frames(own, self.temporal_pooling) for own in clip] for clip in self._of_clips(waveforms, every)]
+        return torch.stack([torch.stack(clip) for clip in moments])
+
+    def frames(self, waveforms: Sequence[np.ndarray], layers: Sequence[int]) -> list[Tensor]:
+        """`[T, K, D]` of every clip; ValueError for one that is too short."""
+        return [torch.stack(clip, dim=1) for clip in self._of_clips(waveforms, layers)]
 
     @torch.inference_mode()
     def _try_out(self) -> tuple[int, int]:
@@ -265,8 +314,13 @@ class HiddenStateLayers:
             raise ValueError("clips are cut or padded to one length, so what is pooled over time would not be theirs")
         return len(longer), longer[0].shape[1]
 
-    def _pooled(self, name: str, waveform: np.ndarray) -> Tensor:
-        """`[L, D]` of one clip, over all frames of all its parts."""
+    def _of_clips(self, waveforms: Sequence[np.ndarray], layers: Sequence[int]) -> Iterator[list[Tensor]]:
+        for place, waveform in enumerate(waveforms):
+            clip = self._of_clip(f"clip {place}", waveform)
+            yield [clip[layer] for layer in layers]
+
+    def _of_clip(self, name: str, waveform: np.ndarray) -> list[Tensor]:
+        """Layers of one clip, `[T, D]` each, the frames of all its parts one after another."""
         num_parts = max(1, math.ceil(len(waveform) / (WINDOW_S * self.sampling_rate)))
         try:
             parts = [self._frames(part) for part in np.array_split(waveform, num_parts)]
@@ -274,7 +328,7 @@ class HiddenStateLayers:
             if len(waveform) >= TRIAL_S[-1] * self.sampling_rate:
                 raise
             raise ValueError(f"{name}: has {len(waveform)} samples, too few for this model ({error}).") from error
-        return torch.stack([pooled_frames(torch.cat(layer), self.temporal_pooling) for layer in zip(*parts)])
+        return [torch.cat(layer) for layer in zip(*parts)]
 
     def _frames(self, waveform: np.ndarray) -> list[Tensor]:
         """Layers of one clip, float32 `[T, D]` each, without frames that its feature extractor added."""

@@ -34,12 +34,19 @@ class MFCCEncoder:
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 `[N, 78]`: 39 means (MFCC, delta, delta-delta), then 39 standard deviations."""
-        rows = []
-        for coefficients in map(mfcc, waveforms):
-            first = deltas(coefficients)
-            features = np.concatenate([coefficients, first, deltas(first)], axis=1)  # [T, 39]
-            rows.append(np.concatenate([features.mean(axis=0), features.std(axis=0)]))
-        return np.stack(rows).astype(np.float32)
+        features = map(with_deltas, waveforms)
+        return np.stack([np.concatenate([own.mean(axis=0), own.std(axis=0)]) for own in features]).astype(np.float32)
+
+    def frames(self, waveforms: Sequence[np.ndarray], layers: Sequence[int] = (0,)) -> list[np.ndarray]:
+        """MFCC, delta and delta-delta of every frame, float32 `[T, 1, 39]` per clip; there is this one layer."""
+        return [with_deltas(waveform).astype(np.float32)[:, None] for waveform in waveforms]
+
+
+def with_deltas(waveform: np.ndarray) -> np.ndarray:
+    """MFCC, delta and delta-delta, `[T, 39]`."""
+    coefficients = mfcc(waveform)
+    first = deltas(coefficients)
+    return np.concatenate([coefficients, first, deltas(first)], axis=1)
 
 
 def mfcc(waveform: np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ import torch
 
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
 from wavcse.eval.baselines import BASELINES, build_encoders
+from wavcse.eval.baselines.layers import BestLayerEncoder
 from wavcse.eval.baselines.mfcc import MFCCEncoder, deltas, mel_filters, mfcc
-from wavcse.eval.encoder import WavCSEEncoder, check_encoder
+from wavcse.eval.encoder import WavCSEEncoder, check_encoder, untrain
 
 
 def to_mel(frequency_hz: np.ndarray | float) -> np.ndarray | float:
@@ -146,3 +147,37 @@ def test_layers_need_a_model():
     for baseline in ("last_layer", "mean_layers", "best_layer"):
         with pytest.raises(ValueError, match="give --model"):
             BASELINES[baseline](None)
+
+
+def test_frames_of_a_model_and_of_mfccs_have_the_pooled_layers_as_their_means(tiny_model, waves, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    clips = waves(16_000, 6_000)
+    own = WavCSEEncoder(str(tmp_path))
+    for frames, pooled in zip(own.frames(clips, [2, 0]), own.all_layers(clips)):
+        np.testing.assert_allclose(frames.mean(axis=0), pooled[[2, 0]], atol=1e-5 * np.abs(pooled).max())
+    for frames, statistics in zip(MFCCEncoder().frames(clips), MFCCEncoder().embed(clips)):
+        np.testing.assert_allclose(frames[:, 0].mean(axis=0), statistics[:39], atol=1e-5 * np.abs(statistics).max())
+
+
+def test_some_layers_are_read_in_the_order_asked_for_and_say_so(tiny_model, waves, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    own, clips = WavCSEEncoder(str(tmp_path)), waves(8_000, 6_000)
+    whole, some = BestLayerEncoder(own), BestLayerEncoder(own, "some", [3, 1])
+    np.testing.assert_array_equal(
+        some.embed(clips).reshape(2, 2, -1), whole.embed(clips).reshape(2, whole.num_candidates, -1)[:, [3, 1]]
+    )
+    assert (whole.identity["layers"], some.identity["layers"], some.num_candidates) == ("0-3", "3,1", 2)
+    with pytest.raises(ValueError, match="some: there is no layer 4; this model has 0 to 3"):
+        BestLayerEncoder(own, "some", [4])
+
+
+def test_an_untrained_twin_has_the_shape_and_other_weights_the_same_for_a_seed(tiny_model, waves, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    clips, vectors = waves(8_000), []
+    for seed in (None, 1, 1, 2):
+        own = WavCSEEncoder(str(tmp_path))
+        if seed is not None:
+            untrain(own.model, seed)
+        vectors.append(own.embed(clips))
+    np.testing.assert_array_equal(vectors[1], vectors[2])
+    assert all(np.abs(vectors[1] - other).max() > 1e-3 for other in (vectors[0], vectors[3]))

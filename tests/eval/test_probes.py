@@ -98,3 +98,27 @@ def test_without_dimensions_the_most_frequent_training_label_is_predicted():
     run = fit_probe(train, validation, np.empty((3, 0), np.float32), ClassObjective(3))
     np.testing.assert_array_equal(run.predictions, [1, 1, 1])
     assert (run.validation, run.learning_rate, run.epoch) == (0.25, None, None)
+
+
+def test_a_run_keeps_what_it_predicted_with():
+    train, validation, test = (gaussians(200, seed, offset=0.7) for seed in range(3))
+    run = fit_probe(train, validation, test.embeddings, CLASSES, settings=QUICK)
+    with torch.no_grad():
+        outputs = [run.model(torch.from_numpy(part.embeddings)).argmax(dim=1).numpy() for part in (validation, test)]
+    assert (outputs[0] == validation.labels).mean() == pytest.approx(run.validation)
+    np.testing.assert_array_equal(outputs[1], run.predictions)
+
+
+def test_another_head_is_trained_by_the_same_rules():
+    """A head that looks at the second of two vectors per clip, of which the first is noise."""
+
+    class Second(torch.nn.Linear):
+        def forward(self, pairs):
+            return super().forward(pairs[:, 1])
+
+    parts = [gaussians(200, seed, offset=4.0) for seed in range(3)]
+    noise = np.random.default_rng(7).standard_normal((200, SIZE)).astype(np.float32)
+    pairs = [LabelledEmbeddings(np.stack([noise, part.embeddings], axis=1), part.labels) for part in parts]
+    run = fit_probe(pairs[0], pairs[1], pairs[2].embeddings, CLASSES, settings=QUICK, head=Second)
+    plain = fit_probe(parts[0], parts[1], parts[2].embeddings, CLASSES, settings=QUICK)
+    np.testing.assert_array_equal(run.predictions, plain.predictions)

@@ -103,6 +103,20 @@ def audio_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
     return make
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_frames_have_no_padding_and_their_mean_is_the_pooled_layer(model_type, audio_checkpoint, waves):
+    source = UpstreamLayers(str(audio_checkpoint(model_type)))
+    clips = waves(16_000, 9_000, 40_000, 16_000)  # the third is longer than Whisper's window here
+    layers = [source.num_layers - 1, 0]
+    together = source.frames(clips, layers)
+    for clip, frames, pooled in zip(clips, together, source.all_layers(clips)):
+        assert frames.dtype == np.float32
+        assert frames.shape[1:] == (2, source.layer_size)
+        np.testing.assert_allclose(frames.mean(axis=0), pooled[layers], atol=1e-5 * np.abs(pooled).max())
+        (alone,) = source.frames([clip], layers)
+        np.testing.assert_allclose(alone, frames, atol=1e-5 * np.abs(frames).max())
+
+
 def reference(folder: Path, clip: np.ndarray, temporal_pooling: str = "mean") -> np.ndarray:
     """`[L, D]` of one clip: transformers' hidden states, the last one as the final LayerNorm (if any) receives it."""
     model = AutoModel.from_pretrained(folder)
