@@ -24,6 +24,8 @@ SUBPACKAGES = [
     "eval.baselines",
     "eval.metrics",
     "studies",
+    "analysis",
+    "analysis.analyses",
     "finetuning",
     "retrieval",
     "pca",
@@ -48,6 +50,7 @@ DOORS = {  # extra -> the libraries of one door (docs/doors.md)
     "spark": ["pyspark>=3.5"],
     "mteb": ["mteb>=2.26"],
     "app": ["gradio>=6"],
+    "analysis": ["captum>=0.7"],
 }
 DEV = [
     "pytest>=8",

@@ -80,6 +80,11 @@ COMMANDS = {
         "draw a table of embeddings as one web page that works offline",
     ),
     "eval": Command("wavcse.eval.__main__", "wavcse.eval.arguments:EVAL", "judge a model on tasks, beside baselines"),
+    "analyze": Command(
+        "wavcse.analysis.__main__",
+        "wavcse.analysis.arguments:ANALYZE",
+        "see what embeddings hold: in which layer, which dimensions, at what cost",
+    ),
     "finetune": Command(
         "wavcse.finetuning.__main__",
         "wavcse.finetuning.arguments:FINETUNING",

@@ -11,6 +11,7 @@ from typing import get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
+from wavcse.analysis.arguments import ANALYZE
 from wavcse.app.arguments import APP
 from wavcse.data.arguments import CACHE, EMBED, TRANSCRIBE, TRIALS
 from wavcse.data.corpora.arguments import CORPORA_PROGRAM
@@ -35,6 +36,7 @@ from wavcse.training.arguments import TRAIN
 CONF = Path(__file__).parents[2] / "conf"
 # The shortest command line of each program; RECIPE is a training recipe.
 SHORTEST = {
+    ANALYZE: "--encoders mfcc --tasks keyword --manifest m.csv --out o",
     APP: "",
     CACHE: "--manifest m.csv --upstream u --out o",
     CALIBRATE: "t.parquet --label speaker",
@@ -188,6 +190,7 @@ def test_a_recipe_and_the_command_line_say_the_same(program, shortest, tmp_path)
 def recipes():
     """Recipe -> what reads it."""
     readers = {
+        "analysis": ANALYZE.parse,
         "eval_": lambda argv: EVAL.parse([*argv, "--out", "o"]),
         "finetune_": FINETUNE.parse,
         "mtl_": FINETUNE_TASKS.parse,

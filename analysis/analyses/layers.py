@@ -1,0 +1,368 @@
+"""Which layer holds what: a linear probe on every vector of every encoder, chosen on validation, tested once.
+
+The layers are compared on the validation clips only, also for which of them cannot be told from the best. Beside the best
+layer stands the weighted sum of all (Yang et al., SUPERB, Interspeech 2021), learnt together with its probe. Floors: the best
+constant answer, a probe that learnt from shuffled labels, and an untrained twin where the study has one.
+
+Shapes: `N` clips, `K` layers, `D` their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wavcse.analysis.encoders import AnalyzedEncoder, View
+from wavcse.analysis.figures import figure, is_above_chance, shown_figure
+from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
+from wavcse.eval.encoder import CachedEncoder
+from wavcse.eval.evaluation import result_key, write_outcome
+from wavcse.eval.metrics import METRICS, Metric, bootstrap_interval, paired_interval
+from wavcse.eval.probe import Objective, ProbeRun, fit_on_task, objective_for, outcome_of, resampling_unit
+from wavcse.eval.task import TaskData
+from wavcse.reports.figures import heat_map, new_axes
+from wavcse.reports.page import markdown_table
+from wavcse.settings.fields import CheckedFields, option
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "layers"
+CONSTANT = np.zeros((1, 0), np.float32)  # the vector of an encoder that says nothing
+HOW = (
+    "A linear probe on every vector; layer 0 is the input of the first block. The vector is chosen on the validation clips, "
+    "and those that cannot be told from it there (paired bootstrap) are named; only the chosen one meets the test clips. "
+    "Shuffled labels: the same probe, learnt from labels in random order. Untrained: the twin with random weights, at its own "
+    "best layer. Weighted sum: of all layers, learnt with its probe; * where it can be told from the chosen one."
+)
+
+
+@dataclass
+class LayersSettings(CheckedFields):
+    """Settings of `layers`."""
+
+    weighted_sum: bool = option(True, "Set the best layer beside a learnt weighted sum of all.")
+    shuffled: bool = option(True, "Learn the best layer's probe from shuffled labels too, as a floor.")
+
+
+class WeightedSum(nn.Module):
+    """Layers `[B, K, D]` -> their sum with softmax weights -> one linear layer."""
+
+    def __init__(self, num_layers: int, size: int, num_outputs: int):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(num_layers))
+        self.linear = nn.Linear(size, num_outputs)
+
+    def forward(self, layers: Tensor) -> Tensor:
+        """Outputs `[B, O]`."""
+        return self.linear(torch.einsum("bkd,k->bd", layers, self.weights.softmax(dim=0)))
+
+
+# ---- one encoder on one task ----
+
+
+class Judge:
+    """A task's metric on its splits, with intervals; of several targets the mean.
+
+    Attributes:
+        objective: what probes learn.
+        metric: the task's first one, over all its targets.
+    """
+
+    def __init__(self, data: TaskData, seed: int):
+        self.data, self.seed, self.objective = data, seed, objective_for(data)
+        self.metric = over_targets(METRICS[data.task.metrics[0]])
+        self.labels = data.labels if data.labels.ndim == 2 else data.labels[:, None]
+
+    def predictions(self, run: ProbeRun, embeddings: np.ndarray, split: str) -> np.ndarray:
+        """What a probe says of the clips of a split, `[n, targets]`."""
+        if split == "test":
+            predicted = run.predictions
+        else:
+            predicted = predictions_of(run, embeddings[self.data.table.rows(split)], self.objective)
+        return predicted.reshape(len(predicted), -1)
+
+    def figure(self, predictions: np.ndarray, split: str, **floor: Any) -> dict[str, Any]:
+        """The metric of predictions on a split."""
+        rows = self.data.table.rows(split)
+        unit, groups = resampling_unit(self.data, rows)
+        interval = bootstrap_interval(self.metric, self.labels[rows], [predictions], groups, self.seed)
+        value = self.metric.compute(self.labels[rows], predictions)
+        return figure(value, interval, len(rows), len(set(groups)), unit, **floor)
+
+    def difference(self, one: np.ndarray, other: np.ndarray, split: str) -> list[float] | None:
+        """Interval of the metric of `one` minus that of `other` on the same clips."""
+        rows = self.data.table.rows(split)
+        _, groups = resampling_unit(self.data, rows)
+        interval = paired_interval(self.metric, self.labels[rows], [one], [other], groups, self.seed)
+        return None if interval is None else list(interval)
+
+
+def predictions_of(run: ProbeRun, embeddings: np.ndarray, objective: Objective) -> np.ndarray:
+    """What a fitted probe says of embeddings `[N, ...]`; of a constant answer that answer."""
+    if run.model is None:
+        return np.repeat(run.predictions[:1], len(embeddings), axis=0)
+    device = run.model.mean.device
+    with torch.no_grad():
+        return objective.predict(run.model(torch.from_numpy(embeddings).to(device))).cpu().numpy()
+
+
+def over_targets(metric: Metric) -> Metric:
+    """The mean of a metric over the columns of labels and predictions `[N, T]`."""
+
+    def mean(compute: Callable, labels: np.ndarray, predictions: np.ndarray, *more: np.ndarray) -> Any:
+        return np.mean([compute(*column, *more) for column in zip(labels.T, predictions.T)], axis=0)
+
+    return replace(
+        metric,
+        compute=lambda labels, predictions: float(mean(metric.compute, labels, predictions)),
+        resampled=lambda labels, predictions, weights: mean(metric.resampled, labels, predictions, weights),
+        thin=None,
+    )
+
+
+def shuffled_labels(data: TaskData, seed: int) -> TaskData:
+    """The task with the labels of its training clips, and those of its validation clips, in random order."""
+    order, rng = np.arange(len(data.table.clips)), np.random.default_rng(seed)
+    for split in ("train", "validation"):
+        rows = data.table.rows(split)
+        order[rows] = rng.permutation(rows)
+    values = None if data.values is None else data.values[order]
+    return replace(data, table=replace(data.table, labels=data.table.labels[order]), values=values)
+
+
+def probe_views(study: Study, encoder: AnalyzedEncoder, task: str, settings: LayersSettings) -> dict[str, Any]:
+    """Probes on all vectors of an encoder, the best one's test figure, and its rivals and floors."""
+    data, seed = study.tasks[task], study.seed
+    judge, how = Judge(data, seed), {"device": study.device}
+    vectors = {view.name: study.vectors(encoder, view, task) for view in encoder.views}
+    runs = {name: fit_on_task(own, data, judge.objective, seed, **how) for name, own in vectors.items()}
+    direction = 1 if judge.objective.greater_is_better else -1
+    best = max(runs, key=lambda name: direction * runs[name].validation)
+    on_validation = {name: judge.predictions(run, vectors[name], "validation") for name, run in runs.items()}
+    views = []
+    for name, run in runs.items():
+        difference = judge.difference(on_validation[best], on_validation[name], "validation")
+        tied = name == best or difference is None or difference[0] <= 0 <= difference[1]
+        own = {"view": name, "validation": judge.figure(on_validation[name], "validation"), "difference": difference}
+        views.append({**own, "tied": tied, "learning_rate": run.learning_rate, "epoch": run.epoch})
+    floor = {"chance": _constant(judge, data)}
+    if settings.shuffled:
+        run = fit_on_task(vectors[best], shuffled_labels(data, seed + 1), judge.objective, seed, **how)
+        floor["shuffled"] = judge.figure(judge.predictions(run, vectors[best], "test"), "test")
+    predicted = judge.predictions(runs[best], vectors[best], "test")
+    found = {
+        "metric": data.task.metrics[0],
+        "title": data.task.title,
+        "greater_is_better": judge.metric.greater_is_better,
+        "language": study.languages[task],
+        "views": views,
+        "chosen": best,
+        "test": judge.figure(predicted, "test", **floor),
+        "is_untrained": encoder.is_untrained,
+        "model": encoder.model,
+    }
+    if settings.weighted_sum and sum(view.layer is not None for view in encoder.views) > 1:
+        found["weighted_sum"] = _weighted_sum(judge, encoder, vectors, predicted, study)
+    _keep_predictions(study, encoder, encoder.view(best), data, runs[best], judge.objective)
+    return found
+
+
+def _constant(judge: Judge, data: TaskData) -> dict[str, Any]:
+    """The best answer of an encoder that says nothing of a clip."""
+    run = fit_on_task(np.repeat(CONSTANT, len(data.table.clips), axis=0), data, judge.objective)
+    return judge.figure(judge.predictions(run, CONSTANT, "test"), "test")
+
+
+def _weighted_sum(
+    judge: Judge, encoder: AnalyzedEncoder, vectors: dict[str, np.ndarray], best: np.ndarray, study: Study
+) -> dict[str, Any]:
+    layers = [view.name for view in encoder.views if view.layer is not None]
+    stacked = np.stack([vectors[name] for name in layers], axis=1)
+
+    def head(size: int, num_outputs: int) -> WeightedSum:
+        return WeightedSum(len(layers), size, num_outputs)
+
+    run = fit_on_task(stacked, judge.data, judge.objective, study.seed, device=study.device, head=head)
+    weights = run.model.head.weights.detach().softmax(dim=0).tolist()
+    predicted = judge.predictions(run, stacked, "test")
+    return {
+        "validation": judge.figure(judge.predictions(run, stacked, "validation"), "validation"),
+        "test": judge.figure(predicted, "test"),
+        "best_minus_it": judge.difference(best, predicted, "test"),
+        "weights": dict(zip(layers, weights)),
+    }
+
+
+def _keep_predictions(
+    study: Study, encoder: AnalyzedEncoder, view: View, data: TaskData, run: ProbeRun, objective: Objective
+) -> None:
+    """Result and predictions of the chosen vector, as `wavcse eval` leaves them: its table and differences read them."""
+    facts = {**encoder.record(), "layer": view.name.removeprefix("layer ")}
+    del facts["name"]
+    own = CachedEncoder(encoder.name, encoder.sampling_rate, encoder.size(view), facts)
+    known = {"skipped_clips": len(study.embedded.skipped), "seconds": {}}
+    known["key"] = result_key(own, data, study.settings, False)
+    for place in range(len(data.task.targets)):
+        outcome = outcome_of(place, {study.seed: run}, None, data, objective)
+        write_outcome(outcome, own, data, study.settings, known, study.folder)
+
+
+def cells(study: Study, settings: LayersSettings) -> list[Cell]:
+    """Every encoder on every task."""
+    return [
+        encoder_cell(study, encoder, task, lambda e=encoder, t=task: probe_views(study, e, t, settings))
+        for encoder, task in study.pairs()
+    ]
+
+
+# ---- what is shown ----
+
+
+def answers(records: Sequence[dict]) -> list[str]:
+    """Which layer holds which task, encoder by encoder."""
+    lines = []
+    for encoder in dict.fromkeys(record["about"]["encoder"] for record in records):
+        own = [record for record in records if record["about"]["encoder"] == encoder and _num_layers(record) > 1]
+        words = [f"{r['about']['task']} {_short(r['found']['chosen'])}{_others(r)}" for r in own]
+        if words:
+            lines.append(f"`{encoder}`, best vector on validation: {', '.join(words)}.")
+    at_chance = [_pair(record) for record in records if not is_above_chance_either_way(record["found"])]
+    if at_chance:
+        lines.append(f"Not above their floors (shuffled labels, constant answer): {', '.join(at_chance)}.")
+    return lines
+
+
+def is_above_chance_either_way(found: dict) -> bool:
+    """Whether the test figure is better than all its floors by its whole interval, errors as well as scores."""
+    own = found["test"]
+    if found["greater_is_better"]:
+        return is_above_chance(own)
+
+    def turned(one: dict) -> dict:
+        interval = one["interval"] and [-one["interval"][1], -one["interval"][0]]
+        return {**one, "value": -one["value"], "interval": interval}
+
+    return is_above_chance({**turned(own), "floor": {name: turned(one) for name, one in own["floor"].items()}})
+
+
+def _num_layers(record: dict) -> int:
+    return len(record["found"]["views"])
+
+
+def _short(view: str) -> str:
+    return view.removeprefix("layer ")
+
+
+def _others(record: dict) -> str:
+    tied = sum(own["tied"] for own in record["found"]["views"]) - 1
+    return f" (of {_num_layers(record)}; {tied} not distinguishable)"
+
+
+def _pair(record: dict) -> str:
+    return f"{record['about']['encoder']} on {record['about']['task']}"
+
+
+def section(records: Sequence[dict]) -> list[str]:
+    """The map, a table of the chosen vectors with floors and rivals, and a table of all layers per task."""
+    lines = []
+    for record in records:
+        found, unit = record["found"], METRICS[record["found"]["metric"]].unit
+        weighted = found.get("weighted_sum")
+        lines.append(
+            [
+                *(record["about"]["task"], record["about"]["encoder"], _short(found["chosen"])),
+                ", ".join(_short(own["view"]) for own in found["views"] if own["tied"] and own["view"] != found["chosen"]),
+                f"{found['metric']} {shown_figure(found['test'], unit)}",
+                f"{found['test']['n']} clips, {found['test']['units']} {found['test']['unit']}s",
+                *(shown_figure(found["test"]["floor"].get(name), unit) for name in ("chance", "shuffled")),
+                shown_figure(_twin(record, records), unit),
+                shown_figure(weighted and weighted["test"], unit) + _mark(weighted),
+            ]
+        )
+    columns = ["task", "encoder", "chosen", "not told from it", "test", "n", "constant answer", "shuffled labels"]
+    blocks = [
+        HOW,
+        f"![Validation figures by layer and task](pictures/{NAME}_map.png)",
+        markdown_table([*columns, "untrained", "weighted sum"], lines),
+    ]
+    for task in dict.fromkeys(record["about"]["task"] for record in records):
+        blocks.append(f"![{task}: validation figure of every vector](pictures/{NAME}_{task}.png)")
+    return blocks
+
+
+def _mark(weighted: dict | None) -> str:
+    if not weighted or weighted["best_minus_it"] is None:
+        return ""
+    low, high = weighted["best_minus_it"]
+    return "" if low <= 0 <= high else " *"
+
+
+def _twin(record: dict, records: Sequence[dict]) -> dict | None:
+    """The test figure of the same model with random weights."""
+    found, task = record["found"], record["about"]["task"]
+    if found["is_untrained"]:
+        return None
+    for other in records:
+        own = other["found"]
+        if own["is_untrained"] and own["model"] == found["model"] and other["about"]["task"] == task:
+            return own["test"]
+    return None
+
+
+def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Figure]]:
+    """A map of all encoders, and a curve per task."""
+    tasks = dict.fromkeys(record["about"]["task"] for record in records)
+    curves = {f"{NAME}_{task}": lambda shown, own=task: draw_curves(shown, own) for task in tasks}
+    return {f"{NAME}_map": draw_map, **curves}
+
+
+def draw_curves(records: Sequence[dict], task: str) -> Figure:
+    """Validation figure of every vector of every encoder on one task, with intervals and the floor on the test clips."""
+    figure_, (axes,) = new_axes(7.0, 4.0)
+    own = [record for record in records if record["about"]["task"] == task]
+    for record in own:
+        views = record["found"]["views"]
+        values = [view["validation"]["value"] for view in views]
+        (line,) = axes.plot(range(len(views)), values, marker="o", markersize=3, label=record["about"]["encoder"])
+        ends = np.array([view["validation"]["interval"] or (np.nan, np.nan) for view in views]).T
+        axes.fill_between(range(len(views)), *ends, color=line.get_color(), alpha=0.12, linewidth=0)
+        place = [view["view"] for view in views].index(record["found"]["chosen"])
+        axes.plot([place], [values[place]], marker="*", markersize=11, color=line.get_color())
+    chance = own[0]["found"]["test"]["floor"]["chance"]["value"]
+    axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label="constant answer")
+    longest = max((record["found"]["views"] for record in own), key=len)
+    axes.set_xticks(range(len(longest)), [_short(view["view"]) for view in longest], rotation=45)
+    axes.set_xlabel("layer (0: input of the first block)")
+    axes.set_ylabel(f"{own[0]['found']['metric']} on validation")
+    axes.set_title(task)
+    axes.legend(fontsize=7)
+    return figure_
+
+
+def draw_map(records: Sequence[dict]) -> Figure:
+    """Layers x tasks, one map per encoder with several vectors: how near each is to the best of its row, with the figure."""
+    names = list(dict.fromkeys(r["about"]["encoder"] for r in records))
+    shown = {name: [r for r in records if r["about"]["encoder"] == name and _num_layers(r) > 1] for name in names}
+    shown = {name: own for name, own in shown.items() if own} or {
+        names[0]: [r for r in records if r["about"]["encoder"] == names[0]]
+    }
+    widest = max(_num_layers(own[0]) for own in shown.values())
+    height = sum(1.1 + 0.33 * len(own) for own in shown.values())
+    figure_, axes = new_axes(2.5 + 0.62 * widest, height, rows=len(shown))
+    for plot, (name, own) in zip(axes, shown.items()):
+        values = np.array([[view["validation"]["value"] for view in record["found"]["views"]] for record in own])
+        signs = np.array([1 if record["found"]["greater_is_better"] else -1 for record in own])[:, None]
+        scaled = signs * values - (signs * values).max(axis=1, keepdims=True)
+        columns = [_short(view["view"]) for view in own[0]["found"]["views"]]
+        heat_map(plot, scaled, values, columns, [record["about"]["task"] for record in own], "minus the best of its row")
+        plot.set_title(name)
+    return figure_
+
+
+ANALYSIS = Analysis(NAME, "Layers: which holds what", LayersSettings, cells, answers, section, drawings)
