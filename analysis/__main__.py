@@ -53,8 +53,8 @@ def asked_analyses(args: AnalyzeArguments) -> tuple[dict[str, tuple[Analysis, An
             )
             continue
         found[name] = (own, settings)
-    needed = {need for own, _ in found.values() for need in own.needs} - set(found)
-    found |= {name: (own := load_analysis(name), own.settings()) for name in needed}
+    while needed := {need for own, _ in found.values() for need in own.needs} - set(found):
+        found |= {name: (own := load_analysis(name), own.settings()) for name in needed}
     return {name: found[name] for name in ANALYSES if name in found}, left_out
 
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 ANALYSES: dict[str, str] = {  # name -> module, in the order in which they run and are shown
     "layers": "layers",
+    "discrimination": "discrimination",
+    "dimensions": "dimensions",
+    "overlap": "overlap",
+    "geometry": "geometry",
+    "cost": "cost",
 }
 
 

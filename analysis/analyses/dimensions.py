@@ -1,0 +1,248 @@
+"""Which dimensions matter to a task: attributed on validation, and a probe retrained on them alone.
+
+Integrated Gradients of the linear probe rank the dimensions of the vector that `layers` has chosen. New probes then learn from
+the top share alone, beside the bottom share, random draws of as many and as many principal components: without these rivals
+the top's figure says nothing, as many dimensions know the same.
+
+Shapes: `N` clips, `E` dimensions, `M` of them kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from wavcse.analysis.analyses.layers import Judge
+from wavcse.analysis.attribution import LIBRARY, Attribution, importance, integrated_gradients
+from wavcse.analysis.encoders import AnalyzedEncoder
+from wavcse.analysis.figures import metric_unit, shown_figure
+from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
+from wavcse.data.pca import fit_pca
+from wavcse.eval.probe import ProbeRun, ProbeSettings, fit_on_task
+from wavcse.reports.figures import new_axes
+from wavcse.reports.page import markdown_table
+from wavcse.settings.fields import CheckedFields, option
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "dimensions"
+
+
+@dataclass
+class DimensionsSettings(CheckedFields):
+    """Settings of `dimensions`."""
+
+    share: float = option(0.1, "Of the dimensions is kept.", above=0, below=1)
+    curve: list[float] = option(lambda: [0.01, 0.02, 0.05, 0.2, 0.5], "Further shares.", above=0, below=1)
+    draws: int = option(20, "Random draws of as many dimensions.", at_least=1)
+    seeds: int = option(3, "Probes whose rankings are compared.", at_least=1)
+    baseline: str = option("mean", "Where attribution begins: the training mean, or zero.", choices=("mean", "zero"))
+    summary: str = option(
+        "absolute", "Of clips: mean of absolutes, or the authors' signed mean.", choices=("absolute", "signed")
+    )
+    attribute_on: str = option(
+        "validation", "Clips of the attribution; test, as the authors, biases the figures.", choices=("validation", "test")
+    )
+    view: str | None = option(None, "Which vector, such as embedding or layer 3.", "the one that layers has chosen")
+
+
+class Ranker:
+    """Dimensions of the vectors of one task, most important first, by one probe.
+
+    Args:
+        judge: of the task.
+        vectors: `[N, E]` of its clips.
+    """
+
+    def __init__(self, judge: Judge, vectors: np.ndarray, settings: DimensionsSettings, device: str = "cpu"):
+        self.judge, self.vectors, self.settings, self.device = judge, vectors, settings, device
+
+    def probe(self, seed: int) -> ProbeRun:
+        """Fitted on all dimensions."""
+        return fit_on_task(self.vectors, self.judge.data, self.judge.objective, seed, device=self.device)
+
+    def attribution(self, run: ProbeRun) -> Attribution:
+        """Of the true classes of the clips that are attributed on; in the scale of the vectors."""
+        rows = self.judge.data.table.rows(self.settings.attribute_on)
+        model, targets = run.model, torch.from_numpy(self.judge.data.labels[rows]).to(self.device)
+        baseline = model.mean if self.settings.baseline == "mean" else 0.0
+        return integrated_gradients(model, torch.from_numpy(self.vectors[rows]).to(self.device), targets, baseline)
+
+    def order(self, run: ProbeRun) -> np.ndarray:
+        """All dimensions, the most important first, `[E]`."""
+        return np.argsort(-importance(self.attribution(run).values, self.settings.summary), kind="stable")
+
+    def retrained(self, run: ProbeRun, vectors: np.ndarray) -> dict[str, Any]:
+        """The test figure of a probe on other vectors, with the learning rate that validation chose for all dimensions."""
+        settings = ProbeSettings(learning_rates=(run.learning_rate,))
+        judge = self.judge
+        own = fit_on_task(np.ascontiguousarray(vectors), judge.data, judge.objective, judge.seed, settings=settings)
+        return judge.figure(own.predictions.reshape(-1, 1), "test")
+
+
+def kept(size: int, share: float) -> int:
+    """M: as the authors cut it, at least one."""
+    return max(1, int(share * size))
+
+
+def rank_and_retrain(study: Study, encoder: AnalyzedEncoder, task: str, settings: DimensionsSettings) -> dict[str, Any]:
+    """Rankings of several probes, and what probes on the top share achieve beside their rivals."""
+    layers = study.found("layers", encoder, task)
+    view = settings.view or layers["chosen"]
+    vectors = study.vectors(encoder, view, task)
+    judge, size = Judge(study.tasks[task], study.seed), vectors.shape[1]
+    ranker, most = Ranker(judge, vectors, settings, study.device), kept(vectors.shape[1], settings.share)
+    runs = [ranker.probe(study.seed + number) for number in range(settings.seeds)]
+    orders = [ranker.order(run) for run in runs]
+    first, order = runs[0], orders[0]
+    attribution, retrained = ranker.attribution(first), partial(ranker.retrained, first)
+    rng = np.random.default_rng(study.seed)
+    draws = [retrained(vectors[:, np.sort(rng.permutation(size)[:most])]) for _ in range(settings.draws)]
+    top = retrained(vectors[:, np.sort(order[:most])])
+    values = [own["value"] for own in draws]
+    at_least = sum(value >= top["value"] for value in values)
+    return {
+        "title": judge.data.task.title,
+        "language": study.languages[task],
+        "metric": judge.data.task.metrics[0],
+        "view": view,
+        "size": size,
+        "kept": most,
+        "attributed_on": settings.attribute_on,
+        "completeness_gap": attribution.gap,
+        "steps": attribution.steps,
+        "all": judge.figure(judge.predictions(first, vectors, "test"), "test", **layers["test"]["floor"]),
+        "top": top,
+        "bottom": retrained(vectors[:, np.sort(order[-most:])]),
+        "random": {
+            "values": values,
+            "interval": np.quantile(values, [0.025, 0.975]).tolist(),
+            "value": float(np.mean(values)),
+        },
+        "p_random": (1 + at_least) / (1 + len(values)),  # as good or better by a draw: of a permutation test
+        "pca": retrained(components(vectors, judge.data.table.rows("train"), most)),
+        "curve": [
+            {"share": share, "kept": kept(size, share), **retrained(vectors[:, np.sort(order[: kept(size, share)])])}
+            for share in settings.curve
+        ],
+        "lists": [own[:most].tolist() for own in orders],
+    }
+
+
+def components(vectors: np.ndarray, train: np.ndarray, most: int) -> np.ndarray:
+    """Principal components of the training clips, `[N, M]` of all clips; fewer where there are too few clips."""
+    most = min(most, len(train) - 1)
+    return fit_pca([vectors[train]], most).project(vectors).astype(np.float32)
+
+
+def cells(study: Study, settings: DimensionsSettings) -> list[Cell]:
+    """Every encoder on every task with classes, at the vector that `layers` has chosen."""
+    return [
+        encoder_cell(
+            *(study, encoder, task, lambda e=encoder, t=task: rank_and_retrain(study, e, t, settings)),
+            study.found("layers", encoder, task)["chosen"],
+        )
+        for encoder, task in study.pairs()
+        if study.tasks[task].task.kind == "classification" and _has_view(encoder, settings.view)
+    ]
+
+
+def _has_view(encoder: AnalyzedEncoder, name: str | None) -> bool:
+    return name is None or any(own.name == name for own in encoder.views)
+
+
+# ---- what is shown ----
+
+
+def answers(records: Sequence[dict]) -> list[str]:
+    """Whether the top dimensions beat as many random ones."""
+    if not records:
+        return []
+    better = [r for r in records if r["found"]["p_random"] < 0.05]
+    share = f"{100 * records[0]['settings']['share']:g} %"
+    words = f"in {len(better)} of {len(records)} pairs of encoder and task they beat all but 5 % of random draws of as many"
+    lost = [r["found"]["all"]["value"] - r["found"]["top"]["value"] for r in records]
+    return [
+        f"The top {share} of dimensions, retrained alone: {words}; the median loss against all dimensions is "
+        f"{100 * float(np.median(lost)):.1f} points."
+    ]
+
+
+def section(records: Sequence[dict]) -> list[str]:
+    """What is kept by the top share and its rivals."""
+    if not records:
+        return []
+    lines = []
+    for record in records:
+        found, unit = record["found"], metric_unit(record["found"]["metric"])
+        lines.append(
+            [
+                *(record["about"]["task"], record["about"]["encoder"], found["view"].removeprefix("layer ")),
+                f"{found['kept']} of {found['size']}",
+                *(shown_figure(found[name], unit) for name in ("all", "top", "bottom", "random", "pca")),
+                f"{found['p_random']:.3f}",
+                shown_figure(found["all"]["floor"]["chance"], unit),
+                f"{found['all']['n']} clips, {found['all']['units']} {found['all']['unit']}s",
+                f"{100 * found['completeness_gap']:.2g} %",
+            ]
+        )
+    columns = ["task", "encoder", "vector", "dimensions kept", "all", "top", "bottom", "random draws", "PCA"]
+    columns += ["p of top against random", "constant answer", "n", "completeness gap"]
+    settings = records[0]["settings"]
+    pictures = [f"![{task}: share of dimensions kept](pictures/{NAME}_{task}.png)" for task in _tasks(records)]
+    return [_how(settings), markdown_table(columns, lines), *pictures]
+
+
+BIASED = " The test clips chose the dimensions here, as in the authors' code: figures are biased, on noise to below chance."
+SUMMARIES = {"absolute": "mean of absolutes", "signed": "signed mean, as the authors do"}
+
+
+def _how(settings: dict) -> str:
+    on = settings["attribute_on"]
+    return (
+        f"Integrated Gradients of the linear probe, from the baseline `{settings['baseline']}`, on the {on} clips, summed up "
+        f"by the {SUMMARIES[settings['summary']]}; new probes then learn from the kept dimensions alone and meet the test clips."
+        f"{BIASED if on == 'test' else ''} Random draws: mean and 95 % of {settings['draws']} draws of as many dimensions; p "
+        "is the share of draws that do as well as the top. Nothing is chosen by these figures."
+    )
+
+
+def _tasks(records: Sequence[dict]) -> list[str]:
+    return list(dict.fromkeys(record["about"]["task"] for record in records))
+
+
+def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Figure]]:
+    """A picture per task."""
+    return {f"{NAME}_{task}": partial(draw, task=task) for task in _tasks(records)}
+
+
+def draw(records: Sequence[dict], task: str) -> Figure:
+    """A curve per encoder over the share that is kept; random draws as a bar at theirs."""
+    figure_, (axes,) = new_axes(6.4, 4.0)
+    for record in (own for own in records if own["about"]["task"] == task):
+        found, share = record["found"], record["settings"]["share"]
+        points = sorted([(own["share"], own["value"]) for own in found["curve"]] + [(share, found["top"]["value"])])
+        points.append((1.0, found["all"]["value"]))
+        (line,) = axes.plot(*zip(*points), marker="o", markersize=3, label=record["about"]["encoder"])
+        low, high = found["random"]["interval"]
+        middle = found["random"]["value"]
+        axes.errorbar([share], [middle], [[middle - low], [high - middle]], color=line.get_color(), capsize=3, fmt="x")
+    axes.set_xscale("log")
+    axes.set_xlabel("share of the dimensions that is kept (crosses: random draws)")
+    axes.set_ylabel("test figure")
+    axes.set_title(task)
+    axes.legend(fontsize=7)
+    return figure_
+
+
+ANALYSIS = Analysis(
+    *(NAME, "Dimensions: which matter", DimensionsSettings, cells, answers, section, drawings),
+    needs=("layers",),
+    library=LIBRARY,
+)

@@ -1,0 +1,147 @@
+"""Hand-worked triplets, edit distances, overlaps, CKA and effective rank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import hypergeom
+from sklearn.metrics import average_precision_score
+
+from wavcse.analysis.analyses.discrimination import (
+    PRECISION,
+    Triplets,
+    closest_labels,
+    edit_distance,
+    is_right,
+    make_triplets,
+)
+from wavcse.analysis.analyses.geometry import cka, effective_rank, gram_of, mean_cosine, variance_between
+from wavcse.analysis.analyses.overlap import holm, overlap_of
+from wavcse.analysis.figures import figure, is_above_chance, jackknifed
+
+AUTHORS_LISTS = Path(__file__).parents[3] / "shared/design/important_dims.json"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "distance"),
+    [("", "", 0), ("cat", "", 3), ("kitten", "sitting", 3), ("left", "right", 4), ("go", "no", 1), ("ab", "ba", 2)],
+)
+def test_edit_distance(one, other, distance):
+    assert edit_distance(one, other) == edit_distance(other, one) == distance
+
+
+def test_closest_labels_are_other_words_and_may_be_several():
+    words = ["go", "no", "left", "right"]
+    assert closest_labels(words, "edit") == {"go": ["no"], "no": ["go"], "left": ["go", "no", "right"], "right": ["left"]}
+    assert closest_labels(words, "difflib")["right"] == ["left"]  # 2 of 9 letters match: "t"
+    assert closest_labels(words, "random")["go"] == ["no", "left", "right"]
+    assert closest_labels(["go"], "edit") == {"go": []}
+
+
+def test_a_triplet_is_right_only_where_the_positive_is_nearer():
+    vectors = np.array([[1, 0], [2, 0.1], [0, 1], [10, 0], [0, 0]], np.float32)
+    triplets = Triplets(np.array([0, 0, 0, 2]), np.array([1, 2, 3, 4]), np.array([2, 1, 3, 0]))
+    # nearer; farther; a tie; both cosines 0
+    assert is_right(vectors, triplets).tolist() == [True, False, False, False]
+
+
+def test_conditions_choose_speakers_as_they_say():
+    labels = np.array(["a", "a", "b", "b", "a", "b"], dtype=object)
+    speakers = np.array(["x", "y", "x", "y", "z", ""], dtype=object)
+    closest = closest_labels(["a", "b"], "edit")
+    for condition in ("any", "across", "hard"):
+        own = make_triplets(labels, speakers, condition, closest, 20, 0)
+        anchors, positives, negatives = (speakers[rows] for rows in own)
+        assert (labels[own.anchors] == labels[own.positives]).all()
+        assert (labels[own.anchors] != labels[own.negatives]).all()
+        assert (own.anchors != own.positives).all()
+        if condition != "any":
+            assert (anchors != positives).all()
+            assert "" not in {*anchors, *positives, *negatives}
+            assert ((negatives == anchors) if condition == "hard" else (negatives != anchors)).all()
+    hard = make_triplets(labels, speakers, "hard", closest, 1, 0)
+    assert set(hard.anchors) == {0, 1, 2, 3}  # z has one label only, and the last clip no speaker
+
+
+def test_resampled_precision_is_that_of_repeated_pairs():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 40).astype(bool), rng.integers(0, 12, 40) / 10  # with ties
+    weights = rng.integers(0, 4, (5, 40)).astype(np.float32)
+    found = PRECISION.resampled(labels, scores, weights)
+    for own, row in zip(found, weights.astype(int)):
+        expected = average_precision_score(np.repeat(labels, row), np.repeat(scores, row))
+        assert own == pytest.approx(expected, abs=1e-6)
+
+
+def test_overlaps_of_lists_of_76_of_768():
+    lists = [list(range(76)), list(range(64, 140)), list(range(48, 124))]
+    shared = overlap_of(lists[0], lists[1], 768)
+    assert (shared.shared, shared.expected) == (12, pytest.approx(7.52, abs=0.01))
+    assert shared.p == pytest.approx(0.06, abs=0.005)
+    assert overlap_of(lists[0], lists[2], 768)[0] == 28
+    assert overlap_of(lists[0], lists[2], 768).p == pytest.approx(8e-12, rel=0.1)
+    assert overlap_of([0, 1], [2, 3], 4) == (0, 1.0, 1.0)
+    assert overlap_of([0, 1], [1, 0], 4).p == pytest.approx(1 / 6)  # one of the six pairs of four
+    with pytest.raises(ValueError, match="must name each once"):
+        overlap_of([1, 1], [2, 3], 4)
+
+
+@pytest.mark.skipif(not AUTHORS_LISTS.exists(), reason="the authors' lists are not on this machine")
+@pytest.mark.parametrize(("model", "shared"), [("wav2vec2_base", 12), ("whisper", 5)])
+def test_the_authors_lists(model, shared):
+    lists = json.loads(AUTHORS_LISTS.read_text())["lists"]
+    own = overlap_of(lists[f"{model}.emotion"], lists[f"{model}.gender"], 768)
+    assert own.shared == shared
+    assert own.p == pytest.approx(sum(hypergeom.pmf(k, 768, 76, 76) for k in range(shared, 77)))
+    assert own.p > 0.05
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_cka_does_not_see_rotations_and_scales_and_is_zero_for_what_is_unrelated():
+    rng = np.random.default_rng(0)
+    vectors, others = rng.standard_normal((2, 60, 200))
+    rotation = np.linalg.qr(rng.standard_normal((200, 200)))[0]
+    turned = 3 * vectors @ rotation + 5
+    assert cka(gram_of(vectors), gram_of(turned)) == pytest.approx(1)
+    assert abs(cka(gram_of(vectors), gram_of(others))) < 0.1  # the usual, biased estimate gives 0.77 here
+    assert np.isnan(cka(gram_of(vectors), gram_of(np.ones((60, 2)))))
+
+
+def test_effective_rank_is_the_number_of_equal_directions():
+    signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], float)  # three orthogonal columns of mean 0
+    assert effective_rank(signs + 7) == pytest.approx(3)
+    assert effective_rank(np.pad(signs[:, :1], ((0, 0), (0, 5)))) == pytest.approx(1)
+    assert effective_rank(np.ones((4, 3))) == 0
+    weights = np.array([2.0, 1.0, 1.0]) / 4  # singular values as shares: entropy 1.5 bits
+    assert effective_rank(signs * weights) == pytest.approx(2**1.5)
+
+
+def test_mean_cosine_and_variance_between_by_hand():
+    assert mean_cosine(np.array([[1.0, 0], [0, 2.0], [-3.0, 0]])) == pytest.approx(-1 / 3)  # cosines 0, 0, -1
+    vectors = np.array([[0.0, 1], [0, -1], [4, 1], [4, -1]])
+    assert variance_between(vectors, np.array(["a", "a", "b", "b"])) == pytest.approx(16 / 20)
+    assert variance_between(vectors, np.array(["a", "b", "a", "b"])) == pytest.approx(4 / 20)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).standard_normal(20)
+    own = jackknifed(lambda rows: values[rows].mean(), np.arange(20).astype(str), "clip", 0)
+    half = 2.093 * values.std(ddof=1) / np.sqrt(20)  # t of 19 degrees of freedom
+    assert own["interval"] == pytest.approx([values.mean() - half, values.mean() + half], abs=1e-3)
+    assert jackknifed(lambda rows: 1.0, np.array(["a", "b", "a"]), "speaker", 0)["interval"] is None
+
+
+def test_shuffled_labels_are_never_above_chance():
+    shuffled = figure(0.4, (0.3, 0.5), 100, 100, "clip")
+    assert not is_above_chance({**shuffled, "floor": {"chance": 0.25, "shuffled": shuffled}})
+    assert is_above_chance(figure(0.7, (0.6, 0.8), 100, 100, "clip", chance=0.25, shuffled=shuffled))
+    assert not is_above_chance(figure(0.7, (0.45, 0.8), 100, 100, "clip", chance=0.25, shuffled=shuffled))
+    assert not is_above_chance(figure(0.7, None, 1, 1, "speaker", chance=0.25))
