@@ -121,7 +121,8 @@ def study_of(args: AnalyzeArguments, encoders: list[AnalyzedEncoder], show_progr
     write_skipped(folder / "skipped.csv", embedded.skipped)
     kept, rows = _kept(tasks, embedded, {place: row for row, place in enumerate(clips)})
     device = usable_device(args.device)
-    return Study(folder, encoders, kept, rows, args.languages(), embedded, args.seed, device, args.first_s, args.note)
+    how = {"first_s": args.first_s, "note": args.note, "disk_gb": args.disk_gb}
+    return Study(folder, encoders, kept, rows, args.languages(), embedded, args.seed, device, **how)
 
 
 def _kept(

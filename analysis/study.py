@@ -41,6 +41,7 @@ class Study:
         tasks: name -> the task with the clips that all encoders could embed.
         rows: name -> their rows in the tables of `embedded`.
         languages: name -> language, or "".
+        disk_gb: what kept frames may take.
         records: analysis -> cell -> record.
     """
 
@@ -54,6 +55,7 @@ class Study:
     device: str
     first_s: float | None = None
     note: str = ""
+    disk_gb: float = 4.0
     records: dict[str, dict[str, dict]] = field(default_factory=dict)
 
     def vectors(self, encoder: AnalyzedEncoder, view: View | str, task: str) -> np.ndarray:

@@ -18,6 +18,9 @@ ANALYSES: dict[str, str] = {  # name -> module, in the order in which they run a
     "dimensions": "dimensions",
     "overlap": "overlap",
     "geometry": "geometry",
+    "sequence": "sequence",
+    "robustness": "robustness",
+    "maps": "maps",
     "cost": "cost",
 }
 

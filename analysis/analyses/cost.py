@@ -132,8 +132,8 @@ def section(records: Sequence[dict]) -> list[str]:
     machines = sorted({f"{r['found']['device']}, threads: {r['found']['threads']}" for r in records})
     columns = ["encoder", "parameters", "MB", "numbers per vector", "ms, all", f"ms, < {SHORT_S:g} s", f"ms, > {LONG_S:g} s"]
     return [
-        "From the waveform to the vector, one clip at a time: the median over clips, the fastest of some repeats of each, after "
-        f"a warm-up; reading and resampling are not counted. Measured on {'; '.join(machines)}.",
+        "From the waveform to the vector, one clip at a time: the median over clips, the fastest of some repeats of each, "
+        f"after a warm-up; reading and resampling are not counted. Measured on {'; '.join(machines)}.",
         markdown_table(columns, lines),
         f"![Time of a clip](pictures/{NAME}.png)",
     ]

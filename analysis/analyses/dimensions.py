@@ -207,9 +207,9 @@ def _how(settings: dict) -> str:
     on = settings["attribute_on"]
     return (
         f"Integrated Gradients of the linear probe, from the baseline `{settings['baseline']}`, on the {on} clips, summed up "
-        f"by the {SUMMARIES[settings['summary']]}; new probes then learn from the kept dimensions alone and meet the test clips."
-        f"{BIASED if on == 'test' else ''} Random draws: mean and 95 % of {settings['draws']} draws of as many dimensions; p "
-        "is the share of draws that do as well as the top. Nothing is chosen by these figures."
+        f"by the {SUMMARIES[settings['summary']]}; new probes then learn from the kept dimensions alone and meet the test "
+        f"clips.{BIASED if on == 'test' else ''} Random draws: mean and 95 % of {settings['draws']} draws of as many "
+        "dimensions; p is the share of draws that do as well as the top. Nothing is chosen by these figures."
     )
 
 

@@ -2,7 +2,7 @@
 
 Linear CKA (Kornblith et al., ICML 2019) by its unbiased estimate (Nguyen et al., ICLR 2021), which is 0 for vectors that have
 nothing to do with each other, however few clips there are; mean cosine between clips; effective rank (Roy and Vetterli,
-EUSIPCO 2007); and the share of the variance that lies between speakers, and between labels. Intervals are those of a jackknife.
+EUSIPCO 2007); and the share of the variance that lies between speakers, and between labels. Intervals: a jackknife.
 
 Shapes: `N` clips, `D` size of a vector.
 """

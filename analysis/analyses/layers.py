@@ -9,7 +9,7 @@ Shapes: `N` clips, `K` layers, `D` their size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -138,9 +138,30 @@ def shuffled_labels(data: TaskData, seed: int) -> TaskData:
 
 def probe_views(study: Study, encoder: AnalyzedEncoder, task: str, settings: LayersSettings) -> dict[str, Any]:
     """Probes on all vectors of an encoder, the best one's test figure, and its rivals and floors."""
-    data, seed = study.tasks[task], study.seed
-    judge, how = Judge(data, seed), {"device": study.device}
+    data, judge = study.tasks[task], Judge(study.tasks[task], study.seed)
     vectors = {view.name: study.vectors(encoder, view, task) for view in encoder.views}
+    found, run = judge_views(judge, vectors, settings.shuffled, study.device)
+    layers = [view.name for view in encoder.views if view.layer is not None]
+    if settings.weighted_sum and len(layers) > 1:
+        best = judge.predictions(run, vectors[found["chosen"]], "test")
+        found["weighted_sum"] = _weighted_sum(judge, {name: vectors[name] for name in layers}, best, study.device)
+    _keep_predictions(study, encoder, encoder.view(found["chosen"]), data, run, judge.objective)
+    about = {"title": data.task.title, "language": study.languages[task]}
+    return {**about, "is_untrained": encoder.is_untrained, "model": encoder.model, **found}
+
+
+def judge_views(
+    judge: Judge, vectors: Mapping[str, np.ndarray], shuffled: bool, device: str
+) -> tuple[dict[str, Any], ProbeRun]:
+    """Probes on several vectors `[N, E]` of the same clips: all on validation, the one that is best there on the test clips.
+
+    Args:
+        shuffled: add the floor of shuffled labels.
+
+    Returns:
+        What a record holds, and the probe of the chosen vector.
+    """
+    data, seed, how = judge.data, judge.seed, {"device": device}
     runs = {name: fit_on_task(own, data, judge.objective, seed, **how) for name, own in vectors.items()}
     direction = 1 if judge.objective.greater_is_better else -1
     best = max(runs, key=lambda name: direction * runs[name].validation)
@@ -152,25 +173,12 @@ def probe_views(study: Study, encoder: AnalyzedEncoder, task: str, settings: Lay
         own = {"view": name, "validation": judge.figure(on_validation[name], "validation"), "difference": difference}
         views.append({**own, "tied": tied, "learning_rate": run.learning_rate, "epoch": run.epoch})
     floor = {"chance": _constant(judge, data)}
-    if settings.shuffled:
+    if shuffled:
         run = fit_on_task(vectors[best], shuffled_labels(data, seed + 1), judge.objective, seed, **how)
         floor["shuffled"] = judge.figure(judge.predictions(run, vectors[best], "test"), "test")
-    predicted = judge.predictions(runs[best], vectors[best], "test")
-    found = {
-        "metric": data.task.metrics[0],
-        "title": data.task.title,
-        "greater_is_better": judge.metric.greater_is_better,
-        "language": study.languages[task],
-        "views": views,
-        "chosen": best,
-        "test": judge.figure(predicted, "test", **floor),
-        "is_untrained": encoder.is_untrained,
-        "model": encoder.model,
-    }
-    if settings.weighted_sum and sum(view.layer is not None for view in encoder.views) > 1:
-        found["weighted_sum"] = _weighted_sum(judge, encoder, vectors, predicted, study)
-    _keep_predictions(study, encoder, encoder.view(best), data, runs[best], judge.objective)
-    return found
+    test = judge.figure(judge.predictions(runs[best], vectors[best], "test"), "test", **floor)
+    found = {"metric": data.task.metrics[0], "greater_is_better": judge.metric.greater_is_better}
+    return {**found, "views": views, "chosen": best, "test": test}, runs[best]
 
 
 def _constant(judge: Judge, data: TaskData) -> dict[str, Any]:
@@ -179,16 +187,13 @@ def _constant(judge: Judge, data: TaskData) -> dict[str, Any]:
     return judge.figure(judge.predictions(run, CONSTANT, "test"), "test")
 
 
-def _weighted_sum(
-    judge: Judge, encoder: AnalyzedEncoder, vectors: dict[str, np.ndarray], best: np.ndarray, study: Study
-) -> dict[str, Any]:
-    layers = [view.name for view in encoder.views if view.layer is not None]
-    stacked = np.stack([vectors[name] for name in layers], axis=1)
+def _weighted_sum(judge: Judge, vectors: Mapping[str, np.ndarray], best: np.ndarray, device: str) -> dict[str, Any]:
+    layers, stacked = list(vectors), np.stack(list(vectors.values()), axis=1)
 
     def head(size: int, num_outputs: int) -> WeightedSum:
         return WeightedSum(len(layers), size, num_outputs)
 
-    run = fit_on_task(stacked, judge.data, judge.objective, study.seed, device=study.device, head=head)
+    run = fit_on_task(stacked, judge.data, judge.objective, judge.seed, device=device, head=head)
     weights = run.model.head.weights.detach().softmax(dim=0).tolist()
     predicted = judge.predictions(run, stacked, "test")
     return {

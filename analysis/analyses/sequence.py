@@ -1,0 +1,236 @@
+"""What the order of the frames adds: a bidirectional LSTM on the frames of a layer, beside a linear probe on their mean.
+
+The third rival is the same LSTM on frames in random order: what it loses against the right order is what order tells. Frames
+are standardised by the training clips, batches are shuffled, dropout is off at the test.
+
+Shapes: `N` clips, `B` of a batch, `T` frames, `D` width of a layer, `H` units of the LSTM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wavcse.analysis.analyses.layers import Judge
+from wavcse.analysis.encoders import AnalyzedEncoder
+from wavcse.analysis.figures import metric_unit, shown_figure
+from wavcse.analysis.frames import Frames, frames_of
+from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
+from wavcse.data import SPLITS
+from wavcse.eval.probe import ProbeSettings, fit_on_task, train_heads
+from wavcse.reports.figures import new_axes
+from wavcse.reports.page import markdown_table
+from wavcse.settings.fields import CheckedFields, check_choice, option
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "sequence"
+AT_ONCE = 64  # clips, where more are answered
+
+
+class Size(NamedTuple):
+    """Of a sequence probe: layers and units of the LSTM, widths of the linear layers behind it, sum or mean over time."""
+
+    layers: int
+    units: int
+    hidden: tuple[int, ...]
+    sums: bool
+
+
+SIZES = {"small": Size(1, 64, (), False), "paper": Size(4, 512, (1024, 1024, 1024), True)}
+
+
+@dataclass
+class SequenceSettings(CheckedFields):
+    """Settings of `sequence`."""
+
+    size: str = option("small", "small: 1 x 64; paper: 4 x 512 and three layers of 1024, for a GPU.", choices=tuple(SIZES))
+    tasks: list[str] = option(list, "Tasks with classes whose frames are read.", "the first")
+    dropout: float = option(0.2, "In training.", at_least=0, below=1)
+    learning_rate: float = option(1e-3, "Of Adam.", above=0)
+    epochs: int = option(30, "At most; validation chooses.", at_least=1)
+
+
+class SequenceProbe(nn.Module):
+    """Frames of clips -> BiLSTM -> over time -> linear layers -> outputs `[B, O]`; padding reaches nothing."""
+
+    def __init__(self, size: Size, width: int, num_outputs: int, dropout: float):
+        super().__init__()
+        self.sums = size.sums
+        between = dropout if size.layers > 1 else 0.0
+        self.lstm = nn.LSTM(width, size.units, size.layers, batch_first=True, bidirectional=True, dropout=between)
+        widths = [2 * size.units, *size.hidden]
+        hidden = [part for pair in zip(widths, widths[1:]) for part in (nn.Linear(*pair), nn.ReLU(), nn.Dropout(dropout))]
+        self.head = nn.Sequential(nn.Dropout(dropout), *hidden, nn.Linear(widths[-1], num_outputs))
+
+    def forward(self, clips: Sequences) -> Tensor:
+        """Outputs `[B, O]` of B clips."""
+        groups = [clips.frames[start : start + AT_ONCE] for start in range(0, len(clips.frames), AT_ONCE)]
+        return torch.cat([self._of(group) for group in groups])
+
+    def _of(self, frames: Sequence[Tensor]) -> Tensor:
+        packed = nn.utils.rnn.pack_sequence(list(frames), enforce_sorted=False)
+        states, lengths = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)  # zeros behind the end
+        pooled = states.sum(dim=1)
+        return self.head(pooled if self.sums else pooled / lengths.to(pooled)[:, None])
+
+
+class Sequences:
+    """Frames of clips, `[T, D]` each, from which `train_heads` takes some by their rows."""
+
+    def __init__(self, frames: Sequence[Tensor]):
+        self.frames = list(frames)
+
+    def index_select(self, dimension: int, rows: Tensor) -> Sequences:
+        """The clips of these rows, in their order."""
+        return Sequences([self.frames[row] for row in rows.tolist()])
+
+
+def standardised(frames: Frames, train: np.ndarray) -> list[np.ndarray]:
+    """Frames of all clips, with mean 0 and deviation 1 over the frames of the training clips; float32 `[T, D]` each."""
+    known = np.concatenate([frames[row] for row in train])
+    mean, scale = known.mean(axis=0, dtype=np.float64), np.maximum(known.std(axis=0, dtype=np.float64), 1e-8)
+    return [((frames[row] - mean) / scale).astype(np.float32) for row in range(len(frames))]
+
+
+def fit_sequence(judge: Judge, frames: Sequence[np.ndarray], settings: SequenceSettings, device: str) -> np.ndarray:
+    """Predictions of the test clips, `[n, 1]`, by a probe on frames; its epoch is chosen on validation."""
+    data = judge.data
+    parts = {}
+    for split in SPLITS:
+        rows = data.table.rows(split)
+        own = Sequences([torch.from_numpy(frames[row]).to(device) for row in rows])
+        parts[split] = (own, torch.from_numpy(data.labels[rows]).to(device))
+    width, size = frames[0].shape[1], SIZES[settings.size]
+
+    def make() -> SequenceProbe:
+        return SequenceProbe(size, width, judge.objective.num_outputs, settings.dropout)
+
+    how = ProbeSettings((settings.learning_rate,), max_epochs=settings.epochs, min_steps_per_epoch=1)
+    probe = train_heads(make, parts["train"], parts["validation"], judge.objective, judge.seed, how).head
+    with torch.no_grad():
+        return judge.objective.predict(probe(parts["test"][0])).cpu().numpy().reshape(-1, 1)
+
+
+def read_in_order(study: Study, encoder: AnalyzedEncoder, task: str, settings: SequenceSettings) -> dict[str, Any]:
+    """The probe on frames in order, in random order, and the linear probe on their mean, with paired differences."""
+    view = encoder.view(_layer(study, encoder, task))
+    judge, table = Judge(study.tasks[task], study.seed), study.tasks[task].table
+    how = (study.folder / "frames", study.key_of_task(encoder, task), study.disk_gb, study.first_s)
+    frames = frames_of(encoder, view, table.clips, *how)
+    own, rng = standardised(frames, table.rows("train")), np.random.default_rng(study.seed)
+    means = np.stack([frame.mean(axis=0) for frame in own])
+    linear = fit_on_task(means, judge.data, judge.objective, study.seed, device=study.device).predictions.reshape(-1, 1)
+    ordered = fit_sequence(judge, own, settings, study.device)
+    mixed = fit_sequence(judge, [frame[rng.permutation(len(frame))] for frame in own], settings, study.device)
+    floor = study.found("layers", encoder, task)["test"]["floor"]
+    found = {"title": judge.data.task.title, "metric": judge.data.task.metrics[0], "view": view.name, "size": settings.size}
+    return {
+        **found,
+        "frames": int(frames.lengths.sum()),
+        "sequence": judge.figure(ordered, "test", **floor),
+        "linear": judge.figure(linear, "test", **floor),
+        "random_order": judge.figure(mixed, "test", **floor),
+        "minus_linear": judge.difference(ordered, linear, "test"),
+        "minus_random_order": judge.difference(ordered, mixed, "test"),
+    }
+
+
+def _layer(study: Study, encoder: AnalyzedEncoder, task: str) -> str:
+    """The vector that `layers` has chosen, or where it has no frames the best layer on validation."""
+    found = study.found("layers", encoder, task)
+    names = [view.name for view in encoder.views if view.layer is not None]
+    if found["chosen"] in names:
+        return found["chosen"]
+    values = {own["view"]: own["validation"]["value"] for own in found["views"] if own["view"] in names}
+    return max(values, key=lambda name: values[name] if found["greater_is_better"] else -values[name])
+
+
+def cells(study: Study, settings: SequenceSettings) -> list[Cell]:
+    """Every encoder with layers on the tasks that are named."""
+    names = [name for name, data in study.tasks.items() if data.task.kind == "classification"]
+    tasks = settings.tasks or names[:1]
+    for name in tasks:
+        check_choice("analyses.sequence: tasks", name, names)
+    return [
+        encoder_cell(
+            *(study, encoder, task, lambda e=encoder, t=task: read_in_order(study, e, t, settings)),
+            _layer(study, encoder, task),
+        )
+        for encoder, task in study.pairs()
+        if task in tasks and any(view.layer is not None for view in encoder.views)
+    ]
+
+
+# ---- what is shown ----
+
+
+def answers(records: Sequence[dict]) -> list[str]:
+    """Where order helps."""
+    better = [_pair(record) for record in records if _is_above_zero(record["found"]["minus_linear"])]
+    by_order = [_pair(record) for record in records if _is_above_zero(record["found"]["minus_random_order"])]
+    if not records:
+        return []
+    return [
+        f"A BiLSTM on frames is better than a linear probe on their mean in {len(better)} of {len(records)} pairs of encoder "
+        f"and task, and better than itself on frames in random order in {len(by_order)}."
+    ]
+
+
+def _is_above_zero(interval: Sequence[float] | None) -> bool:
+    return interval is not None and interval[0] > 0
+
+
+def _pair(record: dict) -> str:
+    return f"{record['about']['encoder']} on {record['about']['task']}"
+
+
+def section(records: Sequence[dict]) -> list[str]:
+    """A table of the three probes."""
+    lines = []
+    for record in records:
+        found, unit = record["found"], metric_unit(record["found"]["metric"])
+        figures = [shown_figure(found[name], unit) for name in ("sequence", "random_order", "linear")]
+        chance = shown_figure(found["sequence"]["floor"]["chance"], unit)
+        marks = ["*" if _is_above_zero(found[name]) else "" for name in ("minus_random_order", "minus_linear")]
+        n = f"{found['sequence']['n']} clips, {found['sequence']['units']} {found['sequence']['unit']}s"
+        view = found["view"].removeprefix("layer ")
+        lines.append([record["about"]["task"], record["about"]["encoder"], view, found["size"], *figures, *marks, chance, n])
+    columns = ["task", "encoder", "layer", "size", "BiLSTM", "frames in random order", "linear on the mean"]
+    return [
+        "A bidirectional LSTM on the frames of the chosen layer, learnt by the rules of the linear probe; its epoch is chosen on "
+        "validation. *: the paired 95 % interval of the difference lies above zero.",
+        markdown_table([*columns, "above random order", "above linear", "constant answer", "n"], lines),
+        *([f"![BiLSTM and rivals](pictures/{NAME}.png)"] if records else []),
+    ]
+
+
+def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Figure]]:
+    """One picture."""
+    return {NAME: draw} if records else {}
+
+
+def draw(records: Sequence[dict]) -> Figure:
+    """Three bars with intervals per encoder and task."""
+    figure_, (axes,) = new_axes(2.5 + 1.1 * len(records), 3.8)
+    for number, name in enumerate(("linear", "random_order", "sequence")):
+        own = [record["found"][name] for record in records]
+        values = np.array([one["value"] for one in own])
+        ends = np.array([one["interval"] or (np.nan, np.nan) for one in own])
+        places = np.arange(len(own)) + 0.25 * (number - 1)
+        axes.bar(places, values, 0.25, yerr=np.abs(ends.T - values), ecolor="grey", label=name.replace("_", " "))
+    axes.set_xticks(range(len(records)), [_pair(record) for record in records], rotation=20, fontsize=8)
+    axes.set_ylabel("test figure")
+    axes.legend(fontsize=7)
+    return figure_
+
+
+ANALYSIS = Analysis(
+    NAME, "Sequence: what the order of the frames adds", SequenceSettings, cells, answers, section, drawings, needs=("layers",)
+)

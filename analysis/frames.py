@@ -1,0 +1,85 @@
+"""Frames of the clips of a task, one layer of one encoder: computed once, kept on disk within a stated budget.
+
+    frames/<encoder>.<layer>.<key>.npy     frames of all clips one after another, float32 [sum of T, D]
+    frames/<encoder>.<layer>.<key>.json    T of every clip
+
+They are the contract *frames* (`AnalyzedEncoder.frames`): without padding, the mean over T is the vector of the layer.
+
+Shapes: `N` clips, `T` frames of a clip, `D` width of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from wavcse.analysis.encoders import AnalyzedEncoder, View
+from wavcse.data.files import digest_of, kept_json, replacing, write_json
+from wavcse.data.manifest import Clip
+
+GIGABYTE = 1e9
+
+
+class Frames:
+    """Frames of N clips.
+
+    Args:
+        table: of all clips one after another, `[sum of T, D]`.
+        lengths: T of every clip, `[N]`.
+    """
+
+    def __init__(self, table: np.ndarray, lengths: Sequence[int]):
+        self.table, self.lengths = table, np.asarray(lengths, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Of one clip, `[T, D]`."""
+        return self.table[self.starts[row] : self.starts[row + 1]]
+
+
+def frames_of(
+    encoder: AnalyzedEncoder,
+    view: View,
+    clips: Sequence[Clip],
+    folder: Path,
+    key: object,
+    disk_gb: float,
+    first_s: float | None = None,
+    show_progress: bool = True,
+) -> Frames:
+    """The frames of clips, read where they are kept already.
+
+    Args:
+        key: all that they depend on beside the layer.
+        disk_gb: what all files in `folder` may take together.
+
+    Raises:
+        ValueError: they take more, or the view has no frames.
+    """
+    stem = folder / f"{encoder.name}.{view.name.replace(' ', '_')}.{digest_of(key)}"
+    table_path, lengths_path = stem.with_name(stem.name + ".npy"), stem.with_name(stem.name + ".json")
+    if table_path.exists() and lengths_path.exists() and (kept := kept_json(lengths_path)) is not None:
+        return Frames(np.load(table_path, mmap_mode="r"), kept["lengths"])
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = sum(path.stat().st_size for path in folder.glob("*.npy"))
+    parts, rate = [], encoder.sampling_rate
+    for clip in tqdm(clips, f"frames of {encoder.name}", unit="clip", disable=not show_progress):
+        waveform = clip.load(rate)
+        (own,) = encoder.frames([waveform if first_s is None else waveform[: int(first_s * rate)]], view)
+        parts.append(own)
+        taken += own.nbytes
+        if taken > disk_gb * GIGABYTE:
+            raise ValueError(
+                f"frames of {view.name} of {encoder.name} take more than --disk_gb {disk_gb:g} after {len(parts):,} of "
+                f"{len(clips):,} clips: allow more, name fewer tasks, or take --first_s."
+            )
+    with replacing(table_path) as partial, open(partial, "wb") as file:
+        np.save(file, np.concatenate(parts))
+    write_json(lengths_path, {"lengths": [len(own) for own in parts]})
+    return Frames(np.load(table_path, mmap_mode="r"), [len(own) for own in parts])
