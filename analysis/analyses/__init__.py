@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ANALYSES: dict[str, str] = {  # name -> module, in the order in which they run and are shown
     "layers": "layers",
+    "prosody": "prosody",
     "discrimination": "discrimination",
     "dimensions": "dimensions",
     "overlap": "overlap",

@@ -274,15 +274,26 @@ def _pair(record: dict) -> str:
 
 
 def section(records: Sequence[dict]) -> list[str]:
-    """The map, a table of the chosen vectors with floors and rivals, and a table of all layers per task."""
+    """The map, a table of the chosen vectors with floors and rivals, and a picture of all vectors per task."""
+    tasks = dict.fromkeys(record["about"]["task"] for record in records)
+    return [
+        HOW,
+        f"![Validation figures by layer and task](pictures/{NAME}_map.png)",
+        chosen_table(records),
+        *(f"![{task}: validation figure of every vector](pictures/{NAME}_{task}.png)" for task in tasks),
+    ]
+
+
+def chosen_table(records: Sequence[dict]) -> str:
+    """The chosen vector of every encoder and task, with its floors and rivals."""
     lines = []
     for record in records:
         found, unit = record["found"], METRICS[record["found"]["metric"]].unit
         weighted = found.get("weighted_sum")
+        tied = [_short(own["view"]) for own in found["views"] if own["tied"] and own["view"] != found["chosen"]]
         lines.append(
             [
-                *(record["about"]["task"], record["about"]["encoder"], _short(found["chosen"])),
-                ", ".join(_short(own["view"]) for own in found["views"] if own["tied"] and own["view"] != found["chosen"]),
+                *(record["about"]["task"], record["about"]["encoder"], _short(found["chosen"]), ", ".join(tied)),
                 f"{found['metric']} {shown_figure(found['test'], unit)}",
                 f"{found['test']['n']} clips, {found['test']['units']} {found['test']['unit']}s",
                 *(shown_figure(found["test"]["floor"].get(name), unit) for name in ("chance", "shuffled")),
@@ -291,14 +302,7 @@ def section(records: Sequence[dict]) -> list[str]:
             ]
         )
     columns = ["task", "encoder", "chosen", "not told from it", "test", "n", "constant answer", "shuffled labels"]
-    blocks = [
-        HOW,
-        f"![Validation figures by layer and task](pictures/{NAME}_map.png)",
-        markdown_table([*columns, "untrained", "weighted sum"], lines),
-    ]
-    for task in dict.fromkeys(record["about"]["task"] for record in records):
-        blocks.append(f"![{task}: validation figure of every vector](pictures/{NAME}_{task}.png)")
-    return blocks
+    return markdown_table([*columns, "untrained", "weighted sum"], lines)
 
 
 def _mark(weighted: dict | None) -> str:

@@ -113,8 +113,8 @@ def section(records: Sequence[dict]) -> list[str]:
         )
     columns = ["task", "encoder", "vector", "vectors", *METHODS, "by chance", "clips"]
     return [
-        f"Test clips at the chosen vector. The table: % of the {NEIGHBOURS} nearest clips that have the clip's label, by cosine "
-        "of the vectors and in the plane. Distances between groups mean little in t-SNE and UMAP.",
+        f"Test clips at the chosen vector. The table: % of the {NEIGHBOURS} nearest clips that have the clip's label, by "
+        "cosine of the vectors and in the plane. Distances between groups mean little in t-SNE and UMAP.",
         markdown_table(columns, lines),
         *(f"![{_name(record)}](pictures/{NAME}_{_name(record)}.png)" for record in records),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ class SequenceProbe(nn.Module):
         between = dropout if size.layers > 1 else 0.0
         self.lstm = nn.LSTM(width, size.units, size.layers, batch_first=True, bidirectional=True, dropout=between)
         widths = [2 * size.units, *size.hidden]
-        hidden = [part for pair in zip(widths, widths[1:]) for part in (nn.Linear(*pair), nn.ReLU(), nn.Dropout(dropout))]
+        hidden = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU(), nn.Dropout(dropout))]
         self.head = nn.Sequential(nn.Dropout(dropout), *hidden, nn.Linear(widths[-1], num_outputs))
 
     def forward(self, clips: Sequences) -> Tensor:
@@ -204,8 +205,8 @@ def section(records: Sequence[dict]) -> list[str]:
         lines.append([record["about"]["task"], record["about"]["encoder"], view, found["size"], *figures, *marks, chance, n])
     columns = ["task", "encoder", "layer", "size", "BiLSTM", "frames in random order", "linear on the mean"]
     return [
-        "A bidirectional LSTM on the frames of the chosen layer, learnt by the rules of the linear probe; its epoch is chosen on "
-        "validation. *: the paired 95 % interval of the difference lies above zero.",
+        "A bidirectional LSTM on the frames of the chosen layer, learnt by the rules of the linear probe; its epoch is "
+        "chosen on validation. *: the paired 95 % interval of the difference lies above zero.",
         markdown_table([*columns, "above random order", "above linear", "constant answer", "n"], lines),
         *([f"![BiLSTM and rivals](pictures/{NAME}.png)"] if records else []),
     ]

@@ -20,6 +20,7 @@ from wavcse.analysis.analyses.discrimination import (
 )
 from wavcse.analysis.analyses.geometry import cka, effective_rank, gram_of, mean_cosine, variance_between
 from wavcse.analysis.analyses.overlap import holm, overlap_of
+from wavcse.analysis.analyses.prosody import RATE_HZ, duration, energy, pitch
 from wavcse.analysis.figures import figure, is_above_chance, jackknifed
 
 AUTHORS_LISTS = Path(__file__).parents[3] / "shared/design/important_dims.json"
@@ -145,3 +146,20 @@ def test_shuffled_labels_are_never_above_chance():
     assert is_above_chance(figure(0.7, (0.6, 0.8), 100, 100, "clip", chance=0.25, shuffled=shuffled))
     assert not is_above_chance(figure(0.7, (0.45, 0.8), 100, 100, "clip", chance=0.25, shuffled=shuffled))
     assert not is_above_chance(figure(0.7, None, 1, 1, "speaker", chance=0.25))
+
+
+@pytest.mark.parametrize("hertz", [80, 125, 210, 330])
+def test_the_pitch_of_a_voice_is_its_fundamental(hertz):
+    time_s = np.arange(RATE_HZ) / RATE_HZ
+    voice = sum(np.sin(2 * np.pi * k * hertz * time_s + k) / k for k in range(1, 12))
+    noise = 0.02 * np.random.default_rng(0).standard_normal(RATE_HZ)
+    assert 2 ** pitch((0.1 * voice + noise).astype(np.float32)) == pytest.approx(hertz, rel=0.02)
+
+
+def test_measures_of_noise_silence_and_length():
+    noise = np.random.default_rng(0).standard_normal(2 * RATE_HZ).astype(np.float32)
+    assert np.isnan(pitch(noise))
+    assert np.isnan(pitch(np.zeros(RATE_HZ, np.float32)))
+    assert np.isnan(energy(np.zeros(10, np.float32)))
+    assert energy(0.1 * noise / noise.std()) == pytest.approx(-20, abs=0.01)
+    assert duration(noise) == 1.0

@@ -1,0 +1,173 @@
+"""What is planted is found, what is not planted is not: layers, dimensions, speakers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from wavcse.analysis.analyses import load_analysis
+from wavcse.analysis.analyses.dimensions import DimensionsSettings, Ranker, rank_and_retrain
+from wavcse.analysis.analyses.discrimination import DiscriminationSettings, discriminate
+from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, probe_views
+from wavcse.analysis.analyses.overlap import overlap_of
+from wavcse.analysis.attribution import importance, integrated_gradients
+from wavcse.analysis.figures import is_above_chance
+from wavcse.analysis.study import run_analysis
+from wavcse.eval.probe import fit_on_task
+from wavcse.tests.helpers.planted_study import planted_study, planted_task
+
+PROBES = {"learning_rates": (1e-2,), "max_epochs": 20}
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
+
+def clips(num_clips: int, num_classes: int, seed: int):
+    """Labels, speakers (two per split and more) and splits of clips; every speaker has every label."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num_clips) % num_classes
+    speakers = rng.permutation(np.arange(num_clips) // num_classes % 12)
+    splits = np.array(["train"] * 6 + ["validation"] * 3 + ["test"] * 3)[speakers]
+    return labels, speakers, splits, rng
+
+
+def task_of(labels, speakers, splits):
+    return planted_task([f"word{own}" for own in labels], [f"speaker{own}" for own in speakers], splits)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_label_in_layer_3_of_8_only_is_found_there(tmp_path, seed):
+    labels, speakers, splits, rng = clips(240, 3, seed)
+    views = {f"layer {layer}": rng.standard_normal((240, 12)) for layer in range(8)}
+    views["layer 3"][:, :3] += 3 * np.eye(3)[labels]
+    study = planted_study(tmp_path, {"keyword": task_of(labels, speakers, splits)}, views, seed)
+    found = probe_views(study, study.encoders[0], "keyword", LayersSettings())
+    assert found["chosen"] == "layer 3"
+    assert [own["view"] for own in found["views"] if own["tied"]] == ["layer 3"]
+    assert found["test"]["value"] > 0.9
+    assert is_above_chance(found["test"])
+    weights = found["weighted_sum"]["weights"]
+    assert max(weights, key=weights.get) == "layer 3"
+    record = {"about": {"task": "keyword", "encoder": "planted"}, "found": found}
+    assert answers([record]) == ["`planted`, best vector on validation: keyword 3 (of 8; 0 not distinguishable)."]
+
+
+def test_noise_is_at_chance_and_said_to_be(tmp_path):
+    labels, speakers, splits, rng = clips(240, 4, 0)
+    views = {f"layer {layer}": rng.standard_normal((240, 12)) for layer in range(4)}
+    study = planted_study(tmp_path, {"keyword": task_of(labels, speakers, splits)}, views)
+    records = run_analysis(study, load_analysis("layers"), LayersSettings(), overwrite=False, show_progress=False)
+    (record,) = records
+    assert not is_above_chance(record["found"]["test"])
+    assert answers(records)[-1].endswith("planted on keyword.")
+    assert abs(record["found"]["test"]["value"] - 0.25) < 0.15
+    with pytest.MonkeyPatch.context() as patch:  # the record is kept: nothing is computed again
+        patch.setattr("wavcse.analysis.analyses.layers.probe_views", None)
+        again = run_analysis(study, load_analysis("layers"), LayersSettings(), overwrite=False, show_progress=False)
+    assert again == records
+
+
+def test_a_vector_of_voices_is_good_at_any_and_below_chance_in_hard(tmp_path):
+    labels, speakers, splits, rng = clips(240, 4, 1)
+    vectors = 4 * np.eye(12)[speakers] + 0.4 * np.eye(12)[labels] + 0.3 * rng.standard_normal((240, 12))
+    study = planted_study(tmp_path, {"keyword": task_of(labels, speakers, splits)}, {"layer 0": vectors})
+    found = discriminate(study, study.encoders[0], "keyword", DiscriminationSettings())
+    raw = found["test"]["raw"]
+    assert raw["hard"]["interval"][1] < 0.05
+    assert raw["any"]["value"] > 3 * raw["hard"]["value"] + 0.3
+    assert raw["across"]["value"] > 0.6
+    assert found["test"]["by_speaker"]["hard"]["value"] > 0.8
+    assert found["test"]["projected"]["hard"]["value"] > 0.8
+    assert 0.35 < raw["across"]["floor"]["shuffled"]["value"] < 0.65
+    assert (
+        found["precision"]["by_speaker"]["value"]
+        > found["precision"]["raw"]["value"]
+        > found["precision"]["raw"]["floor"]["chance"]
+    )
+
+
+# ---- dimensions ----
+
+
+def test_attributions_of_a_linear_logit_are_weight_times_number():
+    pytest.importorskip("captum")
+    torch.manual_seed(0)
+    model, inputs = torch.nn.Linear(6, 3), torch.randn(5, 6)
+    targets = torch.tensor([0, 2, 1, 1, 0])
+    found = integrated_gradients(model, inputs, targets)
+    np.testing.assert_allclose(found.values, (model.weight[targets] * inputs).detach().numpy(), atol=1e-5)
+    assert found.gap < 1e-5
+    assert found.steps == 4
+    of_mean = integrated_gradients(model, inputs, targets, inputs.mean(dim=0))
+    expected = (model.weight[targets] * (inputs - inputs.mean(dim=0))).detach().numpy()
+    np.testing.assert_allclose(of_mean.values, expected, atol=1e-5)
+
+
+def test_steps_double_until_attributions_are_complete():
+    pytest.importorskip("captum")
+    torch.manual_seed(0)
+    inputs = 2 * torch.randn(8, 4)
+
+    def sharp(x):
+        return torch.tanh(6 * x.sum(dim=1, keepdim=True) - 3)
+
+    found = integrated_gradients(sharp, inputs, torch.zeros(8, dtype=torch.long))
+    assert found.steps > 4
+    assert found.gap <= 0.01
+
+
+def test_signed_means_cancel_and_absolute_ones_do_not():
+    values = np.array([[1.0, 2.0], [-1.0, 2.0]])
+    assert importance(values, "signed").tolist() == [0.0, 2.0]
+    assert importance(values, "absolute").tolist() == [1.0, 2.0]
+
+
+def planted_dimensions(seed: int, size: int, dimensions, num_clips: int = 480, strength: float = 0.9):
+    labels, speakers, splits, rng = clips(num_clips, 2, seed)
+    vectors = rng.standard_normal((num_clips, size))
+    vectors[:, dimensions] += strength * (2 * labels[:, None] - 1) * rng.choice([-1, 1], len(dimensions))
+    return task_of(labels, speakers, splits), vectors.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_ten_planted_of_a_hundred_dimensions_are_found(tmp_path, seed):
+    pytest.importorskip("captum")
+    planted = np.random.default_rng(seed).permutation(100)[:10]
+    data, vectors = planted_dimensions(seed, 100, planted)
+    study = planted_study(tmp_path, {"keyword": data}, {"layer 0": vectors}, seed)
+    run_analysis(study, load_analysis("layers"), LayersSettings(weighted_sum=False), False, show_progress=False)
+    settings = DimensionsSettings(draws=5, curve=[0.5], seeds=2)
+    found = rank_and_retrain(study, study.encoders[0], "keyword", settings)
+    assert all(len(set(own) & set(planted)) >= 9 for own in found["lists"])
+    assert found["top"]["value"] >= found["all"]["value"]
+    assert found["top"]["value"] > found["random"]["interval"][1]
+    assert found["p_random"] == pytest.approx(1 / 6)
+    assert found["completeness_gap"] <= 0.01
+    assert abs(found["bottom"]["value"] - 0.5) < 0.15
+    assert len(found["lists"]) == 2
+
+
+def test_dimensions_of_noise_chosen_on_validation_are_at_chance(tmp_path):
+    pytest.importorskip("captum")
+    values = []
+    for seed in range(6):
+        data, vectors = planted_dimensions(seed, 60, [0], strength=0.0)
+        judge = Judge(data, seed)
+        ranker = Ranker(judge, vectors, DimensionsSettings())
+        run = ranker.probe(seed)
+        values.append(ranker.retrained(run, vectors[:, ranker.order(run)[:6]])["value"])
+    assert np.mean(values) == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.slow
+def test_overlaps_of_planted_tasks():
+    """20 of 200 dimensions each: 10 in common are significant, none in common are not in 90 of 100 seeds."""
+    pytest.importorskip("captum")
+
+    def top(seed: int, dimensions) -> np.ndarray:
+        data, vectors = planted_dimensions(seed, 200, dimensions, 240)
+        ranker = Ranker(Judge(data, seed), vectors, DimensionsSettings())
+        return ranker.order(fit_on_task(vectors, data, ranker.judge.objective, seed))[:20].tolist()
+
+    assert overlap_of(top(1, range(20)), top(2, range(10, 30)), 200).p < 0.001
+    apart = [overlap_of(top(2 * seed, range(20)), top(2 * seed + 1, range(100, 120)), 200).p for seed in range(100)]
+    assert sum(p >= 0.05 for p in apart) >= 90
