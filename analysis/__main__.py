@@ -9,18 +9,20 @@ if __name__ == "__main__":
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from wavcse.analysis.analyses import ANALYSES, load_analysis
-from wavcse.analysis.encoders import AnalyzedEncoder, build_encoder
+from wavcse.analysis.encoders import MFCC, AnalyzedEncoder, build_encoder
 from wavcse.analysis.report import write_report
 from wavcse.analysis.study import Analysis, Study, run_analysis
 from wavcse.data.corpus_pass import write_skipped
 from wavcse.data.files import locked, make_folder, remove_partials
 from wavcse.data.inspection import Inspector
+from wavcse.eval.arguments import TaskRequest
 from wavcse.eval.embeddings import EmbeddedClips, embed_clips
 from wavcse.eval.encoder import SavedModel, check_encoder
 from wavcse.eval.evaluation import STORE_FOLDER, EvaluationSummary, corpus_inspector
@@ -163,12 +165,33 @@ def main(args: AnalyzeArguments) -> int:
 
 
 def dry_run(args: AnalyzeArguments) -> int:
-    """Say which analyses would run on what, and what is missing."""
+    """Say which analyses would run on what, what every table is made of, and what is missing."""
     analyses, left_out = asked_analyses(args)
-    for line in left_out:
-        print(line)
-    print(f"analyses: {', '.join(analyses)}")
+    encoders = args.encoder_settings()
+    layers = {name: ", ".join(map(str, own.layers)) or f"every {args.every}" for name, own in encoders.items()}
+    print("\n".join([f"analyses: {', '.join(analyses)}", *left_out, "encoders:"]))
+    for name, own in encoders.items():
+        here = "" if own.model == MFCC or _is_here(own.model) else "; MISSING: not on this machine"
+        print(f"  {name}: {own.model}, {'' if own.model == MFCC else f'layers {layers[name]}'}{here}".rstrip(", "))
+    print("tasks:")
+    for name, request in args.requests().items():
+        print(f"  {name}: {_origin(request)}")
+        for table in request.manifests:
+            if not Path(table).is_file():
+                print(f"    MISSING: {table}")
+    for name, own in args.table_settings().items():
+        print(f"{name}: section {own.section}" + (f", layers of the paper: {own.paper_layers}" if own.paper_layers else ""))
+        for task in own.tasks:
+            print(f"  {task}: {_origin(args.requests()[task])}; checkpoints and layers: all encoders above")
+        if own.missing:
+            print(f"  MISSING: {own.missing}")
     return DONE
+
+
+def _origin(request: TaskRequest) -> str:
+    """Corpus, label and split of a task."""
+    task = request.task
+    return f"{', '.join(request.manifests)}, label {task.targets[0]}, split by {' or '.join(task.split_columns)}"
 
 
 if __name__ == "__main__":

@@ -39,6 +39,17 @@ EXAMPLE = (
     "wavcse analyze --encoders facebook/hubert-base-ls960,mfcc --manifest corpus/metadata.csv --label emotion --out runs/a"
 )
 KINDS = ("classification", "regression")
+REPORTED = "what was analysed"  # the section of the report that every study has
+
+
+@dataclass
+class TableSettings(CheckedFields):
+    """What a table or figure of a paper is made of, for --dry_run."""
+
+    section: str = option(REPORTED, "Of the report.", choices=(*ANALYSES, REPORTED))
+    tasks: list[str] = option(list, "Which of the tasks it shows.")
+    paper_layers: str = option("", "Where the paper names its layers; here validation chooses.")
+    missing: str = option("", "Data and models that it needs and cannot be had.")
 
 
 @dataclass
@@ -96,6 +107,9 @@ class AnalyzeArguments(CheckedFields):
         value="A,B",
         chosen=chosen_encoders,
     )
+    tables: dict = option(
+        dict, "Tables and figures of a paper, and what they are made of: shown by --dry_run (JSON).", value="MAPPING"
+    )
     every: int = option(1, "Keep every so many layers, and the last.", value="K", at_least=1)
     first_s: float | None = option(
         None, "Only so many seconds from the start of every clip.", "all of it", value="S", above=0, below=math.inf
@@ -125,6 +139,7 @@ class AnalyzeArguments(CheckedFields):
             check_choice("an analysis", name, ANALYSES)
         self.encoder_settings()
         self.requests()
+        self.table_settings()
 
     def look(self) -> None:
         """ValueError for paths that are not there."""
@@ -143,6 +158,14 @@ class AnalyzeArguments(CheckedFields):
             if changes:
                 check_file_name("encoders: the name", name)
             found[name] = replace(own, model=own.model or name)
+        return found
+
+    def table_settings(self) -> dict[str, TableSettings]:
+        """Table or figure -> what it is made of; ValueError for a task that is none of these."""
+        found = {name: section_from(TableSettings, f"tables.{name}", own) for name, own in self.tables.items()}
+        for name, own in found.items():
+            for task in own.tasks:
+                check_choice(f"tables.{name}: a task", task, self.tasks)
         return found
 
     def requests(self) -> dict[str, TaskRequest]:
