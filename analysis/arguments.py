@@ -130,7 +130,7 @@ class AnalyzeArguments(CheckedFields):
         self.encoders, self.tasks, self.analyses = map(as_named, (self.encoders, self.tasks, self.analyses))
         super().__post_init__()
         if not self.encoders:
-            raise ValueError("No encoder is given; use --encoders, such as --encoders facebook/hubert-base-ls960,mfcc.")
+            raise ValueError("encoders is not given; name some, such as --encoders facebook/hubert-base-ls960,mfcc.")
         if not (self.tasks or self.label):
             raise ValueError("No task is given; use --label with a column of labels, or --tasks.")
         if not self.output_dir:
@@ -139,6 +139,7 @@ class AnalyzeArguments(CheckedFields):
             check_choice("an analysis", name, ANALYSES)
         self.encoder_settings()
         self.requests()
+        self.languages()
         self.table_settings()
 
     def look(self) -> None:
@@ -180,6 +181,8 @@ class AnalyzeArguments(CheckedFields):
         asked = {**self.tasks, **{column: _task_of_column(column) for column in self.label}}
         found = {}
         for name, changes in asked.items():
+            if not isinstance(changes, Mapping):
+                raise ValueError(f"tasks.{name}: is {changes!r}; it must hold fields of the form `name: value`.")
             changes = {key: value for key, value in changes.items() if key != "language"}
             found[name] = task_request(name, changes, self.manifest)
             if (kind := found[name].task.kind) not in KINDS:

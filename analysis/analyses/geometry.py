@@ -58,8 +58,9 @@ def u_centred(gram: np.ndarray) -> np.ndarray:
 def cka(one: np.ndarray, other: np.ndarray) -> float:
     """Linear CKA of two Gram matrices `[N, N]` of the same clips, N > 3; nan where one of them does not vary."""
     a, b = u_centred(one), u_centred(other)
-    scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
-    return float(np.sum(a * b) / scale) if scale > 0 else float("nan")
+    if any(np.sum(own**2) <= 1e-20 * np.sum(gram**2) for own, gram in ((a, one), (b, other))):  # nothing but rounding
+        return float("nan")
+    return float(np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b)))
 
 
 def mean_cosine(vectors: np.ndarray) -> float:

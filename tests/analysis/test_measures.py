@@ -36,8 +36,13 @@ def test_edit_distance(one, other, distance):
 
 def test_closest_labels_are_other_words_and_may_be_several():
     words = ["go", "no", "left", "right"]
-    assert closest_labels(words, "edit") == {"go": ["no"], "no": ["go"], "left": ["go", "no", "right"], "right": ["left"]}
-    assert closest_labels(words, "difflib")["right"] == ["left"]  # 2 of 9 letters match: "t"
+    assert closest_labels(words, "edit") == {
+        "go": ["no"],
+        "no": ["go"],
+        "left": ["go", "no", "right"],
+        "right": ["go", "left"],
+    }
+    assert closest_labels(words, "difflib")["right"] == ["go"]  # 2 of 7 letters match, of "left" 2 of 9
     assert closest_labels(words, "random")["go"] == ["no", "left", "right"]
     assert closest_labels(["go"], "edit") == {"go": []}
 
