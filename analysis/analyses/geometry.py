@@ -121,7 +121,8 @@ def _variance(vectors: np.ndarray, column: np.ndarray, jackknife: Callable, seed
     """The share between the groups of a column, beside that of the column in random order."""
     rng = np.random.default_rng(seed)
     shuffled = np.mean([variance_between(vectors, rng.permutation(column)) for _ in range(SHUFFLES)])
-    return jackknife(lambda kept: variance_between(vectors[kept], column[kept]), shuffled=float(shuffled))
+    own = jackknife(lambda kept: variance_between(vectors[kept], column[kept]), shuffled=float(shuffled))
+    return {**own, "interval": own["interval"] and np.clip(own["interval"], 0, 1).tolist()}
 
 
 def drawn(study: Study, task: str, most: int) -> np.ndarray:

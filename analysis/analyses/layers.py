@@ -239,7 +239,7 @@ def answers(records: Sequence[dict]) -> list[str]:
             lines.append(f"`{encoder}`, best vector on validation: {', '.join(words)}.")
     at_chance = [_pair(record) for record in records if not is_above_chance_either_way(record["found"])]
     if at_chance:
-        lines.append(f"Not above their floors (shuffled labels, constant answer): {', '.join(at_chance)}.")
+        lines.append(f"Not shown to be above their floors (shuffled labels, constant answer): {', '.join(at_chance)}.")
     return lines
 
 

@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoConfig, AutoModel
 
 from wavcse.analysis.__main__ import main
 from wavcse.analysis.analyses import ANALYSES
+from wavcse.analysis.analyses.sequence import SIZES, SequenceProbe, Sequences
+from wavcse.analysis.arguments import ANALYZE, EncoderSettings
+from wavcse.analysis.encoders import build_encoder
+from wavcse.analysis.frames import frames_of
+from wavcse.data.manifest import Manifest
+from wavcse.tests.helpers.tiny_families import ROWS, feature_extractor
 
-PROBES = {"learning_rates": (1e-2,), "max_epochs": 15}
+PROBES = {"learning_rates": (1e-2,), "max_epochs": 5}
+
+
+QUICK = """
+analyses:
+  layers:
+  prosody: {measures: pitch}
+  discrimination: {per_anchor: 1}
+  dimensions: {draws: 2, seeds: 2, curve: [0.5]}
+  overlap:
+  geometry: {most_clips: 30}
+  sequence: {epochs: 2}
+  robustness: {changes: [noise 0 dB, Opus], most_clips: 6}
+  maps: {methods: pca}
+  cost: {clips: 4, repeats: 1}
+"""
 
 
 @pytest.fixture(scope="module")
 def command(toy_corpus, upstream_folder, quick_probes, tmp_path_factory) -> list[str]:
-    """Without --out."""
+    """Without --out and --analyses."""
+    recipe = tmp_path_factory.mktemp("recipe") / "analysis.yaml"
+    recipe.write_text(QUICK)
     return [
-        *("--encoders", f"{upstream_folder},mfcc", "--manifest", str(toy_corpus), "--tasks", "keyword"),
-        *("--language", "en", "--device", "cpu", "--workers", "1"),
+        *(str(recipe), "--encoders", f"{upstream_folder},mfcc", "--manifest", str(toy_corpus)),
+        *("--label", "keyword,speaker_id", "--language", "en", "--device", "cpu", "--workers", "1", "--every", "2"),
     ]
 
 
 @pytest.fixture(scope="module")
 def study_folder(command, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    assert main([*command, "--out", str(folder)]) == 0
+    """A study with all analyses that need no optional library."""
+    folder, names = tmp_path_factory.mktemp("study"), set(ANALYSES) - {"dimensions", "overlap"}
+    assert main([*command, "--out", str(folder), "--analyses", ",".join(sorted(names))]) == 0
     return folder
 
 
@@ -42,4 +70,113 @@ def test_one_command_leaves_a_report_with_pictures(study_folder):
     assert text.startswith("# What the embeddings hold\n\n![")
     assert "(pictures/layers_keyword.png)" in text
     assert (study_folder / "report.html").read_text().count("data:image/svg+xml;base64,") == text.count("](pictures/")
-    assert {path.split("/")[0] for path in records(study_folder)} <= set(ANALYSES)
+    assert {path.split("/")[0] for path in records(study_folder)} == set(ANALYSES) - {"dimensions", "overlap"}
+
+
+def test_every_figure_of_layers_has_its_interval_its_n_and_its_floors(study_folder):
+    found = records(study_folder)["layers/speaker_id__mfcc"]["test"]
+    assert (found["n"], found["unit"], set(found["floor"])) == (12, "clip", {"chance", "shuffled"})
+    assert found["interval"][0] <= found["value"] <= found["interval"][1]
+    assert found["floor"]["chance"]["value"] == 0.25  # one of four speakers
+
+
+def test_what_is_lost_is_computed_again_and_is_the_same(command, study_folder, capsys):
+    before = records(study_folder)
+    for lost in ("records/layers/keyword__mfcc.json", "records/discrimination"):
+        path = study_folder / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    kept = (study_folder / "records/cost/mfcc.json").read_bytes()
+    assert main([*command, "--out", str(study_folder), "--analyses", "layers,discrimination,cost"]) == 0
+    assert records(study_folder) == before
+    assert (study_folder / "records/cost/mfcc.json").read_bytes() == kept
+    assert "best vector on validation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--analyses", "layer"], "an analysis is 'layer' (did you mean layers?)"),
+        (["--tasks", "verification"], "is a verification task; these analyses read classification or regression"),
+        (["--encoders", '{"a": {"modle": "b"}}'], "encoders.a: unknown fields ['modle'] (did you mean model?)"),
+        (["--tables", '{"Table I": {"tasks": ["keyword"]}}'], "tables.Table I: a task is 'keyword'; allowed: "),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_the_door(words, message, capsys):
+    line = ["--encoders", "mfcc", "--label", "emotion", "--manifest", __file__, "--out", "o"]
+    assert ANALYZE.refusal([*line, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_setting_of_an_analysis_and_a_budget_are_refused_before_anything_is_computed(command, tmp_path, capsys):
+    wrong = [*command, "--out", str(tmp_path / "o")]
+    assert main([*wrong, "--analyses", '{"cost": {"clip": 3}}']) == 2
+    assert "analyses.cost: unknown fields ['clip'] (did you mean clips?)" in capsys.readouterr().err
+    assert main([*wrong, "--analyses", "cost", "--disk_gb", "1e-6"]) == 2
+    assert "more than --disk_gb 1e-06: keep fewer layers" in capsys.readouterr().err
+    assert not (tmp_path / "o/embeddings").exists() or not list((tmp_path / "o/embeddings").glob("*/*.safetensors"))
+
+
+def test_a_dry_run_names_what_is_missing(tmp_path, capsys):
+    encoders = {"gone": {"model": "./gone", "optional": True}, "mfcc": {}}
+    tables = {"Table I": {"section": "layers", "tasks": ["emotion"], "missing": "FESC"}}
+    line = ["--encoders", json.dumps(encoders), "--tasks", "emotion", "--manifest", str(tmp_path / "m.csv"), "--out", "o"]
+    assert main([*line, "--dry_run", "--tables", json.dumps(tables), "--analyses", "layers"]) == 0
+    shown = capsys.readouterr().out
+    assert "gone: ./gone, layers every 1; MISSING: not on this machine" in shown
+    assert f"MISSING: {tmp_path / 'm.csv'}" in shown
+    assert "Table I: section layers" in shown
+    assert "MISSING: FESC" in shown
+
+
+def test_frames_are_kept_once_and_within_the_budget(toy_corpus, upstream_folder, tmp_path):
+    encoder = build_encoder("u", EncoderSettings(model=str(upstream_folder)), 1, 0, "cpu")
+    clips, view = Manifest(toy_corpus).clips[:3], encoder.view("layer 2")
+    own = frames_of(encoder, view, clips, tmp_path, "key", 1.0, show_progress=False)
+    again = frames_of(encoder, view, clips, tmp_path, "key", 1e-9, show_progress=False)  # read, not computed
+    for row, clip in enumerate(clips):
+        (expected,) = encoder.frames([clip.load(16_000)], view)
+        np.testing.assert_array_equal(own[row], expected)
+        np.testing.assert_array_equal(again[row], expected)
+    with pytest.raises(ValueError, match="take more than --disk_gb 1e-09"):
+        frames_of(encoder, view, clips, tmp_path, "another", 1e-9, show_progress=False)
+
+
+def test_padding_does_not_reach_the_sequence_probe():
+    torch.manual_seed(0)
+    clips = [torch.randn(length, 5) for length in (3, 9, 6)]
+    for size in (SIZES["small"], SIZES["small"]._replace(layers=2, hidden=(7,), sums=True)):
+        probe = SequenceProbe(size, 5, 4, 0.5).eval()
+        together = probe(Sequences(clips))
+        alone = torch.cat([probe(Sequences([clip])) for clip in clips])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    assert sum(own.numel() for own in SequenceProbe(SIZES["paper"], 768, 4, 0.3).parameters()) == pytest.approx(
+        27.3e6, rel=0.02
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "row", ["WavLM, large", "wav2vec 2.0, base", "HuBERT, large", "Whisper, `context: clip`", "data2vec-audio"]
+)
+def test_an_encoder_and_a_label_alone_give_a_report(row, toy_corpus, quick_probes, tmp_path):
+    model_type, fields = ROWS[row]
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(model_type, **fields)).save_pretrained(tmp_path / "model")
+    feature_extractor(model_type).save_pretrained(tmp_path / "model")
+    table = tmp_path / "m.csv"
+    folder = toy_corpus.parent.as_posix()
+    lines = toy_corpus.read_text().replace("split_ks", "split").replace("keyword", "emotion").splitlines()
+    table.write_text("\n".join([lines[0], *(f"{folder}/{line}" for line in lines[1:])]) + "\n")
+    line = [
+        "--encoders",
+        str(tmp_path / "model"),
+        "--manifest",
+        str(table),
+        "--label",
+        "emotion",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main([*line, "--device", "cpu", "--workers", "1"]) == 0
+    text = (tmp_path / "o/report.md").read_text()
+    assert all(f"## {title}" in text for title in ("Layers", "Discrimination", "Geometry", "Cost"))
