@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,9 +20,9 @@ from wavcse.data.files import json_text, locked, remove_partials, replacing, wri
 from wavcse.settings.fields import check_range
 from wavcse.settings.processes import WorkerPool, end_with_parent
 
-from .espeak import engine_version
+from .espeak import Word, engine_version
 from .plan import Plan, Utterance
-from .render import SAMPLING_RATE_HZ, render
+from .render import SAMPLING_RATE_HZ, render_timed, words_of
 from .table import plan_multitask
 
 RENDERER_VERSION = 1  # raise it when the same plan comes to sound different
@@ -68,11 +68,12 @@ def write_plan(plan: Plan, out: str | Path, workers: int | None = None) -> Path:
         for folder in (out, out / "audio"):
             remove_partials(folder)
         write_atomically(out / "README.md", _readme(plan, identity))
-        samples = _speak_all(plan.utterances, out, workers)
-        for name, text in plan.tables.items():
+        spoken = _speak_all(plan, out, workers)
+        times = _time_tables(plan, [words for _, words in spoken]) if plan.has_times else {}
+        for name, text in {**plan.tables, **times}.items():
             write_atomically(out / name, text)
         metadata = out / "metadata.csv"
-        write_atomically(metadata, _metadata_csv(plan, samples))
+        write_atomically(metadata, _metadata_csv(plan, [samples for samples, _ in spoken]))
     return metadata
 
 
@@ -105,41 +106,79 @@ def _claim(out: Path, identity: dict[str, str | int]) -> None:
     write_atomically(record, json_text(identity, indent=2) + "\n")
 
 
-def _speak_all(utterances: list[Utterance], out: Path, workers: int) -> list[int]:
-    """Number of samples of each clip, spoken now or before."""
-    progress = partial(tqdm, total=len(utterances), unit="clip", desc="speaking", mininterval=0.5)
-    return list(progress(_spoken(utterances, out, workers)))
+def _speak_all(plan: Plan, out: Path, workers: int) -> list[tuple[int, list[Word]]]:
+    """Number of samples of each clip, spoken now or before, and its words where the plan asks for times."""
+    progress = partial(tqdm, total=len(plan.utterances), unit="clip", desc="speaking", mininterval=0.5)
+    return list(progress(_spoken(plan, out, workers)))
 
 
-def _spoken(utterances: list[Utterance], out: Path, workers: int) -> Iterator[int]:
-    job = partial(_speak_clip, out=out)
+def _spoken(plan: Plan, out: Path, workers: int) -> Iterator[tuple[int, list[Word]]]:
+    job = partial(_speak_clip, out=out, has_times=plan.has_times)
     if workers == 1:
-        yield from map(job, utterances)
+        yield from map(job, plan.utterances)
         return
     with WorkerPool(workers, mp_context=get_context(START_METHOD), initializer=end_with_parent) as pool:
-        yield from pool.map(job, utterances, chunksize=CLIPS_PER_JOB)
+        yield from pool.map(job, plan.utterances, chunksize=CLIPS_PER_JOB)
 
 
-def _speak_clip(utterance: Utterance, out: Path) -> int:
+def _speak_clip(utterance: Utterance, out: Path, has_times: bool) -> tuple[int, list[Word]]:
     path = out / utterance.file_name
     try:
-        return soundfile.info(path).frames  # files get their name only when complete
+        samples = soundfile.info(path).frames  # files get their name only when complete
+        return samples, words_of(utterance) if has_times else []
     except soundfile.LibsndfileError:  # not there, or damaged by a power failure
         pass
-    wave = render(utterance)
+    wave, words = render_timed(utterance)
     with replacing(path) as partial:
         soundfile.write(partial, wave, SAMPLING_RATE_HZ, subtype="PCM_16", format="FLAC")
-    return len(wave)
+    return len(wave), words if has_times else []
 
 
 def _metadata_csv(plan: Plan, samples: list[int]) -> str:
+    rows = []
+    for u, n in zip(plan.utterances, samples, strict=True):
+        clip = {"duration": _seconds(n / SAMPLING_RATE_HZ), "text": u.text}
+        row = _said_of(plan, u) | clip
+        rows.append([row[column] for column in plan.columns])
+    return _csv(plan.columns, rows)
+
+
+def _time_tables(plan: Plan, spoken: Sequence[list[Word]]) -> dict[str, str]:
+    """`words.csv` and `phones.csv`: manifests whose clips are parts of the utterances."""
+    shared = [column for column in plan.columns if column not in ("file_name", "duration", "text")]
+    words, phones = [], []
+    for utterance, own in zip(plan.utterances, spoken, strict=True):
+        said = _said_of(plan, utterance)
+        tail = [Path(utterance.file_name).stem, *(said[column] for column in shared)]
+        for order, word in enumerate(own):
+            times = _seconds(word.start_s), _seconds(word.end_s)
+            text = word.text.lower()
+            words.append([utterance.file_name, *times, text, order, " ".join(p.symbol for p in word.phones), *tail])
+            for phone in word.phones:
+                times = _seconds(phone.start_s), _seconds(phone.end_s)
+                phones.append([utterance.file_name, *times, phone.symbol, text, order, *tail])
+    clip = ("file_name", "start", "end")
+    return {
+        "words.csv": _csv([*clip, "word", "order", "phones", "utterance_id", *shared], words),
+        "phones.csv": _csv([*clip, "phone", "word", "order", "utterance_id", *shared], phones),
+    }
+
+
+def _said_of(plan: Plan, utterance: Utterance) -> dict[str, str]:
+    """All that is known of a clip before it is spoken, by column."""
+    labels = utterance.labels | utterance.splits | plan.constants
+    return vars(utterance.speaker) | {"file_name": utterance.file_name} | labels
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.5f}"
+
+
+def _csv(columns: Iterable[str], rows: Iterable[Sequence]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(plan.columns)
-    for u, n in zip(plan.utterances, samples, strict=True):
-        clip = {"file_name": u.file_name, "duration": f"{n / SAMPLING_RATE_HZ:.5f}", "text": u.text}
-        row = vars(u.speaker) | clip | u.labels | u.splits | plan.constants
-        writer.writerow([row[column] for column in plan.columns])
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""espeak-ng through ctypes: one short text in, one waveform out.
+"""espeak-ng through ctypes: one short text in, one waveform out, and when each word and phone is said.
 
 espeak-ng keeps global state (flutter phase, echo buffer, random numbers), so the same words come out different after a
 different history. Every call of :func:`speak` therefore loads the library afresh and unloads it again, which makes a
@@ -12,6 +12,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +25,54 @@ MIN_RATE_WPM, MAX_RATE_WPM = 80, 450  # speak_lib.h, espeakRATE
 
 # speak_lib.h
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
+_INITIALIZE_PHONEME_EVENTS = 0x0001  # events of phones beside those of words; the audio is the same
 _INITIALIZE_DONT_EXIT = 0x8000  # without it a missing data folder ends the Python process
 _CHARS_UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
+_LIST_TERMINATED, _WORD, _END, _PHONEME = 0, 1, 5, 7  # espeak_EVENT_TYPE
 
 _MAX_DATA_PATH = 120  # espeak-ng cuts its data path at 160 characters, file names below it included
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class _EventId(ctypes.Union):
+    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),  # in characters, from 1
+        ("length", ctypes.c_int),  # of a word, in characters
+        ("audio_position", ctypes.c_int),  # in ms
+        ("sample", ctypes.c_int),  # from the start of the waveform
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
+    ]
+
+
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+@dataclass(frozen=True)
+class Phone:
+    """A phone in espeak-ng's notation (stress before the vowel, as in `'i:`), from `start_s` to `end_s`."""
+
+    symbol: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word as it is written, from `start_s` to `end_s`; a pause after it is not part of it."""
+
+    text: str
+    start_s: float
+    end_s: float
+    phones: tuple[Phone, ...]
 
 
 class EspeakError(CommandError):
@@ -64,6 +108,32 @@ def speak(
         ValueError: unknown voice or variant.
         EspeakError: espeak-ng failed, said nothing, or is in use by another package in this process.
     """
+    wave, _ = speak_timed(
+        text,
+        voice,
+        variant,
+        rate_wpm=rate_wpm,
+        pitch_semitones=pitch_semitones,
+        pitch_range=pitch_range,
+        seed=seed,
+    )
+    return wave
+
+
+def speak_timed(
+    text: str,
+    voice: str,
+    variant: str,
+    *,
+    rate_wpm: float,
+    pitch_semitones: float = 0.0,
+    pitch_range: float = 1.0,
+    seed: int = 0,
+) -> tuple[np.ndarray, list[Word]]:
+    """The waveform of :func:`speak`, and its words and phones with their times in it, exact to the sample.
+
+    Arguments and errors are those of :func:`speak`. What espeak-ng says as one word (some pairs such as "of the") is one.
+    """
     if not (_data_folder() / "voices" / "!v" / variant).is_file():  # espeak-ng would silently use no variant
         raise ValueError(f"espeak-ng has no voice variant {variant!r}")
     with _fresh_library() as library:
@@ -87,10 +157,11 @@ def _set(library: ctypes.CDLL, parameter: int, value: float) -> None:
         raise EspeakError(f"espeak-ng refused the value {value:.0f} for its parameter {parameter}")
 
 
-def _synthesise(library: ctypes.CDLL, text: str) -> np.ndarray:
-    chunks = []
+def _synthesise(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[Word]]:
+    chunks, marks = [], []
 
-    def collect(samples, count, _events):
+    def collect(samples, count, events):
+        marks.extend(_marks(events, text))
         if samples and count > 0:
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())  # espeak-ng reuses its buffer
         return 0
@@ -101,7 +172,38 @@ def _synthesise(library: ctypes.CDLL, text: str) -> np.ndarray:
     status = library.espeak_Synth(utf8, ctypes.c_size_t(len(utf8)), 0, 0, 0, _CHARS_UTF8, None, None)
     if status != 0 or not chunks:
         raise EspeakError(f"espeak-ng returned status {status} and {len(chunks)} blocks of audio for {text!r}")
-    return np.concatenate(chunks).astype(np.float32) / 32768
+    return np.concatenate(chunks).astype(np.float32) / 32768, _words(marks)
+
+
+def _marks(events, text: str) -> Iterator[tuple[int, str, float]]:
+    """Type, text and time in seconds of the events of words, phones and ends, in order."""
+    for event in _listed(events):
+        seconds = event.sample / ENGINE_RATE_HZ
+        if event.type == _WORD:
+            start = event.text_position - 1
+            yield _WORD, text[start : start + event.length], seconds
+        elif event.type == _PHONEME:
+            yield _PHONEME, event.id.string.decode(errors="replace"), seconds
+        elif event.type == _END:
+            yield _END, "", seconds
+
+
+def _listed(events) -> Iterator[_Event]:
+    place = 0
+    while events and events[place].type != _LIST_TERMINATED:
+        yield events[place]
+        place += 1
+
+
+def _words(marks: list[tuple[int, str, float]]) -> list[Word]:
+    """Words with their phones; each mark lasts until the next one. Phones that begin with `_` are pauses."""
+    words: list[tuple[str, float, list[Phone]]] = []
+    for (kind, text, start), (_, _, end) in pairwise(marks):
+        if kind == _WORD:
+            words.append((text, start, []))
+        elif kind == _PHONEME and words and not text.startswith("_") and end > start:
+            words[-1][2].append(Phone(text, start, end))
+    return [Word(text, start, phones[-1].end_s, tuple(phones)) for text, start, phones in words if phones]
 
 
 @contextmanager
@@ -118,7 +220,8 @@ def _fresh_library() -> Iterator[ctypes.CDLL]:
                 "Write the corpus in a process that uses no other espeak-ng package, or with workers >= 2."
             )
         path = str(_data_folder()).encode()
-        if library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, path, _INITIALIZE_DONT_EXIT) != ENGINE_RATE_HZ:
+        options = _INITIALIZE_DONT_EXIT | _INITIALIZE_PHONEME_EVENTS
+        if library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, path, options) != ENGINE_RATE_HZ:
             raise EspeakError(f"espeak-ng could not read its data in {path.decode()}")
         yield library
         library.espeak_Terminate()

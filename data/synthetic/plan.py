@@ -77,6 +77,7 @@ class Plan:
         columns: of `metadata.csv`, in order: `file_name`, `duration`, `text`, fields of `Speaker`, labels, splits, constants.
         constants: columns with one value for all clips.
         tables: further files of the folder beside `metadata.csv`, by name.
+        has_times: whether `words.csv` and `phones.csv` say when each word and phone is said.
     """
 
     corpus: str
@@ -86,6 +87,7 @@ class Plan:
     readme: Readme
     constants: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, str] = field(default_factory=dict)
+    has_times: bool = False
 
 
 def check_size(clips: int, minimum: int, seed: int) -> None:

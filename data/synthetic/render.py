@@ -7,7 +7,7 @@ import math
 import numpy as np
 import soxr
 
-from .espeak import ENGINE_RATE_HZ, speak
+from .espeak import ENGINE_RATE_HZ, Phone, Word, speak_timed
 from .plan import EQ_NODES_HZ, Utterance
 
 SAMPLING_RATE_HZ = 16_000
@@ -26,20 +26,50 @@ def render(utterance: Utterance) -> np.ndarray:
     Raises:
         ImportError, ValueError, EspeakError: see :func:`wavcse.data.synthetic.espeak.speak`.
     """
-    speech = _speak_with_tract(utterance)
+    return render_timed(utterance)[0]
+
+
+def render_timed(utterance: Utterance) -> tuple[np.ndarray, list[Word]]:
+    """The clip of :func:`render`, and its words and phones with their times in it."""
+    speech, words = _speak_with_tract(utterance)
     if utterance.breath_db is not None:
         speech += _breath(speech, utterance.noise_seed) * _amplitude(utterance.breath_db) * _rms(speech)
     speech = _colour(speech, utterance.speaker.eq_db, utterance.tilt_db_per_octave)
     speech *= _amplitude(utterance.level_dbfs) / _rms(speech)
     wave = _add_room(speech, utterance)
-    return (wave * min(1.0, PEAK_LIMIT / np.abs(wave).max())).astype(np.float32)
+    return (wave * min(1.0, PEAK_LIMIT / np.abs(wave).max())).astype(np.float32), _placed(words, utterance)
 
 
-def _speak_with_tract(utterance: Utterance) -> np.ndarray:
-    """Speech at 16 kHz with all formants scaled by the speaker's `tract_ratio`."""
+def words_of(utterance: Utterance) -> list[Word]:
+    """The words of :func:`render_timed` alone, without the work on the sound."""
+    return _placed(_speak(utterance)[1], utterance)
+
+
+def _placed(words: list[Word], utterance: Utterance) -> list[Word]:
+    """Times in the speech as espeak-ng says it -> times in the clip: played faster, after the silence before."""
+    before, _ = _silences(utterance)
+
+    def placed(seconds: float) -> float:
+        return seconds / utterance.speaker.tract_ratio + before / SAMPLING_RATE_HZ
+
+    def phone(own: Phone) -> Phone:
+        return Phone(own.symbol, placed(own.start_s), placed(own.end_s))
+
+    return [Word(own.text, placed(own.start_s), placed(own.end_s), tuple(map(phone, own.phones))) for own in words]
+
+
+def _speak_with_tract(utterance: Utterance) -> tuple[np.ndarray, list[Word]]:
+    """Speech at 16 kHz with all formants scaled by the speaker's `tract_ratio`; its words before that."""
+    wave, words = _speak(utterance)
+    ratio = utterance.speaker.tract_ratio
+    return soxr.resample(wave, ENGINE_RATE_HZ * ratio, SAMPLING_RATE_HZ).astype(np.float64), words
+
+
+def _speak(utterance: Utterance) -> tuple[np.ndarray, list[Word]]:
+    """What espeak-ng says, at its own rate, and its words."""
     ratio = utterance.speaker.tract_ratio
     # Played `ratio` times as fast, formants, pitch and rate all rise; asking for less pitch and rate leaves formants.
-    wave = speak(
+    return speak_timed(
         utterance.text,
         utterance.speaker.accent,
         utterance.speaker.variant,
@@ -48,7 +78,6 @@ def _speak_with_tract(utterance: Utterance) -> np.ndarray:
         pitch_range=utterance.pitch_range,
         seed=utterance.noise_seed,
     )
-    return soxr.resample(wave, ENGINE_RATE_HZ * ratio, SAMPLING_RATE_HZ).astype(np.float64)
 
 
 def _breath(speech: np.ndarray, seed: int) -> np.ndarray:
@@ -68,14 +97,18 @@ def _colour(wave: np.ndarray, eq_db: tuple[float, ...], tilt_db_per_octave: floa
 
 def _add_room(speech: np.ndarray, utterance: Utterance) -> np.ndarray:
     """Silence around the speech, noise at the clip's signal-to-noise ratio, and what the microphone makes of both."""
-    before, after = (round(s * SAMPLING_RATE_HZ) for s in (utterance.lead_s, utterance.tail_s))
-    wave = np.pad(speech, (before, after))
+    wave = np.pad(speech, _silences(utterance))
     noise = _pink_noise(len(wave), utterance.noise_seed)
     if utterance.noise_tilt_db_per_octave is not None:
         noise = _colour(noise, (0.0,) * len(EQ_NODES_HZ), utterance.noise_tilt_db_per_octave)
         noise /= _rms(noise)
     wave = wave + noise * _amplitude(utterance.level_dbfs - utterance.snr_db)
     return wave if utterance.session_eq_db is None else _colour(wave, utterance.session_eq_db, 0.0)
+
+
+def _silences(utterance: Utterance) -> tuple[int, int]:
+    """Samples of silence before and after the speech."""
+    return round(utterance.lead_s * SAMPLING_RATE_HZ), round(utterance.tail_s * SAMPLING_RATE_HZ)
 
 
 def _pink_noise(samples: int, seed: int) -> np.ndarray:

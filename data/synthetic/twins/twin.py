@@ -84,6 +84,8 @@ class Twin:
         line: fills a turn.
         tables: utterances -> further files, by name.
         files: name of a further file -> what it holds.
+        has_times: whether `words.csv` and `phones.csv` are written.
+        flag: of `wavcse synthesize`; by default `--twins NAME`.
     """
 
     name: str
@@ -98,6 +100,8 @@ class Twin:
     labels: Mapping[str, str] = field(default_factory=dict)
     tables: Callable[[list[Utterance]], dict[str, str]] = lambda utterances: {}
     files: Mapping[str, str] = field(default_factory=dict)
+    has_times: bool = False
+    flag: str = ""
 
 
 def plan_twin(twin: Twin, clips: int | None, seed: int) -> Plan:
@@ -121,6 +125,7 @@ def plan_twin(twin: Twin, clips: int | None, seed: int) -> Plan:
         readme=_readme(twin),
         constants={"corpus": f"synthetic-{twin.name}", "protocol": twin.protocol},
         tables=twin.tables(utterances),
+        has_times=twin.has_times,
     )
 
 
@@ -190,7 +195,7 @@ def _readme(twin: Twin) -> Readme:
     return Readme(
         title=twin.title,
         about=f"\n{twin.about}\n",
-        command=f"wavcse synthesize --out DIR --twins {twin.name} --clips {{clips}} --seed {{seed}}",
+        command=f"wavcse synthesize --out DIR {twin.flag or f'--twins {twin.name}'} --clips {{clips}} --seed {{seed}}",
         columns={
             "`file_name`": "path relative to this folder",
             "`duration`": "seconds",
