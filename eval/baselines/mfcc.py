@@ -1,7 +1,8 @@
 """Statistics of MFCCs: what can be had without any model.
 
 13 MFCCs of 25 ms frames every 10 ms, their deltas and delta-deltas (Davis and Mermelstein 1980; regression deltas as in the
-HTK book, section 5.9); mean and standard deviation over the frames of a clip.
+HTK book, section 5.9); mean and standard deviation over the frames of a clip. Other numbers of coefficients and neighbours
+beside each frame on request.
 
 Shapes: `T` frames, `F` frequency bins, `M` mel bands.
 """
@@ -22,35 +23,61 @@ FFT_SAMPLES = 512
 NUM_MELS = 40
 NUM_MFCC = 13
 DELTA_FRAMES = 5  # two frames to either side
+# The frames of Porjazovski et al. 2024 (doi:10.1109/TASLP.2024.3426301, section III), arguments of `MFCCEncoder`.
+PAPER_FRAMES = {"num_mfcc": 23, "context_frames": 5}
 POWER_FLOOR = 1e-10  # keeps the logarithm of digital silence finite
 
 
 class MFCCEncoder:
-    """Mean and standard deviation of MFCCs, deltas and delta-deltas: 78 numbers per clip."""
+    """Mean and standard deviation of MFCCs, deltas and delta-deltas: 78 numbers per clip.
 
-    name = "mfcc"
+    Args:
+        num_mfcc: coefficients of a frame, at most 40.
+        context_frames: neighbours to either side that are put beside each frame.
+    """
+
     sampling_rate = SAMPLING_RATE_HZ
-    embedding_size = 2 * 3 * NUM_MFCC
+
+    def __init__(self, num_mfcc: int = NUM_MFCC, context_frames: int = 0):
+        self.name = "mfcc"
+        self.num_mfcc, self.context_frames = num_mfcc, context_frames
+        self.frame_size = 3 * num_mfcc * (2 * context_frames + 1)
+        self.embedding_size = 2 * self.frame_size
+        if (num_mfcc, context_frames) != (NUM_MFCC, 0):  # stored vectors of the others keep their key
+            self.identity = {"num_mfcc": str(num_mfcc), "context_frames": str(context_frames)}
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 `[N, 78]`: 39 means (MFCC, delta, delta-delta), then 39 standard deviations."""
-        features = map(with_deltas, waveforms)
+        features = map(self._frames, waveforms)
         return np.stack([np.concatenate([own.mean(axis=0), own.std(axis=0)]) for own in features]).astype(np.float32)
 
     def frames(self, waveforms: Sequence[np.ndarray], layers: Sequence[int] = (0,)) -> list[np.ndarray]:
         """MFCC, delta and delta-delta of every frame, float32 `[T, 1, 39]` per clip; there is this one layer."""
-        return [with_deltas(waveform).astype(np.float32)[:, None] for waveform in waveforms]
+        return [self._frames(waveform).astype(np.float32)[:, None] for waveform in waveforms]
+
+    def _frames(self, waveform: np.ndarray) -> np.ndarray:
+        return with_context(with_deltas(waveform, self.num_mfcc), self.context_frames)
 
 
-def with_deltas(waveform: np.ndarray) -> np.ndarray:
+def with_deltas(waveform: np.ndarray, num_mfcc: int = NUM_MFCC) -> np.ndarray:
     """MFCC, delta and delta-delta, `[T, 39]`."""
-    coefficients = mfcc(waveform)
+    coefficients = mfcc(waveform, num_mfcc)
     first = deltas(coefficients)
     return np.concatenate([coefficients, first, deltas(first)], axis=1)
 
 
-def mfcc(waveform: np.ndarray) -> np.ndarray:
-    """MFCCs `[T, 13]` (orthonormal DCT-II of natural-log mel power) of a waveform `[samples]` at 16 kHz.
+def with_context(features: np.ndarray, context_frames: int) -> np.ndarray:
+    """Frames `[T, F]` with their neighbours: `[T, (2 * context_frames + 1) * F]`, from the earliest to the latest.
+
+    At the ends of a clip the outermost frame stands for those that are not there.
+    """
+    width = 2 * context_frames + 1
+    padded = np.pad(features, ((context_frames, context_frames), (0, 0)), mode="edge")
+    return np.concatenate([padded[place : place + len(features)] for place in range(width)], axis=1)
+
+
+def mfcc(waveform: np.ndarray, num_mfcc: int = NUM_MFCC) -> np.ndarray:
+    """MFCCs `[T, num_mfcc]` (orthonormal DCT-II of natural-log mel power) of a waveform `[samples]` at 16 kHz.
 
     T = 1 + (samples - 400) // 160; a clip of less than one frame is padded with zeros to one.
     """
@@ -58,7 +85,7 @@ def mfcc(waveform: np.ndarray) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(padded, FRAME_SAMPLES)[::HOP_SAMPLES]  # [T, 400]
     power = np.abs(rfft(frames * get_window("hann", FRAME_SAMPLES), FFT_SAMPLES)) ** 2  # [T, F]
     log_mel = np.log(np.maximum(power @ mel_filters().T, POWER_FLOOR))  # [T, M]
-    return dct(log_mel, type=2, norm="ortho", axis=1)[:, :NUM_MFCC]
+    return dct(log_mel, type=2, norm="ortho", axis=1)[:, :num_mfcc]
 
 
 @cache

@@ -10,7 +10,7 @@ import torch
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
 from wavcse.eval.baselines import BASELINES, build_encoders
 from wavcse.eval.baselines.layers import BestLayerEncoder
-from wavcse.eval.baselines.mfcc import MFCCEncoder, deltas, mel_filters, mfcc
+from wavcse.eval.baselines.mfcc import PAPER_FRAMES, MFCCEncoder, deltas, mel_filters, mfcc
 from wavcse.eval.encoder import WavCSEEncoder, check_encoder, untrain
 
 
@@ -56,6 +56,23 @@ def test_deltas_equal_the_regression_formula():
     expected = [sum(n * (padded[t + 2 + n] - padded[t + 2 - n]) for n in (1, 2)) / 10 for t in range(9)]
     np.testing.assert_allclose(deltas(features), expected, atol=1e-12)
     np.testing.assert_allclose(deltas(np.arange(9.0)[:, None] * 3)[2:-2], 3.0)
+
+
+def test_frames_of_the_evaluation_paper_hold_23_coefficients_two_deltas_and_five_neighbours_to_either_side(waves):
+    """The numbers of Porjazovski et al. 2024, put together frame by frame."""
+    (waveform,) = waves(4321)
+    encoder = MFCCEncoder(**PAPER_FRAMES)
+    (found,) = encoder.frames([waveform])
+    coefficients = mfcc(waveform, 23)
+    np.testing.assert_array_equal(coefficients[:, :13], mfcc(waveform))
+    own = np.concatenate([coefficients, deltas(coefficients), deltas(deltas(coefficients))], axis=1)
+    last = len(own) - 1
+    expected = [np.concatenate([own[min(max(t + n, 0), last)] for n in range(-5, 6)]) for t in range(last + 1)]
+    assert found.shape == (1 + (4321 - 400) // 160, 1, 3 * 23 * 11)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
+    (statistics,) = encoder.embed([waveform])
+    np.testing.assert_allclose(statistics[: encoder.frame_size], found[:, 0].mean(axis=0), rtol=1e-4, atol=1e-5)
+    assert encoder.embedding_size == len(statistics)
 
 
 def test_mfcc_encoder_keeps_the_contract_and_serves_short_and_silent_clips(waves):
