@@ -1,19 +1,20 @@
-"""How far accuracies of several models on the same clips can be told apart: a paired bootstrap over clips or speakers.
+"""How far figures of several models on the same clips can be told apart: a paired bootstrap over clips or speakers.
 
-Shapes: `V` models, `N` clips of a task, `U` units (speakers or clips), `R` resamples. Every resample draws the units once, and
-all models and tasks see the same draw: units with labels for the same tasks are drawn with replacement among themselves, so
-that a clip or speaker of two tasks counts in both alike, and no task ever runs empty.
+Shapes: `V` models, `N` clips of a task, `U` units (speakers or clips), `R` resamples, `S` sums of a task. Every resample draws
+the units once, and all models and tasks see the same draw: units with labels for the same tasks are drawn with replacement
+among themselves, so that a clip or speaker of two tasks counts in both alike, and no task ever runs empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from wavcse.data.composite import CompositeSet, TaskSource
 from wavcse.data.manifest import Clip, Manifest
-from wavcse.modeling_wavcse import IGNORED_LABEL
+from wavcse.modeling_wavcse import CCC_EPSILON, IGNORED_LABEL
 from wavcse.search.stability import ERROR_RATE
 
 NUM_RESAMPLES = 2000
@@ -54,30 +55,67 @@ def units_of(composite: CompositeSet, groups: Mapping[str, np.ndarray], split: s
     return units
 
 
-def resampled_accuracies(
-    correct: Mapping[str, np.ndarray], units: Mapping[str, np.ndarray], seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> dict[str, np.ndarray]:
-    """Task -> accuracies of all models in every resample, `[V, R]`.
+class Answers(NamedTuple):
+    """What all models say of a task's clips, as numbers per clip whose sums over the clips drawn give the models' figures.
+
+    `parts` `[S, N]`; `figures` makes of their sums `[S, R]` the figures `[V, R]`.
+    """
+
+    parts: np.ndarray
+    figures: Callable[[np.ndarray], np.ndarray]
+
+
+def class_answers(correct: np.ndarray) -> Answers:
+    """Of a task with classes, whose figure is the accuracy: `[V, N]`, 1 where a model is right.
+
+    A mean over seeds may lie between.
+    """
+    return Answers(np.vstack([correct, np.ones(correct.shape[1])]), lambda sums: sums[:-1] / sums[-1])
+
+
+def number_answers(outputs: np.ndarray, targets: np.ndarray) -> Answers:
+    """Of a regression task, whose figure is the CCC, a mean over seeds.
 
     Args:
-        correct: task -> `[V, N]`, 1 where a model is right; a mean over seeds may lie between.
+        outputs: `[V, seeds, N]`.
+        targets: `[N]`; both near zero, such as standardised numbers.
+    """
+    num_models, num_seeds, num_clips = outputs.shape
+    own = outputs.reshape(-1, num_clips)
+    parts = np.vstack([own, own * own, own * targets, targets, targets * targets, np.ones(num_clips)])
+
+    def figures(sums: np.ndarray) -> np.ndarray:
+        means = sums[:-1] / sums[-1]
+        (x, xx, xy), y, yy = means[:-2].reshape(3, len(own), -1), means[-2], means[-1]
+        # `concordance`: the variances and the squared difference of the means add up to this denominator.
+        found = 2 * (xy - x * y) / (xx + yy - 2 * x * y + CCC_EPSILON)
+        return found.reshape(num_models, num_seeds, -1).mean(axis=1)
+
+    return Answers(parts, figures)
+
+
+def resampled_figures(
+    answers: Mapping[str, Answers], units: Mapping[str, np.ndarray], seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> dict[str, np.ndarray]:
+    """Task -> figures of all models in every resample, `[V, R]`.
+
+    Args:
+        answers: task -> what its figures are made of.
         units: task -> what each clip belongs to, any int64 `[N]`; equal numbers in two tasks are the same unit.
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
-    hits = {task: np.zeros((len(own), num_resamples)) for task, own in correct.items()}
-    sizes = {task: np.zeros(num_resamples) for task in correct}
+    totals = {task: np.zeros((len(own.parts), num_resamples)) for task, own in answers.items()}
     for tasks, members in _strata(units):
-        sums = {task: _sums(correct[task], units[task], members) for task in tasks}
+        sums = {task: _sums(answers[task].parts, units[task], members) for task in tasks}
         step = max(1, CHUNK // len(members))
         for start in range(0, num_resamples, step):
             part = slice(start, min(start + step, num_resamples))
             # How often each unit is drawn, [R, U]: a product with the sums per unit then gives all resamples at once.
             counts = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=part.stop - part.start)
-            for task, (right, clips) in sums.items():
-                hits[task][:, part] += right @ counts.T
-                sizes[task][part] += clips @ counts.T
-    return {task: hits[task] / sizes[task] for task in correct}
+            for task, own in sums.items():
+                totals[task][:, part] += own @ counts.T
+    return {task: own.figures(totals[task]) for task, own in answers.items()}
 
 
 def _strata(units: Mapping[str, np.ndarray]) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -88,12 +126,11 @@ def _strata(units: Mapping[str, np.ndarray]) -> Iterator[tuple[list[str], np.nda
         yield [task for task, has in zip(units, own) if has], everything[(pattern == own).all(axis=1)]
 
 
-def _sums(correct: np.ndarray, units: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Right answers `[V, U]` and clips `[U]` of every member."""
+def _sums(parts: np.ndarray, units: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Sums over the clips of every member, `[S, U]`."""
     is_member = np.isin(units, members)
     position = np.searchsorted(members, units[is_member])
-    right = [np.bincount(position, weights=own[is_member], minlength=len(members)) for own in correct]
-    return np.stack(right), np.bincount(position, minlength=len(members))
+    return np.stack([np.bincount(position, weights=own[is_member], minlength=len(members)) for own in parts])
 
 
 def interval(values: np.ndarray) -> list[float]:

@@ -40,7 +40,8 @@ def settings_of(args: RunArguments) -> dict:
     settings = {name: value for name, value in args.identity().items() if name not in NOT_OF_A_FIT}
     settings["num_epochs"] = args.num_epochs
     kwargs = {**LAYER_POOLINGS.get(args.pooling_type, {}), **args.pooling_kwargs}
-    losses = {task: loss for task, loss in args.task_losses().items() if loss}  # that are no plain cross-entropy
+    losses: dict = {task: loss for task, loss in args.task_losses().items() if loss}  # that are no plain cross-entropy
+    losses |= {task: {"kind": "regression", "loss": loss} for task, loss in args.number_losses().items()}
     return {
         **settings,
         "pooling_kwargs": kwargs,
@@ -54,7 +55,9 @@ def fit(table: SearchTable, args: RunArguments) -> dict:
 
     Returns:
         `settings` and `data` (what it was fitted on); `best_epoch`; `validation` and `test`, each with `accuracy` per task,
-        their `mean_accuracy` and `is_correct`, task -> a string of 0 and 1 per clip in the order of the split;
+        their `mean_accuracy` and `is_correct`, task -> a string of 0 and 1 per clip in the order of the split; where there are
+        regression tasks `ccc`, which counts in the mean as an accuracy does, `mae` in the unit of the labels, and `outputs`,
+        task -> a standardised number per clip;
         `layer_weights`, what the pooling gives each of `selected_layers` (`None` where it has no such weights); `curve`, mean
         validation accuracy per epoch; `seconds`, `device` and `together`, how many models shared these seconds.
 
@@ -116,8 +119,9 @@ def train_learners(
     """Train models of one shape in step; returns each one's mean validation accuracies, up to where it diverged."""
     curves: list[list[float]] = [[] for _ in learners]
     for epoch in range(1, learners[0].args.num_epochs + 1):
-        if len(learners) == 1:
-            entries = [train_epoch(accelerator, learners[0], splits[0], epoch)]
+        # 1 - CCC is no sum over clips, which is what training together adds up.
+        if len(learners) == 1 or learners[0].args.number_losses():
+            entries = [train_epoch(accelerator, learner, own, epoch) for learner, own in zip(learners, splits)]
         else:
             entries = train_epoch_together(accelerator, learners, splits, epoch)
         for learner, curve, entry in zip(learners, curves, entries):
@@ -154,4 +158,8 @@ def _described(table: SearchTable, learner: Learner) -> dict:
 
 def _figures(evaluation: Evaluation) -> dict:
     is_correct = {task: "".join(map(str, values.int().tolist())) for task, values in evaluation.is_correct.items()}
-    return {"accuracy": evaluation.accuracy, "mean_accuracy": evaluation.mean_accuracy, "is_correct": is_correct}
+    figures = {"accuracy": evaluation.accuracy, "mean_accuracy": evaluation.mean_accuracy, "is_correct": is_correct}
+    if not evaluation.ccc:
+        return figures
+    outputs = {task: [float(f"{value:.6g}") for value in own.tolist()] for task, own in evaluation.outputs.items()}
+    return {**figures, "ccc": evaluation.ccc, "mae": evaluation.mae, "outputs": outputs}

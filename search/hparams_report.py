@@ -10,7 +10,7 @@ import numpy as np
 
 from wavcse.reports.figures import draw_all, heat_map, new_axes
 from wavcse.reports.page import inert, made_by, markdown_table, opening
-from wavcse.search.report import clips_words, percent, ranges, signed
+from wavcse.search.report import clips_words, numbers_words, percent, ranges, signed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ def hparams_markdown(report: Mapping) -> str:
     pictures = pictures_of(report)
     parts = opening("Hyper-parameters", (pictures.pop("history"), "pictures/history.png"), _answer(report))
     parts += ["## Settings", _settings(report), "## Batch size and learning rate", _grid_table(report)]
-    parts += ["## The best trials", _trials(report), "## How the figures were made", head]
+    parts += ["## The best trials", _trials(report), "## How the figures were made", head, *numbers_words(report)]
     parts += [f"Note: {report['note']}"] if report["note"] else []
     parts += ["## Pictures", *(f"![{title}](pictures/{name}.png)" for name, title in pictures.items())]
     parts.append(made_by("wavcse search hparams"))

@@ -87,7 +87,7 @@ def search_layers(
     sets = [consensus_set(order, size) for size in range(1, len(layers) + 1)]
     search.run({"consensus": partial(fixed_sets, args, sets)}, [len(own) for own in sets])
     num_validation = {task: facts["num_validation"] for task, facts in task_facts(table.composite).items()}
-    choice = choose(curve(search.found["consensus"]), num_validation)
+    choice = choose(curve(search.found["consensus"]), num_validation, table.composite.scales)
     if choice["best"] not in sizes:  # rivals are compared with the best set at its own size
         size = [choice["best"]]
         search.run(search.rivals([name for name in rivals if name != "all"], size), size)
@@ -184,7 +184,7 @@ def _report(search: _Search, order: Sequence[int], choice: dict) -> dict:
         "order": list(order),
         "sets": {size: consensus_set(order, size) for size in range(1, len(order) + 1)},
         "choice": choice,
-        "chance": against_chance(best["test"]["tasks"], majority, num_test),
+        "chance": against_chance(best["test"]["tasks"], majority, num_test, table.composite.scales),
         "stability": stability(ranks, order),
         "over_rivals": _over_rivals(found, choice["best"]),
         "curves": curves,

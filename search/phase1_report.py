@@ -19,7 +19,7 @@ from wavcse.data.corpora import CORPORA
 from wavcse.reports.figures import draw_all, new_axes
 from wavcse.reports.page import fenced, inert, made_by, markdown_table, opening, write_page
 from wavcse.search.phase1_config import SEARCHES, Phase1, corpus_step
-from wavcse.search.report import TITLES, percent, ranges, signed
+from wavcse.search.report import TITLES, is_regression, numbers_words, percent, ranges, signed
 from wavcse.search.stability import against_chance
 from wavcse.search.steps import ROOT
 from wavcse.settings.recipes import read_recipe
@@ -99,9 +99,15 @@ def _answer(config: Phase1, results: Mapping[str, Mapping], training: Mapping, c
 def _chance(training: Mapping, layers: Mapping) -> dict[str, dict]:
     """Task -> the final model's test accuracy beside the most frequent class, as of `against_chance`."""
     tasks, facts = training["tasks"], layers["tasks"]
-    accuracies = {task: {"mean": own["accuracy"]["test"]} for task, own in tasks.items()}
+    figures = {task: {"mean": _figures(own)["test"]} for task, own in tasks.items()}
     counts = {task: own["num_clips"]["test"] for task, own in tasks.items()}
-    return against_chance(accuracies, {task: facts[task]["majority"] for task in tasks}, counts)
+    numbers = [task for task in tasks if is_regression(facts[task])]
+    return against_chance(figures, {task: facts[task]["majority"] for task in tasks}, counts, numbers)
+
+
+def _figures(task: Mapping) -> Mapping[str, float]:
+    """Split -> accuracy of a task of a training, of numbers the CCC."""
+    return task["ccc" if is_regression(task) else "accuracy"]
 
 
 def _draw_result(paper: Paper, chance: Mapping[str, Mapping]) -> Figure:
@@ -177,9 +183,10 @@ def _result(training: Mapping, chance: Mapping[str, Mapping], paper: Paper) -> l
     for task, own in tasks.items():
         low, high = chance[task]["interval"]
         clips = "/".join(str(own["num_clips"][split]) for split in ("train", "validation", "test"))
-        cells = [task, str(own["num_classes"]), clips, _percent(own["accuracy"]["validation"])]
+        figures = _figures(own)
+        cells = [task, "CCC" if is_regression(own) else str(own["num_classes"]), clips, _percent(figures["validation"])]
         cells += [
-            f"{_percent(own['accuracy']['test'])} [{_percent(low)}, {_percent(high)}]",
+            f"{_percent(figures['test'])} [{_percent(low)}, {_percent(high)}]",
             _percent(chance[task]["majority"]),
         ]
         rows.append([*cells, *(paper.cell("table_3", model, [task]) for model in paper.figures["table_3"])])
@@ -197,7 +204,7 @@ def _result(training: Mapping, chance: Mapping[str, Mapping], paper: Paper) -> l
         "Accuracies in %. Layers, poolings, constants, sizes and epochs were chosen by the mean validation accuracy of the "
         "tasks, which is therefore too high; test clips chose nothing."
     )
-    return [markdown_table(columns, rows), words, choices, paper.words()]
+    return [markdown_table(columns, rows), words, choices, *numbers_words(training), paper.words()]
 
 
 def _percent(share: float) -> str:

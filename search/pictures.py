@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wavcse.reports.figures import draw_all, new_axes
-from wavcse.search.report import TITLES
+from wavcse.search.report import TITLES, is_regression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,8 +79,10 @@ def _accuracy(report: Mapping) -> Figure:
     for task, own in zip(tasks, axes[1:]):
         for split, line in (("validation", "-"), ("test", "--")):
             _plot_band(own, points, [point[split]["tasks"][task] for point in points], "black", line, split)
-        own.axhline(100 * report["tasks"][task]["majority"], color="gray", linestyle=":", label="most frequent class")
-        own.set(title=f"{task}, consensus sets", xlabel="layers")
+        facts = report["tasks"][task]
+        chance, unit = ("a constant", "CCC x 100") if is_regression(facts) else ("most frequent class", "%")
+        own.axhline(100 * facts["majority"], color="gray", linestyle=":", label=chance)
+        own.set(title=f"{task}, consensus sets", xlabel="layers", ylabel=unit)
         own.legend(fontsize=7)
     return figure
 

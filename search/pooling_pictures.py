@@ -10,6 +10,7 @@ import numpy as np
 
 from wavcse.reports.figures import draw_all, heat_map, new_axes
 from wavcse.search.pooling_report import pictures_of, setting_words
+from wavcse.search.report import is_regression
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +33,8 @@ def _poolings(report: Mapping) -> Figure:
             ends = 100 * np.array([figure["interval"] for figure in figures]).T
             errors = np.abs(ends - mean)
             own.errorbar(mean, height + shift, xerr=errors, fmt="o", color=color, markersize=4, linewidth=1, label=split)
-        own.set(title=task or "mean of the tasks", xlabel="%", yticks=height, yticklabels=[])
+        unit = "CCC x 100" if task and is_regression(report["tasks"][task]) else "%"
+        own.set(title=task or "mean of the tasks", xlabel=unit, yticks=height, yticklabels=[])
         own.grid(axis="x", alpha=0.3)
     axes[0].set_yticklabels([row["name"] for row in rows])
     axes[0].legend(fontsize=7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wavcse.reports.page import inert, made_by, markdown_table, opening
-from wavcse.search.report import clips_words, percent, probe_words, ranges, signed
+from wavcse.search.report import clips_words, numbers_words, percent, probe_words, ranges, signed
 
 LEAST_SEEDS = 3  # for a verdict on rankings: two seeds are one pair, which shows no spread
 FEW_SPEAKERS = 10  # below this a bootstrap over speakers is known to be too narrow
@@ -45,7 +45,12 @@ def poolings_markdown(report: Mapping) -> str:
         _difference_words(report),
     ]
     parts += ["## Constants", _constants(report), "## Does the ranking depend on the set of layers?", *_sets(report)]
-    parts += ["## How the figures were made", head, *([f"Note: {report['note']}"] if report["note"] else [])]
+    parts += [
+        "## How the figures were made",
+        head,
+        *numbers_words(report),
+        *([f"Note: {report['note']}"] if report["note"] else []),
+    ]
     parts += ["## Pictures", *(f"![{title}](pictures/{name}.png)" for name, title in pictures.items())]
     parts.append(made_by("wavcse search poolings"))
     return "\n\n".join(parts) + "\n"

@@ -16,7 +16,16 @@ import numpy as np
 
 from wavcse.configuration_wavcse import LAYER_POOLINGS
 from wavcse.data.files import write_atomically
-from wavcse.search.bootstrap import difference_of, interval, resampled_accuracies, units_of
+from wavcse.modeling_wavcse import IGNORED_LABEL
+from wavcse.search.bootstrap import (
+    Answers,
+    class_answers,
+    difference_of,
+    interval,
+    number_answers,
+    resampled_figures,
+    units_of,
+)
 from wavcse.search.fit import settings_of
 from wavcse.search.pooling_pictures import draw_poolings
 from wavcse.search.pooling_report import poolings_markdown
@@ -210,11 +219,18 @@ def _compared(rows: Sequence[Runs], best: int, table: SearchTable) -> list[dict]
 
 
 def _resampled(rows: Sequence[Runs], table: SearchTable, split: str) -> dict[str, np.ndarray]:
-    """Task, or "mean" of the tasks -> accuracy of every row in every resample; a row is the mean over its seeds."""
+    """Task, or "mean" of the tasks -> figure of every row in every resample; a row is the mean over its seeds."""
     units = {task: own for task, (_, own) in units_of(table.composite, table.groups, split).items()}
-    correct = {task: np.stack([_mean_correct(runs, split, task) for runs in rows]) for task in units}
-    resampled = resampled_accuracies(correct, units)
+    resampled = resampled_figures({task: _answers(rows, table, split, task) for task in units}, units)
     return {**resampled, "mean": np.mean(list(resampled.values()), axis=0)}
+
+
+def _answers(rows: Sequence[Runs], table: SearchTable, split: str, task: str) -> Answers:
+    if task not in table.composite.scales:
+        return class_answers(np.stack([_mean_correct(runs, split, task) for runs in rows]))
+    targets = table.composite.targets[split][task]
+    outputs = np.array([[run[split]["outputs"][task] for run in runs] for runs in rows])
+    return number_answers(outputs, targets[targets != IGNORED_LABEL].astype(np.float64))
 
 
 def _mean_correct(runs: Runs, split: str, task: str) -> np.ndarray:

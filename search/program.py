@@ -65,14 +65,18 @@ def write_result(output_dir: Path, name: str, report: Mapping) -> None:
 
 
 def task_facts(composite: CompositeSet) -> dict[str, dict]:
-    """Task -> number of classes and of labelled clips per split, and the test share of the class most frequent in training."""
+    """Task -> number of classes and of labelled clips per split, and the test share of the class most frequent in training.
+
+    A regression task has `kind` in place of classes, and 0, the CCC of a constant, in place of a share.
+    """
     facts = {}
     for task, classes in composite.classes.items():
         labels = {split: of_split[task][of_split[task] != IGNORED_LABEL] for split, of_split in composite.targets.items()}
+        counts = {f"num_{split}": len(own) for split, own in labels.items()}
+        if task in composite.scales:
+            facts[task] = {"kind": "regression", **counts, "majority": 0.0}
+            continue
         most_frequent = np.bincount(labels["train"]).argmax()
-        facts[task] = {
-            "num_classes": len(classes),
-            **{f"num_{split}": len(own) for split, own in labels.items()},
-            "majority": float(np.mean(labels["test"] == most_frequent)),
-        }
+        majority = float(np.mean(labels["test"] == most_frequent))
+        facts[task] = {"num_classes": len(classes), **counts, "majority": majority}
     return facts

@@ -67,7 +67,7 @@ def layers_markdown(report: Mapping) -> str:
         _rivals_table(report),
     ]
     parts += [_differences(report), SELECTION_WORDS] if report["over_rivals"] else []
-    parts += ["## Stability", *_stability(report), "## How the figures were made", head]
+    parts += ["## Stability", *_stability(report), "## How the figures were made", head, *numbers_words(report)]
     parts += [f"Note: {report['note']}"] if report["note"] else []
     parts += [_chance_words(report), _error_words(report)]
     parts += [_lost_words(report["diverged"])] if report.get("diverged") else []
@@ -79,10 +79,22 @@ def layers_markdown(report: Mapping) -> str:
 def clips_words(report: Mapping) -> str:
     """How many clips and classes each task has."""
     tasks = [
-        f"{task} {facts['num_train']}/{facts['num_validation']}/{facts['num_test']} clips, {facts['num_classes']} classes"
+        f"{task} {facts['num_train']}/{facts['num_validation']}/{facts['num_test']} clips, "
+        + ("numbers" if is_regression(facts) else f"{facts['num_classes']} classes")
         for task, facts in report["tasks"].items()
     ]
     return "train/validation/test: " + "; ".join(tasks)
+
+
+def is_regression(facts: Mapping) -> bool:
+    """Whether a task of a report (`task_facts`) is one of numbers."""
+    return facts.get("kind") == "regression"
+
+
+def numbers_words(report: Mapping) -> list[str]:
+    """What stands in place of the accuracy for numbers, where there are any."""
+    names = ", ".join(task for task, facts in report["tasks"].items() if is_regression(facts))
+    return [f"{names}: the figure is the CCC x 100 in place of an accuracy, also in the means over tasks."] if names else []
 
 
 def probe_words(report: Mapping, best: Mapping) -> list[str]:
@@ -156,9 +168,14 @@ def _chance_words(report: Mapping) -> str:
     )
     confidence = 100 * next(iter(chance.values()))["confidence"]
     return (
-        f"Test accuracy of the best set with its {confidence:.1f} % interval, against the most frequent class: {figures}. "
+        f"Test accuracy of the best set with its {confidence:.1f} % interval, against the most frequent class"
+        f"{_or_constant(report)}: {figures}. "
         "Clips are taken as independent; where speakers have several, the intervals are too narrow."
     )
+
+
+def _or_constant(report: Mapping) -> str:
+    return " (of numbers the CCC, against a constant)" if numbers_words(report) else ""
 
 
 def ranges(numbers: Sequence[int]) -> str:

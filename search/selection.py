@@ -1,12 +1,13 @@
 """Ways to choose layers, each as a plan of fits (`search/runner.py`): the paper's recursion and its rivals.
 
 All train the paper's initial model, a weighted average over the set, from scratch for every set, with one budget. A trial is
-what is kept of a fit: its layers, their weights and its accuracies, or why it diverged. A set that diverged is never taken
+what is kept of a fit: its layers, their weights and its figures, or why it diverged. A set that diverged is never taken
 before one that did not; a plan that cannot go on without it ends there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -28,16 +29,20 @@ def trial_of(result: Mapping) -> dict:
     """What a search keeps of a fit."""
     if has_diverged(result):
         return {"layers": result["settings"]["selected_layers"], "diverged": result["diverged"]}
-    accuracies = {
-        split: {name: result[split][name] for name in ("accuracy", "mean_accuracy")} for split in ("validation", "test")
+    names = ("accuracy", "mean_accuracy", "ccc", "mae")  # the last two where there are numbers
+    figures = {
+        split: {name: result[split][name] for name in names if name in result[split]} for split in ("validation", "test")
     }
     trial = {"layers": result["settings"]["selected_layers"], "layer_weights": result["layer_weights"]}
-    return {**trial, **accuracies, "best_epoch": result["best_epoch"], "seconds": result["seconds"]}
+    return {**trial, **figures, "best_epoch": result["best_epoch"], "seconds": result["seconds"]}
 
 
 def accuracy_of(trial: Mapping, split: str = "validation") -> float:
-    """The mean of the tasks' accuracies; what sets are chosen by is that on the validation clips. Diverged is below all."""
-    return -1.0 if has_diverged(trial) else trial[split]["mean_accuracy"]
+    """The mean of the tasks' accuracies, and of CCCs of numbers; what sets are chosen by is that on the validation clips.
+
+    Diverged is below all.
+    """
+    return -math.inf if has_diverged(trial) else trial[split]["mean_accuracy"]
 
 
 def recursion(args: RunArguments, layers: Sequence[int], seed: int) -> Plan:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from scipy.stats import binomtest, kendalltau, spearmanr, t
+from scipy.stats import binomtest, kendalltau, norm, spearmanr, t
 
 ERROR_RATE = 0.05
 
@@ -95,12 +95,18 @@ def curve(trials: Mapping[int, Sequence[Mapping]]) -> list[dict]:
 
 
 def moments_of(trials: Sequence[Mapping]) -> dict[str, dict]:
-    """Of trials or fits of one setting with several seeds: per split the moments of the mean accuracy, and of the `tasks`."""
+    """Of trials or fits of one setting with several seeds: per split the moments of the mean, and of the `tasks`."""
     figures = {}
     for split in ("validation", "test"):
-        tasks = {task: moments([trial[split]["accuracy"][task] for trial in trials]) for task in trials[0][split]["accuracy"]}
+        values = [task_figures(trial[split]) for trial in trials]
+        tasks = {task: moments([own[task] for own in values]) for task in values[0]}
         figures[split] = {**moments([trial[split]["mean_accuracy"] for trial in trials]), "tasks": tasks}
     return figures
+
+
+def task_figures(of_split: Mapping) -> dict[str, float]:
+    """Task -> the figure that models are compared by, of one split of a fit or trial: accuracy, of numbers the CCC."""
+    return {**of_split["accuracy"], **of_split.get("ccc", {})}
 
 
 def moments(values: Sequence[float]) -> dict:
@@ -109,7 +115,7 @@ def moments(values: Sequence[float]) -> dict:
     return {"mean": float(np.mean(values)), "deviation": deviation, "values": list(values)}
 
 
-def choose(points: Sequence[Mapping], num_validation: Mapping[str, int]) -> dict:
+def choose(points: Sequence[Mapping], num_validation: Mapping[str, int], numbers: Collection[str] = ()) -> dict:
     """The size with the best mean validation accuracy, and the smallest that is within one standard error of it.
 
     A rule of thumb, no test. The deviation over seeds is pooled over the sizes, for that of one size is too uncertain.
@@ -117,6 +123,7 @@ def choose(points: Sequence[Mapping], num_validation: Mapping[str, int]) -> dict
     Args:
         points: `curve` of the consensus sets, every one with the same seeds.
         num_validation: task -> labelled validation clips; with one seed the error is that of drawing these clips.
+        numbers: regression tasks, whose figure is the CCC.
     """
     best = max(points, key=lambda point: (point["validation"]["mean"], -point["size"]))
     figures = best["validation"]
@@ -124,8 +131,13 @@ def choose(points: Sequence[Mapping], num_validation: Mapping[str, int]) -> dict
         pooled = math.sqrt(np.mean([point["validation"]["deviation"] ** 2 for point in points]))
         error, basis = pooled / math.sqrt(len(figures["values"])), "seeds"
     else:
-        shares = {task: own["mean"] for task, own in figures["tasks"].items()}
-        error = math.sqrt(sum(p * (1 - p) / num_validation[task] for task, p in shares.items())) / len(shares)
+        variances = [
+            _variance_of_ccc(own["mean"], num_validation[task])
+            if task in numbers
+            else own["mean"] * (1 - own["mean"]) / num_validation[task]
+            for task, own in figures["tasks"].items()
+        ]
+        error = math.sqrt(sum(variances)) / len(variances)
         basis = "validation clips"
     within = [point["size"] for point in points if point["validation"]["mean"] >= figures["mean"] - error]
     return {"best": best["size"], "smallest": min(within), "within": within, "standard_error": error, "basis": basis}
@@ -141,23 +153,49 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict:
     return {**figures, "interval": [figures["mean"] - half, figures["mean"] + half]}
 
 
-def against_chance(test: Mapping[str, Mapping], majority: Mapping[str, float], num_test: Mapping[str, int]) -> dict[str, dict]:
-    """Is a test accuracy above that of naming the most frequent class?
+def _variance_of_ccc(value: float, num_clips: int) -> float:
+    """Of drawing the clips, from Fisher's z, whose variance is 1 / (N - 3)."""
+    return (1 - value**2) ** 2 / max(1, num_clips - 3)
+
+
+def against_chance(
+    test: Mapping[str, Mapping], majority: Mapping[str, float], num_test: Mapping[str, int], numbers: Collection[str] = ()
+) -> dict[str, dict]:
+    """Is a test accuracy above that of naming the most frequent class, and the CCC of numbers above a constant's, 0?
 
     The chosen set has not seen the test clips, so their accuracy carries no optimism of the choice. The Wilson interval of the
-    mean accuracy over seeds is widened for the number of tasks (Bonferroni).
+    mean accuracy over seeds, that of Fisher's z for a CCC, is widened for the number of tasks (Bonferroni).
+
+    Args:
+        test: task -> `mean` of its figure.
+        majority: task -> what chance gives.
+        num_test: task -> labelled test clips.
+        numbers: regression tasks; `accuracy` of their verdicts is the CCC.
     """
     verdicts = {}
+    confidence = 1 - ERROR_RATE / len(test)
     for task, figures in test.items():
-        correct = round(figures["mean"] * num_test[task])
-        confidence = 1 - ERROR_RATE / len(test)
-        interval = binomtest(correct, num_test[task]).proportion_ci(confidence, method="wilson")
+        if task in numbers:
+            low, high = _interval_of_ccc(figures["mean"], num_test[task], confidence)
+        else:
+            correct = round(figures["mean"] * num_test[task])
+            low, high = binomtest(correct, num_test[task]).proportion_ci(confidence, method="wilson")
         verdicts[task] = {
             "accuracy": figures["mean"],
-            "interval": [float(interval.low), float(interval.high)],
+            "interval": [float(low), float(high)],
             "confidence": confidence,
             "majority": majority[task],
             "num_clips": num_test[task],
-            "is_above": bool(interval.low > majority[task]),
+            "is_above": bool(low > majority[task]),
         }
     return verdicts
+
+
+def _interval_of_ccc(value: float, num_clips: int, confidence: float) -> tuple[float, float]:
+    """By Fisher's z (Fisher 1921; Lin 1989 for the CCC), as if the numbers had no shift or scale against each other.
+
+    A CCC is never farther from 0 than Pearson's correlation, and both have one sign: that of 0 is judged with caution.
+    """
+    half = norm.ppf((1 + confidence) / 2) / math.sqrt(max(1, num_clips - 3))
+    middle = math.atanh(max(-1 + 1e-9, min(1 - 1e-9, value)))
+    return math.tanh(middle - half), math.tanh(middle + half)

@@ -100,13 +100,13 @@ class SearchTable:
         return self.components[key]
 
     def probes_of(self, args: RunArguments) -> dict[str, dict]:
-        """Task -> what a linear classifier reads from the layers that `args` selects; empty where it is not wanted."""
-        classes = {task: len(labels) for task, labels in self.composite.classes.items()}
+        """Task with classes -> what a linear classifier reads from the layers of `args`; empty where it is not wanted."""
+        classes = {task: len(labels) for task, labels in self.composite.classes.items() if task not in self.composite.scales}
         return linear_probes(self.splits(args), classes, args.selected_layers) if args.probe else {}
 
     def config(self, args: RunArguments) -> WavCSEConfig:
         """The configuration of the model that `args` describes on these features."""
-        return model_config(args, self.upstream_config, self.composite.classes, self.layer_fields)
+        return model_config(args, self.upstream_config, self.composite.classes, self.layer_fields, self.composite.scales)
 
 
 def read_table(args: RunArguments, device: torch.device | None = None, folder: Path | None = None) -> SearchTable:
@@ -117,17 +117,10 @@ def read_table(args: RunArguments, device: torch.device | None = None, folder: P
         folder: keep the features in a file there, mapped into memory, so that processes can share them; else in memory.
 
     Raises:
-        ValueError: as `load_composite`, `open_cache` and `cached_digests`; there is a regression task; or memory or disk are
-            too small.
+        ValueError: as `load_composite`, `open_cache` and `cached_digests`; or memory or disk are too small.
     """
     device = device or torch.device("cpu")
     sources = args.task_sources()
-    numbers = [name for name, source in sources.items() if source.kind == "regression"]
-    if numbers:
-        raise ValueError(
-            f"tasks.{numbers[0]}: is a regression task. Searches compare models clip by clip, right or wrong, and resample "
-            "these; a number is neither. Search on the tasks with classes, and train what is chosen on all."
-        )
     cache = open_cache(args.cache_dir)
     composite = load_composite(sources, Inspector(cache.folder.parent))
     digests = cached_digests(cache, composite)

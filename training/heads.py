@@ -220,8 +220,9 @@ class Evaluation:
     """Figures of a model on a split.
 
     `loss` has the penalties in it, as it drives the schedule; `is_correct` task -> bool, one per clip with a label for it, in
-    the order of the split, on the CPU. Of regression tasks `ccc` and, in the unit of the labels, `mae`, over the whole split;
-    `mean_accuracy` is the mean over all tasks, of accuracies and CCCs.
+    the order of the split, on the CPU. Of regression tasks `ccc` and, in the unit of the labels, `mae`, over the whole split,
+    and `outputs`, standardised numbers per clip as those of `is_correct`; `mean_accuracy` is the mean over all tasks, of
+    accuracies and CCCs.
     """
 
     loss: float
@@ -231,10 +232,11 @@ class Evaluation:
     is_correct: dict[str, Tensor]
     ccc: dict[str, float] = field(default_factory=dict)
     mae: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def figures(self) -> dict:
         """All but the single clips, for a log; without figures of numbers where there are none."""
-        left_out = {"is_correct", *(name for name in ("ccc", "mae") if not getattr(self, name))}
+        left_out = {"is_correct", "outputs", *(name for name in ("ccc", "mae") if not getattr(self, name))}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
@@ -332,17 +334,18 @@ def evaluate(accelerator: Accelerator, learner: Learner, split: SplitFeatures) -
                 is_correct[task].append(values.argmax(dim=1) == batch.labels[task])
     joined = {task: torch.cat(parts).cpu() for task, parts in is_correct.items()}
     accuracy = {task: values.double().mean().item() for task, values in joined.items()}
-    ccc, mae = {}, {}
+    ccc, mae, outputs = {}, {}, {}
     for task, loss in number_losses.items():
         by_size, targets = map(torch.cat, numbers[task])
         sums[task] = sum(number_loss(own, targets, loss) for own in by_size.unbind(1)) / by_size.shape[1]
-        outputs = by_size[:, 0]
-        ccc[task] = concordance(outputs[:, None], targets[:, None]).item()
-        mae[task] = split.scales[task].std * (outputs - targets).abs().mean().item()
+        own = by_size[:, 0]
+        ccc[task] = concordance(own[:, None], targets[:, None]).item()
+        mae[task] = split.scales[task].std * (own - targets).abs().mean().item()
+        outputs[task] = own.cpu()
     scores = [*accuracy.values(), *ccc.values()]
     loss = total_loss(sums, args) + penalty(args.l1, args.l2)
     task_loss = {task: float(value) for task, value in sums.items()}
-    return Evaluation(float(loss), task_loss, accuracy, sum(scores) / len(scores), joined, ccc, mae)
+    return Evaluation(float(loss), task_loss, accuracy, sum(scores) / len(scores), joined, ccc, mae, outputs)
 
 
 def update_progress(learner: Learner, epoch: int, accuracy: float, seconds: float) -> None:

@@ -15,7 +15,7 @@ from wavcse.data.composite import CompositeSet
 from wavcse.modeling_wavcse import IGNORED_LABEL
 from wavcse.search import runner
 from wavcse.search.arguments import PAPER_POOLINGS
-from wavcse.search.bootstrap import difference_of, interval, resampled_accuracies, units_of
+from wavcse.search.bootstrap import class_answers, difference_of, interval, resampled_figures, units_of
 from wavcse.search.poolings import LEARNED, main, search_poolings
 from wavcse.search.runner import Fit, FitError, fit_all
 from wavcse.search.stability import rank_agreement
@@ -130,8 +130,9 @@ def test_constants_are_chosen_on_validation_and_figures_come_from_the_fits(tmp_p
 
 
 def test_a_paired_bootstrap_by_hand():
-    correct = {"keyword": np.array([[1.0, 1.0], [1.0, 0.0]])}  # the second clip tells the models apart
-    drawn = resampled_accuracies(correct, {"keyword": np.array([7, 3])}, num_resamples=20_000)["keyword"]
+    correct = np.array([[1.0, 1.0], [1.0, 0.0]])  # the second clip tells the models apart
+    answers = {"keyword": class_answers(correct)}
+    drawn = resampled_figures(answers, {"keyword": np.array([7, 3])}, num_resamples=20_000)["keyword"]
     difference = drawn[0] - drawn[1]
     shares = [np.mean(difference == value) for value in (0.0, 0.5, 1.0)]  # the second clip drawn 0, 1 or 2 times
     assert shares == pytest.approx([1 / 4, 1 / 2, 1 / 4], abs=0.01)
@@ -145,7 +146,8 @@ def test_a_paired_bootstrap_by_hand():
 def test_a_paired_bootstrap_is_scipys():
     generator = np.random.default_rng(3)
     correct = (generator.random((2, 300)) < [[0.8], [0.74]]).astype(float)
-    drawn = resampled_accuracies({"keyword": correct}, {"keyword": np.arange(300)}, num_resamples=8000)["keyword"]
+    answers = {"keyword": class_answers(correct)}
+    drawn = resampled_figures(answers, {"keyword": np.arange(300)}, num_resamples=8000)["keyword"]
     expected = bootstrap(
         tuple(correct),
         lambda a, b, axis: a.mean(axis) - b.mean(axis),
@@ -163,7 +165,8 @@ def test_speakers_are_drawn_whole_and_alike_in_every_task():
     right = (np.random.default_rng(0).random(30) < 0.5).astype(float)[speakers]  # a speaker is always right or always wrong
     correct = {"keyword": right[None], "emotion": right[None], "speaker": right[None, :200]}
     units = {"keyword": speakers, "emotion": speakers, "speaker": -1 - np.arange(200)}
-    drawn = resampled_accuracies(correct, units, num_resamples=4000)
+    answers = {task: class_answers(own) for task, own in correct.items()}
+    drawn = resampled_figures(answers, units, num_resamples=4000)
     share = right.mean()
     assert np.std(drawn["keyword"]) == pytest.approx(np.sqrt(share * (1 - share) / 30), rel=0.05)
     assert np.std(drawn["speaker"]) == pytest.approx(np.sqrt(0.25 / 200), rel=0.1)

@@ -14,6 +14,7 @@ from wavcse.data.manifest import Manifest
 from wavcse.doors.trainer import LabelledClips, metrics_per_task
 from wavcse.hub.card import _task_row
 from wavcse.modeling_wavcse import cross_entropy_per_task, losses_per_task, number_loss
+from wavcse.search.fit import fit
 from wavcse.search.table import read_table
 from wavcse.train_accelerate import table, train
 from wavcse.training.arguments import RunArguments
@@ -168,9 +169,14 @@ def test_the_card_shows_numbers(finished, recipe):
     assert f"CCC {ccc['validation']:.4g}, {ccc['test']:.4g}; mean absolute error" in row[4]
 
 
-def test_searches_refuse_numbers(recipe):
-    with pytest.raises(ValueError, match="tasks.pitch: is a regression task. Searches compare models clip by clip"):
-        read_table(RunArguments(**{**recipe, "save_hub": False}))
+def test_a_fit_of_a_search_is_the_run(recipe, finished):
+    args = RunArguments(**recipe)
+    fitted, (_, result) = fit(read_table(args), args), finished
+    assert fitted["best_epoch"] == result["best_epoch"]
+    for split in ("validation", "test"):
+        assert fitted[split]["mean_accuracy"] == result["mean_accuracy"][split]
+        for name in ("ccc", "mae"):
+            assert fitted[split][name]["pitch"] == result["tasks"]["pitch"][name][split]
 
 
 # ---- the model ----
