@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from wavcse import WavCSEFeatureExtractor, WavCSEModel
+from wavcse.benchmarks import bench_export
 from wavcse.data.files import write_json
 from wavcse.doors.export import load_run, padded, write_onnx, write_to_card, write_torch_export
 from wavcse.doors.exportable import ExportableModel
@@ -210,13 +211,22 @@ def test_a_torch_export_program_of_whisper_runs_any_batch_and_length(whisper, tm
 
 
 @pytest.mark.slow
-def test_a_compiled_model_has_the_same_numbers(hub, waves):
+@pytest.mark.parametrize(
+    ("backend", "batches"),
+    [("eager", ((5000, 3000), (1201, 9001, 720))), ("aot_eager", ((5000, 3000),)), ("inductor", ((5000, 3000),))],
+)
+def test_a_compiled_model_has_the_same_numbers(backend, batches, hub, waves):
+    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor needs a C++ compiler")
+    torch.compiler.reset()
     model = WavCSEModel.from_pretrained(hub).eval()
-    inputs = padded([torch.tensor(wave) for wave in waves(5000, 3000)])
-    with torch.no_grad():
-        own = model(*inputs).embeddings
-        compiled = torch.compile(model, backend="eager")(*inputs).embeddings
-    assert (compiled - own).abs().max() <= 1e-5 * own.abs().max()
+    compiled = torch.compile(model, backend=backend)
+    for lengths in batches:  # the second is compiled again
+        inputs = padded([torch.tensor(wave) for wave in waves(*lengths)])
+        with torch.no_grad():
+            own, found = model(*inputs).embeddings, compiled(*inputs).embeddings
+        assert (found - own).abs().max() <= 1e-5 * own.abs().max()
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0  # something was compiled
 
 
 @pytest.mark.doors
@@ -243,6 +253,24 @@ def test_the_page_runs_and_onnxruntime_gives_the_models_embeddings(hub, tmp_path
         found = session.run(["embeddings"], {name: inputs[name] for name in ("input_values", "attention_mask")})[0]
         own = model.encode(clips)
         np.testing.assert_allclose(found, own, atol=1e-5 * np.abs(own).max())
+
+
+@pytest.mark.doors
+def test_the_benchmark_writes_errors_and_speeds(hub, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(bench_export, "WORKLOADS", {"1 clip of 0.2 s": (1, 0.2)})
+    monkeypatch.setattr(bench_export, "CORPORA", ())
+    titles = ["ONNX int8", "torch-export float32"]
+    bench_export.main(["--model", str(hub), "--rounds", "2", "--out", str(tmp_path / "export.json"), "--files", *titles])
+    files = json.loads((tmp_path / "export.json").read_text())["files"]
+    assert list(files) == titles
+    for title, own in files.items():
+        assert own["error"] <= 1e-5 if title.endswith("float32") else 1e-5 < own["error"] < 0.5
+        assert own["speeds"][0]["file_audio_s_per_s"] > 0
+    text = (tmp_path / "export.md").read_text()
+    assert f"| ONNX int8            | {files['ONNX int8']['megabytes']:.1f} " in text
+    assert "5 clips of noise." in text
+    assert text in capsys.readouterr().out
 
 
 @pytest.mark.doors
