@@ -15,8 +15,14 @@ import pytest
 import yaml
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 
+from wavcse.data import SPLITS
 from wavcse.data.cache import main as cache
+from wavcse.data.inspection import Inspector
 from wavcse.eval.__main__ import main as evaluate
+from wavcse.finetuning.arguments import MultiTaskArguments
+from wavcse.finetuning.labelled_clips import labelled_clips
+from wavcse.pretraining.arguments import ClipSource
+from wavcse.pretraining.clips import load_clips
 from wavcse.search.layers import main as search
 from wavcse.tests.helpers.hub_server import HubServer, Repository, sha256
 from wavcse.train_accelerate import main as train
@@ -38,6 +44,7 @@ def corpus(toy_corpus, tmp_path_factory) -> Path:
     """The clips of the toy corpus that tell its keywords, as a manifest, in the order of their splits."""
     rows = pd.read_csv(toy_corpus, dtype=str, keep_default_na=False)
     rows = rows[rows["split_ks"] != ""].rename(columns={"split_ks": "split"})[["file_name", "keyword", "speaker_id", "split"]]
+    rows = pd.concat([rows[rows["split"] == split] for split in SPLITS])
     folder = tmp_path_factory.mktemp("corpus")
     for name in rows["file_name"]:
         shutil.copy(toy_corpus.parent / name, folder / name)
@@ -150,6 +157,27 @@ def test_a_local_data_set_gives_the_figures_of_its_manifest(corpus, upstream_fol
     assert found == as_approx(expected)
     assert found["training"]["num_clips"] == {"train": 24, "validation": 12, "test": 12}
     assert found["probe"]["accuracy"] > 0.4  # it was chance, a third, if labels or clips were mixed up
+
+
+def test_pre_training_and_fine_tuning_read_the_clips_of_its_manifest(corpus, tmp_path):
+    parquet(corpus, tmp_path / "speech")
+
+    def read(source: str) -> tuple:
+        pretraining = load_clips({"speech": ClipSource(source)}, "keyword")
+        task = {"kind": "classes", "manifest": [source], "label_column": "keyword", "disjoint_by": "speaker_id"}
+        finetuning = labelled_clips(MultiTaskArguments(tasks={"word": task}), Inspector())
+        word = finetuning.tasks["word"]
+        audio = [clip.path.read_bytes() for clip in pretraining.clips]
+        return (
+            audio,
+            pretraining.labels,
+            pretraining.targets.tolist(),
+            finetuning.digests,
+            list(word.splits),
+            word.targets.tolist(),
+        )
+
+    assert read(str(tmp_path / "speech")) == read(str(corpus))
 
 
 @pytest.mark.slow
