@@ -6,8 +6,9 @@
 The model (the root's, if none is named) is written as `wavcse export` writes it: ONNX in float32 and with dynamic int8, run by
 ONNX Runtime, and a `torch.export` program, all on one thread. Errors and cosines are those of recordings, in one padded batch
 and alone. Speeds are of noise, in rounds that call the file and this package's own path at the same precision in turn; tables
-have the medians. Results go to benchmarks/results/export-cpu.json, with a Markdown table made from it. The extra `onnx` is
-needed; without it `--files "torch-export float32"` measures the program alone.
+have the medians of processor time, which other programs disturb less than seconds. Results go to
+benchmarks/results/export-cpu.json, with a Markdown table made from it. The extra `onnx` is needed; without it
+`--files "torch-export float32"` measures the program alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +26,7 @@ from typing import Any
 
 import torch
 
-from wavcse.benchmarks.measure import SPREAD_LIMIT, PairedRatio, interleaved, machine_facts
+from wavcse.benchmarks.measure import SPREAD_LIMIT, PairedRatio, machine_facts
 from wavcse.benchmarks.report import table
 from wavcse.data.files import json_text
 from wavcse.doors.export import EXTRA, Run, check_waveforms, compared, load_run, padded, write_onnx, write_torch_export
@@ -56,21 +58,32 @@ def recordings(data: Path, count: int) -> list[str]:
 
 @torch.inference_mode()
 def speeds(model: WavCSEModel, run: Run, precision: str, rounds: int) -> list[dict[str, Any]]:
-    """Of every workload, seconds of audio per second of the file and of the model, and how many times faster the model is."""
+    """Of every workload, how fast file and model are, and how many times faster the model is."""
     generator, found = torch.Generator().manual_seed(0), []
     own = partial(model, precision=precision, return_dict=True)
     for title, (clips, seconds) in WORKLOADS.items():
         waveforms = list(torch.randn(clips, round(seconds * model.config.sampling_rate), generator=generator))
         ways = {"file": partial(run, *padded(waveforms)), "model": partial(own, waveforms)}
-        interleaved(ways, 1, CPU)  # compiles, measures and allocates
-        times = interleaved(ways, rounds, CPU)
-        rates = {f"{way}_audio_s_per_s": clips * seconds / statistics.median(spent) for way, spent in times.items()}
+        times = _interleaved(ways, rounds)
+        rates = {f"{way}_audio_s_per_cpu_s": clips * seconds / statistics.median(spent) for way, spent in times.items()}
         ratio = PairedRatio.of(times["file"], times["model"])
         found.append({"workload": title, **rates, "model_over_file": asdict(ratio)})
         print(
-            f"{title}: file {rates['file_audio_s_per_s']:.0f}, model {rates['model_audio_s_per_s']:.0f} audio-s/s", flush=True
+            f"{title}: file {rates['file_audio_s_per_cpu_s']:.0f}, model {rates['model_audio_s_per_cpu_s']:.0f} audio-s/s",
+            flush=True,
         )
     return found
+
+
+def _interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of processor time of every way in every round; a round before the first compiles, measures and allocates."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way, run in ways.items():
+            started = time.process_time()
+            run()
+            seconds[way] += [time.process_time() - started] if turn else []
+    return seconds
 
 
 def measure(where: SavedModel, clips: Sequence[str], titles: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -110,8 +123,8 @@ def markdown_of(report: dict[str, Any]) -> str:
     )
     parts.append(table(["file", "MB", "error", "alone / in a batch", "cosine"], errors))
     parts.append(
-        f"Seconds of audio per second, medians of {report['rounds']} rounds; this package at the file's precision. Ratios that "
-        f"vary by more than {100 * SPREAD_LIMIT:.0f} % between rounds have a `~`:"
+        f"Seconds of audio per second of processor time, medians of {report['rounds']} rounds; this package at the file's "
+        f"precision. Ratios that vary by more than {100 * SPREAD_LIMIT:.0f} % between rounds have a `~`:"
     )
     parts.append(table(["file", "input", "file", "wavcse", "wavcse / file"], rates))
     return "\n\n".join(parts) + "\n"
@@ -120,7 +133,7 @@ def markdown_of(report: dict[str, Any]) -> str:
 def _rate_cells(title: str, speed: dict[str, Any]) -> list[str]:
     ratio = speed["model_over_file"]
     mark = "~" if ratio["spread"] is None or ratio["spread"] > SPREAD_LIMIT else ""
-    both = [f"{speed[f'{way}_audio_s_per_s']:.0f}" for way in ("file", "model")]
+    both = [f"{speed[f'{way}_audio_s_per_cpu_s']:.0f}" for way in ("file", "model")]
     return [title, speed["workload"], *both, f"{mark}{ratio['ratio']:.2f} x"]
 
 

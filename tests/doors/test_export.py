@@ -212,12 +212,9 @@ def test_a_torch_export_program_of_whisper_runs_any_batch_and_length(whisper, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backend", "batches"),
-    [("eager", ((5000, 3000), (1201, 9001, 720))), ("aot_eager", ((5000, 3000),)), ("inductor", ((5000, 3000),))],
+    ("backend", "batches"), [("eager", ((5000, 3000), (1201, 9001, 720))), ("aot_eager", ((5000, 3000),))]
 )
 def test_a_compiled_model_has_the_same_numbers(backend, batches, hub, waves):
-    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("inductor needs a C++ compiler")
     torch.compiler.reset()
     model = WavCSEModel.from_pretrained(hub).eval()
     compiled = torch.compile(model, backend=backend)
@@ -266,7 +263,7 @@ def test_the_benchmark_writes_errors_and_speeds(hub, tmp_path, capsys, monkeypat
     assert list(files) == titles
     for title, own in files.items():
         assert own["error"] <= 1e-5 if title.endswith("float32") else 1e-5 < own["error"] < 0.5
-        assert own["speeds"][0]["file_audio_s_per_s"] > 0
+        assert own["speeds"][0]["file_audio_s_per_cpu_s"] > 0
     text = (tmp_path / "export.md").read_text()
     assert f"| ONNX int8            | {files['ONNX int8']['megabytes']:.1f} " in text
     assert "5 clips of noise." in text
