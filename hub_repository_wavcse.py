@@ -284,9 +284,10 @@ def class_of_repository(model_class: type, name_or_path: str | Path, **hub_kwarg
     """
     hub_kwargs = {name: value for name, value in hub_kwargs.items() if name != "subfolder"}
     fields, _ = PretrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
-    by_reference = {reference: auto_class for own in (AUTO_MAP, AUTO_MAP_FINETUNED) for auto_class, reference in own.items()}
-    auto_class = by_reference.get(_reference(model_class), getattr(model_class, "_auto_class", None))
-    reference = (fields.get("auto_map") or {}).get(auto_class)
+    auto_map, pairs = fields.get("auto_map") or {}, (*AUTO_MAP.items(), *AUTO_MAP_FINETUNED.items())
+    own = [auto_class for auto_class, reference in pairs if reference == _reference(model_class)]
+    auto_class = next((name for name in own if name in auto_map), getattr(model_class, "_auto_class", None))
+    reference = auto_map.get(auto_class)
     if not reference or "--" in reference:
         return model_class
     module = reference.partition(".")[0]
@@ -552,8 +553,12 @@ def _outputs_in_words(task: Mapping[str, Any]) -> str:
 
 def _readout_in_words(name: str, one: Mapping[str, Any]) -> str:
     what = {"ctc": "text", "classes": f"{len(one.get('labels', ()))} classes", "numbers": "a number"}[one["kind"]]
+    if "fusion" in one:
+        others = " and ".join(f"`{task}`" for task in one["fusion"]["tasks"]) or "nothing else"
+        return f"{name} ({what}: {one['tap']}, {one['fusion']['kind']} attention by {others})"
     pooling = "" if one["kind"] == "ctc" else f", {one['pooling']}"
-    return f"{name} ({what}: {one['tap']}{pooling})"
+    hidden = f", hidden layer of {one['hidden']}" if "hidden" in one else ""
+    return f"{name} ({what}: {one['tap']}{pooling}{hidden})"
 
 
 def inert(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Mixes of layers and attention that other tasks steer: by value, in the network, and what a configuration refuses."""
 
+import json
 import math
 
 import numpy as np
@@ -240,6 +241,26 @@ def test_a_saved_network_answers_alike_and_a_config_of_before_stays_as_it_is(tmp
         "readouts.voice.head.bias",
     }
     assert len(plain.readouts["voice"].layer_weights) == 4  # with the input of the first block
+
+
+def test_code_of_a_folder_from_before_the_audio_classification_still_counts(tmp_path):
+    model = new_model()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"].pop("AutoModelForAudioClassification") == "finetuned_wavcse.FinetunedWavCSE"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open(tmp_path / "finetuned_wavcse.py", "a") as file:
+        file.write("\n# the code of this folder\n")
+    theirs = FinetunedWavCSE.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(theirs).__module__.startswith("transformers_modules.")
+    assert type(FinetunedWavCSE.from_pretrained(tmp_path)) is FinetunedWavCSE
+
+
+def test_the_card_says_how_each_task_is_read(tmp_path):
+    new_model().save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "gender (2 classes: ari, mean, hidden layer of 6)" in card
+    assert "emotion (3 classes: ari, content attention by `asr` and `gender`)" in card
 
 
 @pytest.mark.parametrize(
