@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from wavcse.analysis.arguments import EncoderSettings
+from wavcse.data.files import shown_path
 from wavcse.eval.baselines import build_encoders, short_name
 from wavcse.eval.baselines.layers import BestLayerEncoder
 from wavcse.eval.baselines.mfcc import MFCCEncoder
@@ -151,7 +152,7 @@ def _with_layers(
     if own is not None:
         readers.append(own)
         views.append(View(EMBEDDING, 1))
-    return AnalyzedEncoder(name, readers, views, source, settings.model, settings.untrained, source.model)
+    return AnalyzedEncoder(name, readers, views, source, shown_path(settings.model), settings.untrained, source.model)
 
 
 def _is_wavcse(model: str) -> bool:
