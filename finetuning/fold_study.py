@@ -42,7 +42,7 @@ def figures_of_folds(runs: Runs) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _probed(task: str, trained: Folds, probes: Mapping[str, ProbeSettings]) -> dict[str, Folds]:
+def probed(task: str, trained: Folds, probes: Mapping[str, ProbeSettings]) -> dict[str, Folds]:
     """The probes of a task that were tested on the clips of a training."""
     found = {}
     for name, own in probes.items():
@@ -69,7 +69,7 @@ def compared(trainings: Mapping[str, Runs], probes: Mapping[str, ProbeSettings] 
         folds = {name: folds_of(runs, task) for name, runs in trainings.items() if task in runs[0].task_settings()}
         folds = {name: own for name, own in folds.items() if own is not None}
         if folds:
-            folds |= _probed(task, next(iter(folds.values())), probes or {})
+            folds |= probed(task, next(iter(folds.values())), probes or {})
         if folds and settings.kind in OF_CLIPS:
             found[task] = {"variants": fold_facts(folds, settings.kind), "tested": list(fold_names(first[0]).values())}
     return found
