@@ -79,21 +79,6 @@ def test_the_report_has_both_stages_of_all_folds(fold_study, capsys):
     before = (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns
     assert main([str(fold_study)]) == 0  # nothing is trained again
     assert (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns == before
-    rows = [f"emotion_fold{number}" for number in (1, 2)]
-    for row, table in zip(rows, tables):  # as `wavcse eval` would leave them
-        path = folder / "eval/predictions" / f"{row}__mfcc.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.assign(prediction_0="joy").to_parquet(path)
-    probe = {"task": "emotion", "folder": str(folder / "eval"), "rows": rows}
-    study = {**yaml.safe_load(fold_study.read_text()), "probes": {n: {**probe, "encoder": n} for n in ("mfcc", "majority")}}
-    (folder / "with_probes.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    capsys.readouterr()
-    assert main([str(folder / "with_probes.yaml")]) == 0
-    assert "probes.majority is left out: " in capsys.readouterr().out
-    own = json.loads((folder / "study.json").read_text())["folds"]["emotion"]["variants"]
-    assert list(own) == ["alone", "whole", "mfcc"]
-    assert own["mfcc"]["figures"]["uar"]["folds"] == [0.5, 0.5]  # of one of two classes
-    assert own["mfcc"]["difference"]["uar"]["difference"] == pytest.approx(0.5 - own["alone"]["figures"]["uar"]["pooled"])
 
 
 @pytest.mark.parametrize(
