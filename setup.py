@@ -29,6 +29,7 @@ SUBPACKAGES = [
     "finetuning",
     "retrieval",
     "pca",
+    "words",
     "app",
     "doors",
 ]

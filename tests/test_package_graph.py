@@ -16,6 +16,7 @@ ALLOWED = {
     "steps": "root settings data training",
     "pca": "root settings data reports training",
     "eval": "root settings data reports",
+    "words": "root settings data training eval",
     "studies": "root settings data reports training eval",
     "pretraining": "root settings data training steps",
     "hub": "root settings data reports eval",
