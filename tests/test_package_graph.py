@@ -33,7 +33,7 @@ ALLOWED = {
     "pretraining/study": "root settings data reports training steps eval studies pretraining pretrain_accelerate",
     "retrieval": "root settings data reports eval embed",
     "app": "root settings data eval embed retrieval",
-    "analysis": "root settings data reports eval embed retrieval",
+    "analysis": "root settings data reports eval words embed retrieval",
     "doors": "root settings data reports eval hub embed retrieval",
     "tools": "root settings data reports training search studies eval pretraining hub search/transfer",
 }

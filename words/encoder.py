@@ -119,6 +119,14 @@ class SavedWordEncoder:
             "weights_sha256": sha256_of(folder / WEIGHTS_FILE),
         }
 
+    def untrain(self, seed: int) -> None:
+        """Give it new weights, as training begins with for some seed; the scale of the frames stays."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            new = WordEncoder(self.config["num_mfcc"], self.embedding_size)
+        self.module.lstm.load_state_dict(new.lstm.state_dict())
+        self.identity = {**self.identity, "weights_sha256": f"random, seed {seed}"}
+
     @torch.inference_mode()
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Float32 `[N, H]` of N spoken words."""
