@@ -198,6 +198,7 @@ def recipes():
         "mtl_": FINETUNE_TASKS.parse,
         "pretrain_": PRETRAIN.parse,
         "train_": TRAIN.parse,
+        "words_": WORDS.parse,
     }
     readers |= {"quickstart": TRAIN.parse, "real_speech": TRAIN.parse}
     found = {}

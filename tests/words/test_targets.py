@@ -16,7 +16,7 @@ def test_words_that_are_written_alike_are_near():
 
 
 def test_cooccurrence_is_the_square_root_of_ppmi():
-    """`a b` twice, `c d` twice, `a d` once: counted both ways, 10 in all. Products of full vectors give the PPMI back in size."""
+    """`a b` twice, `c d` twice, `a d` once: counted both ways, 10 in all; vectors times themselves are (PPMI^2)^(1/2)."""
     found = cooccurrence([["a", "b"], ["c", "d"], ["a", "b"], ["c", "d"], ["a", "d"]], size=4)
     words = ["a", "b", "c", "d"]
     counts = np.array([[0, 2, 0, 1], [2, 0, 0, 0], [0, 0, 0, 2], [1, 0, 2, 0]])
@@ -48,7 +48,7 @@ def test_a_file_of_vectors(tmp_path):
 def test_a_language_model_is_asked_for_the_word_alone(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "gar", "##den"]))
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
-    config = BertConfig(7, hidden_size=8, num_hidden_layers=5, num_attention_heads=2, intermediate_size=8)
+    config = BertConfig(vocab_size=7, hidden_size=8, num_hidden_layers=5, num_attention_heads=2, intermediate_size=8)
     model = BertModel(config).eval()
     tokenizer.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)

@@ -133,7 +133,7 @@ def test_frames_are_scaled_by_the_training_words(manifest, tmp_path):
         (["--word_column", "wrd"], "has no column 'wrd'"),
         (["--kind", "lee", "--targets", "file"], "name the .vec file in targets_from"),
         (["--kind", "speech2vec", "--order_column", "word"], "column 'word' holds"),
-        (["--word_column", "start"], "siamese: train has no word that is said twice"),
+        (["--word_column", "end"], "siamese: train has no word that is said twice"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused(more, message, manifest, tmp_path, capsys):
