@@ -53,7 +53,10 @@ class WordsArguments(CheckedFields):
     scaling: str = option("standard", "Of the frames, by mean and deviation of the training words.", choices=SCALINGS)
 
     corruption: str = option(
-        "frames", "audio_word2vec: what is zeroed in training; elements: as the paper says.", choices=CORRUPTIONS
+        "frames",
+        "audio_word2vec: what is zeroed in training; elements: as the paper says.",
+        choices=CORRUPTIONS,
+        group="what teaches it",
     )
     corruption_rate: float = option(0.3, "Share of it.", at_least=0, below=1)
     margin: float = option(0.4, "siamese: in units of 1 - cosine.", at_least=0)

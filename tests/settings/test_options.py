@@ -72,7 +72,7 @@ SHORTEST = {
     TRANSCRIBE: "m.csv --model m --out o.csv",
     TRIALS: "m.csv",
     UPDATE: "",
-    WORDS: "--manifest w.csv",
+    WORDS: "--manifest w.csv --out o",
 }
 BY_NAME = {program.name: program for program in SHORTEST}
 
