@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import importlib
+import io
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +24,12 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClass
 
 import wavcse_cli
 from wavcse import WavCSEModel
+from wavcse.app.answers import Answers
+from wavcse.app.arguments import AppArguments
 from wavcse.audio_wavcse import load_waveform
 from wavcse.doors import hear
 from wavcse.doors.batches import EmbedBatch
+from wavcse.doors.export import check_waveforms, load_run, padded, write_torch_export
 from wavcse.doors.xares import WavCSEXaresEncoder
 from wavcse.eval.encoder import WavCSEEncoder
 
@@ -171,6 +176,33 @@ def mteb_encoder(folder: str, paths: list[str], place: Path) -> np.ndarray:
     return door.encode(DataLoader(Dataset.from_dict({"audio": paths}), batch_size=4))
 
 
+def app_download(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    """The file behind the button of the page."""
+    answers = Answers(AppArguments(folder, device="cpu"))
+    links = [re.search(r"base64,([^\"]+)", answers.vector(path)).group(1) for path in paths]
+    return np.stack([np.load(io.BytesIO(base64.b64decode(link))) for link in links])
+
+
+def exported(folder: str, paths: list[str], file: Path) -> np.ndarray:
+    """An exported file of the model, run on one clip at a time."""
+    model = WavCSEModel.from_pretrained(folder).eval()
+    write_torch_export(model, file)
+    run = load_run(file)
+    with torch.inference_mode():
+        return torch.cat([run(*padded([clip])) for clip in check_waveforms(model, paths)]).numpy()
+
+
+def torch_export_program(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    return exported(folder, paths, place / "model.pt2")
+
+
+def datasets_map(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    from datasets import Audio, Dataset
+
+    rows = Dataset.from_dict({"audio": paths}).cast_column("audio", Audio(decode=False))
+    return np.array(rows.map(EmbedBatch(folder), batched=True, batch_size=4)["embedding"][:])
+
+
 Door = Callable[[str, list[str], Path], np.ndarray]
 CORE: dict[str, Door] = {
     "AutoModel": auto_model,
@@ -184,10 +216,13 @@ CORE: dict[str, Door] = {
     "wavcse eval": evaluation,
     "HEAR 2021": hear_module,
     "X-ARES": xares_encoder,
+    "wavcse app": app_download,
 }
 OF_LIBRARIES: dict[str, tuple[str, Door]] = {  # name -> the library that has to be installed, and the door
     "SentenceTransformer": ("sentence_transformers", sentence_transformers),
     "mteb": ("mteb", mteb_encoder),
+    "wavcse export, torch-export": ("torch", torch_export_program),
+    "datasets.map": ("datasets", datasets_map),
 }
 
 
