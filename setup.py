@@ -29,6 +29,7 @@ SUBPACKAGES = [
     "finetuning",
     "retrieval",
     "pca",
+    "words",
     "app",
     "doors",
 ]
@@ -39,6 +40,7 @@ BASELINES = {  # extra -> what a baseline of `wavcse eval` needs (eval/baselines
     "resemblyzer": ["resemblyzer>=0.1.4", "setuptools<81"],  # webrtcvad, which it needs, imports pkg_resources
     "egemaps": ["opensmile>=2.5"],  # for research only
 }
+ANALYSIS = [*EVAL, "captum>=0.7"]
 HUB = ["datasets>=4"]
 DOORS = {  # extra -> the libraries of one door (docs/doors.md)
     "sentence-transformers": ["sentence-transformers>=5.4"],
@@ -50,7 +52,6 @@ DOORS = {  # extra -> the libraries of one door (docs/doors.md)
     "spark": ["pyspark>=3.5"],
     "mteb": ["mteb>=2.26"],
     "app": ["gradio>=6"],
-    "analysis": ["captum>=0.7"],
 }
 DEV = [
     "pytest>=8",
@@ -109,6 +110,7 @@ setup(
         **BASELINES,
         "doors": sorted({library for libraries in DOORS.values() for library in libraries}),
         "eval": EVAL,
+        "analysis": ANALYSIS,
         "search": SEARCH,
         "hub": HUB,
         "dev": [*DEV, *EVAL, *SEARCH, *HUB],

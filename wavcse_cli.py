@@ -38,6 +38,11 @@ COMMANDS = {
         "wavcse.pca.arguments:PCA",
         "make an embedding without labels: principal components of the layers",
     ),
+    "words": Command(
+        "wavcse.words.__main__",
+        "wavcse.words.arguments:WORDS",
+        "train a small model that turns a spoken word into a vector",
+    ),
     "transcribe": Command(
         "wavcse.transcribe",
         "wavcse.data.arguments:TRANSCRIBE",

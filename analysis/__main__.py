@@ -123,7 +123,8 @@ def study_of(args: AnalyzeArguments, encoders: list[AnalyzedEncoder], show_progr
     write_skipped(folder / "skipped.csv", embedded.skipped)
     kept, rows = _kept(tasks, embedded, {place: row for row, place in enumerate(clips)})
     device = usable_device(args.device)
-    how = {"first_s": args.first_s, "note": args.note, "disk_gb": args.disk_gb}
+    lost = {name: len(data.table.clips) - len(rows[name]) for name, data in tasks.items()}
+    how = {"first_s": args.first_s, "note": args.note, "disk_gb": args.disk_gb, "lost": lost}
     return Study(folder, encoders, kept, rows, args.languages(), embedded, args.seed, device, **how)
 
 

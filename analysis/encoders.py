@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from wavcse.analysis.arguments import EncoderSettings
+from wavcse.data.files import shown_path
 from wavcse.eval.baselines import build_encoders, short_name
 from wavcse.eval.baselines.layers import BestLayerEncoder
 from wavcse.eval.baselines.mfcc import MFCCEncoder
 from wavcse.eval.encoder import WAVCSE_TYPES, Encoder, SavedModel, WavCSEEncoder, candidates_of, untrain
+from wavcse.words.encoder import SavedWordEncoder, is_word_model
 
 EMBEDDING, MFCC = "embedding", "mfcc"
 
@@ -151,16 +153,24 @@ def _with_layers(
     if own is not None:
         readers.append(own)
         views.append(View(EMBEDDING, 1))
-    return AnalyzedEncoder(name, readers, views, source, settings.model, settings.untrained, source.model)
+    return AnalyzedEncoder(name, readers, views, source, shown_path(settings.model), settings.untrained, source.model)
 
 
 def _is_wavcse(model: str) -> bool:
     return SavedModel.parse(model).model_type in WAVCSE_TYPES
 
 
+def _words(name: str, settings: EncoderSettings, every: int, seed: int, device: str) -> AnalyzedEncoder:
+    reader = SavedWordEncoder(settings.model, name, device)
+    if settings.untrained:
+        reader.untrain(seed)
+    return AnalyzedEncoder(name, [reader], [View(EMBEDDING, 0)], reader, settings.model, settings.untrained, reader.module)
+
+
 # Whether a model is of the kind, and what builds it; the first that fits is taken.
 KINDS: list[tuple[Callable[[str], bool], Callable[..., AnalyzedEncoder]]] = [
     (lambda model: model == MFCC, _mfcc),
+    (is_word_model, _words),
     (_is_wavcse, _wavcse),
     (lambda model: True, _checkpoint),
 ]

@@ -42,6 +42,7 @@ class Study:
         rows: name -> their rows in the tables of `embedded`.
         languages: name -> language, or "".
         disk_gb: what kept frames may take.
+        lost: name -> how many clips of a task could not be embedded.
         records: analysis -> cell -> record.
     """
 
@@ -56,6 +57,7 @@ class Study:
     first_s: float | None = None
     note: str = ""
     disk_gb: float = 4.0
+    lost: Mapping[str, int] = field(default_factory=dict)
     records: dict[str, dict[str, dict]] = field(default_factory=dict)
 
     def vectors(self, encoder: AnalyzedEncoder, view: View | str, task: str) -> np.ndarray:

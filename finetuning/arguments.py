@@ -548,6 +548,21 @@ side, beside published ones. Leaves study.json, study.md, study.html and picture
 
 
 @dataclass
+class ProbeSettings(CheckedFields):
+    """A frozen encoder that `wavcse eval` has tested on the folds of a study; a line of its tables."""
+
+    task: str = option("", "Of the study, that the probe answers.")
+    folder: str = option("", "Of the evaluation.")
+    rows: list[str] = option(list, "Of its table, one per fold, in their order.")
+    encoder: str = option("", "As that table calls it.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if missing := [name for name in ("task", "folder", "rows", "encoder") if not getattr(self, name)]:
+            raise ValueError(f"{', '.join(missing)} missing.")
+
+
+@dataclass
 class TaskStudyRecipe(StudyFile):
     """A study's file; `finetuning/study.py` checks what the fields hold."""
 
@@ -565,6 +580,7 @@ class TaskStudyRecipe(StudyFile):
     runs_dir: str = option("", "Folder of the runs, where several studies share them.", "that of the study")
     upstreams: dict = option(dict, "Name -> init_from, from each of which every variant is trained, as NAME.VARIANT.", "none")
     tables: dict = option(dict, "Title -> variants, columns: tables of some of them.", "one of all")
+    probes: dict = option(dict, "Name -> task, folder, rows, encoder: frozen encoders that are tested on the same folds.")
     differences: list[str] = option(list, "In what the protocol differs from that of the published figures.")
     pictures_of: list[str] = option(list, "Variants whose weights of blocks and frames are drawn.", "the first that has both")
 

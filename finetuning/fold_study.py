@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wavcse.finetuning.arguments import MultiTaskArguments
+from wavcse.finetuning.arguments import MultiTaskArguments, ProbeSettings
 from wavcse.finetuning.fold_tables import fold_facts
 from wavcse.finetuning.folds import fold_names
-from wavcse.finetuning.predictions import OF_CLIPS, Folds, fold_figures, read_folds
+from wavcse.finetuning.predictions import OF_CLIPS, Folds, fold_figures, read_folds, read_probe, refuse_other_clips
 from wavcse.finetuning.stages import stages_of
 
 Runs = Sequence[MultiTaskArguments]  # of a training: all its seeds and folds
@@ -42,16 +42,34 @@ def figures_of_folds(runs: Runs) -> dict[str, dict[str, Any]]:
     return found
 
 
-def compared(trainings: Mapping[str, Runs]) -> dict[str, Any]:
-    """Task -> `fold_facts` of all trainings that learn it in their last stage, and what the folds test.
+def probed(task: str, trained: Folds, probes: Mapping[str, ProbeSettings]) -> dict[str, Folds]:
+    """The probes of a task that were tested on the clips of a training."""
+    found = {}
+    for name, own in probes.items():
+        if own.task != task:
+            continue
+        try:
+            folds = read_probe(own.folder, own.rows, own.encoder)
+            refuse_other_clips([*trained, *folds])
+            found[name] = folds
+        except ValueError as error:
+            print(f"probes.{name} is left out: {error}", flush=True)
+    return found
 
-    Of tasks that are classes or the like, of the first training's last stage.
+
+def compared(trainings: Mapping[str, Runs], probes: Mapping[str, ProbeSettings] | None = None) -> dict[str, Any]:
+    """Task -> `fold_facts` of all trainings that learn it in their last stage, then of its probes, and what the folds test.
+
+    Of tasks that are classes or the like, of the first training's last stage. A probe that is not there, or was tested on
+    other clips, is left out with a line that says so.
     """
     first = next(iter(trainings.values()))
     found: dict[str, Any] = {}
     for task, settings in stages_of(first[0])[-1].learnt_tasks().items():
         folds = {name: folds_of(runs, task) for name, runs in trainings.items() if task in runs[0].task_settings()}
         folds = {name: own for name, own in folds.items() if own is not None}
+        if folds:
+            folds |= probed(task, next(iter(folds.values())), probes or {})
         if folds and settings.kind in OF_CLIPS:
             found[task] = {"variants": fold_facts(folds, settings.kind), "tested": list(fold_names(first[0]).values())}
     return found

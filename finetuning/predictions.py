@@ -120,15 +120,21 @@ def _value(figure: str, table: pd.DataFrame) -> float:
 
 def _pooled(figure: str, folds: Folds) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """Labels of all clips of all folds, what each seed found, and the speakers; classes as numbers."""
-    joined = [_joined(tables) for tables in folds]
+    joined = refuse_other_clips(folds)
     first = joined[0]
-    for other in joined[1:]:
-        if any(other[column].tolist() != first[column].tolist() for column in ("name", "label")):
-            raise ValueError("other clips were tested, or under other labels; figures of the same clips can be compared.")
     values = [first["label"].to_numpy(), *(one["prediction_0"].to_numpy() for one in joined)]
     if figure in OF_CLIPS["classes"]:
         values = np.split(pd.factorize(np.concatenate(values), sort=True)[0], len(values))
     return values[0], list(values[1:]), first["group"].to_numpy()
+
+
+def refuse_other_clips(folds: Folds) -> list[pd.DataFrame]:
+    """All clips of each seed or training, in one order; ValueError if not all have the same clips and labels."""
+    joined = [_joined(tables) for tables in folds]
+    for other in joined[1:]:
+        if any(other[column].tolist() != joined[0][column].tolist() for column in ("name", "label")):
+            raise ValueError("other clips were tested, or under other labels; figures of the same clips can be compared.")
+    return joined
 
 
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from wavcse.eval.layers import draw as draw_layers
 from wavcse.eval.layers import layer_curves
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.table import shown
-from wavcse.finetuning.arguments import FIGURES, MultiTaskArguments, TaskStudyArguments, TaskStudyRecipe
+from wavcse.finetuning.arguments import FIGURES, MultiTaskArguments, ProbeSettings, TaskStudyArguments, TaskStudyRecipe
 from wavcse.finetuning.attention_pictures import draw_attention, draw_blocks
 from wavcse.finetuning.fold_study import compared, figures_of_folds
 from wavcse.finetuning.fold_tables import WORDS, fold_table, single_folds_table
@@ -39,7 +39,7 @@ from wavcse.finetuning.stages import laid_over, stages_of
 from wavcse.reports.figures import draw_all, new_axes
 from wavcse.reports.page import inert, made_by, markdown_table, opening, write_page
 from wavcse.settings.command import DONE
-from wavcse.settings.fields import check_choice, settings_from
+from wavcse.settings.fields import check_choice, section_from, settings_from
 from wavcse.settings.recipes import checked_fields, read_recipe
 from wavcse.studies.report import FILES, NONE, PICTURES
 from wavcse.studies.variants import Variant, chosen, read_variants, train_all
@@ -115,6 +115,7 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
         for column in settings.columns:
             check_choice("columns: one", column, known)
         _check_tables(settings, known)
+        _probes(settings)
         if settings.layers:
             _layers_asked(settings.layers, {variant.name: "" for variant in variants}, folder)
     except (ValueError, TypeError) as error:
@@ -221,7 +222,15 @@ def _folds(study: TaskStudy, facts: Mapping[str, Any]) -> dict[str, Any]:
         for variant in study.variants
         if variant.args.folds and variant.name in facts["variants"]
     }
-    return compared(trainings) if trainings else {}
+    return compared(trainings, _probes(study.settings)) if trainings else {}
+
+
+def _probes(settings: TaskStudyRecipe) -> dict[str, ProbeSettings]:
+    """The section `probes`; ValueError names what is wrong in it."""
+    for name in settings.probes:
+        if name in settings.variants:
+            raise ValueError(f"probes.{name}: that is the name of a variant.")
+    return {str(name): section_from(ProbeSettings, f"probes.{name}", own) for name, own in settings.probes.items()}
 
 
 def facts_of(study: TaskStudy) -> dict[str, Any]:

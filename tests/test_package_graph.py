@@ -16,6 +16,7 @@ ALLOWED = {
     "steps": "root settings data training",
     "pca": "root settings data reports training",
     "eval": "root settings data reports",
+    "words": "root settings data training eval",
     "studies": "root settings data reports training eval",
     "pretraining": "root settings data training steps",
     "hub": "root settings data reports eval",
@@ -32,7 +33,7 @@ ALLOWED = {
     "pretraining/study": "root settings data reports training steps eval studies pretraining pretrain_accelerate",
     "retrieval": "root settings data reports eval embed",
     "app": "root settings data eval embed retrieval",
-    "analysis": "root settings data reports eval embed retrieval",
+    "analysis": "root settings data reports eval words embed retrieval",
     "doors": "root settings data reports eval hub embed retrieval",
     "tools": "root settings data reports training search studies eval pretraining hub search/transfer",
 }

@@ -211,7 +211,7 @@ def _keep_predictions(
     facts = {**encoder.record(), "layer": view.name.removeprefix("layer ")}
     del facts["name"]
     own = CachedEncoder(encoder.name, encoder.sampling_rate, encoder.size(view), facts)
-    known = {"skipped_clips": len(study.embedded.skipped), "seconds": {}}
+    known = {"skipped_clips": study.lost.get(data.task.name, 0), "seconds": {}}
     known["key"] = result_key(own, data, study.settings, False)
     for place in range(len(data.task.targets)):
         outcome = outcome_of(place, {study.seed: run}, None, data, objective)

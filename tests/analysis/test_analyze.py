@@ -80,6 +80,12 @@ def test_every_figure_of_layers_has_its_interval_its_n_and_its_floors(study_fold
     assert found["floor"]["chance"]["value"] == 0.25  # one of four speakers
 
 
+def test_no_file_names_a_place_on_this_machine(study_folder, upstream_folder):
+    texts = [path.read_text() for path in study_folder.rglob("*.json")] + [(study_folder / "report.md").read_text()]
+    assert any(upstream_folder.name in text for text in texts)
+    assert not any(str(upstream_folder.parent) in text for text in texts)
+
+
 def test_what_is_lost_is_computed_again_and_is_the_same(command, study_folder, capsys):
     before = records(study_folder)
     for lost in ("records/layers/keyword__mfcc.json", "records/discrimination"):

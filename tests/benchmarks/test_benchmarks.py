@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import WavLMConfig, WhisperFeatureExtractor
 
-from wavcse.benchmarks import bench_corpus, bench_upstream, engines, memory, million_hours
+from wavcse.benchmarks import bench_corpus, bench_profile, bench_upstream, engines, memory, million_hours
 from wavcse.benchmarks.bench_whisper import engine_words
 from wavcse.benchmarks.ctranslate import engine_ways
 from wavcse.benchmarks.floors import Floor, cells, page
@@ -44,6 +44,26 @@ def run_script(name: str, *arguments: str | Path) -> str:
 def test_arithmetic_of_wavlm_large(seconds, blocks, packed, gflop_per_audio_s):
     flop = count_flop(LARGE, 16_000 * seconds, blocks, packed)
     assert sum(flop.values()) / seconds / 1e9 == pytest.approx(gflop_per_audio_s, rel=0.03)
+
+
+def test_every_operator_of_a_profile_is_of_one_part():
+    found = {
+        **{"aten::addmm": "products", "mkldnn::_linear_pointwise": "products", "aten::mm": "products"},
+        **{"aten::bmm": "attention", "aten::_scaled_dot_product_flash_attention_for_cpu": "attention"},
+        **{"aten::mkldnn_convolution": "convolutions", "aten::native_layer_norm": "norms", "aten::gelu": "GELU"},
+        **{"aten::_fft_r2c": "Fourier transforms", "aten::copy_": "moving numbers", "aten::add": "other operators"},
+    }
+    assert {operator: bench_profile.part_of(operator) for operator in found} == found
+
+
+@pytest.mark.slow
+def test_a_profile_adds_up(tmp_path):
+    run_script("bench_profile.py", "--quick", "--rounds", "2", "--out", tmp_path / "profile.json")
+    for model in json.loads((tmp_path / "profile.json").read_text())["models"]:
+        for call in model["calls"]:
+            assert call["parts_ms"]["products"] > 0
+            assert sum(call["parts_ms"].values()) >= call["ms"] * 0.999  # the profiler itself takes time, too
+    assert "products" in (tmp_path / "profile.md").read_text()
 
 
 @pytest.mark.slow

@@ -81,6 +81,20 @@ def test_the_report_has_both_stages_of_all_folds(fold_study, capsys):
     assert (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ({"task": "emotion", "folder": "e", "encoder": "mfcc"}, "probes.mfcc: rows missing"),
+        ({"task": "emotion", "folders": "e"}, r"probes.mfcc: unknown fields \['folders'\]"),
+    ],
+)
+def test_probes_that_cannot_be_found_are_refused(fold_study, tmp_path, probe, message):
+    study = {**yaml.safe_load(fold_study.read_text()), "probes": {"mfcc": probe}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(ValueError, match=message):
+        read_study(tmp_path / "study.yaml")
+
+
 def test_the_papers_study_has_all_variants_of_three_encoders(monkeypatch):
     monkeypatch.chdir(ROOT)
     study = read_study("conf/paper/003_iemocap.yaml")

@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import accuracy_score, recall_score
 
 from wavcse.data.inspection import Inspector
-from wavcse.finetuning.arguments import MultiTaskArguments
+from wavcse.finetuning.arguments import MultiTaskArguments, ProbeSettings
+from wavcse.finetuning.fold_study import probed
 from wavcse.finetuning.fold_tables import fold_facts, fold_table, single_folds_table
 from wavcse.finetuning.folds import fold_names, fold_of
 from wavcse.finetuning.labelled_clips import labelled_clips
@@ -183,7 +184,7 @@ def test_variants_are_compared_on_the_same_clips_of_all_folds(variants):
         paired([good[0][:2]], [poor[0][1:]], "uar")
 
 
-def test_a_probe_of_frozen_embeddings_is_compared_with_a_training_on_the_same_folds(variants, tmp_path):
+def test_a_probe_of_frozen_embeddings_is_compared_with_a_training_on_the_same_folds(variants, tmp_path, capsys):
     (tmp_path / "predictions").mkdir()
     rows = [f"emotion_fold{number}" for number in (1, 2, 3)]
     for row, table in zip(rows, variants["poor"][0]):
@@ -192,6 +193,10 @@ def test_a_probe_of_frozen_embeddings_is_compared_with_a_training_on_the_same_fo
     probe = read_probe(tmp_path, rows, "mfcc")
     assert fold_figures(probe, "classes")["uar"] == fold_figures(variants["poor"][:1], "classes")["uar"]
     assert paired(variants["good"], probe, "uar") == paired(variants["good"], variants["poor"][:1], "uar")
+    own = {name: ProbeSettings("emotion", str(tmp_path), rows, name) for name in ("mfcc", "majority")}
+    assert list(probed("emotion", variants["good"], own)) == ["mfcc"]
+    assert "probes.majority is left out: " in capsys.readouterr().out
+    assert probed("emotion", [variants["good"][0][:2]], own) == probed("words", variants["good"], own) == {}
     with pytest.raises(ValueError, match=r"emotion_fold1__majority\.parquet: is not there"):
         read_probe(tmp_path, rows, "majority")
 

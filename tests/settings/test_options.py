@@ -32,6 +32,7 @@ from wavcse.settings.command import Program
 from wavcse.settings.fields import LIMITS, check_fields, operand, option, section_from
 from wavcse.tools.arguments import CHOICE, INSTALL, TRAINING_DATA, UPDATE
 from wavcse.training.arguments import TRAIN
+from wavcse.words.arguments import WORDS
 
 CONF = Path(__file__).parents[2] / "conf"
 # The shortest command line of each program; RECIPE is a training recipe.
@@ -71,6 +72,7 @@ SHORTEST = {
     TRANSCRIBE: "m.csv --model m --out o.csv",
     TRIALS: "m.csv",
     UPDATE: "",
+    WORDS: "--manifest w.csv --out o",
 }
 BY_NAME = {program.name: program for program in SHORTEST}
 
@@ -196,6 +198,7 @@ def recipes():
         "mtl_": FINETUNE_TASKS.parse,
         "pretrain_": PRETRAIN.parse,
         "train_": TRAIN.parse,
+        "words_": WORDS.parse,
     }
     readers |= {"quickstart": TRAIN.parse, "real_speech": TRAIN.parse}
     found = {}
