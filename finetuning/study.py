@@ -429,8 +429,9 @@ def _draw_losses(facts: Mapping[str, Any]) -> Figure:
 
 
 def _draw_figures(facts: Mapping[str, Any]) -> Figure:
-    logged = {name for own in facts["variants"].values() for name in own["log"][-1]}
-    names = [f"validation.{name}" for name in _columns(facts) if f"validation.{name}" in logged]
+    logged = dict.fromkeys(name for own in facts["variants"].values() for name in own["log"][-1])
+    shown = {column.rpartition(".")[2] for column in _columns(facts)}  # of any test set: validation has the task itself
+    names = [name for name in logged if name.startswith("validation.") and name.rpartition(".")[2] in shown]
     return _lines(facts, names)
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from wavcse.finetuning import study as studies
 from wavcse.finetuning.study import facts_of, main, read_study, study_text
+from wavcse.reports.page import inert
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +99,15 @@ def test_test_sets_go_with_their_task_and_runs_have_a_folder_of_their_own(study_
     assert by_name["fewer"] == {"more": {**tests["more"], "first_s": 1}}
     assert study.runs(study.variants[0])[1e-3][0].output_dir == "runs/elsewhere/both.0.001/0"
     assert study.folder == study_file.parent / "study"
+
+
+def test_the_committed_report_is_made_from_its_figures():
+    folder = ROOT / "results" / "mtl_synthetic"
+    facts = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    assert (folder / "study.md").read_text(encoding="utf-8") == study_text(inert(facts))
+    figures = {name: own["figures"] for name, own in facts["variants"].items()}
+    assert figures["stl_speech"]["speech.cer"]["value"] < 0.5  # half of an untrained head's, which says nothing
+    assert all(own["steps"] == [400] for own in facts["variants"].values())
 
 
 def test_every_variant_has_a_run_per_rate_and_seed(study_file):
