@@ -79,9 +79,10 @@ def silent(monkeypatch):
     """Write clips of noise without speaking them, no two alike: for what depends on the manifest alone."""
 
     def noise(utterance):
-        return (0.1 * np.random.default_rng(zlib.crc32(repr(utterance).encode())).random(800)).astype(np.float32)
+        rng = np.random.default_rng(zlib.crc32(repr(utterance).encode()))
+        return (0.1 * rng.random(800)).astype(np.float32), []
 
-    monkeypatch.setattr(corpus, "render", noise)
+    monkeypatch.setattr(corpus, "render_timed", noise)
 
 
 @pytest.fixture(scope="module")
