@@ -10,6 +10,8 @@ import importlib
 import io
 import re
 import runpy
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from wavcse.app.arguments import AppArguments
 from wavcse.audio_wavcse import load_waveform
 from wavcse.doors import hear
 from wavcse.doors.batches import EmbedBatch
-from wavcse.doors.export import check_waveforms, load_run, padded, write_torch_export
+from wavcse.doors.export import check_waveforms, load_run, padded, write_onnx, write_torch_export
 from wavcse.doors.xares import WavCSEXaresEncoder
 from wavcse.eval.encoder import WavCSEEncoder
 
@@ -186,7 +188,7 @@ def app_download(folder: str, paths: list[str], place: Path) -> np.ndarray:
 def exported(folder: str, paths: list[str], file: Path) -> np.ndarray:
     """An exported file of the model, run on one clip at a time."""
     model = WavCSEModel.from_pretrained(folder).eval()
-    write_torch_export(model, file)
+    (write_onnx if file.suffix == ".onnx" else write_torch_export)(model, file)
     run = load_run(file)
     with torch.inference_mode():
         return torch.cat([run(*padded([clip])) for clip in check_waveforms(model, paths)]).numpy()
@@ -201,6 +203,39 @@ def datasets_map(folder: str, paths: list[str], place: Path) -> np.ndarray:
 
     rows = Dataset.from_dict({"audio": paths}).cast_column("audio", Audio(decode=False))
     return np.array(rows.map(EmbedBatch(folder), batched=True, batch_size=4)["embedding"][:])
+
+
+def onnx_file(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    return exported(folder, paths, place / "model.onnx")
+
+
+def ray_data(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    ray = importlib.import_module("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
+    try:
+        items = [{"audio": path, "number": number} for number, path in enumerate(paths)]
+        rows = importlib.import_module("ray.data").from_items(items)
+        found = rows.map_batches(EmbedBatch, fn_constructor_args=[folder], batch_size=4, concurrency=1).take_all()
+    finally:
+        ray.shutdown()
+    return np.stack([row["embedding"] for row in sorted(found, key=lambda row: row["number"])])
+
+
+def spark_pandas(folder: str, paths: list[str], place: Path) -> np.ndarray:
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    session = importlib.import_module("pyspark.sql").SparkSession.builder.master("local[1]")
+    for name, value in {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}.items():
+        session = session.config(name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        spark = session.getOrCreate()
+        try:
+            frame = spark.createDataFrame(list(enumerate(paths)), "number int, audio string")
+            rows = frame.mapInPandas(EmbedBatch(folder), "number int, embedding array<float>").collect()
+        finally:
+            spark.stop()
+    return np.array([row.embedding for row in sorted(rows, key=lambda row: row.number)])
 
 
 Door = Callable[[str, list[str], Path], np.ndarray]
@@ -223,6 +258,9 @@ OF_LIBRARIES: dict[str, tuple[str, Door]] = {  # name -> the library that has to
     "mteb": ("mteb", mteb_encoder),
     "wavcse export, torch-export": ("torch", torch_export_program),
     "datasets.map": ("datasets", datasets_map),
+    "wavcse export, ONNX": ("onnxruntime", onnx_file),
+    "Ray Data": ("ray", ray_data),
+    "Spark": ("pyspark", spark_pandas),
 }
 
 
