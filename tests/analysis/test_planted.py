@@ -165,7 +165,7 @@ def test_overlaps_of_planted_tasks():
     """20 of 200 dimensions each: 10 in common are significant, none in common are not in 90 of 100 seeds."""
 
     def top(seed: int, dimensions) -> np.ndarray:
-        data, vectors = planted_dimensions(seed, 200, dimensions, 240)
+        data, vectors = planted_dimensions(seed, 200, dimensions, 600)
         ranker = Ranker(Judge(data, seed), vectors, DimensionsSettings())
         return ranker.order(fit_on_task(vectors, data, ranker.judge.objective, seed))[:20].tolist()
 
