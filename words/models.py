@@ -8,6 +8,7 @@ Shapes: `N` examples, `B` of them in a batch, `T` frames, `F` coefficients, `H` 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import combinations
 
@@ -24,7 +25,7 @@ from wavcse.words.tokens import Tokens
 TARGET_DROPOUT, TARGET_SIZES = 0.3, (256, 512)  # of LEE's linguistic decoder
 
 
-class WordModel(nn.Module):
+class WordModel(ABC, nn.Module):
     """What the four share.
 
     Args:
@@ -44,9 +45,9 @@ class WordModel(nn.Module):
         """Examples `[N, ...]` made of the tokens in `rows`."""
         return rows[:, None]
 
+    @abstractmethod
     def loss(self, examples: np.ndarray) -> Tensor:
         """Of a batch of examples."""
-        raise NotImplementedError
 
     def frames_of(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Scaled frames `[B, T, F]` of tokens, and their lengths `[B]`."""

@@ -22,7 +22,7 @@ from wavcse.settings.processes import WorkerPool, end_with_parent
 
 from .espeak import Word, engine_version
 from .plan import Plan, Utterance
-from .render import SAMPLING_RATE_HZ, render_timed, words_of
+from .render import SAMPLING_RATE_HZ, render, words_of
 from .table import plan_multitask
 
 RENDERER_VERSION = 1  # raise it when the same plan comes to sound different
@@ -128,7 +128,7 @@ def _speak_clip(utterance: Utterance, out: Path, has_times: bool) -> tuple[int, 
         return samples, words_of(utterance) if has_times else []
     except soundfile.LibsndfileError:  # not there, or damaged by a power failure
         pass
-    wave, words = render_timed(utterance)
+    wave, words = render(utterance)
     with replacing(path) as partial:
         soundfile.write(partial, wave, SAMPLING_RATE_HZ, subtype="PCM_16", format="FLAC")
     return len(wave), words if has_times else []

@@ -88,8 +88,10 @@ def speak(
     pitch_semitones: float = 0.0,
     pitch_range: float = 1.0,
     seed: int = 0,
-) -> np.ndarray:
-    """Speak `text` and return its waveform.
+) -> tuple[np.ndarray, list[Word]]:
+    """Speak `text`: its waveform, and its words and phones with their times in it, exact to the sample.
+
+    What espeak-ng says as one word (some pairs such as "of the") is one.
 
     Args:
         text: what to say.
@@ -101,38 +103,12 @@ def speak(
         seed: of espeak-ng's random numbers (flutter, roughness, breath).
 
     Returns:
-        float32 array of shape `[samples]` within [-1, 1] at `ENGINE_RATE_HZ`.
+        float32 array of shape `[samples]` within [-1, 1] at `ENGINE_RATE_HZ`, and the words.
 
     Raises:
         ImportError: the package espeakng-loader is not installed.
         ValueError: unknown voice or variant.
         EspeakError: espeak-ng failed, said nothing, or is in use by another package in this process.
-    """
-    wave, _ = speak_timed(
-        text,
-        voice,
-        variant,
-        rate_wpm=rate_wpm,
-        pitch_semitones=pitch_semitones,
-        pitch_range=pitch_range,
-        seed=seed,
-    )
-    return wave
-
-
-def speak_timed(
-    text: str,
-    voice: str,
-    variant: str,
-    *,
-    rate_wpm: float,
-    pitch_semitones: float = 0.0,
-    pitch_range: float = 1.0,
-    seed: int = 0,
-) -> tuple[np.ndarray, list[Word]]:
-    """The waveform of :func:`speak`, and its words and phones with their times in it, exact to the sample.
-
-    Arguments and errors are those of :func:`speak`. What espeak-ng says as one word (some pairs such as "of the") is one.
     """
     if not (_data_folder() / "voices" / "!v" / variant).is_file():  # espeak-ng would silently use no variant
         raise ValueError(f"espeak-ng has no voice variant {variant!r}")

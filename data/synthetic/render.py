@@ -7,7 +7,7 @@ import math
 import numpy as np
 import soxr
 
-from .espeak import ENGINE_RATE_HZ, Phone, Word, speak_timed
+from .espeak import ENGINE_RATE_HZ, Phone, Word, speak
 from .plan import EQ_NODES_HZ, Utterance
 
 SAMPLING_RATE_HZ = 16_000
@@ -15,22 +15,17 @@ PEAK_LIMIT = 0.98
 BREATH_WINDOW_S = 0.02  # breath noise follows the loudness of the voice over this time
 
 
-def render(utterance: Utterance) -> np.ndarray:
-    """Speak one clip.
+def render(utterance: Utterance) -> tuple[np.ndarray, list[Word]]:
+    """Speak one clip: its waveform, and its words and phones with their times in it.
 
     The waveform is a function of the row alone: history, process and other clips do not matter.
 
     Returns:
-        float32 array of shape `[samples]` within [-1, 1] at `SAMPLING_RATE_HZ`.
+        float32 array of shape `[samples]` within [-1, 1] at `SAMPLING_RATE_HZ`, and the words.
 
     Raises:
         ImportError, ValueError, EspeakError: see :func:`wavcse.data.synthetic.espeak.speak`.
     """
-    return render_timed(utterance)[0]
-
-
-def render_timed(utterance: Utterance) -> tuple[np.ndarray, list[Word]]:
-    """The clip of :func:`render`, and its words and phones with their times in it."""
     speech, words = _speak_with_tract(utterance)
     if utterance.breath_db is not None:
         speech += _breath(speech, utterance.noise_seed) * _amplitude(utterance.breath_db) * _rms(speech)
@@ -41,7 +36,7 @@ def render_timed(utterance: Utterance) -> tuple[np.ndarray, list[Word]]:
 
 
 def words_of(utterance: Utterance) -> list[Word]:
-    """The words of :func:`render_timed` alone, without the work on the sound."""
+    """The words of :func:`render` alone, without the work on the sound."""
     return _placed(_speak(utterance)[1], utterance)
 
 
@@ -69,7 +64,7 @@ def _speak(utterance: Utterance) -> tuple[np.ndarray, list[Word]]:
     """What espeak-ng says, at its own rate, and its words."""
     ratio = utterance.speaker.tract_ratio
     # Played `ratio` times as fast, formants, pitch and rate all rise; asking for less pitch and rate leaves formants.
-    return speak_timed(
+    return speak(
         utterance.text,
         utterance.speaker.accent,
         utterance.speaker.variant,

@@ -141,7 +141,7 @@ def test_audio_is_what_metadata_says(corpus):
 
 def test_every_voice_and_accent_speaks():
     for accent, variant in [(a, "m1") for a in ACCENTS] + [("en-us", v) for vs in VARIANTS.values() for v in vs]:
-        wave = speak("yes", accent, variant, rate_wpm=150)
+        wave = speak("yes", accent, variant, rate_wpm=150)[0]
         assert wave.dtype == np.float32
         assert np.abs(wave).max() > 0.05
 
@@ -162,23 +162,23 @@ def test_missing_engine_says_what_to_install(monkeypatch):
 def test_data_in_a_deep_folder_is_found(tmp_path, monkeypatch):
     import espeakng_loader
 
-    before = speak("yes", "en-us", "f3", rate_wpm=150)
+    before = speak("yes", "en-us", "f3", rate_wpm=150)[0]
     deep = tmp_path / ("x" * 120) / "espeak-ng-data"
     deep.parent.mkdir()
     deep.symlink_to(espeakng_loader.get_data_path())
     monkeypatch.setattr(espeakng_loader, "get_data_path", lambda: str(deep))
     monkeypatch.setattr("tempfile.tempdir", "/tmp")
     try:
-        assert np.array_equal(speak("yes", "en-us", "f3", rate_wpm=150), before)
+        assert np.array_equal(speak("yes", "en-us", "f3", rate_wpm=150)[0], before)
     finally:
         _data_folder().unlink()
 
 
 def test_a_clip_does_not_depend_on_what_was_spoken_before():
     first, second = plan_corpus(MIN_CLIPS, seed=5)[:2]
-    alone = render(second)
+    alone = render(second)[0]
     render(first)
-    assert np.array_equal(render(second), alone)
+    assert np.array_equal(render(second)[0], alone)
 
 
 # The folder
@@ -196,7 +196,7 @@ def test_another_seed_gives_another_corpus(corpus):
     ours = plan_corpus(CLIPS, seed=0)
     theirs = plan_corpus(CLIPS, seed=1)
     assert all(a != b for a, b in zip(ours, theirs, strict=True))
-    assert not np.array_equal(render(ours[0]), render(theirs[0]))
+    assert not np.array_equal(render(ours[0])[0], render(theirs[0])[0])
 
 
 def test_a_broken_run_continues_to_the_same_bytes(corpus, tmp_path):

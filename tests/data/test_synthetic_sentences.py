@@ -12,8 +12,8 @@ from wavcse.data.manifest import Manifest
 from wavcse.data.synthetic import espeak as engine
 from wavcse.data.synthetic import plan_corpus, plan_twin, write_plan
 from wavcse.data.synthetic.__main__ import main
-from wavcse.data.synthetic.espeak import ENGINE_RATE_HZ, speak_timed
-from wavcse.data.synthetic.render import render_timed, words_of
+from wavcse.data.synthetic.espeak import ENGINE_RATE_HZ, speak
+from wavcse.data.synthetic.render import render, words_of
 from wavcse.data.synthetic.sentences import SENTENCES
 from wavcse.data.synthetic.table import EMOTIONS, MIN_CLIPS
 
@@ -38,16 +38,16 @@ def folder(few, tmp_path_factory):
     [("turn the lights on, please", "en-us", "f3"), ("el viejo médico abrió la puerta", "es", "Andrea"), ("گل", "fa", "m1")],
 )
 def test_asking_for_times_leaves_the_sound_as_it_was(monkeypatch, text, voice, variant):
-    wave, words = speak_timed(text, voice, variant, rate_wpm=150, seed=3)
+    wave, words = speak(text, voice, variant, rate_wpm=150, seed=3)
     monkeypatch.setattr(engine, "_INITIALIZE_PHONEME_EVENTS", 0)  # as corpora were written before there were times
-    without, none = speak_timed(text, voice, variant, rate_wpm=150, seed=3)
+    without, none = speak(text, voice, variant, rate_wpm=150, seed=3)
     assert np.array_equal(wave, without)
     assert words
     assert not none
 
 
 def test_words_and_phones_follow_each_other_within_the_waveform():
-    wave, words = speak_timed("the old teacher found a letter, near the garden", "en-us", "m1", rate_wpm=150)
+    wave, words = speak("the old teacher found a letter, near the garden", "en-us", "m1", rate_wpm=150)
     assert [word.text for word in words] == ["the", "old", "teacher", "found", "a", "letter", "near", "the", "garden"]
     assert [phone.symbol for phone in words[2].phones] == ["t", "'i:", "tS", "3"]
     times = [0.0, *(t for word in words for t in (word.start_s, word.end_s)), len(wave) / ENGINE_RATE_HZ]
@@ -65,7 +65,7 @@ def test_times_are_those_of_the_clip_whatever_the_vocal_tract(ratio):
     utterance = plan_corpus(MIN_CLIPS, seed=0)[0]
     speaker = replace(utterance.speaker, accent="en-us", tract_ratio=ratio)
     utterance = replace(utterance, text="oh, I, aye", speaker=speaker, snr_db=60, lead_s=0.2, tail_s=0.2)
-    wave, words = render_timed(utterance)
+    wave, words = render(utterance)
     assert words == words_of(utterance)
 
     def level(start_s, end_s):

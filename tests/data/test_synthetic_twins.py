@@ -82,7 +82,7 @@ def silent(monkeypatch):
         rng = np.random.default_rng(zlib.crc32(repr(utterance).encode()))
         return (0.1 * rng.random(800)).astype(np.float32), []
 
-    monkeypatch.setattr(corpus, "render_timed", noise)
+    monkeypatch.setattr(corpus, "render", noise)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_espeak_reads_every_word_of_every_language(tables):
             said = [text] if language in ("cmn", "fa") else re.findall(r"[^\s.,]+", text.casefold())
             words.setdefault(language, set()).update(said)
     for language, of_language in words.items():
-        waves = {word: speak(word, language, "m1", rate_wpm=400) for word in sorted(of_language)}
+        waves = {word: speak(word, language, "m1", rate_wpm=400)[0] for word in sorted(of_language)}
         assert all(np.abs(wave).max() > 0.05 for wave in waves.values()), language
         assert len({wave.tobytes() for wave in waves.values()}) > 0.9 * len(waves), language
 
@@ -190,9 +190,9 @@ def test_espeak_reads_every_word_of_every_language(tables):
 def test_every_voice_exists(tables):
     for table in tables.values():
         for accent, variant in set(zip(table.accent, table.variant, strict=True)):
-            assert len(speak("a", accent, variant, rate_wpm=400)) > 0
+            assert len(speak("a", accent, variant, rate_wpm=400)[0]) > 0
     dialects = tables["timit"].drop_duplicates("dialect")
-    said = {speak("Ask her to park the car", accent, "m1", rate_wpm=400).tobytes() for accent in dialects.accent}
+    said = {speak("Ask her to park the car", accent, "m1", rate_wpm=400)[0].tobytes() for accent in dialects.accent}
     assert len(said) == 8  # no accent falls back to another
 
 
@@ -264,7 +264,7 @@ def test_greek_emotions_differ_but_overlap(tables):
 
 def test_breath_is_noise_that_follows_the_voice():
     spoken = plan_twin(TWINS["timit"], None, seed=0).utterances[0]
-    plain, faint, hoarse = (render(replace(spoken, snr_db=90.0, breath_db=db)) for db in (None, -60.0, -6.0))
+    plain, faint, hoarse = (render(replace(spoken, snr_db=90.0, breath_db=db))[0] for db in (None, -60.0, -6.0))
     assert len(plain) == len(hoarse)
     rms = [np.sqrt(np.mean((breathy - plain) ** 2)) / np.sqrt(np.mean(plain**2)) for breathy in (faint, hoarse)]
     assert rms[0] < 0.005
@@ -326,11 +326,11 @@ def test_speakers_are_recorded_in_two_sessions_that_sound_different(tables):
 
 def test_the_length_of_read_sentences_and_what_a_session_does_to_a_clip():
     utterances = plan_twin(TWINS["librispeech"], TWINS["librispeech"].min_clips, seed=0).utterances
-    lengths = [len(render(u)) / 16_000 for u in utterances[::16]]
+    lengths = [len(render(u)[0]) / 16_000 for u in utterances[::16]]
     assert 3 <= min(lengths)
     assert max(lengths) <= 8
     one = replace(utterances[0], snr_db=90.0, noise_tilt_db_per_octave=0.0)
-    plain, louder = (render(replace(one, session_eq_db=own)) for own in (None, (0.0,) * 3 + (-6.0,) * 4))
+    plain, louder = (render(replace(one, session_eq_db=own))[0] for own in (None, (0.0,) * 3 + (-6.0,) * 4))
     spectra = [np.abs(np.fft.rfft(wave)) for wave in (plain, louder)]
     above = np.fft.rfftfreq(len(plain), 1 / 16_000) > 1000
     assert 20 * np.log10(np.linalg.norm(spectra[1][above]) / np.linalg.norm(spectra[0][above])) == pytest.approx(-6, abs=0.1)
@@ -391,7 +391,7 @@ def test_improvised_lines_have_a_filler_and_scripted_ones_are_the_same_for_all(t
 
 @pytest.mark.slow
 def test_clips_of_dyads_have_two_to_four_seconds():
-    lengths = [len(render(one)) / 16_000 for one in plan_twin(TWINS["dyads"], None, seed=0).utterances]
+    lengths = [len(render(one)[0]) / 16_000 for one in plan_twin(TWINS["dyads"], None, seed=0).utterances]
     assert 2 <= min(lengths)
     assert max(lengths) <= 4
 
