@@ -208,7 +208,7 @@ def _labels(
         index = {label: number for number, label in enumerate(readout["labels"])}
         targets = np.array([index.get(label, IGNORED_LABEL) for label in labels], dtype=np.int64)
         unknown = sorted(set(labels[places]) - set(index))
-        if known and unknown and not known.settings.has_open_labels:
+        if known and unknown and not settings.has_open_labels:
             raise ValueError(f"tests.{task.name}: the labels {unknown} never occur in the training of {known.name!r}.")
     return TaskLabels(task.name, settings, readout, splits, labels, groups, targets)
 

@@ -16,7 +16,7 @@ from wavcse.finetuned_wavcse import FinetunedWavCSE, FinetunedWavCSEConfig
 from wavcse.finetuning.arguments import MultiTaskArguments
 from wavcse.finetuning.labelled_clips import labelled_clips, leave_out_unusable
 from wavcse.finetuning.multi_task import frozen_parts
-from wavcse.finetuning.stages import stages_of
+from wavcse.finetuning.stages import stage_keys, stages_of
 from wavcse.finetuning.start import network_config
 from wavcse.finetuning.streams import StreamLoader
 from wavcse.reports.page import markdown_table
@@ -27,7 +27,10 @@ COLUMNS = (
     *("training", "runs", "stage", "learns", "training clips", "validation", "test", "updates of a run"),
     *("parameters, M", "trained, M"),
 )
-WORDS = "Clips, updates and sizes are of the first run of each training; other folds differ by a few clips."
+WORDS = (
+    "Clips, updates and sizes are of the first run of each training; other folds differ by a few clips. Stages that are the "
+    "same in several trainings are trained once."
+)
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,16 @@ def plan_text(trainings: Mapping[str, Sequence[MultiTaskArguments]]) -> str:
     Args:
         trainings: name -> its runs, of all seeds and folds.
     """
-    lines, updates = [], 0
+    lines, updates, counted = [], 0, set()
     for name, runs in trainings.items():
         inspector = Inspector(runs[0].audio_dir)
+        keys = [stage_keys(run) for run in runs]
         for one in planned(runs[0], inspector):
             sizes = [f"{count / 1e6:.2f}" for count in (one.parameters, one.trained)]
             clips = [f"{count:,}" for count in one.clips.values()]
             lines.append([name, str(len(runs)), str(one.stage), ", ".join(one.learns), *clips, f"{one.steps:,}", *sizes])
-            updates += one.steps * len(runs)
+            new = {own[one.stage - 1] for own in keys} - counted
+            updates += one.steps * len(new)
+            counted |= new
     count = sum(map(len, trainings.values()))
     return "\n\n".join([markdown_table(COLUMNS, lines), WORDS, f"{count:,} runs, about {updates:,} updates."])

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from wavcse.data.files import digest_of
 from wavcse.finetuning.arguments import STAGE, MultiTaskArguments
 from wavcse.settings.fields import settings_from
 from wavcse.settings.recipes import checked_fields
@@ -61,3 +62,9 @@ def _stage(args: MultiTaskArguments, number: int, own: Mapping[str, Any]) -> Mul
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
     return stage
+
+
+def stage_keys(args: MultiTaskArguments) -> list[str]:
+    """A key per stage, the same in two trainings whose settings are the same up to and with that stage."""
+    identities = [stage.identity() for stage in stages_of(args)]
+    return [digest_of(identities[:number]) for number in range(1, len(identities) + 1)]

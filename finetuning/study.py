@@ -35,6 +35,7 @@ from wavcse.finetuning.fold_tables import WORDS, fold_table, single_folds_table
 from wavcse.finetuning.folds import fold_names
 from wavcse.finetuning.multi_task import finetune_tasks, result_of
 from wavcse.finetuning.plan import plan_text
+from wavcse.finetuning.shared_stages import train_shared_stages
 from wavcse.finetuning.stages import laid_over, stages_of
 from wavcse.reports.figures import draw_all, new_axes
 from wavcse.reports.page import inert, made_by, markdown_table, opening, write_page
@@ -170,6 +171,7 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
             if not result_of(run)
         }
         print(f"{study.path}: {len(wanted)} trainings to do.", flush=True)
+        train_shared_stages(wanted, workers)
         failures = train_all({}, {name: partial(finetune_tasks, run) for name, run in wanted.items()}, workers)
         facts = facts_of(study)
         if facts["variants"] and (folds := _folds(study, facts)):

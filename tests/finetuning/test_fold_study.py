@@ -26,7 +26,7 @@ def fold_study(staged_recipe, tmp_path_factory) -> Path:
     alone = {"tasks": {"words": None, "gender": None, "emotion": {"tap": "last", "fusion": {}}}, "stages": []}
     study = {
         "recipe": str(folder / "recipe.yaml"),
-        "variants": {"alone": alone, "whole": {}},
+        "variants": {"alone": alone, "whole": {}, "without_coattention": {"tasks": {"emotion": {"fusion": {"kind": "none"}}}}},
         "columns": ["emotion.uar", "emotion.accuracy", "words.cer"],
         "tables": {"Table I": {"columns": ["emotion.uar"]}, "Table III": {"variants": ["whole"]}},
         "published": {"whole": {"emotion.uar": 77.7}},
@@ -40,20 +40,24 @@ def fold_study(staged_recipe, tmp_path_factory) -> Path:
 def test_a_dry_run_lists_runs_updates_and_sizes(fold_study, capsys):
     assert main([str(fold_study), "--dry_run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(("| alone", "| whole"))]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ") and ".0.01" in line
+    ]
     known = [(row[0], row[1], row[2], row[3]) for row in rows]
     assert known == [
         ("alone.0.01", "2", "1", "emotion"),
         ("whole.0.01", "2", "1", "gender, words"),
         ("whole.0.01", "2", "2", "emotion"),
+        ("without_coattention.0.01", "2", "1", "gender, words"),
+        ("without_coattention.0.01", "2", "2", "emotion"),
     ]
     for row in rows:
         training, validation, test, updates = (int(cell) for cell in row[4:8])
         assert training + validation + test == 60
         assert test == 30  # of five speakers
         assert updates == -(-training // 8)
-    total = sum(2 * int(row[7]) for row in rows)
-    assert lines[-1] == f"4 runs, about {total:,} updates."
+    total = sum(2 * int(row[7]) for row in rows if row[0] != "without_coattention.0.01" or row[2] == "2")  # one first stage
+    assert lines[-1] == f"6 runs, about {total:,} updates."
     assert not (fold_study.parent / "study").exists()
 
 
@@ -76,6 +80,11 @@ def test_the_report_has_both_stages_of_all_folds(fold_study, capsys):
     for words in ("### Table I", "### Table III", "- Tones are no speech.", "/ 77.7", "## Folds: emotion", "attention.svg"):
         assert words in page, words
     assert (folder / "pictures/blocks.svg").exists()
+    for fold in (1, 2):  # the first stage of both variants is one training, and the second is not
+        ours, theirs = (folder / f"{name}.0.01/0/fold{fold}" for name in ("whole", "without_coattention"))
+        assert (ours / "stage1/hub/model.safetensors").samefile(theirs / "stage1/hub/model.safetensors")
+        assert not (ours / "stage2/hub/model.safetensors").samefile(theirs / "stage2/hub/model.safetensors")
+        assert facts["variants"]["without_coattention"]["figures"]["words.cer"] == figures["words.cer"]
     before = (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns
     assert main([str(fold_study)]) == 0  # nothing is trained again
     assert (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns == before

@@ -494,6 +494,20 @@ def test_a_test_set_of_trained_clips_is_refused(tasks_recipe, spoken_corpus, tmp
         labelled_clips(arguments(tasks_recipe, tests=tests), Inspector())
 
 
+def test_trials_of_strangers_may_judge_the_vector_of_any_classes(tasks_recipe, spoken_corpus, tmp_path):
+    pairs = pd.DataFrame([(1, "s0.flac", "s1.flac"), (0, "s0.flac", "t1.flac")], columns=["label", "enrolment", "test"])
+    pairs.to_csv(tmp_path / "strangers.csv", index=False)
+    letter = {"kind": "classes", "manifest": str(spoken_corpus), "label_column": "letter", "disjoint_by": "speaker_id"}
+    speakers = {"of": "letter", "manifest": str(spoken_corpus), "label_column": "speaker_id"}
+    args = partial(arguments, tasks_recipe, tasks={"letter": letter}, streams={})
+    labelled = labelled_clips(args(tests={"voices": {**speakers, "trials": str(tmp_path / "strangers.csv")}}), Inspector())
+    voices = labelled.tests["voices"]
+    assert len(voices.trials.labels) == 2
+    assert "test" in voices.open_splits  # no accuracy of classes that are not the task's
+    with pytest.raises(ValueError, match=r"tests\.voices: the labels \['5'\] never occur in the training of 'letter'"):
+        labelled_clips(args(tests={"voices": {**speakers, "label_column": "session"}}), Inspector())
+
+
 def test_clips_that_cannot_serve_a_text_are_left_out(tasks_recipe, spoken_corpus, tmp_path):
     pytest.importorskip("jiwer")
     table = pd.read_csv(spoken_corpus)

@@ -210,7 +210,7 @@ def recipes():
             reader = lambda argv: read_study(argv[0])  # noqa: E731
         if path.name in ("002_base.yaml", "003_base.yaml", "ser_synthetic_base.yaml"):
             reader = FINETUNE_TASKS.parse
-        if path.stem in ("mtl_synthetic", "mtl_real", "ser_synthetic", "003_iemocap") or path.name.startswith("002_table"):
+        if path.stem in ("mtl_synthetic", "mtl_real", "mtl_embedding", "003_iemocap") or path.name.startswith("002_table"):
             reader = lambda argv: read_task_study(argv[0])  # noqa: E731
         if path.name.startswith("ser_"):
             reader = FINETUNE_TASKS.parse if path.stem.endswith("_base") else lambda argv: read_task_study(argv[0])
