@@ -90,7 +90,7 @@ tiny-studies: $(READY)  ## What wavcse-tiny's recipe was chosen by: architecture
 
 # Clips of ../shared/pretrain with speakers held out, and what Whisper base hears in them: labels for conf/mtl_real.yaml.
 mtl-data: $(READY)  ## Transcripts by Whisper base of the LibriSpeech clips in ../shared/pretrain (WHISPER=folder; an hour)
-	$(BIN)/python -m wavcse.tools.split $(SHARED)/../pretrain/manifest.csv --out $(MTL)/clips.csv --disjoint --share 0.18 \
+	$(BIN)/python -m wavcse.tools.split $(SHARED)/../pretrain/manifest.csv --out $(MTL)/clips.csv --disjoint --share 0.18 --most 20 \
 		--where '{"corpus": "librispeech"}'
 	OMP_NUM_THREADS=1 $(BIN)/wavcse transcribe $(MTL)/clips.csv --model $(WHISPER) --language en --out $(MTL)/metadata.csv
 	$(BIN)/wavcse trials $(MTL)/metadata.csv --split validation --split_column split --out $(MTL)/validation_trials.csv

@@ -241,10 +241,19 @@ class SpeakersOf:
         rows = np.flatnonzero(np.isin(uses.splits, uses.held_out))
         self.held_out = {speakers[row]: int(row) for row in rows}
         self.of_corpus = {(corpora[row], speakers[row]) for row in rows if corpora[row]}
-        self.of_file = dict(zip(files, speakers))  # by content
+        self.in_file: dict[str, list[tuple[float, float, str]]] = {}  # file -> from, to, speaker
+        self._add(files, uses.clips, speakers)  # by content
         for manifest in uses.manifests:  # all that it lists, also what this task does not use
-            paths = (clip.place[0] for clip in manifest.clips)
-            self.of_file.update(zip(paths, manifest.column(self.column)))
+            self._add([clip.place[0] for clip in manifest.clips], manifest.clips, manifest.column(self.column))
+
+    def _add(self, files: Iterable[str], clips: Iterable[Clip], speakers: Iterable[str]) -> None:
+        for file, clip, speaker in zip(files, clips, speakers):
+            self.in_file.setdefault(file, []).append((*clip.place[1:], speaker))
+
+    def heard_in(self, file: str, clip: Clip) -> set[str]:
+        """The speakers of what a clip of this file covers; a file may hold several."""
+        _, start_s, end_s = clip.place
+        return {name for since, until, name in self.in_file.get(file, ()) if since < end_s and until > start_s}
 
     def names(self, others: ClipUses, files: Sequence[str], rows: Iterable[int]) -> Iterator[set[str]]:
         """For clips of another task: what their speaker is called here; usually nothing, for another person."""
@@ -252,22 +261,24 @@ class SpeakersOf:
         column = self.column if is_known else others.disjoint_by
         named, corpora, aliases = others.column(column), others.column("corpus"), self._aliases(others, column, files)
         for row in rows:
-            found = {self.of_file.get(others.clips[row].place[0]), self.of_file.get(files[row])}
+            clip = others.clips[row]
+            found = self.heard_in(clip.place[0], clip) | self.heard_in(files[row], clip)
             found |= aliases.get((int(others.sources[row]), named[row]), set())
             if (corpora[row], named[row]) in self.of_corpus:
                 found.add(named[row])
-            yield found - {None, ""}
+            yield found - {""}
 
     def _aliases(self, others: ClipUses, column: str | None, files: Sequence[str]) -> dict[tuple[int, str], set[str]]:
-        """(manifest, speaker as it calls them) -> names here, by the files that both list."""
-        listed = [zip(others.sources.tolist(), others.column(column), files)]
+        """(manifest, speaker as it calls them) -> names here, by what both list of a file."""
+        listed = [zip(others.sources.tolist(), others.column(column), files, others.clips)]
         for source, manifest in enumerate(others.manifests):
             if column in manifest.table.columns:
-                listed.append(((source, name, clip.place[0]) for clip, name in zip(manifest.clips, manifest.column(column))))
+                names = manifest.column(column)
+                listed.append((source, name, clip.place[0], clip) for clip, name in zip(manifest.clips, names))
         aliases: dict[tuple[int, str], set[str]] = {}
-        for source, name, file in chain(*listed):
-            if name and file in self.of_file:
-                aliases.setdefault((source, name), set()).add(self.of_file[file])
+        for source, name, file, clip in chain(*listed):
+            if name and file in self.in_file:
+                aliases.setdefault((source, name), set()).update(self.heard_in(file, clip))
         return aliases
 
 

@@ -96,6 +96,9 @@ class SplitArguments(CheckedFields):
     where: dict = option(dict, "Column -> values of the rows to take, as JSON.")
     share: float = option(0.15, "Of each label's clips that validate, and that test.", above=0, below=0.34)
     disjoint: bool = option(False, "Divide the labels instead, each with all of its clips (column `split`): unseen speakers.")
+    most: int = option(
+        0, "With --disjoint: labels of more clips than this train, as one of them would be most of a split; 0 = not.", at_least=0
+    )
     folds: int = option(
         0, "Divide the labels so many times, each time testing others (columns `split_fold1`, ...); 0 = not.", at_least=0
     )
@@ -104,6 +107,8 @@ class SplitArguments(CheckedFields):
         super().__post_init__()
         if self.folds and self.disjoint:
             raise ValueError("disjoint and folds are two ways to divide the labels; leave one of them out.")
+        if self.most and not self.disjoint:
+            raise ValueError("most is given without disjoint, which it is of.")
 
 
 @dataclass

@@ -47,18 +47,23 @@ def split_clips(table: pd.DataFrame, label_column: str, share: float) -> pd.Seri
     return splits
 
 
-def split_labels(table: pd.DataFrame, label_column: str, share: float) -> pd.Series:
+def split_labels(table: pd.DataFrame, label_column: str, share: float, most: int = 0) -> pd.Series:
     """As `split_clips`, with the labels divided in place of their clips: no label is in two splits.
 
+    Args:
+        most: labels with more clips than this train; 0 = there are none.
+
     Raises:
-        ValueError: there are fewer than three labels.
+        ValueError: there are fewer than three labels to divide.
     """
-    labels = sorted(set(table[label_column]) - {""}, key=hash_fraction)
+    counts = table.loc[table[label_column] != "", label_column].value_counts()
+    frequent = [label for label, count in counts.items() if 0 < most < count]
+    labels = sorted(set(counts.index) - set(frequent), key=hash_fraction)
     if len(labels) < FEWEST:
         raise ValueError(f"there are {len(labels)} of {label_column}; {FEWEST} are needed, one for each split.")
     held = max(1, round(share * len(labels)))
     names = ["validation"] * held + ["test"] * held + ["train"] * (len(labels) - 2 * held)
-    return table[label_column].map({"": "", **dict(zip(labels, names))})
+    return table[label_column].map({"": "", **dict.fromkeys(frequent, "train"), **dict(zip(labels, names))})
 
 
 def split_folds(path: Path, label_column: str, count: int) -> dict[str, pd.Series]:
@@ -79,7 +84,7 @@ def _columns(args: SplitArguments, table: pd.DataFrame) -> dict[str, pd.Series]:
             name: own.reindex(table.index) for name, own in split_folds(args.manifest, args.label_column, args.folds).items()
         }
     if args.disjoint:
-        return {DISJOINT_COLUMN: split_labels(table, args.label_column, args.share)}
+        return {DISJOINT_COLUMN: split_labels(table, args.label_column, args.share, args.most)}
     return {COLUMN: split_clips(table, args.label_column, args.share)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,19 @@ def test_a_file_that_two_manifests_list_tells_who_is_the_same(make, audio):
     rows = "e.wav,eve,train f.wav,eve,validation g.wav,eve,test x.wav,n7,train sub/d.wav,n7,test"
     with pytest.raises(ValueError, match=HELD_OUT.format("cid", "test")):
         load_composite(two_tasks(words, manifest(audio, rows, "file_name,speaker_id,split", "n.csv")))
+
+
+def test_a_file_with_several_speakers_tells_them_apart(audio):
+    """In a.wav ann speaks first and trains, then cid, who is tested: n7 of another manifest is the one whose time it is."""
+    header = "file_name,start,end,word,speaker_id,split"
+    words = manifest(
+        audio, "a.wav,0,0.2,yes,ann,train a.wav,0.3,0.5,no,cid,test b.wav,,,no,ann,train c.wav,,,yes,bob,validation"
+    )
+    rows = "e.wav,,,,eve,train f.wav,,,,eve,validation g.wav,,,,eve,test d.wav,,,,n7,train a.wav,{0},{1},,n7,{2}"
+    others = partial(manifest, audio, header=header, name="n.csv")
+    assert len(load_composite(two_tasks(words, others(rows=rows.format(0, 0.2, "train")))).clips) == 8
+    with pytest.raises(ValueError, match=HELD_OUT.replace(r"x\.wav", r"d\.wav").format("cid", "test")):
+        load_composite(two_tasks(words, others(rows=rows.format(0.3, 0.5, "test"))))
 
 
 # The programs

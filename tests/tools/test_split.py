@@ -61,9 +61,20 @@ def test_speakers_are_held_out_with_all_their_clips(tmp_path, capsys):
     assert split_labels(shuffled, "speaker_id", 0.1).sort_index().tolist() == manifest.split("split").tolist()
 
 
+def test_labels_of_many_clips_train_where_that_is_asked_for():
+    clips = ["often"] * 30 + [f"s{i // 3}" for i in range(30)]
+    table = pd.DataFrame({"file_name": [f"{i}.flac" for i in range(60)], "speaker_id": clips})
+    seldom = table["speaker_id"] != "often"
+    splits = split_labels(table, "speaker_id", 0.2, most=3)
+    assert set(splits[~seldom]) == {"train"}
+    assert splits[seldom].value_counts().to_dict() == {"train": 18, "validation": 6, "test": 6}
+    assert splits[seldom].tolist() == split_labels(table[seldom], "speaker_id", 0.2).tolist()  # as without it
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--most", "3"], "most is given without disjoint"),
         (["--label_column", "voice"], "has no column 'voice'"),
         (["--where", '{"language": "ar"}'], "no speaker_id has 3 clips"),
         (["--share", "0.5"], "share"),
