@@ -93,7 +93,6 @@ mtl-data: $(READY)  ## Transcripts by Whisper base of the LibriSpeech clips in .
 	$(BIN)/python -m wavcse.tools.split $(SHARED)/../pretrain/manifest.csv --out $(MTL)/clips.csv --disjoint --share 0.18 --most 20 \
 		--where '{"corpus": "librispeech"}'
 	OMP_NUM_THREADS=1 $(BIN)/wavcse transcribe $(MTL)/clips.csv --model $(WHISPER) --language en --out $(MTL)/metadata.csv
-	$(BIN)/wavcse trials $(MTL)/metadata.csv --split validation --split_column split --out $(MTL)/validation_trials.csv
 	$(BIN)/wavcse trials $(MTL)/metadata.csv --split test --split_column split --out $(MTL)/test_trials.csv
 
 real-speech: $(READY)  ## The quickstart on real recordings in ../shared/data, where they are present

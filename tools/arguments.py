@@ -97,7 +97,7 @@ class SplitArguments(CheckedFields):
     share: float = option(0.15, "Of each label's clips that validate, and that test.", above=0, below=0.34)
     disjoint: bool = option(False, "Divide the labels instead, each with all of its clips (column `split`): unseen speakers.")
     most: int = option(
-        0, "With --disjoint: labels of more clips than this train, as one of them would be most of a split; 0 = not.", at_least=0
+        0, "With --disjoint: labels of more clips train, as one of them would be most of a split; 0 = not.", at_least=0
     )
     folds: int = option(
         0, "Divide the labels so many times, each time testing others (columns `split_fold1`, ...); 0 = not.", at_least=0
