@@ -15,8 +15,9 @@ if __name__ == "__main__":
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PRECISIONS = {"float32": 32, "int8": 8, "binary": 1}  # -> bits per number
-NEAREST = 10  # neighbours that retrieval looks at
+NEAREST = 10  # neighbours that retrieval looks at, at most
 PERCENT = 100.0
-TITLES = {"accuracy": "probe accuracy, %", "eer": "verification EER, %", "precision": f"precision@{NEAREST}, %"}
+TITLES = {"accuracy": "probe accuracy, %", "eer": "verification EER, %", "precision": "retrieval precision, %"}
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def smaller(variant: Variant, embeddings: np.ndarray, train: np.ndarray, pca: Pr
 def figures_of(data: TaskData, vectors: np.ndarray, seed: int) -> Iterator[tuple[str, float]]:
     """Names and values of what a task says of vectors `[N, M]` of its clips.
 
-    A classification gives `accuracy`, of a linear probe, and `precision`, the share of a test clip's `NEAREST` nearest other
-    test clips by cosine that have its label, a mean over clips; a verification gives `eer`, of cosine scores.
+    A classification gives `accuracy`, of a linear probe, and `precision` of `retrieval_precision` among test clips; a
+    verification gives `eer`, of cosine scores.
     """
     if data.trials is not None:
         scores = score_trials(CosineBackend(vectors[data.table.rows("train")]), data.trials, vectors)
@@ -109,12 +110,23 @@ def figures_of(data: TaskData, vectors: np.ndarray, seed: int) -> Iterator[tuple
     yield "precision", retrieval_precision(vectors[test], data.labels[test])
 
 
-def retrieval_precision(vectors: np.ndarray, labels: np.ndarray, top: int = NEAREST) -> float:
-    """Mean share of a clip's `top` nearest others by cosine that have its label; vectors `[N, M]`, labels `[N]`."""
-    found, _ = nearest_rows([vectors], vectors, top + 1)
+def retrieval_precision(vectors: np.ndarray, labels: np.ndarray, most: int = NEAREST) -> float:
+    """Mean share of a clip's nearest others by cosine that have its label: of as many as have it, `most` at most.
+
+    So 1 is always within reach, however few clips a label has. Clips that are alone with their label are left out.
+
+    Args:
+        vectors: `[N, M]`.
+        labels: `[N]`, one of them at least twice.
+    """
+    found, _ = nearest_rows([vectors], vectors, most + 1)
     rows = np.arange(len(vectors))[:, None]
-    others = np.stack([row[row != own][:top] for row, own in zip(found, rows)])
-    return float((labels[others] == labels[rows]).mean())
+    others = np.stack([row[row != own][:most] for row, own in zip(found, rows)])
+    _, label_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    looked_at = np.minimum(counts[label_of] - 1, most)  # [N]
+    hits = (labels[others] == labels[rows]) & (np.arange(others.shape[1]) < looked_at[:, None])
+    kept = looked_at > 0
+    return float((hits.sum(1)[kept] / looked_at[kept]).mean())
 
 
 def judged(
@@ -156,20 +168,35 @@ def _cells(record: dict) -> list[str]:
     return [f"{means[name]:.1f}" for name in TITLES if name in means]
 
 
+def _cells_by_task(name: str, tasks: Sequence[str], record: dict) -> list[str]:
+    return [f"{PERCENT * record['figures'][name][task]:.1f}" for task in tasks]
+
+
+def _table(columns: Sequence[str], records: Sequence[dict], cells: Callable[[dict], list[str]]) -> str:
+    """A table with a row per variant, those of most bytes first; `cells` gives what stands in the further columns."""
+    in_order = sorted(records, key=lambda record: (-record["bytes"], record["way"]))
+    own = [[record["way"], str(record["size"]), record["precision"], str(record["bytes"])] for record in in_order]
+    rows = [[*row, *cells(record)] for row, record in zip(own, in_order)]
+    return markdown_table(("vector", "numbers", "precision", "bytes", *columns), rows)
+
+
 def report(found: dict, folder: Path, command: str) -> None:
-    """Write the table and the picture of `sizes.json` into a folder."""
-    draw_all({"sizes": draw}, found["records"], folder / "pictures")
-    columns = ("vector", "numbers", "precision", "bytes", *(TITLES[name] for name in found["tasks"]))
-    rows = [
-        [record["way"], str(record["size"]), record["precision"], str(record["bytes"]), *_cells(record)]
-        for record in sorted(found["records"], key=lambda record: (-record["bytes"], record["way"]))
-    ]
+    """Write the picture, the table of means and one per figure by task of `sizes.json` into a folder."""
+    records = found["records"]
+    draw_all({"sizes": draw}, records, folder / "pictures")
     over = [f"{TITLES[name].removesuffix(', %')} of {', '.join(own)}" for name, own in found["tasks"].items()]
     answer = [
         f"Embeddings of {found['name']}: whole, cut to their first numbers, and as principal components of training clips.",
         f"Figures are means over tasks: {'; '.join(over)}.",
+        "Retrieval precision is the share of a test clip's nearest other test clips that have its label; as many are looked at"
+        f" as have it, at most {NEAREST}.",
     ]
-    text = [*opening("Small vectors", ("Size against quality", "pictures/sizes.svg"), answer), markdown_table(columns, rows)]
+    text = [*opening("Small vectors", ("Size against quality", "pictures/sizes.svg"), answer)]
+    text += [_table([TITLES[name] for name in found["tasks"]], records, _cells)]
+    for name, tasks in found["tasks"].items():
+        if len(tasks) > 1:
+            title = TITLES[name].removesuffix(", %")
+            text += [f"## {title.capitalize()} by task, %", _table(tasks, records, partial(_cells_by_task, name, tasks))]
     write_page(folder / "README.md", "Small vectors", "\n\n".join([*text, made_by(command, "`sizes.json`")]) + "\n")
 
 

@@ -39,9 +39,19 @@ def test_vectors_are_components_in_steps_or_bits():
 
 def test_retrieval_counts_the_labels_of_other_clips():
     vectors = np.array([[1, 0], [1, 0.1], [1, 0.3], [0, 1]], np.float32)
-    labels = np.array([0, 0, 1, 1])
-    assert retrieval_precision(vectors, labels, top=1) == 0.25 * (1 + 1 + 0 + 1)
-    assert retrieval_precision(vectors, labels, top=3) == pytest.approx(1 / 3)
+    labels = np.array(["a", "a", "b", "b"])
+    assert retrieval_precision(vectors, labels, most=1) == 0.25 * (1 + 1 + 0 + 1)
+    assert retrieval_precision(vectors, labels) == 0.75  # no clip has more than one other with its label
+
+
+def test_retrieval_looks_at_as_many_clips_as_have_a_label():
+    angles = np.deg2rad([0, 1, 2, 40, 41.5, 90, 180])
+    vectors, labels = np.stack([np.cos(angles), np.sin(angles)], 1), np.array([0, 0, 0, 1, 1, 0, 2])
+    # Three others each for label 0, of which the clip at 90 degrees is never among the nearest three; its own three hold one.
+    expected = [2 / 3, 2 / 3, 2 / 3, 1, 1, 1 / 3]
+    assert retrieval_precision(vectors, labels) == pytest.approx(np.mean(expected))  # label 2 has no other clip
+    expected = [1, 1, 1, 1, 1, 0]
+    assert retrieval_precision(vectors, labels, most=2) == pytest.approx(np.mean(expected))
 
 
 def records() -> list[dict]:
@@ -56,7 +66,11 @@ def test_the_report_shows_means_over_tasks(tmp_path):
     shown = (tmp_path / "README.md").read_text()
     assert "| cut | 20 | float32 | 80 | 62.5 | 12.5 | 50.0 |" in shown
     assert "| pca | 5 | binary | 1 | 62.5 | 12.5 | 50.0 |" in shown
-    assert "verification EER of trials; precision@10 of intent, word." in shown
+    assert "verification EER of trials; retrieval precision of intent, word." in shown
+    by_task = shown.split("## Probe accuracy by task, %")[1].split("##")[0]
+    assert "| bytes | intent | word |" in by_task
+    assert "| cut | 20 | float32 | 80 | 75.0 | 50.0 |" in by_task
+    assert "## Verification EER by task" not in shown  # the mean of one
     assert "Made by `the command`" in shown
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"sizes.svg", "sizes.png"}
     lines = [len(one.lines) for one in draw(records()).axes]
