@@ -27,6 +27,7 @@ from typing import Generic, NamedTuple, TextIO
 from safetensors import SafetensorError
 
 from wavcse.settings.fields import Settings, help_text, read_settings
+from wavcse.settings.libraries import what_to_install
 from wavcse.settings.processes import WorkerPool, end_workers
 from wavcse.settings.recipes import nearest, recipe_fields
 
@@ -230,6 +231,11 @@ def run_command(name: str, commands: Mapping[str, Command], argv: Sequence[str],
         return importlib.import_module(command.module).main(options)
     except KeyboardInterrupt:  # while libraries load; a program's own `main` deals with it afterwards
         return INTERRUPTED
+    except ImportError as error:
+        if not (advice := what_to_install(error)):
+            raise
+        print(f"{name} {argv[0]}: {advice}", file=sys.stderr)
+        return REFUSED
 
 
 def _answered(main: Main, argv: Sequence[str] | None, program: str, continues: bool) -> int:
@@ -250,7 +256,8 @@ def _answered(main: Main, argv: Sequence[str] | None, program: str, continues: b
     except (ValueError, OSError, FloatingPointError, SafetensorError, ImportError, CommandError) as error:
         if isinstance(error, ImportError) and (error.name or "").startswith("wavcse"):
             raise
-        message = _in_one_line(error)
+        advice = what_to_install(error) if isinstance(error, ImportError) else None
+        message = advice or _in_one_line(error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or 'No space left on device'}. Make room{_how_to_go_on(continues)}."

@@ -1,22 +1,38 @@
 """What is packed into a wheel."""
 
+import re
 from pathlib import Path
 
 import pytest
+
+from wavcse.settings.libraries import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def build(monkeypatch):
-    """setuptools' command that collects the modules and data of the package, ready to be asked."""
+def distribution(monkeypatch):
+    """What setup.py describes."""
     pytest.importorskip("setuptools")
     from distutils.core import run_setup  # setuptools' own copy, once setuptools is imported
 
     monkeypatch.chdir(ROOT)
-    command = run_setup("setup.py", stop_after="init").get_command_obj("build_py")
+    return run_setup("setup.py", stop_after="init")
+
+
+@pytest.fixture
+def build(distribution):
+    """setuptools' command that collects the modules and data of the package, ready to be asked."""
+    command = distribution.get_command_obj("build_py")
     command.ensure_finalized()
     return command
+
+
+def test_an_extra_that_a_message_names_installs_the_library(distribution):
+    names = {"sklearn": "scikit-learn"}  # imported as -> called in the registry
+    for library, extra in EXTRAS.items():
+        required = [re.match(r"[\w.-]+", line)[0] for line in distribution.extras_require[extra]]
+        assert names.get(library, library) in required, library
 
 
 def test_a_wheel_holds_every_package_and_nothing_beside_it(build):

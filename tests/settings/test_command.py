@@ -48,6 +48,11 @@ def test_every_program_is_run_by_command_line(module):
         ),
         (FloatingPointError("the loss is no number"), "the loss is no number"),
         (ModuleNotFoundError("No module named 'optuna'"), "No module named 'optuna'"),
+        (
+            ModuleNotFoundError("No module named 'scipy.stats'", name="scipy.stats"),
+            'scipy is not installed: pip install "wavcse[eval]"',
+        ),
+        (ImportError('no gradio: pip install "wavcse[app]"', name="gradio"), 'no gradio: pip install "wavcse[app]"'),
         (FitError("seed 3: it diverged"), "seed 3: it diverged"),
         (CommandError("not today"), "not today"),
         (
@@ -63,6 +68,15 @@ def test_every_program_is_run_by_command_line(module):
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(error, line, capsys):
     assert program(error)([]) == 2
     assert capsys.readouterr().err == f"wavcse test: {line}\n"
+
+
+def test_a_command_whose_module_needs_a_library_that_is_missing_names_the_extra(tmp_path, monkeypatch, capsys):
+    (tmp_path / "needs_optuna.py").write_text("import optuna\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    commands = {"search": command.Command("needs_optuna", "", "")}
+    assert command.run_command("wavcse", commands, ["search"], "") == 2
+    assert capsys.readouterr().err == 'wavcse search: optuna is not installed: pip install "wavcse[search]"\n'
 
 
 def test_a_command_that_starts_over_says_so(capsys):
