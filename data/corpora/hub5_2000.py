@@ -57,6 +57,8 @@ def normalised(words: str) -> str:
     return " ".join(word for word in text.split() if word.strip("'"))
 
 
+# LDC's page of LDC2002S09: 40 conversations, 20 of Switchboard and 20 of CALLHOME. Kaldi takes every side as a speaker, too
+# (egs/swbd/s5c/local/eval2000_data_prep.sh), from the same reference.
 HUB5_2000 = Corpus(
     facts=FACTS["hub5_2000"],
     layout=(

@@ -78,6 +78,8 @@ def _trials(path: Path) -> list[tuple[str, str, str]]:
     return trials
 
 
+# Names and columns of the keys are those that Kaldi reads (egs/sre16/v1/local/make_sre08.pl). How many trials and sides this
+# condition has, no public source that we found says: what is read is counted, and compared with nothing.
 SRE08 = Corpus(
     facts=FACTS["sre08"],
     layout=(

@@ -21,11 +21,14 @@ LINE = re.compile(r"([123]) ((id\d{5})/[^/ ]+/\d{5}\.wav)")
 HUB_NAME = re.compile(r"id\d{5}/[\w-]+/\d{5}\.wav$")
 SPLIT_OF_NUMBER = {"1": "train", "2": "validation", "3": "test"}
 WAV_FOLDERS = ("wav", "dev/wav", "test/wav")  # the two archives unpacked together, or each into a folder of its own
+# Lines of the list on the authors' page, by split.
 COUNTS = {"train": 138_361, "validation": 6_904, "test": 8_251, "speakers": 1_251}
 
 
 TRIALS = {"verification-o": "veri_test2.txt", "verification-e": "list_test_all2.txt", "verification-h": "list_test_hard2.txt"}
 TRIAL = re.compile(r"([01]) (id\d{5}/[^/ ]+/\d{5}\.wav) (id\d{5}/[^/ ]+/\d{5}\.wav)")
+# Lines: PaddleSpeech's examples/voxceleb/README.md. -e is of all speakers, -h of those who share sex and nationality with at
+# least four others (Chung et al. 2018, the paper of VoxCeleb2).
 TRIAL_COUNTS = {
     "verification-o": {"trials": 37_611, "test speakers": 40},
     "verification-e": {"trials": 579_818, "test speakers": 1_251},
