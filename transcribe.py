@@ -112,6 +112,8 @@ class Transcriber:
         vocabulary = sorted(self.processor.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
         generation = self.model.generation_config.to_dict() if self.model.can_generate() else {}
         generation.pop("transformers_version", None)
+        if self.is_whisper:  # as earlier versions said it, whose transcripts hold
+            generation |= {"max_length": None, "max_new_tokens": MOST_TOKENS}
         said = {"language": language, "vocabulary": vocabulary, "generation": generation}
         self.key = digest_of({name: value for name, value in identity.items() if name != "model"} | said)
 
@@ -198,7 +200,8 @@ def _complete_generation_config(model: Any, tokenizer: Any) -> None:
     for name, value in known.items():
         if getattr(generation, name, None) is None:
             setattr(generation, name, value)
-    generation.max_length, generation.max_new_tokens = None, MOST_TOKENS
+    # Not by `max_new_tokens`: Whisper's `generate` fills in a default of `max_length` beside it, and warns of both.
+    generation.max_length, generation.max_new_tokens = MOST_TOKENS, None  # it adds the first tokens, such as the language
 
 
 def _check_language(language: str | None, generation: Any) -> None:
@@ -274,7 +277,7 @@ def transcribe_manifest(args: TranscribeArguments, show_progress: bool = True) -
         def load(clip: Clip) -> np.ndarray:
             return clip.load(transcriber.sampling_rate)
 
-        corpus_pass = CorpusPass(batches, load, transcriber.transcribe, show_progress, workers=workers)
+        corpus_pass = CorpusPass(batches, load, transcriber.transcribe, show_progress, workers=workers, words="transcribe")
         try:
             for batch, found in corpus_pass:
                 store.add({item.digest: transcript for item, transcript in zip(batch, found)})

@@ -244,6 +244,7 @@ class CorpusPass:
         waveform_of: finds in what `load` gave the waveform whose level is looked at; `None` = at none.
         show_progress: show a progress bar with audio-s/s and the share of time spent waiting for audio.
         workers: from `num_workers`. With 1 this process is the worker.
+        words: what the progress bar says is done.
 
     Attributes:
         report: `PassReport`, complete when the iteration has ended.
@@ -260,14 +261,15 @@ class CorpusPass:
         show_progress: bool = False,
         waveform_of: Callable[[Any], np.ndarray] | None = None,
         workers: int = 0,
+        words: str = "embed",
     ):
         self.batches, self.load, self.compute, self.show_progress = batches, load, compute, show_progress
-        self.waveform_of, self.workers, self.report = waveform_of, workers, PassReport()
+        self.waveform_of, self.workers, self.words, self.report = waveform_of, workers, words, PassReport()
 
     def __iter__(self) -> Iterator[tuple[list[CorpusClip], Any]]:
         started, report = time.perf_counter(), self.report
         is_shared = self.workers > 1 and len(self.batches) > 1
-        with tqdm(total=sum(map(len, self.batches)), desc="embed", unit="clip", disable=not self.show_progress) as bar:
+        with tqdm(total=sum(map(len, self.batches)), desc=self.words, unit="clip", disable=not self.show_progress) as bar:
             for batch, found, part in self._in_workers() if is_shared else self._here():
                 report.include(part)
                 yield from found

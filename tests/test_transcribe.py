@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from transformers import (
     WhisperProcessor,
     WhisperTokenizer,
 )
+from transformers.generation import utils as generation_utils
 
 from wavcse import transcribe
 from wavcse.data.manifest import Manifest
@@ -146,6 +148,30 @@ def test_whisper_hears_in_any_batch_what_it_hears_of_a_clip_alone(whisper, monke
     assert {transcript.language for transcript in told} <= {"en", "pl"}
     with pytest.raises(ValueError, match="language is 'xx'; this model knows: en, pl"):
         Transcriber(str(whisper), "xx")
+
+
+def test_whisper_stops_after_its_most_tokens_and_warns_of_nothing(whisper, manifest, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(transcribe, "MOST_TOKENS", 6)
+    warned = []
+    monkeypatch.setattr(generation_utils.logger, "warning", lambda text, *_: warned.append(text))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*max_(new_tokens|length)")
+        table = run(manifest, whisper, tmp_path / "out.csv", "--language", "en")
+    assert warned == []
+    assert set(table["transcript"].iloc[:-1].str.len()) == {6}  # a model of letters, which never ends by itself
+    bars = capfd.readouterr().err
+    assert "transcribe: 100%" in bars
+    assert "embed: " not in bars
+
+
+def test_what_whisper_is_told_names_the_same_transcripts_as_before(whisper, monkeypatch):
+    """The key of earlier versions, so that what they have transcribed need not be transcribed again."""
+    said = {}
+    monkeypatch.setattr(transcribe, "digest_of", lambda known: said.update(known) or "key")
+    transcriber = Transcriber(str(whisper), "en")
+    told = transcriber.model.generation_config
+    assert (told.max_length, told.max_new_tokens) == (transcribe.MOST_TOKENS, None)
+    assert (said["generation"].get("max_length"), said["generation"]["max_new_tokens"]) == (None, transcribe.MOST_TOKENS)
 
 
 def test_a_killed_run_goes_on_and_more_clips_cost_only_themselves(manifest, ctc, tmp_path, monkeypatch):
