@@ -396,18 +396,27 @@ class Readout(nn.Module):
         vectors = pooled if self.hidden is None else self.hidden(pooled)
         return ReadoutOutput(vectors, self._of_vector(vectors))
 
-    def over_groups(self, groups: Sequence[Mapping[int | str, Tensor]]) -> ReadoutOutput:
-        """Read ECAPA-TDNN's vectors off groups of clips, each group of one length, in one pass.
+    @property
+    def can_join(self) -> bool:
+        """Whether `over_groups` can read it: it pools frames."""
+        return self.kind != "ctc" and self.tap != EMBEDDING and self.fusion is None
 
-        The batch norms of training then see the clips of all groups; those of a group alone may be one.
+    def over_groups(self, groups: Sequence[Mapping[int | str, Tensor]]) -> ReadoutOutput:
+        """Read pooled frames off groups of clips, each group of one length, in one pass.
+
+        ECAPA-TDNN's batch norms then see in training the clips of all groups; those of a group alone may be one.
         """
-        frames = [of_clip for layers in groups for of_clip in self._frames(layers)]
+        frames = [self._frames(layers) for layers in groups]
+        pooled = torch.cat([self._pooled(own) for own in frames]) if self.pooling is None else self._pooled_together(frames)
+        vectors = pooled if self.hidden is None else self.hidden(pooled)
+        return ReadoutOutput(vectors, self._of_vector(vectors))
+
+    def _pooled_together(self, groups: Sequence[Tensor]) -> Tensor:
+        frames = [of_clip for group in groups for of_clip in group]
         lengths = torch.tensor([len(of_clip) for of_clip in frames], device=frames[0].device)
         padded = pad_sequence(frames, batch_first=True)
         mask = torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
-        vectors = self.pooling(padded, mask).float()
-        vectors = vectors if self.hidden is None else self.hidden(vectors)
-        return ReadoutOutput(vectors, self._of_vector(vectors))
+        return self.pooling(padded, mask).float()
 
     def _of_vector(self, vectors: Tensor) -> Tensor:
         logits = self.head(vectors).float()

@@ -69,25 +69,39 @@ def judged(model: FinetunedWavCSE, tasks: Mapping[str, TaskLabels], reader: Crop
     found = {}
     for first_s in dict.fromkeys(task.first_s for task in tasks.values()):  # of whole clips all tasks are read at once
         some = {name: task for name, task in tasks.items() if task.first_s == first_s}
-        read = _read(model, some, reader, split, first_s)
+        rows = {name: _rows(task, split) for name, task in some.items()}
+        read = read_clips(model, rows, reader, {name: task.readout_name for name, task in some.items()}, first_s)
         found |= {name: _judged_task(model, task, read[name], split) for name, task in some.items()}
     return {name: found[name] for name in tasks}
 
 
-def _read(
-    model: FinetunedWavCSE, tasks: Mapping[str, TaskLabels], reader: CropReader, split: str, first_s: float | None
+@torch.inference_mode()
+def read_clips(
+    model: FinetunedWavCSE,
+    rows_of: Mapping[str, np.ndarray],
+    reader: CropReader,
+    readouts: Mapping[str, str] | None = None,
+    first_s: float | None = None,
+    batch_seconds: float = JUDGED_SECONDS,
 ) -> dict[str, dict[int, ReadoutOutput]]:
-    """What is read of every clip of every task, by its row."""
-    rows_of = {name: _rows(task, split) for name, task in tasks.items()}
+    """What is read of every clip of every task, by its row, on the CPU; a clip of several tasks is heard once.
+
+    Args:
+        rows_of: task -> its clips.
+        readouts: task -> the readout that answers; `None` = those of the tasks' names.
+        first_s: seconds at the beginning of every clip that are heard; `None` = all.
+        batch_seconds: of audio that goes through the network together.
+    """
+    readouts = readouts or {name: name for name in rows_of}
     rows = np.unique(np.concatenate(list(rows_of.values()))).astype(np.int64)
     read: dict[str, dict[int, ReadoutOutput]] = {name: {} for name in rows_of}
-    for places, group in whole_clips(reader, rows, JUDGED_SECONDS, first_s):
+    for places, group in whole_clips(reader, rows, batch_seconds, first_s):
         here = [name for name, own in rows_of.items() if np.isin(rows[places], own).any()]
         group = group.to(model.device)
-        wanted = list(dict.fromkeys(tasks[name].readout_name for name in here))
+        wanted = list(dict.fromkeys(readouts[name] for name in here))
         outputs = model.read_group(group.waveforms, group.mask, wanted)
         for name in here:
-            output = outputs[tasks[name].readout_name]
+            output = outputs[readouts[name]]
             for number, row in enumerate(rows[places]):
                 vector = None if output.vectors is None else output.vectors[number : number + 1].cpu()
                 read[name][int(row)] = ReadoutOutput(vector, output.logits[number : number + 1].cpu())

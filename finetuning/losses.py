@@ -25,21 +25,28 @@ class TaskOutput(NamedTuple):
 
     Attributes:
         losses: task -> this process's part of its loss; the sum over processes is that of the whole batch.
+        correct: task with classes -> how many of this process's clips it names rightly.
         norm: of the stream's gradient over all parameters, before it is clipped.
         cosines: other stream -> cosine between the two gradients of the parameters that both reach.
     """
 
     losses: dict[str, Tensor]
+    correct: Mapping[str, Tensor] = {}
     norm: Tensor | None = None
     cosines: Mapping[str, Tensor] = {}
 
 
 class MultiTaskNetwork(nn.Module):
-    """What is trained: `model`, with a forward pass over a batch of a stream; what is frozen of it stays in eval mode."""
+    """What is trained: `model`, with a forward pass over a batch of a stream; what is frozen of it stays in eval mode.
 
-    def __init__(self, model: FinetunedWavCSE, freezing: Freezing):
+    Args:
+        joins_groups: what follows the pooling of a task runs once, on the vectors of all groups, and not once for each group.
+            The same but for rounding; what earlier versions trained is repeated to the bit by what they did.
+    """
+
+    def __init__(self, model: FinetunedWavCSE, freezing: Freezing, joins_groups: bool = False):
         super().__init__()
-        self.model, self.freezing = model, freezing
+        self.model, self.freezing, self.joins_groups = model, freezing, joins_groups
 
     def train(self, mode: bool = True) -> MultiTaskNetwork:
         """Set training mode."""
@@ -51,12 +58,16 @@ class MultiTaskNetwork(nn.Module):
     def forward(self, batch: TaskBatch, seed: int) -> TaskOutput:
         """The losses of a batch's tasks; `seed` is the training loop's and draws nothing here."""
         layers = [self.model.layers_of_group(group.waveforms, group.mask, list(batch.targets)) for group in batch.groups]
-        return TaskOutput({name: self.loss(name, outputs, batch) for name, outputs in self._read(layers, batch).items()})
+        read = self._read(layers, batch)
+        losses = {name: self.loss(name, outputs, batch) for name, outputs in read.items()}
+        of_classes = [name for name in read if self.model.readouts[name].kind == "classes"]
+        return TaskOutput(losses, {name: num_correct(read[name], batch.targets[name]) for name in of_classes})
 
     def _read(self, layers: Sequence[Mapping[int | str, Tensor]], batch: TaskBatch) -> dict[str, list[ReadoutOutput]]:
         """What every task reads off the groups; a task with batch norms reads all of them at once."""
         readouts = self.model.readouts
-        together = [name for name in batch.targets if readouts[name].pooling is not None and readouts[name].kind != "ctc"]
+        joined = [name for name in batch.targets if readouts[name].can_join]
+        together = [name for name in joined if self.joins_groups or readouts[name].pooling is not None]
         apart = [name for name in batch.targets if name not in together]
         by_group = [self.model.read(of_group, apart) for of_group in layers]
         read = {name: [of_group[name] for of_group in by_group] for name in apart}
@@ -92,6 +103,12 @@ def clip_losses(readout: Readout, read: Sequence[ReadoutOutput], targets: Target
     return F.cross_entropy(logits, targets, ignore_index=IGNORED_LABEL, reduction="none")
 
 
+@torch.no_grad()
+def num_correct(read: Sequence[ReadoutOutput], targets: Tensor) -> Tensor:
+    """Of classes, clips `[B]` whose likeliest class is their label, a scalar; those without a label are none of them."""
+    return (torch.cat([one.logits for one in read]).argmax(dim=1) == targets).sum()
+
+
 def ctc_losses(logits: Tensor, texts: Sequence[Tensor | None]) -> Tensor:
     """Negative log probability of every text by CTC (Graves et al. 2006), divided by its symbols: `[b, T, V]` -> `[b]`.
 
@@ -124,11 +141,13 @@ def weighted_sum(output: TaskOutput, weights: Mapping[str, float]) -> Tensor:
 
 
 class TaskFigures:
-    """Losses, gradient norms and cosines over the updates since the line of the log before."""
+    """Losses, accuracies, gradient norms and cosines over the updates since the line of the log before."""
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.correct: dict[str, Tensor] = {}
+        self.clips: dict[str, int] = {}
         self.audio_s, self.batches = 0.0, 0
 
     def add(self, batch: TaskBatch, output: TaskOutput) -> None:
@@ -140,12 +159,19 @@ class TaskFigures:
         for name, value in found.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
             self.counts[name] = self.counts.get(name, 0) + 1
+        for name, value in output.correct.items():
+            if not batch.counts[name]:
+                continue
+            self.correct[name] = self.correct.get(name, 0) + value
+            self.clips[name] = self.clips.get(name, 0) + batch.counts[name]
         self.audio_s, self.batches = self.audio_s + batch.seconds, self.batches + 1
 
     def entry(self, accelerator: Accelerator) -> dict[str, float]:
-        """Their means; empty if every update was skipped."""
+        """Their means, of all clips together for accuracies, 0 to 1; empty if every update was skipped."""
         means = {name: total / self.counts[name] for name, total in self.sums.items()}
         for name in means:
             if name.endswith("loss"):  # each process has its part
                 means[name] = accelerator.reduce(means[name], "sum")
+        for name, clips in self.clips.items():
+            means[f"{name}.train_accuracy"] = int(accelerator.reduce(self.correct[name], "sum")) / clips
         return {name: float(value) for name, value in means.items()}

@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from tqdm.auto import tqdm
 
 from wavcse.coattention_wavcse import LayerMix
 from wavcse.data.corpus_pass import readable_clips
@@ -32,7 +31,8 @@ from wavcse.finetuning.ctc_folder import has_ctc_class, save_ctc
 from wavcse.finetuning.folds import fold_record
 from wavcse.finetuning.judging import Judged, judged
 from wavcse.finetuning.labelled_clips import LabelledClips, labelled_clips, leave_out_unusable
-from wavcse.finetuning.losses import MultiTaskNetwork, TaskFigures, weighted_sum
+from wavcse.finetuning.loop import LoopProgress, Training
+from wavcse.finetuning.losses import MultiTaskNetwork
 from wavcse.finetuning.newbob import NewBob
 from wavcse.finetuning.predictions import keep_predictions
 from wavcse.finetuning.stages import stages_of
@@ -44,34 +44,38 @@ from wavcse.steps.audio_store import build_store
 from wavcse.steps.batches import CropReader
 from wavcse.steps.encoder import save_upstream
 from wavcse.steps.freezing import Freezing
-from wavcse.steps.loop import StepProgress, new_learner, refuse_divergence, update
+from wavcse.steps.loop import new_learner, refuse_divergence
 from wavcse.training.run import Learner, Run, RunFolder, new_accelerator
 
 
 @dataclass
-class MultiTaskProgress(StepProgress):
+class MultiTaskProgress(LoopProgress):
     """How far a run is, which step validation likes best so far, and since when its loss has not fallen."""
 
-    best_step: int = 0
     best_score: float = math.inf
     best_loss: float = math.inf
     looks_without_gain: int = 0
-    is_stopped: bool = False
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Prepared(Training):
     """A run with its data and its network."""
 
-    run: Run
     labelled: LabelledClips
     reader: CropReader
-    loader: StreamLoader
 
     @property
     def model(self) -> FinetunedWavCSE:
         """The network that is trained."""
         return self.run.learner.network.model
+
+    def look(self) -> dict[str, float]:
+        """Figures of the validation split by "task.figure"; the weights are kept if they are the best so far."""
+        return look(self)
+
+    def line(self, trained: Mapping[str, float], found: Mapping[str, float]) -> dict[str, float]:
+        """Figures of training by "task.figure", and those that were found by "validation.task.figure"."""
+        return {**trained, **{f"validation.{name}": value for name, value in found.items()}}
 
 
 def finetune_tasks(args: MultiTaskArguments, show_progress: bool = True) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def finetune_tasks(args: MultiTaskArguments, show_progress: bool = True) -> dict
     accelerator = new_accelerator(args)
     with locked(Path(args.output_dir), holds=accelerator.is_main_process):
         prepared = set_up(args, accelerator, show_progress)
-        train(prepared, show_progress)
+        prepared.train(show_progress)
         return finish(prepared)
 
 
@@ -151,7 +155,10 @@ def set_up(args: MultiTaskArguments, accelerator: Accelerator, show_progress: bo
     run.prepare(started_from, "clips, labels or weights", project="wavcse-finetune")
     if accelerator.is_main_process:
         print(labelled.described())
-    return Prepared(run, labelled, reader, loader)
+    weights = {name: task.weight for name, task in args.learnt_tasks().items()}
+    gradients_of = StreamGradients(args.gradient_settings())
+    every = args.validate_every or loader.steps_per_epoch
+    return Prepared(run, loader, every, weights, gradients_of, labelled, reader)
 
 
 def _new_learner(args: MultiTaskArguments, model: FinetunedWavCSE, accelerator: Accelerator) -> Learner:
@@ -185,41 +192,6 @@ def fingerprint(args: MultiTaskArguments, labelled: LabelledClips) -> str:
     if args.stage_before is not None:
         known.append(dict(SavedModel.parse(str(args.stage_before / "hub")).identity()))
     return digest_of(known)
-
-
-def train(prepared: Prepared, show_progress: bool) -> None:
-    """Update until the last step, or until validation's loss has not fallen for `patience` looks."""
-    run, loader, args = prepared.run, prepared.loader, prepared.run.args
-    run.resume()
-    learner, progress, figures = run.learner, run.learner.progress, TaskFigures()
-    loss_of = _loss_of(args)
-    gradients_of = StreamGradients(args.gradient_settings())
-    validate_every = args.validate_every or loader.steps_per_epoch
-    if progress.is_stopped:
-        return
-    with run.bar(loader.max_steps, is_shown=show_progress) as bar:
-        for batches in loader.updates(progress.step):
-            learner.network.freezing.at(progress.step)
-            update(run.accelerator, learner, batches, figures, loss_of, gradients_of)
-            bar.update()
-            is_last = progress.step == loader.max_steps
-            if progress.step % validate_every and not is_last:
-                continue
-            found = look(prepared)
-            _log(run, figures, found, run.lap(), bar)
-            figures = TaskFigures()
-            run.save_when_due(must=is_last or progress.is_stopped)
-            if progress.is_stopped:
-                break
-
-
-def _loss_of(args: MultiTaskArguments) -> Any:
-    weights = {name: task.weight for name, task in args.learnt_tasks().items()}
-
-    def loss_of(output: Any, *_: Any) -> Any:
-        return weighted_sum(output, weights)
-
-    return loss_of
 
 
 def look(prepared: Prepared) -> dict[str, float]:
@@ -286,23 +258,6 @@ def most_of(weights: Mapping[str, float]) -> float:
 def _is_better_when_greater(name: str) -> bool:
     figure = name.rpartition(".")[2]
     return figure != LOSS and METRICS[figure].greater_is_better
-
-
-def _log(run: Run, figures: TaskFigures, found: Mapping[str, float], seconds: float, bar: tqdm) -> None:
-    progress = run.learner.progress
-    entry = {"step": progress.step, **figures.entry(run.accelerator)}
-    entry |= {f"validation.{name}": value for name, value in found.items()}
-    entry |= _rates(run) | {"skipped_steps": progress.skipped}
-    entry |= {"seconds": round(seconds, 3), "audio_s_per_s": round(figures.audio_s / max(seconds, 1e-9), 1)}
-    run.log(entry, {name: value for name, value in entry.items() if name != "step"})
-    bar.set_postfix({name: f"{value:.3g}" for name, value in found.items()})
-
-
-def _rates(run: Run) -> dict[str, float]:
-    """The learning rate, and the encoder's where it has its own."""
-    rates = run.learner.scheduler.get_last_lr()
-    is_apart = run.args.encoder_learning_rate is not None
-    return {"learning_rate": rates[0]} | ({"encoder_learning_rate": rates[-1]} if is_apart else {})
 
 
 def finish(prepared: Prepared) -> dict[str, Any]:

@@ -13,18 +13,19 @@ import pytest
 import soundfile
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
 from sklearn.metrics import f1_score
 from transformers import WavLMModel, WhisperConfig, WhisperModel
 
 from wavcse import WavCSEModel
+from wavcse.data.files import checksum, read_json, write_json
 from wavcse.data.inspection import Inspector
 from wavcse.eval.metrics import METRICS
 from wavcse.eval.report import main as report_main
 from wavcse.eval.task import load_task
 from wavcse.feature_extraction_wavcse import normalized
-from wavcse.finetuning import training
+from wavcse.finetuning import loop, training
 from wavcse.finetuning.__main__ import main
 from wavcse.finetuning.arguments import FINETUNE, FinetuneArguments
 from wavcse.finetuning.audio import load_audio, whole_clips
@@ -36,6 +37,7 @@ from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.steps.loop import update
 from wavcse.tests.helpers.processes import Child, run_python
 from wavcse.tests.helpers.tiny_families import TRAINED
+from wavcse.training.checkpoint import STATE_FILE, TENSOR_FILE
 from wavcse.training.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -134,8 +136,8 @@ def test_the_whole_encoder_is_trained(run, recipe):
     after = load_file(folder / "runs/pretrained.0/checkpoints/last/tensors.safetensors")
     parts = ("feature_extractor.conv_layers.0.conv.bias", "feature_projection.projection.bias", "encoder.layer_norm.weight")
     for name in (*parts, "encoder.layers.0.attention.q_proj.bias", "encoder.layers.1.feed_forward.output_dense.bias"):
-        assert not torch.equal(before[name], after[f"best.encoder.{name}"]), name
-    assert torch.equal(before["masked_spec_embed"], after["best.encoder.masked_spec_embed"])  # nothing was masked
+        assert not torch.equal(before[name], after[f"best.model.upstream.{name}"]), name
+    assert torch.equal(before["masked_spec_embed"], after["best.model.upstream.masked_spec_embed"])  # nothing was masked
 
 
 def test_bad_clips_are_left_out_with_reasons(run):
@@ -196,11 +198,11 @@ def spoilt(recipe, tmp_path_factory) -> Path:
         update(accelerator, learner, *others)
         if learner.progress.step == 4:
             with torch.no_grad():
-                learner.network.head.weight.neg_()
-                learner.network.head.bias.neg_()
+                for weight in learner.network.model.readouts["classes"].head.parameters():
+                    weight.neg_()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "update", spoiling_update)
+        patch.setattr(loop, "update", spoiling_update)
         args = FinetuneArguments(**{**recipe, **changes, "groups": {"O": ["bb"], "NO": ["aa", "cc"]}})
         finetune(args, show_progress=False)
     return folder
@@ -210,18 +212,19 @@ def spoilt(recipe, tmp_path_factory) -> Path:
 def posteriors(spoilt, recipe, corpus) -> list[pd.DataFrame]:
     """Log posteriors of the test clips by transformers' own encoder on one whole clip at a time, with the best weights."""
     names = pd.read_csv(corpus).query("split == 'test' and file_name != 'h_cc_0.flac'")["file_name"]
-    tables, prefix = [], "best.encoder."
+    tables, prefix, head = [], "best.model.upstream.", "model.readouts.classes.head"
     for seed in (0, 1):
         model = WavLMModel.from_pretrained(recipe["upstreams"]["untrained"]).eval()
         kept = load_file(spoilt / f"runs/a.{seed}/checkpoints/last/tensors.safetensors")
-        assert torch.dot(kept["best.head.weight"].ravel(), kept["model.head.weight"].ravel()) < 0  # kept before the last step
+        best, last = (kept[f"{kind}.{head}.weight"].ravel() for kind in ("best", "model"))
+        assert torch.dot(best, last) < 0  # kept before the last step
         model.load_state_dict({name.removeprefix(prefix): own for name, own in kept.items() if name.startswith(prefix)})
         rows = []
         for name in names:
             samples = torch.from_numpy(soundfile.read(corpus.parent / name, dtype="float32")[0])
             with torch.no_grad():
                 mean = model(normalized(samples[None])).last_hidden_state[0].mean(dim=0)
-            rows.append((kept["best.head.weight"] @ mean + kept["best.head.bias"]).double().numpy())
+            rows.append((kept[f"best.{head}.weight"] @ mean + kept[f"best.{head}.bias"]).double().numpy())
         tables.append(pd.DataFrame(log_softmax(np.array(rows), axis=1), index=names, columns=list(PITCH_HZ)))
     return tables
 
@@ -337,6 +340,34 @@ def test_what_is_finished_is_kept_and_another_recipe_is_refused(run, recipe, tmp
     capsys.readouterr()
     assert main([str(tmp_path / "recipe.yaml"), "--max_steps", "41"]) == 2
     assert "other settings (max_steps)" in capsys.readouterr().err
+
+
+def as_earlier_versions_wrote_it(last: Path) -> None:
+    """Give the weights in a checkpoint the names that they had in a network of an encoder and a head."""
+    names = {"model.upstream.": "encoder.", "model.readouts.classes.head.": "head."}
+    tensors = load_file(last / TENSOR_FILE)
+    for kind in ("model.", "best."):
+        for now, before in names.items():
+            for name in [name for name in tensors if name.startswith(kind + now)]:
+                tensors[kind + before + name.removeprefix(kind + now)] = tensors.pop(name)
+    assert not any("upstream" in name for name in tensors)
+    save_file(tensors, last / TENSOR_FILE)
+    write_json(last / STATE_FILE, {**read_json(last / STATE_FILE), TENSOR_FILE: checksum(last / TENSOR_FILE)})
+
+
+def test_a_run_of_an_earlier_version_is_gone_on_with(run, recipe, tmp_path):
+    """Its checkpoint before the last one has all but the last steps."""
+    done = run[0] / "runs/pretrained.0"
+    folder = shutil.copytree(done, tmp_path / "out/runs/pretrained.0")
+    shutil.rmtree(folder / "checkpoints/last")
+    as_earlier_versions_wrote_it(folder / "checkpoints/last.old")
+    changes = {"upstreams": {"pretrained": recipe["upstreams"]["pretrained"]}, "seeds": 1, "output_dir": str(tmp_path / "out")}
+    finetune(FinetuneArguments(**{**recipe, **changes}), show_progress=False)
+    assert log_of(folder) == log_of(done)
+    found, expected = (load_file(one / "checkpoints/last" / TENSOR_FILE) for one in (folder, done))
+    assert all(torch.equal(found[name], own) for name, own in expected.items() if not name.startswith("best."))
+    tables = [predictions_of(one, "language", "pretrained")["prediction_0"] for one in (tmp_path / "out", run[0])]
+    pd.testing.assert_series_equal(*tables)
 
 
 def test_other_groups_and_words_need_no_training(run, recipe, tmp_path):

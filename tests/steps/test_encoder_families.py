@@ -19,11 +19,13 @@ from wavcse import WavCSEModel
 from wavcse.data.inspection import Inspector
 from wavcse.eval.task import load_task
 from wavcse.feature_extraction_wavcse import normalized
-from wavcse.finetuning import training
+from wavcse.finetuning import loop
 from wavcse.finetuning.arguments import FinetuneArguments
 from wavcse.finetuning.audio import load_audio
-from wavcse.finetuning.network import ClassFigures, ClassifierNetwork, loss_of
+from wavcse.finetuning.losses import MultiTaskNetwork, TaskFigures, weighted_sum
 from wavcse.finetuning.program import finetune
+from wavcse.finetuning.streams import TaskBatch
+from wavcse.finetuning.training import TASK, new_classifier
 from wavcse.pretrain_accelerate import pretrain
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.network import Figures, PretrainNetwork, total_loss
@@ -80,6 +82,20 @@ def batch_of(num_clips: int = 4) -> CropBatch:
         groups.append(Group(waveforms, torch.rand(count, frames, generator=generator) < 0.3))
     labels = torch.arange(num_clips) % 2
     return CropBatch(groups, labels, sum(int(group.mask.sum()) for group in groups), 2.5)
+
+
+def task_batch(num_clips: int = 4) -> TaskBatch:
+    """The same as a batch of the one task of a fine-tuning."""
+    batch = batch_of(num_clips)
+    return TaskBatch(TASK, batch.groups, {TASK: batch.labels}, {TASK: num_clips}, num_clips, batch.seconds)
+
+
+def classifier(encoder, fast_parts: bool = True) -> MultiTaskNetwork:
+    return new_classifier(encoder, ["a", "b"], 0, fast_parts)
+
+
+def loss_of(output, *_) -> torch.Tensor:
+    return weighted_sum(output, {TASK: 1.0})
 
 
 def plain_adamw(modules, args) -> torch.optim.AdamW:
@@ -165,19 +181,19 @@ def test_pretraining_is_a_plain_loop_and_learns(family, norm, fast_parts):
 @every_shape
 @pytest.mark.parametrize("fast_parts", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_finetuning_is_a_plain_loop_and_learns(family, norm, fast_parts):
-    args, batch = step_arguments(FinetuneArguments, fast_parts=fast_parts), batch_of(6)
+    args, batch = step_arguments(FinetuneArguments, fast_parts=fast_parts), task_batch(6)
     _, plain = encoders(family, norm)
     encoder = new_encoder(plain.config, fast_parts=fast_parts)
     encoder.load_state_dict(plain.state_dict())
-    network = ClassifierNetwork(encoder, 2, fast_parts)
+    network = classifier(encoder, fast_parts)
     head = torch.nn.Linear(32, 2)
-    head.load_state_dict(network.head.state_dict())
+    head.load_state_dict(network.model.readouts[TASK].head.state_dict())
 
     def by_hand() -> torch.Tensor:
         outputs = [plain(group.waveforms, mask_time_indices=group.mask).last_hidden_state for group in batch.groups]
-        return F.cross_entropy(head(torch.cat([output.mean(dim=1) for output in outputs])), batch.labels)
+        return F.cross_entropy(head(torch.cat([output.mean(dim=1) for output in outputs])), batch.targets[TASK])
 
-    found = losses_of_updates(args, network, loss_of, ClassFigures(), batch, 3)
+    found = losses_of_updates(args, network, loss_of, TaskFigures(), batch, 3)
     expected = losses_of_plain_loop(args, [plain.train(), head], by_hand, 3)
     assert found == pytest.approx(expected, rel=2e-5)
     assert found[0] > found[1] > found[2]
@@ -205,9 +221,10 @@ def test_fast_parts_on_and_off_are_equal(family, norm):
 def test_without_fast_parts_only_transformers_and_pytorch_run(family, norm):
     args = step_arguments(PretrainArguments, encoder=fields_of(family, norm), fast_parts=False)
     encoder = new_encoder(encoder_config(args.encoder, None), fast_parts=False)
-    modules = [*PretrainNetwork(args, encoder).modules(), *ClassifierNetwork(encoder, 2, False).modules()]
+    modules = [*PretrainNetwork(args, encoder).modules(), *classifier(encoder, False).modules()]
     own = {type(module).__name__ for module in modules if type(module).__module__.startswith("wavcse")}
-    assert own == {"PretrainNetwork", "HardTriplet", "RandomProjectionQuantizer", "ClassifierNetwork"}
+    of_pretraining = {"PretrainNetwork", "HardTriplet", "RandomProjectionQuantizer"}
+    assert own == of_pretraining | {"MultiTaskNetwork", "FinetunedWavCSE", "Readout"}
 
 
 @every_shape
@@ -220,14 +237,14 @@ def test_a_checkpoint_is_trained_saved_and_loaded_by_transformers(family, norm, 
     config = encoder_config({"model_type": family}, str(tmp_path / kind))
     assert (type(config), config.layerdrop) == (CONFIGS[family], 0.0)
     encoder = new_encoder(config, str(tmp_path / kind))
-    batch, waveforms = batch_of(), batch_of().groups[0].waveforms
+    waveforms = batch_of().groups[0].waveforms
     with torch.no_grad():
         start = plain.eval()(waveforms, output_hidden_states=True).hidden_states
         found = encoder.eval()(waveforms, output_hidden_states=True).hidden_states
     for own, expected in zip(found, start, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
     args = step_arguments(FinetuneArguments)
-    losses_of_updates(args, ClassifierNetwork(encoder, 2), loss_of, ClassFigures(), batch, 2)
+    losses_of_updates(args, classifier(encoder), loss_of, TaskFigures(), task_batch(), 2)
     save_upstream(encoder, tmp_path / "upstream")
     loaded = AutoModel.from_pretrained(tmp_path / "upstream").eval()
     assert type(loaded.config) is CONFIGS[family]
@@ -321,7 +338,7 @@ def test_finetuning_of_three_families_in_one_table_resumes(corpus, tmp_path, mon
         update(accelerator, learner, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "update", interrupted)
+        patch.setattr(loop, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             finetune(stopped, show_progress=False)
     finetune(stopped, show_progress=False)
