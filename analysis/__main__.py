@@ -124,7 +124,7 @@ def study_of(args: AnalyzeArguments, encoders: list[AnalyzedEncoder], show_progr
     kept, rows = _kept(tasks, embedded, {place: row for row, place in enumerate(clips)})
     device = usable_device(args.device)
     lost = {name: len(data.table.clips) - len(rows[name]) for name, data in tasks.items()}
-    how = {"first_s": args.first_s, "note": args.note, "disk_gb": args.disk_gb, "lost": lost}
+    how = {"first_s": args.first_s, "note": args.note, "disk_gb": args.disk_gb, "lost": lost, "workers": args.workers}
     return Study(folder, encoders, kept, rows, args.languages(), embedded, args.seed, device, **how)
 
 

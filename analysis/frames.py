@@ -67,14 +67,13 @@ def frames_of(
     if table_path.exists() and lengths_path.exists() and (kept := kept_json(lengths_path)) is not None:
         return Frames(np.load(table_path, mmap_mode="r"), kept["lengths"])
     folder.mkdir(parents=True, exist_ok=True)
-    taken = sum(path.stat().st_size for path in folder.glob("*.npy"))
-    parts, rate = [], encoder.sampling_rate
+    parts, own_bytes, rate = [], 0, encoder.sampling_rate
     for clip in tqdm(clips, f"frames of {encoder.name}", unit="clip", disable=not show_progress):
         waveform = clip.load(rate)
         (own,) = encoder.frames([waveform if first_s is None else waveform[: int(first_s * rate)]], view)
         parts.append(own)
-        taken += own.nbytes
-        if taken > disk_gb * GIGABYTE:
+        own_bytes += own.nbytes
+        if own_bytes + sum(path.stat().st_size for path in folder.glob("*.npy")) > disk_gb * GIGABYTE:  # of all workers
             raise ValueError(
                 f"frames of {view.name} of {encoder.name} take more than --disk_gb {disk_gb:g} after {len(parts):,} of "
                 f"{len(clips):,} clips: allow more, name fewer tasks, or take --first_s."

@@ -9,23 +9,26 @@ embeddings/, the store of `wavcse.eval`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from wavcse.analysis.encoders import AnalyzedEncoder, View
+from wavcse.data.corpus_pass import done_by_workers, num_workers
 from wavcse.data.files import digest_of, kept_json, write_json
 from wavcse.eval.embeddings import EmbeddedClips
-from wavcse.eval.encoder import encoder_record
 from wavcse.eval.evaluation import LIBRARIES, EvalSettings, result_key
 from wavcse.eval.task import TaskData
+from wavcse.settings.processes import end_with_parent, forked_workers, one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +46,7 @@ class Study:
         languages: name -> language, or "".
         disk_gb: what kept frames may take.
         lost: name -> how many clips of a task could not be embedded.
+        workers: processes that compute cells on a CPU, as of `num_workers`.
         records: analysis -> cell -> record.
     """
 
@@ -58,6 +62,7 @@ class Study:
     note: str = ""
     disk_gb: float = 4.0
     lost: Mapping[str, int] = field(default_factory=dict)
+    workers: int | Literal["auto"] = 1
     records: dict[str, dict[str, dict]] = field(default_factory=dict)
 
     def vectors(self, encoder: AnalyzedEncoder, view: View | str, task: str) -> np.ndarray:
@@ -130,6 +135,7 @@ class Analysis:
         drawings: name -> what draws a picture of the records.
         needs: analyses that run before it, asked for or not.
         library: (module, extra) that it cannot do without, where it is not always installed.
+        is_timed: whether it measures time, so that nothing may run beside a cell; it has PyTorch's threads as they are.
     """
 
     name: str
@@ -141,41 +147,87 @@ class Analysis:
     drawings: Callable[[Sequence[dict]], dict[str, Callable[[Sequence[dict]], Figure]]]
     needs: tuple[str, ...] = ()
     library: tuple[str, str] | None = None
+    is_timed: bool = False
 
 
 def run_analysis(study: Study, analysis: Analysis, settings: Any, overwrite: bool, show_progress: bool = True) -> list[dict]:
-    """The records of all cells of an analysis, computed where no earlier run has left them."""
-    records = study.records.setdefault(analysis.name, {})
+    """The records of all cells of an analysis, computed where no earlier run has left them.
+
+    On a CPU cells are computed by worker processes, each with one thread, so that figures are the same for any number of them.
+
+    Raises:
+        WorkerDied: the system ended a worker. The records of the cells that were done before are kept.
+    """
     cells = list(analysis.cells(study, settings))
-    for cell in tqdm(cells, analysis.name, unit="cell", disable=not show_progress):
-        records[cell.name] = _record(study, analysis, settings, cell, overwrite)
-    return list(records.values())
+    keys = {cell.name: _key(study, analysis, settings, cell) for cell in cells}
+    found = {} if overwrite else {name: own for name, key in keys.items() if (own := _kept(study, analysis, name, key))}
+    pending = [cell for cell in cells if cell.name not in found]
+    with tqdm(total=len(cells), initial=len(found), desc=analysis.name, unit="cell", disable=not show_progress) as bar:
+        for cell, (result, seconds) in _computed(study, analysis, pending, len(cells)):
+            record = {"analysis": analysis.name, "about": dict(cell.about), "settings": asdict(settings), "found": result}
+            found[cell.name] = _write(study, analysis, cell.name, {**record, "key": keys[cell.name], "seconds": seconds})
+            bar.update()
+    study.records[analysis.name] = {cell.name: found[cell.name] for cell in cells}
+    return list(study.records[analysis.name].values())
 
 
-def _record(study: Study, analysis: Analysis, settings: Any, cell: Cell, overwrite: bool) -> dict:
-    path = study.folder / "records" / analysis.name / f"{cell.name}.json"
-    rests_on = [FORMAT_VERSION, analysis.name, asdict(settings), cell.key, study.seed, version("wavcse")]
-    key = digest_of(rests_on)
-    kept = None if overwrite or not path.exists() else kept_json(path)
-    if kept is not None and kept.get("key") == key:
-        return kept
-    start = time.perf_counter()
-    found = cell.compute()
-    record = {
-        "analysis": analysis.name,
-        "about": dict(cell.about),
-        "settings": asdict(settings),
-        "found": found,
-        "key": key,
-        "seconds": round(time.perf_counter() - start, 2),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def _key(study: Study, analysis: Analysis, settings: Any, cell: Cell) -> str:
+    return digest_of([FORMAT_VERSION, analysis.name, asdict(settings), cell.key, study.seed, version("wavcse")])
+
+
+def _path(study: Study, analysis: Analysis, name: str) -> Path:
+    return study.folder / "records" / analysis.name / f"{name}.json"
+
+
+def _kept(study: Study, analysis: Analysis, name: str, key: str) -> dict | None:
+    """The record that an earlier run has left, if it rests on the same."""
+    path = _path(study, analysis, name)
+    record = kept_json(path) if path.exists() else None
+    return record if record is not None and record.get("key") == key else None
+
+
+def _write(study: Study, analysis: Analysis, name: str, record: dict) -> dict:
+    path, versions = _path(study, analysis, name), {own: version(own) for own in LIBRARIES}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record, indent=1)
+    write_json(path, {**record, "versions": versions, "date": datetime.now(UTC).isoformat(timespec="seconds")}, indent=1)
     return kept_json(path)
 
 
-def records_of(encoders: Sequence[AnalyzedEncoder]) -> dict[str, dict]:
-    """Encoder -> what it says of itself, and of its readers."""
-    return {own.name: {**own.record(), "readers": list(map(encoder_record, own.readers))} for own in encoders}
+# ---- cells on all cores ----
+
+
+def _computed(
+    study: Study, analysis: Analysis, pending: Sequence[Cell], num_cells: int
+) -> Iterator[tuple[Cell, tuple[dict, float]]]:
+    """Cells with what was found and the seconds that it took, in the order in which they are done."""
+    if analysis.is_timed or study.device != "cpu":
+        yield from ((cell, _timed(cell)) for cell in pending)
+        return
+    workers = min(num_workers(study.workers, num_cells, torch.device("cpu")), len(pending))
+    with one_thread(), threadpool_limits(1):
+        if workers < 2:
+            yield from ((cell, _timed(cell)) for cell in pending)
+            return
+
+        def name(numbers: Sequence[int]) -> str:
+            return f"one of the cells of {analysis.name}: {', '.join(pending[one].name for one in numbers)}"
+
+        with forked_workers(workers, _start_worker, pending) as pool:
+            for number, found in done_by_workers(pool, _work, len(pending), workers, name):
+                yield pending[number], found
+
+
+def _timed(cell: Cell) -> tuple[dict, float]:
+    start = time.perf_counter()
+    return cell.compute(), round(time.perf_counter() - start, 2)
+
+
+def _start_worker(cells: Sequence[Cell]) -> None:
+    global _cells
+    end_with_parent()
+    torch.set_num_threads(1)
+    _cells = cells
+
+
+def _work(number: int) -> tuple[dict, float]:
+    return _timed(_cells[number])

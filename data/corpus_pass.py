@@ -41,6 +41,7 @@ from wavcse.settings.command import CommandError
 from wavcse.settings.fields import check_range
 from wavcse.settings.processes import (
     CAN_FORK,
+    WorkerPool,
     end_with_parent,
     forked_workers,
     one_thread,
@@ -286,29 +287,17 @@ class CorpusPass:
 
     def _in_workers(self) -> Iterator[tuple[list[CorpusClip], list, PassReport]]:
         """The same from worker processes, each batch when it is done."""
-        workers = min(self.workers, len(self.batches))
-        running: dict[Future, int] = {}
         measure_products()  # here once, or each worker would, and might choose otherwise
-        with forked_workers(workers, _start_worker, self) as pool:
-            try:
-                for number in range(len(self.batches)):
-                    running[pool.submit(_work, number)] = number
-                    if len(running) == 2 * workers:  # one in work and one at hand for each
-                        yield from self._collected(running, workers)
-                while running:
-                    yield from self._collected(running, workers)
-            except BrokenProcessPool as error:
-                oldest = ", ".join(self.batches[number][0].clip.clip_id for number in sorted(running.values())[:workers])
-                raise WorkerDied(f"{pool.death()}, in one of the batches that begin with {oldest}.") from error
+        workers = min(self.workers, len(self.batches))
 
-    def _collected(self, running: dict[Future, int], workers: int) -> Iterator[tuple[list[CorpusClip], list, PassReport]]:
-        """Wait for the next batches that are done; when a worker has died, those that were done before come first."""
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in sorted(done, key=lambda future: isinstance(future.exception(), BrokenProcessPool)):
-            places, part = future.result()
-            batch = self.batches[running.pop(future)]
-            part.waiting_s /= workers
-            yield batch, [([batch[place] for place in own], computed) for own, computed in places], part
+        def name(numbers: Sequence[int]) -> str:
+            return f"one of the batches that begin with {', '.join(self.batches[one][0].clip.clip_id for one in numbers)}"
+
+        with forked_workers(workers, _start_worker, self) as pool:
+            for number, (places, part) in done_by_workers(pool, _work, len(self.batches), workers, name):
+                batch = self.batches[number]
+                part.waiting_s /= workers
+                yield batch, [([batch[place] for place in own], computed) for own, computed in places], part
 
     def work(self, number: int) -> tuple[list[tuple[list[int], Any]], PassReport]:
         """Load and compute a batch, in a worker process; clips are named by their places in the batch."""
@@ -360,6 +349,40 @@ class CorpusPass:
             part.clips += len(clips)
             part.audio_s += seconds_of(clips)
             yield clips, computed
+
+
+def done_by_workers(
+    pool: WorkerPool, work: Callable[[int], Any], count: int, workers: int, name: Callable[[Sequence[int]], str]
+) -> Iterator[tuple[int, Any]]:
+    """`(number, work(number))` of the numbers below `count`, in the order in which they are done.
+
+    They are begun in order, one in work and one at hand for each worker. When a worker has died, those that were done before
+    come first.
+
+    Args:
+        name: says in the message which are in work, for some of the numbers.
+
+    Raises:
+        WorkerDied: the system ended a worker.
+    """
+    running: dict[Future, int] = {}
+    try:
+        for number in range(count):
+            running[pool.submit(work, number)] = number
+            if len(running) == 2 * workers:
+                yield from _collected(running)
+        while running:
+            yield from _collected(running)
+    except BrokenProcessPool as error:
+        raise WorkerDied(f"{pool.death()}, in {name(sorted(running.values())[:workers])}.") from error
+
+
+def _collected(running: dict[Future, int]) -> Iterator[tuple[int, Any]]:
+    """Wait for the next ones that are done."""
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in sorted(done, key=lambda future: isinstance(future.exception(), BrokenProcessPool)):
+        result = future.result()
+        yield running.pop(future), result
 
 
 def _start_worker(corpus_pass: CorpusPass) -> None:

@@ -339,15 +339,20 @@ def _train_epoch(
     settings: ProbeSettings,
 ) -> None:
     inputs, labels = train
-    num_passes = math.ceil(settings.min_steps_per_epoch * settings.batch_size / len(labels))
-    passes = [torch.randperm(len(labels), generator=order).to(labels.device) for _ in range(num_passes)]
-    for rows in [rows for order_of_pass in passes for rows in order_of_pass.split(settings.batch_size)]:
+    for rows in rows_of_epoch(labels, order, settings):
         loss = objective.loss(head(inputs.index_select(0, rows)), labels.index_select(0, rows))
         optimiser.zero_grad()
         loss.backward()
         for parameter in head.parameters():  # + l1 sum |p| + l2 sum p^2, biases too, as in the authors' code
             parameter.grad.add_(parameter.detach().sign(), alpha=settings.l1).add_(parameter.detach(), alpha=2 * settings.l2)
         optimiser.step()
+
+
+def rows_of_epoch(labels: Tensor, order: torch.Generator, settings: ProbeSettings) -> list[Tensor]:
+    """The clips of every step of an epoch, `[B]` each."""
+    num_passes = math.ceil(settings.min_steps_per_epoch * settings.batch_size / len(labels))
+    passes = [torch.randperm(len(labels), generator=order).to(labels.device) for _ in range(num_passes)]
+    return [rows for order_of_pass in passes for rows in order_of_pass.split(settings.batch_size)]
 
 
 @torch.no_grad()

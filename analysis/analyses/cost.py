@@ -166,4 +166,4 @@ def draw(records: Sequence[dict]) -> Figure:
     return figure_
 
 
-ANALYSIS = Analysis(NAME, "Cost: what a clip takes", CostSettings, cells, answers, section, drawings)
+ANALYSIS = Analysis(NAME, "Cost: what a clip takes", CostSettings, cells, answers, section, drawings, is_timed=True)

@@ -9,7 +9,7 @@ Shapes: `N` clips, `E` dimensions, `M` of them kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from wavcse.analysis.encoders import AnalyzedEncoder
 from wavcse.analysis.figures import metric_unit, shown_figure
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.data.pca import fit_pca
-from wavcse.eval.probe import ProbeRun, ProbeSettings, fit_on_task
+from wavcse.eval.probe import ProbeRun, ProbeSettings
+from wavcse.eval.probe_stack import fit_all
 from wavcse.reports.figures import new_axes
 from wavcse.reports.page import markdown_table
 from wavcse.settings.fields import CheckedFields, option
@@ -65,7 +66,8 @@ class Ranker:
 
     def probe(self, seed: int) -> ProbeRun:
         """Fitted on all dimensions."""
-        return fit_on_task(self.vectors, self.judge.data, self.judge.objective, seed, device=self.device)
+        (run,) = fit_all({"": self.vectors}, self.judge.data, self.judge.objective, seed, device=self.device).values()
+        return run
 
     def attribution(self, run: ProbeRun) -> Attribution:
         """Of the true classes of the clips that are attributed on; in the scale of the vectors."""
@@ -74,16 +76,18 @@ class Ranker:
         baseline = model.mean if self.settings.baseline == "mean" else 0.0
         return integrated_gradients(model, torch.from_numpy(self.vectors[rows]).to(self.device), targets, baseline)
 
-    def order(self, run: ProbeRun) -> np.ndarray:
+    def order(self, attribution: Attribution) -> np.ndarray:
         """All dimensions, the most important first, `[E]`."""
-        return np.argsort(-importance(self.attribution(run).values, self.settings.summary), kind="stable")
+        return np.argsort(-importance(attribution.values, self.settings.summary), kind="stable")
 
-    def retrained(self, run: ProbeRun, vectors: np.ndarray) -> dict[str, Any]:
-        """The test figure of a probe on other vectors, with the learning rate that validation chose for all dimensions."""
-        settings = ProbeSettings(learning_rates=(run.learning_rate,))
-        judge = self.judge
-        own = fit_on_task(np.ascontiguousarray(vectors), judge.data, judge.objective, judge.seed, settings=settings)
-        return judge.figure(own.predictions.reshape(-1, 1), "test")
+    def retrained(self, run: ProbeRun, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What probes on other vectors answer of the test clips, name -> `[n, 1]`.
+
+        Their learning rate is the one that validation chose for all dimensions.
+        """
+        settings, judge = ProbeSettings(learning_rates=(run.learning_rate,)), self.judge
+        runs = fit_all(vectors, judge.data, judge.objective, judge.seed, settings, self.device)
+        return {name: own.predictions.reshape(-1, 1) for name, own in runs.items()}
 
 
 def kept(size: int, share: float) -> int:
@@ -99,13 +103,19 @@ def rank_and_retrain(study: Study, encoder: AnalyzedEncoder, task: str, settings
     judge, size = Judge(study.tasks[task], study.seed), vectors.shape[1]
     ranker, most = Ranker(judge, vectors, settings, study.device), kept(vectors.shape[1], settings.share)
     runs = [ranker.probe(study.seed + number) for number in range(settings.seeds)]
-    orders = [ranker.order(run) for run in runs]
-    first, order = runs[0], orders[0]
-    attribution, retrained = ranker.attribution(first), partial(ranker.retrained, first)
+    attributions = [ranker.attribution(run) for run in runs]
+    orders = [ranker.order(own) for own in attributions]
+    first, order, attribution = runs[0], orders[0], attributions[0]
     rng = np.random.default_rng(study.seed)
-    draws = [retrained(vectors[:, np.sort(rng.permutation(size)[:most])]) for _ in range(settings.draws)]
-    top = retrained(vectors[:, np.sort(order[:most])])
-    values = [own["value"] for own in draws]
+    draws = {f"draw {number}": rng.permutation(size)[:most] for number in range(settings.draws)}
+    shares = {f"share {share:g}": order[: kept(size, share)] for share in settings.curve}
+    chosen = {**draws, **shares, "top": order[:most], "bottom": order[-most:]}
+    parts = {name: np.ascontiguousarray(vectors[:, np.sort(own)]) for name, own in chosen.items()}
+    parts["pca"] = components(vectors, judge.data.table.rows("train"), most)
+    predicted = ranker.retrained(first, parts)
+    labels = judge.labels[judge.data.table.rows("test")]
+    values = [float(judge.metric.compute(labels, predicted[name])) for name in draws]
+    top = judge.figure(predicted["top"], "test")
     at_least = sum(value >= top["value"] for value in values)
     return {
         "title": judge.data.task.title,
@@ -119,16 +129,16 @@ def rank_and_retrain(study: Study, encoder: AnalyzedEncoder, task: str, settings
         "steps": attribution.steps,
         "all": judge.figure(judge.predictions(first, vectors, "test"), "test", **layers["test"]["floor"]),
         "top": top,
-        "bottom": retrained(vectors[:, np.sort(order[-most:])]),
+        "bottom": judge.figure(predicted["bottom"], "test"),
         "random": {
             "values": values,
             "interval": np.quantile(values, [0.025, 0.975]).tolist(),
             "value": float(np.mean(values)),
         },
         "p_random": (1 + at_least) / (1 + len(values)),  # as good or better by a draw: of a permutation test
-        "pca": retrained(components(vectors, judge.data.table.rows("train"), most)),
+        "pca": judge.figure(predicted["pca"], "test"),
         "curve": [
-            {"share": share, "kept": kept(size, share), **retrained(vectors[:, np.sort(order[: kept(size, share)])])}
+            {"share": share, "kept": kept(size, share), **judge.figure(predicted[f"share {share:g}"], "test")}
             for share in settings.curve
         ],
         "lists": [own[:most].tolist() for own in orders],

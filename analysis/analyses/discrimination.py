@@ -29,6 +29,7 @@ from sklearn.metrics import average_precision_score
 from wavcse.analysis.encoders import AnalyzedEncoder
 from wavcse.analysis.figures import figure, mean_of, shown_figure
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
+from wavcse.data.pca import fit_pca
 from wavcse.eval.metrics import Metric, bootstrap_interval
 from wavcse.eval.task import TaskData
 from wavcse.reports.figures import new_axes
@@ -43,6 +44,8 @@ NAME = "discrimination"
 CONDITIONS = ("any", "across", "hard")
 WORDS = ("keyword",)  # families whose labels are words
 CHANCE = 0.5
+MOST_DIRECTIONS = 256  # of a projection: the cost of discriminants grows with the cube of it
+PRECISION_RESAMPLES = 300
 FORMS = {
     "raw": "as they are",
     "centred": "mean taken off",
@@ -61,7 +64,7 @@ class DiscriminationSettings(CheckedFields):
         choices=("auto", "edit", "difflib", "random"),
     )
     per_anchor: int = option(4, "Triplets per clip and condition.", at_least=1)
-    most_pairs: int = option(20_000, "Pairs of average precision; of more a draw of clips.", at_least=100)
+    most_pairs: int = option(10_000, "Pairs of average precision; of more a draw of clips.", at_least=100)
 
 
 # ---- triplets ----
@@ -129,8 +132,8 @@ def make_triplets(
         if not different.any():
             different = ~of_label[labels[anchor]] & allowed
         if same.any() and different.any():
-            for _ in range(per_anchor):
-                rows.append((anchor, rng.choice(np.flatnonzero(same)), rng.choice(np.flatnonzero(different))))
+            drawn = [own[rng.integers(len(own), size=per_anchor)] for own in map(np.flatnonzero, (same, different))]
+            rows += zip([anchor] * per_anchor, *drawn)
     return Triplets(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
 
 
@@ -165,11 +168,16 @@ def centred_by(vectors: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def projection(vectors: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Linear discriminants of labelled vectors, with the shrinkage of Ledoit and Wolf: vectors -> `[N, classes - 1]`."""
+    """Linear discriminants of labelled vectors, with the shrinkage of Ledoit and Wolf: vectors -> `[N, classes - 1]`.
+
+    They are sought among the first `MOST_DIRECTIONS` principal components of the standardised vectors.
+    """
     mean, scale = vectors.mean(axis=0), np.maximum(vectors.std(axis=0), 1e-8)
+    known = (vectors - mean) / scale
+    pca = fit_pca([known], min(MOST_DIRECTIONS, known.shape[1], len(known) - 1))
     model = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto")
-    model.fit(((vectors - mean) / scale).astype(np.float64), labels.astype(str))
-    return lambda own: model.transform(((own - mean) / scale).astype(np.float64))
+    model.fit(pca.project(known).astype(np.float64), labels.astype(str))
+    return lambda own: model.transform(pca.project((own - mean) / scale).astype(np.float64))
 
 
 # ---- average precision ----
@@ -180,7 +188,9 @@ def resampled_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndar
     order = np.argsort(-scores, kind="stable")
     hits, weights = labels[order].astype(weights.dtype), weights[:, order]
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # of every run of equal scores
-    right, seen = (np.cumsum(own, axis=1, dtype=np.float64)[:, last] for own in (weights * hits, weights))
+    is_exact = weights.sum(axis=1, dtype=np.float64).max() < 2**24  # whole numbers, in float32
+    dtype = np.float32 if is_exact else np.float64
+    right, seen = (np.cumsum(own, axis=1, dtype=dtype)[:, last] for own in (weights * hits, weights))
     total = right[:, -1]
     gained = np.diff(right, axis=1, prepend=0)
     precision = right / np.maximum(seen, 1e-12)
@@ -203,7 +213,8 @@ def average_precision(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarra
     same, scores = labels[one] == labels[other], np.sum(units[one] * units[other], axis=1).astype(np.float32)
     if not same.any():
         return figure(np.nan, None, len(one), len(np.unique(groups)), unit, chance=0.0)
-    interval = bootstrap_interval(PRECISION, same, [scores], np.stack([groups[one], groups[other]], axis=1), seed, 500)
+    pairs = np.stack([groups[one], groups[other]], axis=1)
+    interval = bootstrap_interval(PRECISION, same, [scores], pairs, seed, PRECISION_RESAMPLES)
     return figure(PRECISION.compute(same, scores), interval, len(one), len(np.unique(groups)), unit, chance=float(same.mean()))
 
 

@@ -23,7 +23,8 @@ from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.eval.encoder import CachedEncoder
 from wavcse.eval.evaluation import result_key, write_outcome
 from wavcse.eval.metrics import METRICS, Metric, bootstrap_interval, paired_interval
-from wavcse.eval.probe import Objective, ProbeRun, fit_on_task, objective_for, outcome_of, resampling_unit
+from wavcse.eval.probe import Objective, ProbeRun, ProbeSettings, fit_on_task, objective_for, outcome_of, resampling_unit
+from wavcse.eval.probe_stack import fit_all
 from wavcse.eval.task import TaskData
 from wavcse.reports.figures import heat_map, new_axes
 from wavcse.reports.page import markdown_table
@@ -38,7 +39,8 @@ HOW = (
     "A linear probe on every vector; layer 0 is the input of the first block. The vector is chosen on the validation clips, "
     "and those that cannot be told from it there (paired bootstrap) are named; only the chosen one meets the test clips. "
     "Shuffled labels: the same probe, learnt from labels in random order. Untrained: the twin with random weights, at its own "
-    "best layer. Weighted sum: of all layers, learnt with its probe; * where it can be told from the chosen one."
+    "best layer. Weighted sum: of all layers, learnt with its probe at the learning rate of the best one; * where it can be "
+    "told from the chosen one."
 )
 
 
@@ -143,8 +145,7 @@ def probe_views(study: Study, encoder: AnalyzedEncoder, task: str, settings: Lay
     found, run = judge_views(judge, vectors, settings.shuffled, study.device)
     layers = [view.name for view in encoder.views if view.layer is not None]
     if settings.weighted_sum and len(layers) > 1:
-        best = judge.predictions(run, vectors[found["chosen"]], "test")
-        found["weighted_sum"] = _weighted_sum(judge, {name: vectors[name] for name in layers}, best, study.device)
+        found["weighted_sum"] = _weighted_sum(judge, {name: vectors[name] for name in layers}, run, study.device)
     _keep_predictions(study, encoder, encoder.view(found["chosen"]), data, run, judge.objective)
     about = {"title": data.task.title, "language": study.languages[task]}
     return {**about, "is_untrained": encoder.is_untrained, "model": encoder.model, **found}
@@ -162,7 +163,7 @@ def judge_views(
         What a record holds, and the probe of the chosen vector.
     """
     data, seed, how = judge.data, judge.seed, {"device": device}
-    runs = {name: fit_on_task(own, data, judge.objective, seed, **how) for name, own in vectors.items()}
+    runs = fit_all(vectors, data, judge.objective, seed, **how)
     direction = 1 if judge.objective.greater_is_better else -1
     best = max(runs, key=lambda name: direction * runs[name].validation)
     on_validation = {name: judge.predictions(run, vectors[name], "validation") for name, run in runs.items()}
@@ -174,7 +175,8 @@ def judge_views(
         views.append({**own, "tied": tied, "learning_rate": run.learning_rate, "epoch": run.epoch})
     floor = {"chance": _constant(judge, data)}
     if shuffled:
-        run = fit_on_task(vectors[best], shuffled_labels(data, seed + 1), judge.objective, seed, **how)
+        mixed = shuffled_labels(data, seed + 1)
+        run = fit_all({best: vectors[best]}, mixed, judge.objective, seed, **how)[best]
         floor["shuffled"] = judge.figure(judge.predictions(run, vectors[best], "test"), "test")
     test = judge.figure(judge.predictions(runs[best], vectors[best], "test"), "test", **floor)
     found = {"metric": data.task.metrics[0], "greater_is_better": judge.metric.greater_is_better}
@@ -187,19 +189,21 @@ def _constant(judge: Judge, data: TaskData) -> dict[str, Any]:
     return judge.figure(judge.predictions(run, CONSTANT, "test"), "test")
 
 
-def _weighted_sum(judge: Judge, vectors: Mapping[str, np.ndarray], best: np.ndarray, device: str) -> dict[str, Any]:
+def _weighted_sum(judge: Judge, vectors: Mapping[str, np.ndarray], best: ProbeRun, device: str) -> dict[str, Any]:
+    """The sum learns with the learning rate that validation has chosen for the best vector."""
     layers, stacked = list(vectors), np.stack(list(vectors.values()), axis=1)
 
     def head(size: int, num_outputs: int) -> WeightedSum:
         return WeightedSum(len(layers), size, num_outputs)
 
-    run = fit_on_task(stacked, judge.data, judge.objective, judge.seed, device=device, head=head)
+    settings = ProbeSettings(learning_rates=(best.learning_rate,))
+    run = fit_on_task(stacked, judge.data, judge.objective, judge.seed, device=device, head=head, settings=settings)
     weights = run.model.head.weights.detach().softmax(dim=0).tolist()
     predicted = judge.predictions(run, stacked, "test")
     return {
         "validation": judge.figure(judge.predictions(run, stacked, "validation"), "validation"),
         "test": judge.figure(predicted, "test"),
-        "best_minus_it": judge.difference(best, predicted, "test"),
+        "best_minus_it": judge.difference(best.predictions.reshape(predicted.shape), predicted, "test"),
         "weights": dict(zip(layers, weights)),
     }
 

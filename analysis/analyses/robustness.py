@@ -24,7 +24,8 @@ from wavcse.analysis.figures import mean_of, metric_unit, shown_figure
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.audio_wavcse import resample
 from wavcse.eval.metrics import paired_interval
-from wavcse.eval.probe import fit_on_task, resampling_unit
+from wavcse.eval.probe import resampling_unit
+from wavcse.eval.probe_stack import fit_all
 from wavcse.eval.table import shown
 from wavcse.reports.figures import new_axes
 from wavcse.reports.page import markdown_table
@@ -90,7 +91,7 @@ def change_clips(study: Study, encoder: AnalyzedEncoder, task: str, settings: Ro
     """Cosines and probe figures of every change."""
     view = encoder.view(study.found("layers", encoder, task)["chosen"])
     judge, vectors = Judge(study.tasks[task], study.seed), study.vectors(encoder, view, task)
-    run = fit_on_task(vectors, judge.data, judge.objective, study.seed, device=study.device)
+    (run,) = fit_all({view.name: vectors}, judge.data, judge.objective, study.seed, device=study.device).values()
     test = judge.data.table.rows("test")
     rng = np.random.default_rng(study.seed)
     rows = np.sort(rng.choice(test, min(settings.most_clips, len(test)), replace=False))

@@ -23,7 +23,8 @@ from wavcse.analysis.figures import metric_unit, shown_figure
 from wavcse.analysis.frames import Frames, frames_of
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.data import SPLITS
-from wavcse.eval.probe import ProbeSettings, fit_on_task, train_heads
+from wavcse.eval.probe import ProbeSettings, train_heads
+from wavcse.eval.probe_stack import fit_all
 from wavcse.reports.figures import new_axes
 from wavcse.reports.page import markdown_table
 from wavcse.settings.fields import CheckedFields, check_choice, option
@@ -56,6 +57,7 @@ class SequenceSettings(CheckedFields):
     dropout: float = option(0.2, "In training.", at_least=0, below=1)
     learning_rate: float = option(1e-3, "Of Adam.", above=0)
     epochs: int = option(30, "At most; validation chooses.", at_least=1)
+    together: int = option(1, "So many frames, one after another, are read as their mean: less work.", at_least=1)
 
 
 class SequenceProbe(nn.Module):
@@ -100,6 +102,12 @@ def standardised(frames: Frames, train: np.ndarray) -> list[np.ndarray]:
     return [((frames[row] - mean) / scale).astype(np.float32) for row in range(len(frames))]
 
 
+def grouped(frames: np.ndarray, together: int) -> np.ndarray:
+    """Means of so many frames of `[T, D]` one after another, `[ceil(T / together), D]`; the last may be of fewer."""
+    starts = np.arange(0, len(frames), together)
+    return np.add.reduceat(frames, starts, axis=0) / np.diff(np.append(starts, len(frames)))[:, None].astype(frames.dtype)
+
+
 def fit_sequence(judge: Judge, frames: Sequence[np.ndarray], settings: SequenceSettings, device: str) -> np.ndarray:
     """Predictions of the test clips, `[n, 1]`, by a probe on frames; its epoch is chosen on validation."""
     data = judge.data
@@ -127,7 +135,8 @@ def read_in_order(study: Study, encoder: AnalyzedEncoder, task: str, settings: S
     frames = frames_of(encoder, view, table.clips, *how)
     own, rng = standardised(frames, table.rows("train")), np.random.default_rng(study.seed)
     means = np.stack([frame.mean(axis=0) for frame in own])
-    linear = fit_on_task(means, judge.data, judge.objective, study.seed, device=study.device).predictions.reshape(-1, 1)
+    (linear,) = fit_all({view.name: means}, judge.data, judge.objective, study.seed, device=study.device).values()
+    linear, own = linear.predictions.reshape(-1, 1), [grouped(frame, settings.together) for frame in own]
     ordered = fit_sequence(judge, own, settings, study.device)
     mixed = fit_sequence(judge, [frame[rng.permutation(len(frame))] for frame in own], settings, study.device)
     floor = study.found("layers", encoder, task)["test"]["floor"]

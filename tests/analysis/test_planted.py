@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +18,8 @@ from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, prob
 from wavcse.analysis.analyses.overlap import overlap_of
 from wavcse.analysis.attribution import importance, integrated_gradients
 from wavcse.analysis.figures import is_above_chance
-from wavcse.analysis.study import run_analysis
-from wavcse.eval.probe import fit_on_task
+from wavcse.analysis.study import Analysis, Cell, run_analysis
+from wavcse.data.corpus_pass import WorkerDied
 from wavcse.tests.helpers.planted_study import planted_study, planted_task
 
 PROBES = {"learning_rates": (1e-2,), "max_epochs": 12}
@@ -155,7 +160,9 @@ def test_dimensions_of_noise_chosen_on_validation_are_at_chance(tmp_path):
         judge = Judge(data, seed)
         ranker = Ranker(judge, vectors, DimensionsSettings())
         run = ranker.probe(seed)
-        values.append(ranker.retrained(run, vectors[:, ranker.order(run)[:6]])["value"])
+        top = ranker.order(ranker.attribution(run))[:6]
+        predicted = ranker.retrained(run, {"top": vectors[:, top]})["top"]
+        values.append(judge.figure(predicted, "test")["value"])
     assert np.mean(values) == pytest.approx(0.5, abs=0.06)
 
 
@@ -167,8 +174,57 @@ def test_overlaps_of_planted_tasks():
     def top(seed: int, dimensions) -> np.ndarray:
         data, vectors = planted_dimensions(seed, 200, dimensions, 600)
         ranker = Ranker(Judge(data, seed), vectors, DimensionsSettings())
-        return ranker.order(fit_on_task(vectors, data, ranker.judge.objective, seed))[:20].tolist()
+        return ranker.order(ranker.attribution(ranker.probe(seed)))[:20].tolist()
 
     assert overlap_of(top(1, range(20)), top(2, range(10, 30)), 200).p < 0.001
     apart = [overlap_of(top(2 * seed, range(20)), top(2 * seed + 1, range(100, 120)), 200).p for seed in range(100)]
     assert sum(p >= 0.05 for p in apart) >= 90
+
+
+# ---- cells on several cores ----
+
+
+def places(study, name: str, is_timed: bool) -> list[dict]:
+    """The records of an analysis of four cells that say which process has computed them."""
+
+    def cells(study, settings):
+        return [Cell(f"{number}", {"cell": f"{number}"}, number, lambda: {"process": os.getpid()}) for number in range(4)]
+
+    nothing = (lambda records: [], lambda records: [], lambda records: {})
+    return run_analysis(study, Analysis(name, "", LayersSettings, cells, *nothing, is_timed=is_timed), LayersSettings(), False)
+
+
+def test_two_workers_find_what_one_finds_and_what_is_timed_has_none(tmp_path):
+    labels, speakers, splits, rng = clips(144, 3, 0)
+    views = {f"layer {layer}": rng.standard_normal((144, 12)) for layer in range(2)}
+    tasks = {"keyword": task_of(labels, speakers, splits), "emotion": task_of(labels[::-1].copy(), speakers, splits)}
+    found = []
+    for workers in (1, 2):
+        study = replace(planted_study(tmp_path / str(workers), tasks, views), workers=workers)
+        own = run_analysis(study, load_analysis("layers"), LayersSettings(), False, show_progress=False)
+        found.append([(record["about"], record["found"], record["key"]) for record in own])
+    assert found[0] == found[1]
+    assert [about["task"] for about, *_ in found[0]] == ["keyword", "emotion"]
+    assert os.getpid() not in {record["found"]["process"] for record in places(study, "shared", is_timed=False)}
+    assert {record["found"]["process"] for record in places(study, "timed", is_timed=True)} == {os.getpid()}
+
+
+def test_a_worker_that_is_killed_costs_its_own_cells_only(tmp_path, monkeypatch):
+    labels, speakers, splits, rng = clips(144, 3, 0)
+    tasks = {name: task_of(labels, speakers, splits) for name in ("keyword", "emotion", "intent")}
+    study = replace(planted_study(tmp_path, tasks, {"layer 0": rng.standard_normal((144, 12))}), workers=2)
+
+    def found_or_die(study, encoder, task, settings):
+        if task == "intent":
+            while not (tmp_path / "records/layers/keyword__planted.json").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"task": task}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wavcse.analysis.analyses.layers.probe_views", found_or_die)
+        with pytest.raises(WorkerDied, match=r"died \(SIGKILL\).*, in one of the cells of layers: .*intent__planted"):
+            run_analysis(study, load_analysis("layers"), LayersSettings(), False, show_progress=False)
+    kept = {path.stem for path in (tmp_path / "records/layers").glob("*.json")}
+    assert kept >= {"keyword__planted"}
+    assert "intent__planted" not in kept
