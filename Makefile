@@ -12,6 +12,7 @@ TINY_MANIFESTS = $(QUICK)/speech/metadata.csv $(foreach corpus,speech_commands_9
 	$(SHARED)/$(corpus)/metadata.csv)
 TINY_ROOT ?= $(TINY)/root
 SYNTHETIC := runs/eval_synthetic
+ANALYSIS := runs/analysis_synthetic
 MTL := runs/mtl_real
 WHISPER ?= openai/whisper-base
 SHARED := ../shared/data
@@ -30,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart root-model tiny tiny-studies mtl-data real-speech phase1 eval-synthetic eval-real test test-slow test-kill test-doors test-transformers lint bench clean
+.PHONY: help setup quickstart root-model tiny tiny-studies mtl-data real-speech phase1 eval-synthetic eval-real analysis-synthetic test test-slow test-kill test-doors test-transformers lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -115,6 +116,19 @@ eval-real: $(READY) $(REAL)/hub/model.safetensors  ## The downstream tasks that 
 
 $(REAL)/hub/model.safetensors:
 	$(MAKE) real-speech
+
+# Every step continues where it was killed. The small models learn from the English words; the Spanish ones are new to them.
+analysis-synthetic: $(READY)  ## Sentences with times -> four small models of words -> all analyses on seven encoders
+	$(BIN)/wavcse synthesize --out $(ANALYSIS)/sentences --sentences --clips 300 --seed 0
+	for language in en es; do \
+		$(BIN)/python -m wavcse.tools.split $(ANALYSIS)/sentences/words.csv --label_column word \
+			--where "{\"language\": \"$$language\"}" --out $(ANALYSIS)/words_$$language.csv || exit 1; \
+	done
+	for kind in audio_word2vec speech2vec siamese lee; do \
+		$(BIN)/wavcse words conf/words_synthetic.yaml --manifest $(ANALYSIS)/words_en.csv --kind $$kind \
+			--num_epochs 15 --learning_rate 0.003 --tokens_per_word 6 --out $(ANALYSIS)/$$kind || exit 1; \
+	done
+	$(BIN)/wavcse analyze conf/analysis_synthetic.yaml
 
 phase1: $(READY)  ## Phase 1 of the paper as CONFIG=conf/synthetic_phase1.yaml says: cache, searches, training, report
 	$(BIN)/python -m wavcse.search.phase1 $(CONFIG)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from wavcse.analysis.analyses import ANALYSES, load_analysis
-from wavcse.analysis.encoders import MFCC, AnalyzedEncoder, build_encoder
+from wavcse.analysis.encoders import MFCCS, AnalyzedEncoder, build_encoder
 from wavcse.analysis.report import write_report
 from wavcse.analysis.study import Analysis, Study, run_analysis
 from wavcse.data.corpus_pass import write_skipped
@@ -172,8 +172,8 @@ def dry_run(args: AnalyzeArguments) -> int:
     layers = {name: ", ".join(map(str, own.layers)) or f"every {args.every}" for name, own in encoders.items()}
     print("\n".join([f"analyses: {', '.join(analyses)}", *left_out, "encoders:"]))
     for name, own in encoders.items():
-        here = "" if own.model == MFCC or _is_here(own.model) else "; MISSING: not on this machine"
-        print(f"  {name}: {own.model}, {'' if own.model == MFCC else f'layers {layers[name]}'}{here}".rstrip(", "))
+        here = "" if own.model in MFCCS or _is_here(own.model) else "; MISSING: not on this machine"
+        print(f"  {name}: {own.model}, {'' if own.model in MFCCS else f'layers {layers[name]}'}{here}".rstrip(", "))
     print("tasks:")
     for name, request in args.requests().items():
         print(f"  {name}: {_origin(request)}")

@@ -56,8 +56,17 @@ class TableSettings(CheckedFields):
 class EncoderSettings(CheckedFields):
     """What a recipe may say of an encoder."""
 
-    model: str | None = option(None, "wavCSE model, transformers audio checkpoint (folder or Hub id), or mfcc.", "the name")
+    model: str | None = option(
+        None,
+        "wavCSE model, transformers audio checkpoint (folder or Hub id), model of `wavcse words`, mfcc, or mfcc_paper (23 "
+        "with deltas, five frames to either side).",
+        "the name",
+    )
     layers: list[int] = option(list, "Which layers are kept.", "all, or every so many", at_least=0)
+    words: str | None = option(
+        None, "Of a model of `wavcse words`: manifest with the times of words; an utterance is then its words in order."
+    )
+    language: str = option("", "That it has learnt from; `discrimination` sets it beside the languages of the tasks.")
     untrained: bool = option(False, "Give it random weights: what its shape knows without training.")
     optional: bool = option(False, "Leave it out with a word where it is not on this machine.")
     temporal_pooling: str | None = option(None, "As of `wavcse eval`.", choices=TEMPORAL_POOLINGS)
@@ -137,7 +146,10 @@ class AnalyzeArguments(CheckedFields):
             raise ValueError("--out is missing: the folder for the report.")
         for name in self.analyses:
             check_choice("an analysis", name, ANALYSES)
-        self.encoder_settings()
+        if self.first_s is not None and any(own.words for own in self.encoder_settings().values()):
+            raise ValueError(
+                "first_s cuts utterances, and an encoder with `words` knows whole ones only; leave one of both out."
+            )
         self.requests()
         self.languages()
         self.table_settings()
@@ -149,7 +161,7 @@ class AnalyzeArguments(CheckedFields):
         check_inputs([table for request in self.requests().values() for table in request.manifests], None)
         for own in self.encoder_settings().values():
             if not own.optional:
-                check_inputs([], own.model)
+                check_inputs([own.words] if own.words else [], own.model)
 
     def encoder_settings(self) -> dict[str, EncoderSettings]:
         """Name of every encoder -> its settings, `model` always named."""

@@ -8,7 +8,7 @@ Shapes: `N` clips, `E` size of a vector, `T` frames, `D` upstream width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from wavcse.analysis.arguments import EncoderSettings
 from wavcse.data.files import shown_path
 from wavcse.eval.baselines import build_encoders, short_name
 from wavcse.eval.baselines.layers import BestLayerEncoder
-from wavcse.eval.baselines.mfcc import MFCCEncoder
+from wavcse.eval.baselines.mfcc import PAPER_FRAMES, MFCCEncoder
 from wavcse.eval.encoder import WAVCSE_TYPES, Encoder, SavedModel, WavCSEEncoder, candidates_of, untrain
-from wavcse.words.encoder import SavedWordEncoder, is_word_model
+from wavcse.words.encoder import SavedUtteranceEncoder, SavedWordEncoder, is_word_model
 
-EMBEDDING, MFCC = "embedding", "mfcc"
+EMBEDDING = "embedding"
+MFCCS = {"mfcc": {}, "mfcc_paper": PAPER_FRAMES}  # model -> arguments of `MFCCEncoder`
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class AnalyzedEncoder:
         readers: what embeds, each an `Encoder` of the evaluation, with stores of their own.
         views: the vectors, layers first, the embedding last.
         source: gives frames of layers (`frames(waveforms, layers)`).
-        model: path or id, "mfcc" for none.
+        model: path or id, or one of `MFCCS`.
         is_untrained: whether the weights are random.
         module: what has the parameters; `None` for MFCCs.
+        language: that it has learnt from, or "".
     """
 
     name: str
@@ -61,11 +63,17 @@ class AnalyzedEncoder:
     model: str
     is_untrained: bool = False
     module: torch.nn.Module | None = field(default=None, repr=False)
+    language: str = ""
 
     @property
     def sampling_rate(self) -> int:
         """In Hz, of the waveforms that it takes."""
         return self.readers[0].sampling_rate
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether an utterance is its words in order, by their times."""
+        return isinstance(self.source, SavedUtteranceEncoder)
 
     def view(self, name: str) -> View:
         """The view of this name."""
@@ -115,16 +123,18 @@ def build_encoder(name: str, settings: EncoderSettings, every: int, seed: int, d
         ValueError: it cannot be loaded, has no such layer, or cannot be untrained.
     """
     build = next(own for is_of, own in KINDS if is_of(settings.model))
+    if settings.words and build is not _words:
+        raise ValueError(f"encoders.{name}: words is for models of `wavcse words`; {settings.model} is none.")
     name = short_name(settings.model) if name == settings.model else name
-    return build(name, settings, every, seed, device)
+    return replace(build(name, settings, every, seed, device), language=settings.language)
 
 
 def _mfcc(name: str, settings: EncoderSettings, every: int, seed: int, device: str) -> AnalyzedEncoder:
     if settings.untrained:
         raise ValueError(f"encoders.{name}: MFCCs have no weights to be untrained.")
-    reader = MFCCEncoder()
+    reader = MFCCEncoder(**MFCCS[settings.model])
     reader.name = name
-    return AnalyzedEncoder(name, [reader], [View("statistics", 0, layer=0)], reader, MFCC)
+    return AnalyzedEncoder(name, [reader], [View("statistics", 0, layer=0)], reader, settings.model)
 
 
 def _wavcse(name: str, settings: EncoderSettings, every: int, seed: int, device: str) -> AnalyzedEncoder:
@@ -161,15 +171,19 @@ def _is_wavcse(model: str) -> bool:
 
 
 def _words(name: str, settings: EncoderSettings, every: int, seed: int, device: str) -> AnalyzedEncoder:
-    reader = SavedWordEncoder(settings.model, name, device)
+    """With the times of words, a clip is its words in order, which are its frames."""
+    if settings.words:
+        reader, view = SavedUtteranceEncoder(settings.model, settings.words, name, device), View(EMBEDDING, 0, layer=0)
+    else:
+        reader, view = SavedWordEncoder(settings.model, name, device), View(EMBEDDING, 0)
     if settings.untrained:
         reader.untrain(seed)
-    return AnalyzedEncoder(name, [reader], [View(EMBEDDING, 0)], reader, settings.model, settings.untrained, reader.module)
+    return AnalyzedEncoder(name, [reader], [view], reader, settings.model, settings.untrained, reader.module)
 
 
 # Whether a model is of the kind, and what builds it; the first that fits is taken.
 KINDS: list[tuple[Callable[[str], bool], Callable[..., AnalyzedEncoder]]] = [
-    (lambda model: model == MFCC, _mfcc),
+    (lambda model: model in MFCCS, _mfcc),
     (is_word_model, _words),
     (_is_wavcse, _wavcse),
     (lambda model: True, _checkpoint),

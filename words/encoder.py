@@ -9,6 +9,7 @@ Shapes: `B` words, `T` frames of the longest, `F` coefficients, `H` hidden size 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from wavcse.data.files import make_folder, read_json, replacing, sha256_of, write_json
+from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.baselines.mfcc import SAMPLING_RATE_HZ, mfcc
 
 MODEL_TYPE = "wavcse_words"
@@ -137,18 +139,67 @@ class SavedWordEncoder:
         return self.module(self.module.scaled(frames.to(self.device)), lengths).embedding.cpu().numpy()
 
     def sequence(self, waveform: np.ndarray, times: Sequence[tuple[float, float]]) -> np.ndarray:
-        """An utterance as its words in order, `[W, H]`.
+        """An utterance as its words in order, `[W, H]`; arguments and errors as of `words_of`."""
+        return self.embed(words_of(waveform, times))
 
-        Args:
-            waveform: the utterance, `[samples]` at `sampling_rate`.
-            times: start and end of each word in seconds.
 
-        Raises:
-            ValueError: a word does not lie in the utterance.
-        """
-        cuts = [(round(start * self.sampling_rate), round(end * self.sampling_rate)) for start, end in times]
-        for (start, end), (start_s, end_s) in zip(cuts, times, strict=True):
-            if not 0 <= start < end <= len(waveform) + 1:
-                whole_s = len(waveform) / self.sampling_rate
-                raise ValueError(f"a word from {start_s} to {end_s} s does not lie in an utterance of {whole_s:.3f} s.")
-        return self.embed([waveform[start:end] for start, end in cuts])
+def words_of(waveform: np.ndarray, times: Sequence[tuple[float, float]]) -> list[np.ndarray]:
+    """The words of an utterance.
+
+    Args:
+        waveform: the utterance, `[samples]` at `SAMPLING_RATE_HZ`.
+        times: start and end of each word in seconds.
+
+    Raises:
+        ValueError: a word does not lie in the utterance.
+    """
+    cuts = [(round(start * SAMPLING_RATE_HZ), round(end * SAMPLING_RATE_HZ)) for start, end in times]
+    for (start, end), (start_s, end_s) in zip(cuts, times, strict=True):
+        if not 0 <= start < end <= len(waveform) + 1:
+            whole_s = len(waveform) / SAMPLING_RATE_HZ
+            raise ValueError(f"a word from {start_s} to {end_s} s does not lie in an utterance of {whole_s:.3f} s.")
+    return [waveform[start:end] for start, end in cuts]
+
+
+class SavedUtteranceEncoder(SavedWordEncoder):
+    """A saved word model that reads an utterance as its words in order: the mean of their vectors. Any other clip is a word.
+
+    An encoder is given waveforms, so utterances are known by their samples: one that is cut or changed is none.
+
+    Args:
+        words: manifest with a row per word of the utterances, with `start` and `end`.
+
+    Raises:
+        ValueError: as `SavedWordEncoder`; a row has no times, or an utterance cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, words: str | Path, name: str | None = None, device: str | torch.device = "cpu"):
+        super().__init__(folder, name, device)
+        self.files: dict[str, list[tuple[float, float]]] = {}
+        for clip in Manifest(words).clips:
+            if clip.end_s is None:
+                raise ValueError(f"{words}: {clip.clip_id} has no start and end; a row per word is needed.")
+            self.files.setdefault(clip.real_path, []).append((clip.start_s, clip.end_s))
+        self.times = {_sum_of(Clip(path, Path(path)).load(SAMPLING_RATE_HZ)): sorted(own) for path, own in self.files.items()}
+        self.identity = {**self.identity, "words_sha256": sha256_of(words)}
+
+    def is_utterance(self, clip: Clip) -> bool:
+        """Whether it is the whole of a file whose words are known."""
+        return clip.end_s is None and clip.start_s == 0 and clip.real_path in self.files
+
+    def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """Float32 `[N, H]`: means over words."""
+        if not len(waveforms):
+            return super().embed(waveforms)
+        return np.stack([own[:, 0].mean(axis=0) for own in self.frames(waveforms)])
+
+    def frames(self, waveforms: Sequence[np.ndarray], layers: Sequence[int] = (0,)) -> list[np.ndarray]:
+        """Words in order, float32 `[W, 1, H]` of every utterance; there is this one layer."""
+        known = [self.times.get(_sum_of(waveform)) for waveform in waveforms]
+        words = [words_of(waveform, times) if times else [waveform] for waveform, times in zip(waveforms, known)]
+        vectors = super().embed([word for own in words for word in own])
+        return np.split(vectors[:, None], np.cumsum([len(own) for own in words])[:-1])
+
+
+def _sum_of(waveform: np.ndarray) -> bytes:
+    return blake2b(np.ascontiguousarray(waveform, np.float32).tobytes(), digest_size=16).digest()

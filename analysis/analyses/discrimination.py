@@ -27,7 +27,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import average_precision_score
 
 from wavcse.analysis.encoders import AnalyzedEncoder
-from wavcse.analysis.figures import figure, mean_of, shown_figure
+from wavcse.analysis.figures import figure, is_below_chance, mean_of, shown_figure
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.data.pca import fit_pca
 from wavcse.eval.metrics import Metric, bootstrap_interval
@@ -46,6 +46,7 @@ WORDS = ("keyword",)  # families whose labels are words
 CHANCE = 0.5
 MOST_DIRECTIONS = 256  # of a projection: the cost of discriminants grows with the cube of it
 PRECISION_RESAMPLES = 300
+LEAST_OF_SPEAKER = 10
 FORMS = {
     "raw": "as they are",
     "centred": "mean taken off",
@@ -149,13 +150,20 @@ def is_right(vectors: np.ndarray, triplets: Triplets) -> np.ndarray:
 
 
 def forms_of(vectors: np.ndarray, data: TaskData, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The vectors of some clips, `[n, E]`, in every form; the projection is learnt on the training clips only."""
+    """The vectors of some clips, `[n, E]`, in every form; the projection is learnt on the training clips only.
+
+    Two forms are not always there. Clips of a speaker without their mean point away from each other, the more so the fewer
+    there are, which makes *hard* triplets right whatever the vectors hold: there have to be `LEAST_OF_SPEAKER` of each, by the
+    median. And a projection for two classes has one dimension, in which nearly all cosines are equal.
+    """
     own, speakers = vectors[rows].astype(np.float64), data.speakers[rows]
     found = {"raw": own, "centred": own - own.mean(axis=0)}
-    if (speakers != "").all() and not data.has_known_speakers:
+    counts = np.unique(speakers.astype(str), return_counts=True)[1]
+    if (speakers != "").all() and not data.has_known_speakers and np.median(counts) >= LEAST_OF_SPEAKER:
         found["by_speaker"] = centred_by(own, speakers)
     train = data.table.rows("train")
-    found["projected"] = projection(vectors[train], data.table.labels[train])(own)
+    if len(set(data.table.labels[train])) > 2:
+        found["projected"] = projection(vectors[train], data.table.labels[train])(own)
     return found
 
 
@@ -248,6 +256,7 @@ def discriminate(study: Study, encoder: AnalyzedEncoder, task: str, settings: Di
         "by": by,
         "title": data.task.title,
         "language": study.languages[task],
+        "learnt_from": encoder.language,
         "validation": curve,
         "chosen": best,
         "chosen_by": deciding,
@@ -305,7 +314,10 @@ def _precisions(
 def cells(study: Study, settings: DiscriminationSettings) -> list[Cell]:
     """Every encoder on every task with classes."""
     return [
-        encoder_cell(study, encoder, task, lambda e=encoder, t=task: discriminate(study, e, t, settings))
+        encoder_cell(
+            *(study, encoder, task, lambda e=encoder, t=task: discriminate(study, e, t, settings)),
+            *([study.languages[task], encoder.language] if encoder.language else []),
+        )
         for encoder, task in study.pairs()
         if study.tasks[task].task.kind == "classification"
     ]
@@ -316,35 +328,79 @@ def cells(study: Study, settings: DiscriminationSettings) -> list[Cell]:
 
 def answers(records: Sequence[dict]) -> list[str]:
     """Whether the nearest clip is of the same kind or of the same voice, and what helps."""
-    hard = [record for record in _told(records) if "hard" in record["found"]["test"]["raw"]]
+    told = _told(records)
+    words = [r for r in told if r["found"]["by"] in ("edit", "difflib")]
+    lines = [
+        line for what, own in (("word", words), ("label", [r for r in told if r not in words])) for line in _hard(own, what)
+    ]
+    cures = []
+    for form in ("by_speaker", "projected"):
+        own = [r["found"]["test"][form]["hard"] for r in told if "hard" in r["found"]["test"].get(form, {})]
+        if own:
+            floor = [one["floor"]["shuffled"]["value"] for one in own if "shuffled" in one["floor"]]
+            beside = f" (with shuffled labels {100 * float(np.median(floor)):.0f} %)" if floor else ""
+            cures.append(f"{FORMS[form]} {100 * float(np.median([one['value'] for one in own])):.0f} %{beside}")
+    if lines and cures:
+        lines.append(f"What helps, median of *hard*: {', '.join(cures)}; a probe on the vector does too (layers).")
+    return lines
+
+
+def _hard(records: Sequence[dict], what: str) -> list[str]:
+    """How often the nearest clip is of the same word (or other label) where the other one is by the anchor's own voice."""
+    hard = [record for record in records if "hard" in record["found"]["test"]["raw"]]
     if not hard:
         return []
-    values = {record["about"]["encoder"]: [] for record in hard}
+    values: dict[str, list[dict]] = {}
     for record in hard:
-        values[record["about"]["encoder"]].append(record["found"]["test"]["raw"]["hard"]["value"])
-    words = ", ".join(f"`{name}` {100 * min(own):.0f} to {100 * max(own):.0f} %" for name, own in values.items())
-    below = [r for r in hard if (own := r["found"]["test"]["raw"]["hard"])["interval"] and own["interval"][1] < CHANCE]
-    cures = []
-    for form in ("centred", "by_speaker", "projected"):
-        own = [r["found"]["test"][form]["hard"]["value"] for r in hard if form in r["found"]["test"]]
-        if own:
-            cures.append(f"{FORMS[form]} {100 * float(np.median(own)):.0f} %")
-    lines = [
-        "Against a clip of the same voice (*hard* triplets, chance 50 %), the cosine of vectors as they are finds the clip of "
-        f"the same kind in {words} of the cases; below chance in {len(below)} of {len(hard)} pairs of encoder and task."
-    ]
-    if below:
-        lines.append(
-            "The nearest clip by cosine is then the same voice, not the same word or emotion: do not search by it as it is."
-        )
-    return [
-        *lines,
-        f"What helps, median of *hard* over all pairs: {', '.join(cures)}; a probe on the vector does too (layers).",
-    ]
+        values.setdefault(record["about"]["encoder"], []).append(record["found"]["test"]["raw"]["hard"])
+    shown = {name: " and ".join(f"{100 * one['value']:.0f}" for one in own) for name, own in values.items()}
+    words = ", ".join(f"`{name}` {own} %" for name, own in shown.items())
+    own = [one for found in values.values() for one in found]
+    below, above = sum(is_below_chance(one, CHANCE) for one in own), sum(map(_is_above, own))
+    tasks = " and ".join(dict.fromkeys(record["about"]["task"] for record in hard))
+    line = (
+        f"Search by cosine, vectors as they are, against a clip of the same voice (*hard* triplets, chance 50 %, {tasks}): "
+        f"the same {what} is nearer in {words}; below chance in {below} of {len(own)} pairs of encoder and task, above it in "
+        f"{above}."
+    )
+    warning = f" Where it is below, the nearest clip is the same voice, not the same {what}: do not search by it as it is."
+    return [line + (warning if below else "")]
+
+
+def _is_above(own: dict) -> bool:
+    return own["interval"] is not None and own["interval"][0] > CHANCE
 
 
 def _told(records: Sequence[dict]) -> list[dict]:
     return [record for record in records if "test" in record["found"]]
+
+
+def by_language(records: Sequence[dict]) -> list[dict[str, Any]]:
+    """Encoders that say what they have learnt from, by the language of the tasks: mean of each condition over its tasks."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for record in _told(records):
+        found = record["found"]
+        if found.get("learnt_from") and found["language"]:
+            names = (record["about"]["encoder"], found["learnt_from"], found["language"])
+            groups.setdefault(names, []).append(found["test"]["raw"])
+    lines = []
+    for (encoder, learnt_from, language), own in groups.items():
+        values = {c: [one[c]["value"] for one in own if c in one] for c in CONDITIONS}
+        means = {c: float(np.mean(of)) for c, of in values.items() if of}
+        about = {"encoder": encoder, "learnt_from": learnt_from, "language": language, "is_matched": learnt_from == language}
+        lines.append({**about, "tasks": len(own), **means})
+    return lines
+
+
+def _language_table(records: Sequence[dict]) -> list[str]:
+    lines = []
+    for own in by_language(records):
+        values = [f"{100 * own[c]:.1f}" if c in own else "–" for c in CONDITIONS]
+        match = "matched" if own["is_matched"] else "mismatched"
+        lines.append([own["encoder"], own["learnt_from"], own["language"], match, *values, str(own["tasks"])])
+    columns = ["encoder", "learnt from", "tasks in", "vocabulary", *(f"{c}, %" for c in CONDITIONS), "tasks"]
+    what = "By language, vectors as they are; words of a language that a model has not learnt from are new to it (mismatched):"
+    return [what, markdown_table(columns, lines)] if lines else []
 
 
 HOW = (
@@ -365,7 +421,7 @@ def section(records: Sequence[dict]) -> list[str]:
         found = record["found"]
         for form, own in found["test"].items():
             cells_ = [_percent(own.get(condition)) for condition in CONDITIONS]
-            shuffled = [_percent(own[c]["floor"].get("shuffled")) for c in CONDITIONS if c in own][:1]
+            shuffled = [_percent(own[c]["floor"].get("shuffled")) for c in CONDITIONS if c in own][-1:]
             precision = found["precision"][form]
             share = f"{100 * precision['floor']['chance']:.1f}"
             first = own[next(iter(own))]
@@ -385,9 +441,19 @@ def section(records: Sequence[dict]) -> list[str]:
             )
     obstacles = [f"{r['about']['task']}: {r['found']['obstacle']}." for r in records if "obstacle" in r["found"]]
     conditions = [f"{condition}, %" for condition in CONDITIONS]
-    columns = ["task", "encoder", "vector", "form", *conditions, "shuffled labels (any)", "triplets", "average precision, %"]
+    columns = [
+        "task",
+        "encoder",
+        "vector",
+        "form",
+        *conditions,
+        "shuffled labels (the last)",
+        "triplets",
+        "average precision, %",
+    ]
     pictures = [f"![{c} triplets](pictures/{NAME}_{c}.png)" for c in _drawn(records)]
-    return [HOW, *pictures, markdown_table(columns, lines), *dict.fromkeys(obstacles)]
+    table = markdown_table(columns, lines)
+    return [HOW, *pictures, table, *_language_table(records), *dict.fromkeys(obstacles)]
 
 
 def _percent(own: dict | None) -> str:
@@ -416,8 +482,8 @@ def draw(records: Sequence[dict], condition: str) -> Figure:
         values = 100 * np.array([found["raw"][condition]["value"] for found in own.values()])
         ends = np.array([found["raw"][condition]["interval"] or (np.nan, np.nan) for found in own.values()])
         bars = axes.bar(places, values, width, label=encoder, yerr=np.abs(100 * ends.T - values), ecolor="grey")
-        projected = [100 * found["projected"][condition]["value"] for found in own.values()]
-        axes.plot(places, projected, "o", markersize=4, color=bars[0].get_facecolor(), markeredgecolor="black")
+        dots = [100 * found["projected"][condition]["value"] if "projected" in found else np.nan for found in own.values()]
+        axes.plot(places, dots, "o", markersize=4, color=bars[0].get_facecolor(), markeredgecolor="black")
     axes.axhline(100 * CHANCE, color="grey", linestyle="--", linewidth=1)
     axes.set_xticks(range(len(tasks)), tasks, rotation=20)
     axes.set_ylim(0, 100)

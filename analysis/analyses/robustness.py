@@ -138,7 +138,10 @@ def _embedded(encoder: AnalyzedEncoder, view: View, waveforms: Sequence[np.ndarr
 
 
 def cells(study: Study, settings: RobustnessSettings) -> list[Cell]:
-    """Every encoder on the tasks that are named, at the vector that `layers` has chosen."""
+    """Every encoder on the tasks that are named, at the vector that `layers` has chosen.
+
+    Those that read a clip by the times of its words are left out: of a changed clip these are not known.
+    """
     tasks = settings.tasks or list(study.tasks)[:1]
     for name in tasks:
         check_choice("analyses.robustness: tasks", name, study.tasks)
@@ -148,8 +151,12 @@ def cells(study: Study, settings: RobustnessSettings) -> list[Cell]:
             study.found("layers", encoder, task)["chosen"],
         )
         for encoder, task in study.pairs()
-        if task in tasks
+        if task in tasks and not _reads_times(encoder, study, task)
     ]
+
+
+def _reads_times(encoder: AnalyzedEncoder, study: Study, task: str) -> bool:
+    return encoder.reads_words and any(map(encoder.source.is_utterance, study.tasks[task].table.clips))
 
 
 # ---- what is shown ----

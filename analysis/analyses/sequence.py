@@ -57,7 +57,9 @@ class SequenceSettings(CheckedFields):
     dropout: float = option(0.2, "In training.", at_least=0, below=1)
     learning_rate: float = option(1e-3, "Of Adam.", above=0)
     epochs: int = option(30, "At most; validation chooses.", at_least=1)
-    together: int = option(1, "So many frames, one after another, are read as their mean: less work.", at_least=1)
+    together: int = option(
+        1, "So many frames, one after another, are read as their mean: less work. Not of words.", at_least=1
+    )
 
 
 class SequenceProbe(nn.Module):
@@ -134,9 +136,9 @@ def read_in_order(study: Study, encoder: AnalyzedEncoder, task: str, settings: S
     how = (study.folder / "frames", study.key_of_task(encoder, task), study.disk_gb, study.first_s)
     frames = frames_of(encoder, view, table.clips, *how)
     own, rng = standardised(frames, table.rows("train")), np.random.default_rng(study.seed)
-    means = np.stack([frame.mean(axis=0) for frame in own])
+    means, together = np.stack([frame.mean(axis=0) for frame in own]), 1 if encoder.reads_words else settings.together
     (linear,) = fit_all({view.name: means}, judge.data, judge.objective, study.seed, device=study.device).values()
-    linear, own = linear.predictions.reshape(-1, 1), [grouped(frame, settings.together) for frame in own]
+    linear, own = linear.predictions.reshape(-1, 1), [grouped(frame, together) for frame in own]
     ordered = fit_sequence(judge, own, settings, study.device)
     mixed = fit_sequence(judge, [frame[rng.permutation(len(frame))] for frame in own], settings, study.device)
     floor = study.found("layers", encoder, task)["test"]["floor"]

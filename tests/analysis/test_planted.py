@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from wavcse.analysis.analyses import load_analysis
+from wavcse.analysis.analyses import discrimination, load_analysis
 from wavcse.analysis.analyses.dimensions import DimensionsSettings, Ranker, rank_and_retrain
-from wavcse.analysis.analyses.discrimination import DiscriminationSettings, discriminate
+from wavcse.analysis.analyses.discrimination import DiscriminationSettings, by_language, discriminate, forms_of
 from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, probe_views
 from wavcse.analysis.analyses.overlap import overlap_of
 from wavcse.analysis.attribution import importance, integrated_gradients
-from wavcse.analysis.figures import is_above_chance
+from wavcse.analysis.figures import figure, is_above_chance
 from wavcse.analysis.study import Analysis, Cell, run_analysis
 from wavcse.data.corpus_pass import WorkerDied
 from wavcse.tests.helpers.planted_study import planted_study, planted_task
@@ -89,6 +89,54 @@ def test_a_vector_of_voices_is_good_at_any_and_below_chance_in_hard(tmp_path):
         > found["precision"]["raw"]["value"]
         > found["precision"]["raw"]["floor"]["chance"]
     )
+
+
+def test_triplets_by_language_set_matched_beside_mismatched():
+    def record(encoder, learnt_from, language, hard):
+        test = {"raw": {c: {"value": value} for c, value in (("any", 0.9), ("hard", hard))}}
+        about = {"encoder": encoder, "task": "t"}
+        return {"about": about, "found": {"learnt_from": learnt_from, "language": language, "test": test}}
+
+    records = [record("a", "en", "en", 0.6), record("a", "en", "en", 0.8), record("a", "en", "es", 0.4)]
+    records += [record("b", "", "en", 0.1), {**records[0], "found": {"obstacle": "none"}}]
+    one, other = by_language(records)
+    assert (one["is_matched"], one["tasks"], one["hard"], one["any"]) == (True, 2, pytest.approx(0.7), pytest.approx(0.9))
+    assert (other["language"], other["is_matched"], other["hard"]) == ("es", False, 0.4)
+    assert "across" not in other
+
+
+def test_forms_that_would_mislead_are_left_out():
+    rng = np.random.default_rng(0)
+    for per_speaker, num_classes, forms in (
+        (4, 3, {"projected"}),
+        (12, 2, {"by_speaker"}),
+        (12, 3, {"projected", "by_speaker"}),
+    ):
+        speakers = np.arange(144) // per_speaker
+        labels, splits = np.arange(144) % num_classes, np.array(["train", "validation", "test"])[speakers % 3]
+        data = task_of(labels, speakers, splits)
+        found = forms_of(rng.standard_normal((144, 6)).astype(np.float32), data, data.table.rows("test"))
+        assert set(found) == {"raw", "centred", *forms}
+
+
+def test_what_is_said_of_hard_triplets():
+    def record(encoder, by, raw, projected):
+        def hard(value):
+            return {
+                "hard": {**figure(value, (value - 0.1, value + 0.1), 9, 9, "speaker"), "floor": {"shuffled": {"value": 0.5}}}
+            }
+
+        found = {"by": by, "test": {"raw": hard(raw), "projected": hard(projected)}}
+        return {"about": {"encoder": encoder, "task": "emotion" if by == "random" else "word"}, "found": found}
+
+    words, labels, cures = discrimination.answers(
+        [record("a", "edit", 0.2, 0.9), record("b", "edit", 0.8, 0.9), record("a", "random", 0.55, 0.7)]
+    )
+    assert "the same word is nearer in `a` 20 %, `b` 80 %; below chance in 1 of 2 pairs" in words
+    assert words.endswith("the nearest clip is the same voice, not the same word: do not search by it as it is.")
+    assert "(*hard* triplets, chance 50 %, emotion): the same label is nearer in `a` 55 %; below chance in 0 of 1" in labels
+    assert "do not search" not in labels
+    assert cures.startswith("What helps, median of *hard*: learnt projection 90 % (with shuffled labels 50 %);")
 
 
 # ---- dimensions ----

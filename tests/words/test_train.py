@@ -1,6 +1,7 @@
 """`wavcse words` from a manifest to an encoder: the same bytes after a stop, what is refused, what records say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from wavcse.analysis.arguments import EncoderSettings
 from wavcse.analysis.encoders import build_encoder
 from wavcse.data.files import read_json
+from wavcse.data.manifest import Clip, Manifest
+from wavcse.eval.baselines.mfcc import PAPER_FRAMES, MFCCEncoder
 from wavcse.eval.encoder import check_encoder
 from wavcse.words import __main__ as program
 from wavcse.words.__main__ import main
@@ -108,6 +111,38 @@ def test_a_saved_folder_is_an_encoder_of_the_evaluation_and_of_analyses(manifest
     (tmp_path / "r/model/model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"model\.safetensors: cannot be loaded"):
         SavedWordEncoder(tmp_path / "r/model")
+
+
+def test_an_utterance_is_its_words_in_order(manifest, tmp_path):
+    assert run(manifest, tmp_path / "r", "--num_epochs", 1) == 0
+    settings = EncoderSettings(model=str(tmp_path / "r/model"), words=str(manifest))
+    encoder, alone = build_encoder("tones", settings, 1, 0, "cpu"), SavedWordEncoder(tmp_path / "r/model")
+    check_encoder(encoder.readers[0])
+    whole = [Clip(f"{number}.wav", manifest.parent / f"{number}.wav") for number in (3, 0)]
+    waves = [clip.load(RATE) for clip in whole]
+    word = Manifest(manifest).clips[5]
+    frames = encoder.frames([*waves, word.load(RATE)], encoder.view("embedding"))
+    assert [len(own) for own in frames] == [4, 4, 1]
+    of_three = [clip for clip in Manifest(manifest).clips if clip.path.name == "3.wav"]
+    np.testing.assert_allclose(frames[0], alone.embed([clip.load(RATE) for clip in of_three]), rtol=1e-4, atol=1e-6)
+    vectors = encoder.readers[0].embed([*waves, word.load(RATE)])
+    np.testing.assert_allclose(vectors, [own.mean(axis=0) for own in frames], rtol=1e-5, atol=1e-6)
+    assert encoder.source.is_utterance(whole[0])
+    assert not encoder.source.is_utterance(word)
+    with pytest.raises(ValueError, match=r"words is for models of `wavcse words`; mfcc is none\."):
+        build_encoder("mfcc", EncoderSettings(model="mfcc", words=str(manifest)), 1, 0, "cpu")
+    (manifest.parent / "utterances.csv").write_text("file_name\n0.wav\n")
+    with pytest.raises(ValueError, match="0.wav has no start and end; a row per word is needed"):
+        build_encoder("tones", replace(settings, words=str(manifest.parent / "utterances.csv")), 1, 0, "cpu")
+
+
+def test_the_papers_mfcc_frames_are_an_encoder_of_analyses():
+    encoder = build_encoder("mfcc_paper", EncoderSettings(model="mfcc_paper"), 1, 0, "cpu")
+    wave = np.random.default_rng(0).normal(0, 0.1, RATE // 2).astype(np.float32)
+    (frames,) = encoder.frames([wave], encoder.view("statistics"))
+    assert frames.shape == (48, 23 * 3 * 11)
+    np.testing.assert_allclose(frames, MFCCEncoder(**PAPER_FRAMES).frames([wave])[0][:, 0])
+    assert build_encoder("mfcc", EncoderSettings(model="mfcc"), 1, 0, "cpu").readers[0].embedding_size == 78
 
 
 def test_frames_are_scaled_by_the_training_words(manifest, tmp_path):
