@@ -39,7 +39,8 @@ def asked_analyses(args: AnalyzeArguments) -> tuple[dict[str, tuple[Analysis, An
 
     Raises:
         ValueError: a section has unknown or wrong fields.
-        ImportError: an analysis was named whose library is not installed; where none is named, it is left out instead.
+        ImportError: an analysis was named whose library is not installed; where none is named, and in a dry run, it is left
+            out instead.
     """
     named, found, left_out = args.analyses or {name: {} for name in ANALYSES}, {}, []
     for name in ANALYSES:
@@ -47,7 +48,7 @@ def asked_analyses(args: AnalyzeArguments) -> tuple[dict[str, tuple[Analysis, An
             continue
         own = load_analysis(name)
         settings = section_from(own.settings, f"analyses.{name}", named[name])
-        if own.library and args.analyses:
+        if own.library and args.analyses and not args.dry_run:
             optional_library(*own.library)
         elif own.library and importlib.util.find_spec(own.library[0]) is None:
             left_out.append(

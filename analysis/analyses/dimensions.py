@@ -243,7 +243,10 @@ def draw(records: Sequence[dict], task: str) -> Figure:
         low, high = found["random"]["interval"]
         middle = found["random"]["value"]
         axes.errorbar([share], [middle], [[middle - low], [high - middle]], color=line.get_color(), capsize=3, fmt="x")
+    shares = sorted({1.0, *(own["share"] for own in records[0]["found"]["curve"]), records[0]["settings"]["share"]})
     axes.set_xscale("log")
+    axes.set_xticks(shares, [f"{100 * share:g} %" for share in shares])
+    axes.minorticks_off()
     axes.set_xlabel("share of the dimensions that is kept (crosses: random draws)")
     axes.set_ylabel("test figure")
     axes.set_title(task)

@@ -486,7 +486,7 @@ def draw(records: Sequence[dict], condition: str) -> Figure:
         axes.plot(places, dots, "o", markersize=4, color=bars[0].get_facecolor(), markeredgecolor="black")
     axes.axhline(100 * CHANCE, color="grey", linestyle="--", linewidth=1)
     axes.set_xticks(range(len(tasks)), tasks, rotation=20)
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 103)
     axes.set_ylabel(f"{condition}: triplets that are right, %")
     axes.set_title("bars: vectors as they are; dots: after a learnt projection")
     axes.legend(fontsize=7)

@@ -186,6 +186,11 @@ def _single(records: Sequence[dict]) -> list[dict]:
 
 
 def answers(records: Sequence[dict]) -> list[str]:
+    """Nothing: what it says stands at the beginning of its section."""
+    return []
+
+
+def _variances(records: Sequence[dict]) -> list[str]:
     """How much of the variance is between speakers, and how much between labels."""
     words = []
     for encoder in dict.fromkeys(record["about"]["encoder"] for record in _single(records)):
@@ -232,7 +237,11 @@ def section(records: Sequence[dict]) -> list[str]:
         views = [view.removeprefix("layer ") for view in own["views"]]
         names = [f"`{record['about'][name]}` {view}" for name, view in zip(("encoder", "other"), views)]
         nearest.append([*names, shown_figure(own, "plain"), f"{own['floor']['shuffled']:.3f}", record["about"]["task"]])
-    blocks = [HOW, *(f"![{name}: CKA of its vectors](pictures/{NAME}_{name}.png)" for name in _drawn(records))]
+    blocks = [
+        *_variances(records),
+        HOW,
+        *(f"![{name}: CKA of its vectors](pictures/{NAME}_{name}.png)" for name in _drawn(records)),
+    ]
     if nearest:
         table = markdown_table(["vector", "most similar of another encoder", "CKA", "shuffled clips", "clips of"], nearest)
         blocks += ["The most similar vectors of every two encoders:", table]

@@ -25,6 +25,7 @@ from wavcse.eval.evaluation import result_key, write_outcome
 from wavcse.eval.metrics import METRICS, Metric, bootstrap_interval, paired_interval
 from wavcse.eval.probe import Objective, ProbeRun, ProbeSettings, fit_on_task, objective_for, outcome_of, resampling_unit
 from wavcse.eval.probe_stack import fit_all
+from wavcse.eval.table import shown
 from wavcse.eval.task import TaskData
 from wavcse.reports.figures import heat_map, new_axes
 from wavcse.reports.page import markdown_table
@@ -234,13 +235,16 @@ def cells(study: Study, settings: LayersSettings) -> list[Cell]:
 
 
 def answers(records: Sequence[dict]) -> list[str]:
-    """Which layer holds which task, encoder by encoder."""
+    """Which layer holds which task, encoder by encoder; random weights are left to the table."""
     lines = []
-    for encoder in dict.fromkeys(record["about"]["encoder"] for record in records):
+    for encoder in dict.fromkeys(r["about"]["encoder"] for r in records if not r["found"]["is_untrained"]):
         own = [record for record in records if record["about"]["encoder"] == encoder and _num_layers(record) > 1]
-        words = [f"{r['about']['task']} {_short(r['found']['chosen'])}{_others(r)}" for r in own]
+        words = [f"{r['about']['task']} {_at(r)}" for r in own]
         if words:
-            lines.append(f"`{encoder}`, best vector on validation: {', '.join(words)}.")
+            lines.append(
+                f"`{encoder}`, test figure at the best of {_num_layers(own[0])} vectors on validation (so many others cannot "
+                f"be told from it): {', '.join(words)}."
+            )
     at_chance = [_pair(record) for record in records if not is_above_chance_either_way(record["found"])]
     if at_chance:
         lines.append(f"Not shown to be above their floors (shuffled labels, constant answer): {', '.join(at_chance)}.")
@@ -268,9 +272,11 @@ def _short(view: str) -> str:
     return view.removeprefix("layer ")
 
 
-def _others(record: dict) -> str:
-    tied = sum(own["tied"] for own in record["found"]["views"]) - 1
-    return f" (of {_num_layers(record)}; {tied} not distinguishable)"
+def _at(record: dict) -> str:
+    found = record["found"]
+    tied = sum(own["tied"] for own in found["views"]) - 1
+    unit = METRICS[found["metric"]].unit
+    return f"{shown(found['test']['value'], unit)}{' %' if unit == 'percent' else ''} at {_short(found['chosen'])} ({tied})"
 
 
 def _pair(record: dict) -> str:
@@ -339,23 +345,34 @@ def draw_curves(records: Sequence[dict], task: str) -> Figure:
     """Validation figure of every vector of every encoder on one task, with intervals and the floor on the test clips."""
     figure_, (axes,) = new_axes(7.0, 4.0)
     own = [record for record in records if record["about"]["task"] == task]
+    ticks = _places([view["view"] for record in own for view in record["found"]["views"]])
     for record in own:
         views = record["found"]["views"]
-        values = [view["validation"]["value"] for view in views]
-        (line,) = axes.plot(range(len(views)), values, marker="o", markersize=3, label=record["about"]["encoder"])
+        places, values = [ticks[_short(view["view"])] for view in views], [view["validation"]["value"] for view in views]
+        (line,) = axes.plot(places, values, marker="o", markersize=3, label=record["about"]["encoder"])
         ends = np.array([view["validation"]["interval"] or (np.nan, np.nan) for view in views]).T
-        axes.fill_between(range(len(views)), *ends, color=line.get_color(), alpha=0.12, linewidth=0)
-        place = [view["view"] for view in views].index(record["found"]["chosen"])
-        axes.plot([place], [values[place]], marker="*", markersize=11, color=line.get_color())
+        axes.fill_between(places, *ends, color=line.get_color(), alpha=0.12, linewidth=0)
+        chosen = [view["view"] for view in views].index(record["found"]["chosen"])
+        axes.plot(places[chosen], values[chosen], marker="*", markersize=11, color=line.get_color())
     chance = own[0]["found"]["test"]["floor"]["chance"]["value"]
     axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label="constant answer")
-    longest = max((record["found"]["views"] for record in own), key=len)
-    axes.set_xticks(range(len(longest)), [_short(view["view"]) for view in longest], rotation=45)
+    axes.set_xticks(list(ticks.values()), list(ticks), rotation=45)
     axes.set_xlabel("layer (0: input of the first block)")
     axes.set_ylabel(f"{own[0]['found']['metric']} on validation")
     axes.set_title(task)
     axes.legend(fontsize=7)
     return figure_
+
+
+def _places(views: Sequence[str]) -> dict[str, int]:
+    """Where vectors stand in a picture: layers at their numbers, the others behind the last one."""
+    names = dict.fromkeys(map(_short, views))
+    layers = sorted(int(name) for name in names if name.isdecimal())
+    others = [name for name in names if not name.isdecimal()]
+    return {
+        **{str(layer): layer for layer in layers},
+        **{name: max(layers, default=-1) + 1 + k for k, name in enumerate(others)},
+    }
 
 
 def draw_map(records: Sequence[dict]) -> Figure:

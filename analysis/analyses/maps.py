@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "maps"
 NEIGHBOURS = 5
-MOST_LABELS = 12  # that are named in a picture
+MOST_LABELS = 12  # that are named in a picture, the most frequent ones
 
 
 @dataclass
@@ -134,13 +134,14 @@ def draw(records: Sequence[dict], name: str) -> Figure:
     found = next(record["found"] for record in records if _name(record) == name)
     labels, planes = np.array(found["labels"]), found["points"]
     figure_, axes = new_axes(4.5 * max(1, len(planes)), 4.2, columns=max(1, len(planes)))
-    names = sorted(set(labels))
+    names, counts = np.unique(labels, return_counts=True)
+    named = set(names[np.argsort(-counts, kind="stable")[:MOST_LABELS]])
     for plot, (method, points) in zip(axes, planes.items()):
         points = np.array(points)
         for label in names:
             own = points[labels == label]
             dots = plot.scatter(*own.T, s=10, alpha=0.6)
-            if len(names) <= MOST_LABELS:
+            if label in named:
                 color = dots.get_facecolor()[0][:3]
                 plot.annotate(label, own.mean(axis=0), color=0.6 * color, weight="bold", ha="center", fontsize=8)
         plot.set_title(f"{name}: {method}")

@@ -237,7 +237,7 @@ def draw(records: Sequence[dict]) -> Figure:
         ends = np.array([one["interval"] or (np.nan, np.nan) for one in own])
         places = np.arange(len(own)) + 0.25 * (number - 1)
         axes.bar(places, values, 0.25, yerr=np.abs(ends.T - values), ecolor="grey", label=name.replace("_", " "))
-    axes.set_xticks(range(len(records)), [_pair(record) for record in records], rotation=20, fontsize=8)
+    axes.set_xticks(range(len(records)), [_pair(record) for record in records], rotation=20, ha="right", fontsize=8)
     axes.set_ylabel("test figure")
     axes.legend(fontsize=7)
     return figure_

@@ -15,6 +15,7 @@ from wavcse.analysis.analyses import discrimination, load_analysis
 from wavcse.analysis.analyses.dimensions import DimensionsSettings, Ranker, rank_and_retrain
 from wavcse.analysis.analyses.discrimination import DiscriminationSettings, by_language, discriminate, forms_of
 from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, probe_views
+from wavcse.analysis.analyses.layers import _places as layers_places
 from wavcse.analysis.analyses.overlap import overlap_of
 from wavcse.analysis.attribution import importance, integrated_gradients
 from wavcse.analysis.figures import figure, is_above_chance
@@ -53,7 +54,9 @@ def test_a_label_in_layer_3_of_8_only_is_found_there(tmp_path, seed):
     weights = found["weighted_sum"]["weights"]
     assert max(weights, key=weights.get) == "layer 3"
     record = {"about": {"task": "keyword", "encoder": "planted"}, "found": found}
-    assert answers([record]) == ["`planted`, best vector on validation: keyword 3 (of 8; 0 not distinguishable)."]
+    words = "test figure at the best of 8 vectors on validation (so many others cannot be told from it)"
+    share = 100 * found["test"]["value"]
+    assert answers([record]) == [f"`planted`, {words}: keyword {share:.1f} % at 3 (0)."]
 
 
 def test_noise_is_at_chance_and_said_to_be(tmp_path):
@@ -276,3 +279,8 @@ def test_a_worker_that_is_killed_costs_its_own_cells_only(tmp_path, monkeypatch)
     kept = {path.stem for path in (tmp_path / "records/layers").glob("*.json")}
     assert kept >= {"keyword__planted"}
     assert "intent__planted" not in kept
+
+
+def test_vectors_stand_at_the_numbers_of_their_layers_in_a_picture():
+    views = ["layer 0", "layer 4", "embedding", "layer 0", "layer 2", "statistics"]
+    assert layers_places(views) == {"0": 0, "2": 2, "4": 4, "embedding": 5, "statistics": 6}
