@@ -31,6 +31,8 @@ def write_report(study: Study, found: Mapping[str, tuple[Analysis, Sequence[dict
     parts = page.opening(TITLE, picture, [_size(study)])
     parts += ["\n".join(f"- {line}" for line in [*answers, *left_out])]
     for own, records in inert.values():
+        if not records:
+            continue
         parts += [f"## {own.title}", *own.section(records)]
         if own.name == "layers":
             parts += _comparison(study)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ANALYSES: dict[str, str] = {  # name -> module, in the order in which they run and are shown
     "layers": "layers",
     "prosody": "prosody",
+    "phones": "phones",
     "discrimination": "discrimination",
     "dimensions": "dimensions",
     "overlap": "overlap",

@@ -1,7 +1,8 @@
 """What the order of the frames adds: a bidirectional LSTM on the frames of a layer, beside a linear probe on their mean.
 
 The third rival is the same LSTM on frames in random order: what it loses against the right order is what order tells. Frames
-are standardised by the training clips, batches are shuffled, dropout is off at the test.
+are standardised by the training clips, batches are shuffled, dropout is off at the test. With `attribute` the dimensions that
+the LSTM looks at (Integrated Gradients from the training mean, on validation clips) stand beside those of the linear probe.
 
 Shapes: `N` clips, `B` of a batch, `T` frames, `D` width of a layer, `H` units of the LSTM.
 """
@@ -17,7 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wavcse.analysis.analyses.dimensions import DimensionsSettings, kept
 from wavcse.analysis.analyses.layers import Judge
+from wavcse.analysis.analyses.overlap import overlap_of
+from wavcse.analysis.attribution import importance, integrated_gradients
 from wavcse.analysis.encoders import AnalyzedEncoder
 from wavcse.analysis.figures import metric_unit, shown_figure
 from wavcse.analysis.frames import Frames, frames_of
@@ -57,6 +61,7 @@ class SequenceSettings(CheckedFields):
     dropout: float = option(0.2, "In training.", at_least=0, below=1)
     learning_rate: float = option(1e-3, "Of Adam.", above=0)
     epochs: int = option(30, "At most; validation chooses.", at_least=1)
+    attribute: int = option(0, "So many validation clips are attributed to dimensions (needs captum).", at_least=0)
     together: int = option(
         1, "So many frames, one after another, are read as their mean: less work. Not of words.", at_least=1
     )
@@ -77,9 +82,10 @@ class SequenceProbe(nn.Module):
     def forward(self, clips: Sequences) -> Tensor:
         """Outputs `[B, O]` of B clips."""
         groups = [clips.frames[start : start + AT_ONCE] for start in range(0, len(clips.frames), AT_ONCE)]
-        return torch.cat([self._of(group) for group in groups])
+        return torch.cat([self.of(group) for group in groups])
 
-    def _of(self, frames: Sequence[Tensor]) -> Tensor:
+    def of(self, frames: Sequence[Tensor]) -> Tensor:
+        """Outputs `[B, O]` of frames `[T, D]` each, or of `[B, T, D]`."""
         packed = nn.utils.rnn.pack_sequence(list(frames), enforce_sorted=False)
         states, lengths = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)  # zeros behind the end
         pooled = states.sum(dim=1)
@@ -110,8 +116,10 @@ def grouped(frames: np.ndarray, together: int) -> np.ndarray:
     return np.add.reduceat(frames, starts, axis=0) / np.diff(np.append(starts, len(frames)))[:, None].astype(frames.dtype)
 
 
-def fit_sequence(judge: Judge, frames: Sequence[np.ndarray], settings: SequenceSettings, device: str) -> np.ndarray:
-    """Predictions of the test clips, `[n, 1]`, by a probe on frames; its epoch is chosen on validation."""
+def fit_sequence(
+    judge: Judge, frames: Sequence[np.ndarray], settings: SequenceSettings, device: str
+) -> tuple[SequenceProbe, np.ndarray]:
+    """A probe on frames, its epoch chosen on validation, and its predictions of the test clips, `[n, 1]`."""
     data = judge.data
     parts = {}
     for split in SPLITS:
@@ -126,7 +134,36 @@ def fit_sequence(judge: Judge, frames: Sequence[np.ndarray], settings: SequenceS
     how = ProbeSettings((settings.learning_rate,), max_epochs=settings.epochs, min_steps_per_epoch=1)
     probe = train_heads(make, parts["train"], parts["validation"], judge.objective, judge.seed, how).head
     with torch.no_grad():
-        return judge.objective.predict(probe(parts["test"][0])).cpu().numpy().reshape(-1, 1)
+        return probe, judge.objective.predict(probe(parts["test"][0])).cpu().numpy().reshape(-1, 1)
+
+
+def dimensions_of(
+    probe: SequenceProbe, judge: Judge, frames: Sequence[np.ndarray], num_clips: int, share: float, device: str
+) -> dict[str, Any]:
+    """The dimensions that a probe looks at in validation clips: mean over clips and frames of absolute attributions.
+
+    Args:
+        frames: standardised, `[T, D]` each; the baseline is 0, their mean.
+        share: of the D dimensions that are kept.
+    """
+    rows = judge.data.table.rows("validation")
+    rows = np.sort(np.random.default_rng(judge.seed).permutation(rows)[:num_clips])
+    found = []
+    for row in rows:
+        target = torch.tensor([judge.data.labels[row]], device=device)
+        found.append(integrated_gradients(probe.of, torch.from_numpy(frames[row])[None].to(device), target))
+    order = np.argsort(-np.mean([importance(own.values, "absolute") for own in found], axis=0), kind="stable")
+    gaps, steps = [own.gap for own in found], [own.steps for own in found]
+    about = {"clips": len(rows), "completeness_gap": float(np.median(gaps)), "steps": max(steps), "size": len(order)}
+    return {**about, "list": order[: kept(len(order), share)].tolist()}
+
+
+def _beside_linear(study: Study, encoder: AnalyzedEncoder, task: str, view: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The list, and how much of that of the linear probe (`dimensions`) is in it, where that is of the same vector."""
+    linear = study.found("dimensions", encoder, task)
+    if linear is None or linear["view"] != view or linear["kept"] != len(own["list"]):
+        return own
+    return {**own, "shared_with_linear": overlap_of(own["list"], linear["lists"][0], own["size"])._asdict()}
 
 
 def read_in_order(study: Study, encoder: AnalyzedEncoder, task: str, settings: SequenceSettings) -> dict[str, Any]:
@@ -139,10 +176,13 @@ def read_in_order(study: Study, encoder: AnalyzedEncoder, task: str, settings: S
     means, together = np.stack([frame.mean(axis=0) for frame in own]), 1 if encoder.reads_words else settings.together
     (linear,) = fit_all({view.name: means}, judge.data, judge.objective, study.seed, device=study.device).values()
     linear, own = linear.predictions.reshape(-1, 1), [grouped(frame, together) for frame in own]
-    ordered = fit_sequence(judge, own, settings, study.device)
-    mixed = fit_sequence(judge, [frame[rng.permutation(len(frame))] for frame in own], settings, study.device)
+    probe, ordered = fit_sequence(judge, own, settings, study.device)
+    _, mixed = fit_sequence(judge, [frame[rng.permutation(len(frame))] for frame in own], settings, study.device)
     floor = study.found("layers", encoder, task)["test"]["floor"]
     found = {"title": judge.data.task.title, "metric": judge.data.task.metrics[0], "view": view.name, "size": settings.size}
+    if settings.attribute:
+        looked_at = dimensions_of(probe, judge, own, settings.attribute, DimensionsSettings().share, study.device)
+        found["dimensions"] = _beside_linear(study, encoder, task, view.name, looked_at)
     return {
         **found,
         "frames": int(frames.lengths.sum()),
@@ -174,6 +214,7 @@ def cells(study: Study, settings: SequenceSettings) -> list[Cell]:
         encoder_cell(
             *(study, encoder, task, lambda e=encoder, t=task: read_in_order(study, e, t, settings)),
             _layer(study, encoder, task),
+            *([(study.found("dimensions", encoder, task) or {}).get("lists")] if settings.attribute else []),
         )
         for encoder, task in study.pairs()
         if task in tasks and any(view.layer is not None for view in encoder.views)
@@ -219,8 +260,23 @@ def section(records: Sequence[dict]) -> list[str]:
         "A bidirectional LSTM on the frames of the chosen layer, learnt by the rules of the linear probe; its epoch is "
         "chosen on validation. *: the paired 95 % interval of the difference lies above zero.",
         markdown_table([*columns, "above random order", "above linear", "constant answer", "n"], lines),
+        *_dimension_table(records),
         *([f"![BiLSTM and rivals](pictures/{NAME}.png)"] if records else []),
     ]
+
+
+def _dimension_table(records: Sequence[dict]) -> list[str]:
+    lines = []
+    for record in records:
+        own = record["found"].get("dimensions")
+        if own:
+            shared = own.get("shared_with_linear")
+            beside = f"{shared['shared']} ({shared['expected']:.1f}), p = {shared['p']:.2g}" if shared else "–"
+            gap = f"{100 * own['completeness_gap']:.2g} %"
+            names = [record["about"]["task"], record["about"]["encoder"]]
+            lines.append([*names, f"{len(own['list'])} of {own['size']}", beside, str(own["clips"]), gap])
+    columns = ["task", "encoder", "dimensions kept", "shared with the linear probe's (by chance)", "clips", "completeness gap"]
+    return ["The dimensions that the LSTM looks at:", markdown_table(columns, lines)] if lines else []
 
 
 def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Figure]]:

@@ -70,7 +70,8 @@ def test_one_command_leaves_a_report_with_pictures(study_folder):
     assert text.startswith("# What the embeddings hold\n\n![")
     assert "(pictures/layers_keyword.png)" in text
     assert (study_folder / "report.html").read_text().count("data:image/svg+xml;base64,") == text.count("](pictures/")
-    assert {path.split("/")[0] for path in records(study_folder)} == set(ANALYSES) - {"dimensions", "overlap"}
+    assert {path.split("/")[0] for path in records(study_folder)} == set(ANALYSES) - {"dimensions", "overlap", "phones"}
+    assert "## Phones" not in text  # without a manifest of phones
 
 
 def test_every_figure_of_layers_has_its_interval_its_n_and_its_floors(study_folder):

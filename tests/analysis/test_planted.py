@@ -17,6 +17,7 @@ from wavcse.analysis.analyses.discrimination import DiscriminationSettings, by_l
 from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, probe_views
 from wavcse.analysis.analyses.layers import _places as layers_places
 from wavcse.analysis.analyses.overlap import overlap_of
+from wavcse.analysis.analyses.sequence import SequenceSettings, dimensions_of, fit_sequence
 from wavcse.analysis.attribution import importance, integrated_gradients
 from wavcse.analysis.figures import figure, is_above_chance
 from wavcse.analysis.study import Analysis, Cell, run_analysis
@@ -230,6 +231,21 @@ def test_overlaps_of_planted_tasks():
     assert overlap_of(top(1, range(20)), top(2, range(10, 30)), 200).p < 0.001
     apart = [overlap_of(top(2 * seed, range(20)), top(2 * seed + 1, range(100, 120)), 200).p for seed in range(100)]
     assert sum(p >= 0.05 for p in apart) >= 90
+
+
+@pytest.mark.doors
+def test_planted_dimensions_of_frames_are_those_that_a_sequence_probe_looks_at():
+    labels, speakers, splits, rng = clips(240, 2, 0)
+    judge = Judge(task_of(labels, speakers, splits), 0)
+    frames = [rng.standard_normal((length, 30)).astype(np.float32) for length in rng.integers(4, 9, 240)]
+    for frame, label in zip(frames, labels):
+        frame[:, [3, 17, 20]] += 1.5 * (2 * label - 1)
+    probe, predicted = fit_sequence(judge, frames, SequenceSettings(epochs=6, learning_rate=1e-2), "cpu")
+    assert judge.figure(predicted, "test")["value"] > 0.9
+    found = dimensions_of(probe, judge, frames, 12, 0.1, "cpu")
+    assert set(found["list"]) == {3, 17, 20}
+    assert (found["clips"], found["size"]) == (12, 30)
+    assert found["completeness_gap"] <= 0.01
 
 
 # ---- cells on several cores ----
