@@ -212,7 +212,14 @@ def test_a_torch_export_program_of_whisper_runs_any_batch_and_length(whisper, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backend", "batches"), [("eager", ((5000, 3000), (1201, 9001, 720))), ("aot_eager", ((5000, 3000),))]
+    ("backend", "batches"),
+    [
+        ("eager", ((5000, 3000), (1201, 9001, 720))),
+        ("aot_eager", ((5000, 3000),)),
+        pytest.param(
+            "inductor", ((5000, 3000),), marks=pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
+        ),
+    ],
 )
 def test_a_compiled_model_has_the_same_numbers(backend, batches, hub, waves):
     torch.compiler.reset()

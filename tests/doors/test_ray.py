@@ -1,8 +1,11 @@
 """Ray: `EmbedBatch` as actors of Ray Data, and `wavcse embed --engine ray`, on a local cluster of two workers."""
 
+import importlib
 import io
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -192,6 +195,37 @@ def test_a_url_and_windows(ray, hub, corpus, small_pieces, tmp_path):
     alone = pd.read_parquet(tmp_path / "alone.parquet")
     found = same(tmp_path / "out", alone)
     np.testing.assert_allclose(found[["start_s", "end_s"]], alone[["start_s", "end_s"]])
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The URL of an empty bucket of an S3 server on this machine, which programs that are started find by the environment."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    files = importlib.import_module("s3fs").S3FileSystem(endpoint_url=f"http://{host}:{port}", key="none", secret="none")
+    files.mkdir("speech")
+    yield files
+    server.stop()
+
+
+def test_shards_and_parts_in_a_bucket(bucket, hub, corpus, alone, tmp_path):
+    bucket.put(str(as_tar(corpus, tmp_path / "shards")), "speech/shards", recursive=True)
+    command = [sys.executable, "-m", "wavcse.embed", "s3://speech/shards", "--model", str(hub), "--engine", "ray"]
+    for expected in ("24 rows of 24 clips; 2 parts embedded, 0 were there", "0 parts embedded, 2 were there"):
+        done = subprocess.run([*command, "--out", "s3://speech/embedded"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert expected in done.stdout
+    bucket.get("speech/embedded", str(tmp_path / "embedded"), recursive=True)
+    same(tmp_path / "embedded", alone)
 
 
 def test_a_killed_worker_and_a_killed_run_lose_nothing(ray, hub, corpus, alone, small_pieces, tmp_path, monkeypatch):
