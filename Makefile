@@ -144,7 +144,7 @@ test-slow: $(READY)  ## The tests that are left out by default: long trainings, 
 	$(PYTEST) -m 'slow or pretrain or fuzz' $(TESTS)
 
 test-doors: $(READY)  ## Every door with the real library behind it: installs its extras
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,doors,resemblyzer,analysis]' playwright
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,doors,resemblyzer,analysis]' playwright s3fs 'moto[server]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m doors
 
 test-transformers: $(READY)  ## transformers' own common test suites on our classes (fetches its source distribution)

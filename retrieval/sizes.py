@@ -214,7 +214,7 @@ def draw(records: Sequence[dict]) -> Figure:
                 one.plot(*zip(*sorted(points)), style, color=color, marker="o", markersize=3, label=f"{way}, {precision}")
         one.set(xscale="log", xlabel="bytes per vector", title=TITLES[name])
         one.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="lower right")
     return figure
 
 
