@@ -77,8 +77,13 @@ class Parts:
     def read(self, name: str) -> bytes:
         return self.files.cat_file(self.path(name))
 
-    def metadata(self, name: str) -> tuple[int, dict]:
-        """Rows of a part, and what it says of its piece."""
+    def metadata(self, names: Sequence[str]) -> list[tuple[int, dict]]:
+        """Rows of each part, and what it says of its piece."""
+        self.files.invalidate_cache()  # else S3's goes by a listing from before the workers wrote
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            return list(pool.map(self._metadata, names))
+
+    def _metadata(self, name: str) -> tuple[int, dict]:
         with self.files.open(self.path(name), "rb") as file, parquet.ParquetFile(file) as part:
             return part.metadata.num_rows, json.loads(part.schema_arrow.metadata[METADATA_KEY])
 
@@ -214,8 +219,7 @@ def embed_on_ray(
     todo = [number for number, name in enumerate(names) if name not in present]
     if todo:
         _run(todo, pieces, embed, out, workers, address, show_progress)
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        counts, facts = zip(*pool.map(parts.metadata, names))
+    counts, facts = zip(*parts.metadata(names))
     skipped = [SkippedClip(*one) for fact in facts for one in fact["skipped"]]
     quiet = [name for fact in facts for name in fact["quiet"]]
     parts.write(SKIPPED_FILE, skipped_text(skipped).encode())

@@ -1,10 +1,12 @@
 """`EmbedBatch`: the same column of embeddings, whatever the library, the type of the batch and that of its cells."""
 
 import io
+import os
 import pickle
 import shutil
 import sys
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -16,10 +18,13 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset, Features, List, Value, load_dataset
+from fsspec.implementations.local import LocalFileSystem
 
 from wavcse import WavCSEModel
+from wavcse.data.embedding_table import write_table
 from wavcse.doors import ray_corpus
 from wavcse.doors.batches import EmbedBatch
+from wavcse.doors.ray_corpus import Parts
 from wavcse.tests.helpers.door_pages import run_first_block
 
 RATE = 16_000
@@ -235,3 +240,34 @@ def test_shards_without_audio_are_refused(hub, tmp_path, monkeypatch):
         shard.add(tmp_path / "note.txt", "note.txt")
     with pytest.raises(ValueError, match=r"shard\.tar: its shards hold no audio files"):
         ray_corpus.embed_on_ray(str(tmp_path / "shard.tar"), str(hub), str(tmp_path / "out"), device="cpu")
+
+
+class KeepsListings(LocalFileSystem):
+    """Finds only files that it saw when it last listed their folder, as the file system of S3 does."""
+
+    cachable = False
+    seen: frozenset = frozenset()
+
+    def ls(self, path, detail=False, **options):
+        self.seen = frozenset(os.listdir(path))
+        return super().ls(path, detail=detail, **options)
+
+    def open(self, path, *arguments, **options):
+        if not self.seen:
+            self.ls(Path(path).parent)
+        if Path(path).name not in self.seen:
+            raise FileNotFoundError(path)
+        return super().open(path, *arguments, **options)
+
+    def invalidate_cache(self, path=None):
+        self.seen = frozenset()
+
+
+def test_parts_that_workers_wrote_are_found_where_listings_are_kept(tmp_path, monkeypatch):
+    parts = Parts(str(tmp_path))
+    monkeypatch.setattr(parts, "files", KeepsListings())
+    (tmp_path / "_wavcse.json").write_text("{}")
+    assert parts.present() == {"_wavcse.json"}
+    rows = pd.DataFrame({"id": ["a", "b"]})
+    write_table(tmp_path / "part-000000.parquet", rows, np.zeros((2, 3), np.float32), {"clips": 2})
+    assert parts.metadata(["part-000000.parquet"]) == [(2, {"clips": 2})]
