@@ -123,6 +123,7 @@ def browser(address):
 def page(browser, address):
     """The page as somebody sees it who has just come; no request leaves this machine, and the console has no errors."""
     page = browser.new_page(viewport={"width": 1100, "height": 900})
+    page.set_default_timeout(120_000)  # ms; a processor that others use too may take long for an answer
     strangers, errors = [], []
     page.on(
         "request",
