@@ -119,6 +119,7 @@ $(REAL)/hub/model.safetensors:
 
 # Every step continues where it was killed. The small models learn from the English words; the Spanish ones are new to them.
 analysis-synthetic: $(READY)  ## Sentences with times -> four small models of words -> all analyses on seven encoders
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,analysis]'
 	$(BIN)/wavcse synthesize --out $(ANALYSIS)/sentences --sentences --clips 300 --seed 0
 	for language in en es; do \
 		$(BIN)/python -m wavcse.tools.split $(ANALYSIS)/sentences/words.csv --label_column word \
