@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Generic, NamedTuple, TextIO
 
 from safetensors import SafetensorError
@@ -136,10 +136,12 @@ class Program(Generic[Settings]):
     def answer(self, argv: Sequence[str] | None = None) -> None:
         """Where help is asked for or the command line is wrong or names what is not there, say so and end the process.
 
-        Programs call it before they import PyTorch and the like, so that nobody waits for these answers.
+        Programs call it before they import PyTorch and the like, so that nobody waits for these answers. A library of an extra
+        that these imports then miss ends the process with a line.
         """
         if code := self.refusal(argv):
             sys.exit(code)
+        sys.excepthook = functools.partial(_report_import, self.usage or self.name)
 
     def refusal(self, argv: Sequence[str] | None = None) -> int:
         """`DONE`, or the exit code of a command line that is wrong, after its message."""
@@ -236,6 +238,15 @@ def run_command(name: str, commands: Mapping[str, Command], argv: Sequence[str],
             raise
         print(f"{name} {argv[0]}: {advice}", file=sys.stderr)
         return REFUSED
+
+
+def _report_import(program: str, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python's own excepthook, but for a missing library of an extra."""
+    advice = what_to_install(error) if isinstance(error, ImportError) else None
+    if advice:
+        print(f"{program}: {advice}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _answered(main: Main, argv: Sequence[str] | None, program: str, continues: bool) -> int:

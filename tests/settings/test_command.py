@@ -4,8 +4,10 @@ import errno
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +70,26 @@ def test_every_program_is_run_by_command_line(module):
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(error, line, capsys):
     assert program(error)([]) == 2
     assert capsys.readouterr().err == f"wavcse test: {line}\n"
+
+
+PROGRAM_WITHOUT = """
+import runpy, sys
+sys.modules[{library!r}] = None
+sys.argv = ["sizes.py", {recipe!r}]
+runpy.run_module("wavcse.retrieval.sizes", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [("scipy", 'scipy is not installed: pip install "wavcse[eval]"\n'), ("numpy", "ModuleNotFoundError")],
+)
+def test_a_program_of_python_m_names_the_extra_too(library, words):
+    code = PROGRAM_WITHOUT.format(library=library, recipe=str(Path(__file__).parents[2] / "conf/small_vectors.yaml"))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert words in run.stderr
+    assert ("Traceback" in run.stderr) == (library == "numpy")
 
 
 def test_a_command_whose_module_needs_a_library_that_is_missing_names_the_extra(tmp_path, monkeypatch, capsys):
