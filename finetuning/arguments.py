@@ -170,6 +170,7 @@ class TaskSettings(CheckedFields):
     scale: float | None = option(None, "Of aam_softmax.", "30", above=0)
     margin: float | None = option(None, "Of aam_softmax, in radians.", "0.2", at_least=0)
     weight: float = option(1.0, "Of its loss in the sum.", above=0)
+    learning_rate: float | None = option(None, "Of its pooling, hidden layer and head.", "the recipe's", above=0)
     trials: str | None = option(None, "Validation's pairs of clips, as `wavcse trials` writes them.", "all pairs of clips")
     text: dict = option(dict, "What becomes of a transcript before it is learnt: case, characters, replace.")
 

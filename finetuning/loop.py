@@ -101,7 +101,11 @@ class Training(ABC):
         run.log({"step": progress.step} | scalars, scalars)
 
     def _rates(self) -> dict[str, float]:
-        """The learning rate, and the encoder's where it has its own."""
-        rates = self.run.learner.scheduler.get_last_lr()
-        is_apart = getattr(self.run.args, "encoder_learning_rate", None) is not None
-        return {"learning_rate": rates[0]} | ({"encoder_learning_rate": rates[-1]} if is_apart else {})
+        """The learning rate, and the encoder's where it has its own: of the groups of weights the first, and the next.
+
+        `new_learner` makes two groups of each rate.
+        """
+        args, rates = self.run.args, self.run.learner.scheduler.get_last_lr()
+        encoder = getattr(args, "encoder_learning_rate", None)
+        own = {} if encoder is None else {"encoder_learning_rate": rates[0 if encoder == args.learning_rate else 2]}
+        return {"learning_rate": rates[0], **own}

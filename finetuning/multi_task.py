@@ -166,7 +166,8 @@ def _new_learner(args: MultiTaskArguments, model: FinetunedWavCSE, accelerator: 
     freeze = args.freeze_settings()
     network = MultiTaskNetwork(model, Freezing(model.upstream, freeze, frozen_parts(args, model)))
     network.freezing.at(freeze.encoder_until)
-    rates = {model.upstream: args.encoder_learning_rate} if args.encoder_learning_rate else {}
+    rates = {model.upstream: args.encoder_learning_rate} if args.encoder_learning_rate else {}  # first, see `Training`
+    rates |= {model.readouts[name]: own.learning_rate for name, own in args.learnt_tasks().items() if own.learning_rate}
     how = args.newbob_settings()
     newbob = (lambda optimizer: NewBob(optimizer, how.factor, how.threshold)) if args.decay == NEWBOB else None
     learner = new_learner(args, network.to(accelerator.device), rates, newbob)

@@ -258,6 +258,19 @@ def test_what_a_task_does_not_read_gets_no_gradient_of_it(streams_state):
     assert not any("encoder.layers.1" in name or "encoder.layer_norm" in name or "speech" in name for name in voice)
 
 
+def test_a_task_and_the_encoder_may_have_learning_rates_of_their_own(tasks_recipe, tmp_path):
+    pytest.importorskip("jiwer")
+    tasks = {**tasks_recipe["tasks"], "speech": {**tasks_recipe["tasks"]["speech"], "learning_rate": 5e-2}}
+    state = prepared(tasks_recipe, tmp_path / "out", tasks=tasks, encoder_learning_rate=1e-4)
+    learner = state.run.learner
+    names = {id(weight): name for name, weight in learner.network.named_parameters()}
+    rates = {names[id(weight)]: group["initial_lr"] for group in learner.optimizer.param_groups for weight in group["params"]}
+    for part, rate in (("upstream", 1e-4), ("readouts.speech", 5e-2), ("readouts.voice", tasks_recipe["learning_rate"])):
+        assert {own for name, own in rates.items() if name.startswith(f"model.{part}.")} == {rate}, part
+    logged = state._rates()
+    assert logged["encoder_learning_rate"] / logged["learning_rate"] == pytest.approx(1e-4 / tasks_recipe["learning_rate"])
+
+
 # ---- whole runs ----
 
 
