@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -17,19 +17,31 @@ from wavcse.studies.variants import train_all
 Stages = dict[str, MultiTaskArguments]  # the same stage of several runs, by the run's name
 
 
-def train_shared_stages(runs: Mapping[str, MultiTaskArguments], workers: int = 1) -> None:
-    """Train the stages before the last that two or more of `runs` share; what fails is left to the runs, which say why.
+def train_shared_stages(runs: Mapping[str, MultiTaskArguments], wanted: Set[str], workers: int = 1) -> dict[str, str]:
+    """Train the stages before the last that two or more of `runs` share; returns what failed: run -> why.
+
+    Args:
+        runs: of a study, by name.
+        wanted: those that are to be trained; stages are taken from the others where these have them.
 
     Raises:
         ValueError: a folder holds a stage with other settings.
     """
-    for number in range(max((len(stages_of(run)) for run in runs.values()), default=1) - 1):
-        shared = [stages for stages in _same_stages(runs, number) if len(stages) > 1]
-        unfinished = [stages for stages in shared if not any(map(result_of, stages.values()))]
-        first = [next(iter(stages.items())) for stages in unfinished]
-        train_all({}, {f"{name}/stage{number + 1}": partial(finetune_tasks, stage) for name, stage in first}, workers)
-        for stages in shared:
-            _give_to_all(stages)
+    failures: dict[str, str] = {}
+    for number in range(max((len(stages_of(runs[name])) for name in wanted), default=1) - 1):
+        missing = {}  # name of a training -> the stages that it is for
+        for stages in _same_stages(runs, number):
+            own = [name for name in stages if name in wanted and name not in failures]
+            if own and len(stages) > 1 and not _give_to_all(stages, own):
+                missing[f"{own[0]}/stage{number + 1}"] = stages, own
+        jobs = {name: partial(finetune_tasks, stages[own[0]]) for name, (stages, own) in missing.items()}
+        failed = train_all({}, jobs, workers)
+        for name, (stages, own) in missing.items():
+            if name in failed:
+                failures |= dict.fromkeys(own, f"stage {number + 1}: {failed[name]}")
+            else:
+                _give_to_all(stages, own)
+    return failures
 
 
 def _same_stages(runs: Mapping[str, MultiTaskArguments], number: int) -> list[Stages]:
@@ -42,15 +54,22 @@ def _same_stages(runs: Mapping[str, MultiTaskArguments], number: int) -> list[St
     return list(found.values())
 
 
-def _give_to_all(stages: Stages) -> None:
-    """The finished one's folder to all of `stages`, as hard links: every run folder is whole, and takes no more room."""
+def _give_to_all(stages: Stages, wanted: Sequence[str]) -> bool:
+    """The finished one's folder to those that are wanted, as hard links: run folders are whole, and take no more room.
+
+    `False` where none is finished.
+    """
     finished = {name: stage for name, stage in stages.items() if result_of(stage)}
-    for name, stage in stages.items():
-        if not finished or name in finished:
+    if not finished:
+        return False
+    source = Path(next(iter(finished.values())).output_dir)
+    for name in wanted:
+        if name in finished:
             continue
-        folder, source = Path(stage.output_dir), Path(next(iter(finished.values())).output_dir)
+        folder = Path(stages[name].output_dir)
         made = folder.with_name(f"{folder.name}.partial")  # of a run that was killed meanwhile
         shutil.rmtree(made, ignore_errors=True)
         shutil.copytree(source, made, ignore=shutil.ignore_patterns(LOCK_FILE), copy_function=os.link)
         shutil.rmtree(folder, ignore_errors=True)
         made.replace(folder)
+    return True

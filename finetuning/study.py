@@ -163,16 +163,14 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
             finished.
     """
     with locked(study.folder):
-        wanted = {
-            f"{variant.name}.{rate:g}/{run.seed}" + (f"/fold{run.fold}" if run.fold else ""): run
-            for variant in chosen(study.variants, only)
-            for rate, runs in study.runs(variant).items()
-            for run in runs
-            if not result_of(run)
-        }
+        runs = {variant.name: _named_runs(study, variant) for variant in study.variants}
+        asked = [runs[variant.name] for variant in chosen(study.variants, only)]
+        wanted = {name for own in asked for name, run in own.items() if not result_of(run)}
+        runs = {name: run for own in runs.values() for name, run in own.items()}
         print(f"{study.path}: {len(wanted)} trainings to do.", flush=True)
-        train_shared_stages(wanted, workers)
-        failures = train_all({}, {name: partial(finetune_tasks, run) for name, run in wanted.items()}, workers)
+        failures = train_shared_stages(runs, wanted, workers)
+        jobs = {name: partial(finetune_tasks, run) for name, run in runs.items() if name in wanted and name not in failures}
+        failures |= train_all({}, jobs, workers)
         facts = facts_of(study)
         if facts["variants"] and (folds := _folds(study, facts)):
             facts["folds"] = folds
@@ -185,6 +183,15 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
     if words:
         raise ValueError(words)
     return page
+
+
+def _named_runs(study: TaskStudy, variant: Variant) -> dict[str, MultiTaskArguments]:
+    """The runs of a variant by their folders below the study's."""
+    return {
+        f"{variant.name}.{rate:g}/{run.seed}" + (f"/fold{run.fold}" if run.fold else ""): run
+        for rate, runs in study.runs(variant).items()
+        for run in runs
+    }
 
 
 def planned_text(study: TaskStudy, only: Sequence[str] = ()) -> str:

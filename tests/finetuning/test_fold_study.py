@@ -10,6 +10,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from transformers import AutoConfig
 
 from wavcse.finetuning.__main__ import main
+from wavcse.finetuning.shared_stages import train_shared_stages
+from wavcse.finetuning.stages import stages_of
 from wavcse.finetuning.study import read_study
 from wavcse.tests.helpers.tiny_families import ROWS
 from wavcse.upstream_wavcse import build_upstream
@@ -88,6 +90,29 @@ def test_the_report_has_both_stages_of_all_folds(fold_study, capsys):
     before = (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns
     assert main([str(fold_study)]) == 0  # nothing is trained again
     assert (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns == before
+
+
+def test_a_first_stage_is_taken_from_whoever_has_it_and_fails_for_all_at_once(fold_study, tmp_path, monkeypatch):
+    study = read_study(fold_study, str(tmp_path))
+    (whole, without) = (
+        {f"{variant.name}/{run.fold}": run for run in study.runs(variant)[0.01]} for variant in study.variants[1:]
+    )
+    first = stages_of(whole["whole/1"])[0]
+    results = Path(first.output_dir) / "results"
+    results.mkdir(parents=True)
+    (results / "finetuning.json").write_text(json.dumps({"config": json.loads(json.dumps(first.identity()))}))
+    trained = []
+
+    def train_all(here, apart, workers):
+        trained.extend(apart)
+        return dict.fromkeys(apart, "it diverged.")
+
+    monkeypatch.setattr("wavcse.finetuning.shared_stages.train_all", train_all)
+    failures = train_shared_stages({**whole, **without}, {*without, "whole/2"})
+    assert trained == ["whole/2/stage1"]  # once; that of fold 1 is there
+    assert failures == dict.fromkeys(["whole/2", "without_coattention/2"], "stage 1: it diverged.")
+    other = Path(stages_of(without["without_coattention/1"])[0].output_dir) / "results/finetuning.json"
+    assert other.samefile(results / "finetuning.json")
 
 
 @pytest.mark.parametrize(
