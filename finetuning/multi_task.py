@@ -71,7 +71,29 @@ class Prepared(Training):
 
     def look(self) -> dict[str, float]:
         """Figures of the validation split by "task.figure"; the weights are kept if they are the best so far."""
-        return look(self)
+        run, args = self.run, self.run.args
+        learner, progress = run.learner, run.learner.progress
+        average_buffers(run.accelerator, learner.network)
+        by_task = judged(self.model, self.labelled.tasks, self.reader, "validation")
+        found = {f"{task}.{name}": value for task, own in by_task.items() for name, value in own.figures().items()}
+        (found,) = broadcast_object_list([found])  # all processes decide alike
+        losses = {task: found[f"{task}.loss"] for task in by_task if not math.isnan(found[f"{task}.loss"])}
+        loss = sum(losses.values())
+        found[LOSS] = sum(args.learnt_tasks()[task].weight * own for task, own in losses.items())
+        refuse_divergence(run.accelerator, learner, {"the validation loss": loss})
+        score = score_of(found, args.chosen_by(), loss)
+        if isinstance(learner.scheduler, NewBob):
+            learner.scheduler.look(score + most_of(args.chosen_by()))
+        if score < progress.best_score:
+            progress.best_step, progress.best_score = progress.step, score
+            learner.keep_weights()
+        stalled_by = loss if losses else score
+        if stalled_by < progress.best_loss:
+            progress.best_loss, progress.looks_without_gain = stalled_by, 0
+        else:
+            progress.looks_without_gain += 1
+        progress.is_stopped = bool(args.patience) and progress.looks_without_gain >= args.patience
+        return {name: value for name, value in found.items() if not math.isnan(value)} | {"score": score}
 
     def line(self, trained: Mapping[str, float], found: Mapping[str, float]) -> dict[str, float]:
         """Figures of training by "task.figure", and those that were found by "validation.task.figure"."""
@@ -193,33 +215,6 @@ def fingerprint(args: MultiTaskArguments, labelled: LabelledClips) -> str:
     if args.stage_before is not None:
         known.append(dict(SavedModel.parse(str(args.stage_before / "hub")).identity()))
     return digest_of(known)
-
-
-def look(prepared: Prepared) -> dict[str, float]:
-    """Figures of the validation split by "task.figure"; the weights are kept if they are the best so far."""
-    run, args = prepared.run, prepared.run.args
-    learner, progress = run.learner, run.learner.progress
-    average_buffers(run.accelerator, learner.network)
-    by_task = judged(prepared.model, prepared.labelled.tasks, prepared.reader, "validation")
-    found = {f"{task}.{name}": value for task, own in by_task.items() for name, value in own.figures().items()}
-    (found,) = broadcast_object_list([found])  # all processes decide alike
-    losses = {task: found[f"{task}.loss"] for task in by_task if not math.isnan(found[f"{task}.loss"])}
-    loss = sum(losses.values())
-    found[LOSS] = sum(args.learnt_tasks()[task].weight * own for task, own in losses.items())
-    refuse_divergence(run.accelerator, learner, {"the validation loss": loss})
-    score = score_of(found, args.chosen_by(), loss)
-    if isinstance(learner.scheduler, NewBob):
-        learner.scheduler.look(score + most_of(args.chosen_by()))
-    if score < progress.best_score:
-        progress.best_step, progress.best_score = progress.step, score
-        learner.keep_weights()
-    stalled_by = loss if losses else score
-    if stalled_by < progress.best_loss:
-        progress.best_loss, progress.looks_without_gain = stalled_by, 0
-    else:
-        progress.looks_without_gain += 1
-    progress.is_stopped = bool(args.patience) and progress.looks_without_gain >= args.patience
-    return {name: value for name, value in found.items() if not math.isnan(value)} | {"score": score}
 
 
 def average_buffers(accelerator: Accelerator, network: nn.Module) -> None:
