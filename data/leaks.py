@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, permutations
+from itertools import accumulate, chain, combinations, permutations
 
 import numpy as np
 
@@ -245,6 +245,10 @@ class SpeakersOf:
         self._add(files, uses.clips, speakers)  # by content
         for manifest in uses.manifests:  # all that it lists, also what this task does not use
             self._add([clip.place[0] for clip in manifest.clips], manifest.clips, manifest.column(self.column))
+        self.farthest: dict[str, list[float]] = {}  # file -> how far any stretch reaches, up to each
+        for file, known in self.in_file.items():
+            known.sort()
+            self.farthest[file] = list(accumulate((until for _, until, _ in known), max))
 
     def _add(self, files: Iterable[str], clips: Iterable[Clip], speakers: Iterable[str]) -> None:
         for file, clip, speaker in zip(files, clips, speakers):
@@ -252,8 +256,14 @@ class SpeakersOf:
 
     def heard_in(self, file: str, clip: Clip) -> set[str]:
         """The speakers of what a clip of this file covers; a file may hold several."""
+        known, found = self.in_file.get(file, []), set()
         _, start_s, end_s = clip.place
-        return {name for since, until, name in self.in_file.get(file, ()) if since < end_s and until > start_s}
+        place = bisect_left(known, (end_s,))
+        while place and self.farthest[file][place - 1] > start_s:  # a recording of hours has thousands of stretches
+            place -= 1
+            _, until, name = known[place]
+            found |= {name} if until > start_s else set()
+        return found
 
     def names(self, others: ClipUses, files: Sequence[str], rows: Iterable[int]) -> Iterator[set[str]]:
         """For clips of another task: what their speaker is called here; usually nothing, for another person."""
