@@ -174,6 +174,7 @@ def test_every_text_is_in_the_script_of_its_language(tables):
             assert unicodedata.is_normalized("NFC", text)
 
 
+@pytest.mark.slow
 def test_espeak_reads_every_word_of_every_language(tables):
     """Different words sound different, so espeak-ng reads them and does not replace what it cannot read by a phrase."""
     words = {}

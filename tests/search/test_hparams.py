@@ -244,6 +244,7 @@ def test_values_are_those_of_the_fits_and_the_recipe_trains(search_config, tmp_p
         assert "<svg" in (out / f"pictures/{name}.svg").read_text()[:2000]
 
 
+@pytest.mark.slow
 def test_workers_share_a_study(search_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "get_context", lambda method: FORKSERVER)  # test_search.py starts workers as users do
     args, own = RunArguments(**search_recipe), {"seeds": 1, "batch_sizes": [16], "learning_rates": [2.5e-3]}

@@ -73,10 +73,11 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(error, line, capsys):
 
 
 PROGRAM_WITHOUT = """
-import runpy, sys
+import sys
 sys.modules[{library!r}] = None
-sys.argv = ["sizes.py", {recipe!r}]
-runpy.run_module("wavcse.retrieval.sizes", run_name="__main__")
+from wavcse.retrieval.arguments import SIZES
+SIZES.answer([{recipe!r}])
+import {library}.linalg
 """
 
 
@@ -85,6 +86,7 @@ runpy.run_module("wavcse.retrieval.sizes", run_name="__main__")
     [("scipy", 'scipy is not installed: pip install "wavcse[eval]"\n'), ("numpy", "ModuleNotFoundError")],
 )
 def test_a_program_of_python_m_names_the_extra_too(library, words):
+    """It answers before its imports, one of which fails."""
     code = PROGRAM_WITHOUT.format(library=library, recipe=str(Path(__file__).parents[2] / "conf/small_vectors.yaml"))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1
