@@ -66,18 +66,6 @@ def jackknifed(
     return figure(value, (value - half, value + half), len(rows), len(names), unit, **floor)
 
 
-def high_end(floor: Any) -> float:
-    """What a figure has to be above to be above this floor: the high end of its interval, or itself."""
-    if not isinstance(floor, Mapping):
-        return float(floor)
-    return float(floor["interval"][1] if floor["interval"] else floor["value"])
-
-
-def is_above_chance(own: Mapping[str, Any]) -> bool:
-    """Whether the whole interval of a figure lies above all its floors, those of shuffled labels with their intervals."""
-    return own["interval"] is not None and own["interval"][0] > max(map(high_end, own["floor"].values()), default=-np.inf)
-
-
 def is_below_chance(own: Mapping[str, Any], chance: float) -> bool:
     """Whether the whole interval of a figure lies below `chance`."""
     return own["interval"] is not None and own["interval"][1] < chance

@@ -137,7 +137,7 @@ class Program(Generic[Settings]):
         """Where help is asked for or the command line is wrong or names what is not there, say so and end the process.
 
         Programs call it before they import PyTorch and the like, so that nobody waits for these answers. A library of an extra
-        that these imports then miss ends the process with a line.
+        that these imports then miss ends the process with a line and `REFUSED`.
         """
         if code := self.refusal(argv):
             sys.exit(code)
@@ -241,10 +241,11 @@ def run_command(name: str, commands: Mapping[str, Command], argv: Sequence[str],
 
 
 def _report_import(program: str, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python's own excepthook, but for a missing library of an extra."""
+    """As Python's own excepthook, but a missing library of an extra ends the process with its line and `REFUSED`."""
     advice = what_to_install(error) if isinstance(error, ImportError) else None
     if advice:
-        print(f"{program}: {advice}", file=sys.stderr)
+        print(f"{program}: {advice}", file=sys.stderr, flush=True)
+        os._exit(REFUSED)  # what a hook raises or returns changes no exit code; the program has done nothing yet
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wavcse.analysis.encoders import AnalyzedEncoder, View
-from wavcse.analysis.figures import figure, is_above_chance, shown_figure
+from wavcse.analysis.figures import figure, shown_figure
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.eval.encoder import CachedEncoder
 from wavcse.eval.evaluation import result_key, write_outcome
@@ -174,20 +174,27 @@ def judge_views(
         tied = name == best or difference is None or difference[0] <= 0 <= difference[1]
         own = {"view": name, "validation": judge.figure(on_validation[name], "validation"), "difference": difference}
         views.append({**own, "tied": tied, "learning_rate": run.learning_rate, "epoch": run.epoch})
-    floor = {"chance": _constant(judge, data)}
+    predicted, constant = judge.predictions(runs[best], vectors[best], "test"), _constant(judge, data)
+    floor = {"chance": judge.figure(constant, "test")}
     if shuffled:
         mixed = shuffled_labels(data, seed + 1)
         run = fit_all({best: vectors[best]}, mixed, judge.objective, seed, **how)[best]
         floor["shuffled"] = judge.figure(judge.predictions(run, vectors[best], "test"), "test")
-    test = judge.figure(judge.predictions(runs[best], vectors[best], "test"), "test", **floor)
-    found = {"metric": data.task.metrics[0], "greater_is_better": judge.metric.greater_is_better}
-    return {**found, "views": views, "chosen": best, "test": test}, runs[best]
+    found = {
+        "metric": data.task.metrics[0],
+        "greater_is_better": judge.metric.greater_is_better,
+        "views": views,
+        "chosen": best,
+        "test": judge.figure(predicted, "test", **floor),
+        "test_minus_chance": judge.difference(predicted, constant, "test"),
+    }
+    return found, runs[best]
 
 
-def _constant(judge: Judge, data: TaskData) -> dict[str, Any]:
-    """The best answer of an encoder that says nothing of a clip."""
+def _constant(judge: Judge, data: TaskData) -> np.ndarray:
+    """Test predictions `[n, targets]` of the best answer that an encoder can give which says nothing of a clip."""
     run = fit_on_task(np.repeat(CONSTANT, len(data.table.clips), axis=0), data, judge.objective)
-    return judge.figure(judge.predictions(run, CONSTANT, "test"), "test")
+    return judge.predictions(run, CONSTANT, "test")
 
 
 def _weighted_sum(judge: Judge, vectors: Mapping[str, np.ndarray], best: ProbeRun, device: str) -> dict[str, Any]:
@@ -245,23 +252,26 @@ def answers(records: Sequence[dict]) -> list[str]:
                 f"`{encoder}`, test figure at the best of {_num_layers(own[0])} vectors on validation (so many others cannot "
                 f"be told from it): {', '.join(words)}."
             )
-    at_chance = [_pair(record) for record in records if not is_above_chance_either_way(record["found"])]
+    at_chance = [_pair(record) for record in records if not is_above_floors(record["found"])]
     if at_chance:
         lines.append(f"Not shown to be above their floors (shuffled labels, constant answer): {', '.join(at_chance)}.")
     return lines
 
 
-def is_above_chance_either_way(found: dict) -> bool:
-    """Whether the test figure is better than all its floors by its whole interval, errors as well as scores."""
-    own = found["test"]
-    if found["greater_is_better"]:
-        return is_above_chance(own)
+def is_above_floors(found: dict) -> bool:
+    """Whether the test figure is better than a constant answer and than shuffled labels, errors as well as scores.
 
-    def turned(one: dict) -> dict:
-        interval = one["interval"] and [-one["interval"][1], -one["interval"][0]]
-        return {**one, "value": -one["value"], "interval": interval}
+    The constant answer is taken from it draw by draw: right for every clip of one class, it varies with the classes of the
+    speakers drawn, and so does the figure. Of shuffled labels, which are never to be called above chance, the whole interval
+    must lie below the figure's.
+    """
 
-    return is_above_chance({**turned(own), "floor": {name: turned(one) for name, one in own["floor"].items()}})
+    def upward(interval: Sequence[float] | None) -> list[float] | None:
+        return interval and sorted(end if found["greater_is_better"] else -end for end in interval)
+
+    gain, own = upward(found["test_minus_chance"]), upward(found["test"]["interval"])
+    shuffled = found["test"]["floor"].get("shuffled")
+    return gain is not None and gain[0] > 0 and (shuffled is None or own[0] > upward(shuffled["interval"])[1])
 
 
 def _num_layers(record: dict) -> int:

@@ -19,9 +19,10 @@ from wavcse.analysis.analyses.discrimination import (
     make_triplets,
 )
 from wavcse.analysis.analyses.geometry import cka, effective_rank, gram_of, mean_cosine, variance_between
+from wavcse.analysis.analyses.layers import is_above_floors
 from wavcse.analysis.analyses.overlap import holm, overlap_of
 from wavcse.analysis.analyses.prosody import RATE_HZ, duration, energy, pitch
-from wavcse.analysis.figures import figure, is_above_chance, jackknifed
+from wavcse.analysis.figures import figure, jackknifed
 
 AUTHORS_LISTS = Path(__file__).parents[3] / "shared/design/important_dims.json"
 
@@ -145,12 +146,23 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     assert jackknifed(lambda rows: 1.0, np.array(["a", "b", "a"]), "speaker", 0)["interval"] is None
 
 
-def test_shuffled_labels_are_never_above_chance():
-    shuffled = figure(0.4, (0.3, 0.5), 100, 100, "clip")
-    assert not is_above_chance({**shuffled, "floor": {"chance": 0.25, "shuffled": shuffled}})
-    assert is_above_chance(figure(0.7, (0.6, 0.8), 100, 100, "clip", chance=0.25, shuffled=shuffled))
-    assert not is_above_chance(figure(0.7, (0.45, 0.8), 100, 100, "clip", chance=0.25, shuffled=shuffled))
-    assert not is_above_chance(figure(0.7, None, 1, 1, "speaker", chance=0.25))
+def test_a_figure_is_above_its_floors_by_the_whole_interval():
+    def found(interval, minus_chance, shuffled=None, greater_is_better=True):
+        floor = {"chance": figure(0.5, (0.1, 0.9), 9, 9, "speaker")}  # as wide as the mix of speakers: differences count
+        if shuffled is not None:
+            floor["shuffled"] = figure(0.4, shuffled, 9, 9, "speaker")
+        test = figure(0.8, interval, 9, 9, "speaker", **floor)
+        return {"test": test, "test_minus_chance": minus_chance, "greater_is_better": greater_is_better}
+
+    assert is_above_floors(found((0.7, 0.9), [0.1, 0.6], (0.3, 0.5)))
+    assert is_above_floors(found((0.7, 0.9), [0.1, 0.6]))
+    assert not is_above_floors(found((0.7, 0.9), [-0.1, 0.6], (0.3, 0.5)))
+    assert not is_above_floors(found((0.45, 0.9), [0.1, 0.6], (0.3, 0.5)))
+    assert not is_above_floors(found((0.3, 0.5), [0.1, 0.6], (0.3, 0.5)))  # shuffled labels themselves
+    assert not is_above_floors(found(None, None))
+    assert is_above_floors(found((0.2, 0.3), [-0.6, -0.1], (0.35, 0.5), greater_is_better=False))  # an error
+    assert not is_above_floors(found((0.2, 0.3), [0.1, 0.6], (0.35, 0.5), greater_is_better=False))
+    assert not is_above_floors(found((0.2, 0.4), [-0.6, -0.1], (0.35, 0.5), greater_is_better=False))
 
 
 @pytest.mark.parametrize("hertz", [80, 125, 210, 330])

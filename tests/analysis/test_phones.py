@@ -9,10 +9,10 @@ import pytest
 import soundfile
 
 from wavcse.analysis.analyses import load_analysis
+from wavcse.analysis.analyses.layers import is_above_floors
 from wavcse.analysis.analyses.phones import PhonesSettings, means_of_spans, vectors_of_phones
 from wavcse.analysis.arguments import EncoderSettings
 from wavcse.analysis.encoders import build_encoder
-from wavcse.analysis.figures import is_above_chance
 from wavcse.analysis.study import run_analysis
 from wavcse.data.manifest import Manifest
 from wavcse.tests.helpers.planted_study import planted_study, planted_task
@@ -63,7 +63,7 @@ def test_phones_are_told_by_their_frames(manifest, tmp_path):
     test = record["found"]["test"]
     assert (test["n"], test["units"], test["unit"]) == (27, 3, "speaker")
     assert test["value"] > 0.9
-    assert is_above_chance(test)
+    assert is_above_floors(record["found"])
     (record,) = run_analysis(study, load_analysis("phones"), PhonesSettings(manifest=[str(manifest)], most=10), False, False)
     assert record["found"]["test"]["n"] == 9  # of one utterance
     assert run_analysis(study, load_analysis("phones"), PhonesSettings(), False, False) == []

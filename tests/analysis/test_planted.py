@@ -14,12 +14,12 @@ import torch
 from wavcse.analysis.analyses import discrimination, load_analysis
 from wavcse.analysis.analyses.dimensions import DimensionsSettings, Ranker, rank_and_retrain
 from wavcse.analysis.analyses.discrimination import DiscriminationSettings, by_language, discriminate, forms_of
-from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, probe_views
+from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, is_above_floors, probe_views
 from wavcse.analysis.analyses.layers import _places as layers_places
 from wavcse.analysis.analyses.overlap import overlap_of
 from wavcse.analysis.analyses.sequence import SequenceSettings, dimensions_of, fit_sequence
 from wavcse.analysis.attribution import importance, integrated_gradients
-from wavcse.analysis.figures import figure, is_above_chance
+from wavcse.analysis.figures import figure
 from wavcse.analysis.study import Analysis, Cell, run_analysis
 from wavcse.data.corpus_pass import WorkerDied
 from wavcse.tests.helpers.planted_study import planted_study, planted_task
@@ -51,7 +51,7 @@ def test_a_label_in_layer_3_of_8_only_is_found_there(tmp_path, seed):
     assert found["chosen"] == "layer 3"
     assert [own["view"] for own in found["views"] if own["tied"]] == ["layer 3"]
     assert found["test"]["value"] > 0.9
-    assert is_above_chance(found["test"])
+    assert is_above_floors(found)
     weights = found["weighted_sum"]["weights"]
     assert max(weights, key=weights.get) == "layer 3"
     record = {"about": {"task": "keyword", "encoder": "planted"}, "found": found}
@@ -60,13 +60,28 @@ def test_a_label_in_layer_3_of_8_only_is_found_there(tmp_path, seed):
     assert answers([record]) == [f"`planted`, {words}: keyword {share:.1f} % at 3 (0)."]
 
 
+def test_speakers_of_one_class_each_hide_no_gender(tmp_path):
+    """Drawn speakers can all be of one class: a constant answer then is right always, and so is the encoder."""
+    speakers = np.repeat(np.arange(12), 12)
+    labels, splits = speakers % 2, ["train", "validation", "test"]
+    rng = np.random.default_rng(0)
+    views = {"layer 0": rng.standard_normal((144, 8)), "layer 1": rng.standard_normal((144, 8))}
+    views["layer 0"][:, :2] += 4 * np.eye(2)[labels]
+    data = task_of(labels, speakers, [splits[own // 2 % 3] for own in speakers])
+    study = planted_study(tmp_path, {"keyword": data}, views)
+    found = probe_views(study, study.encoders[0], "keyword", LayersSettings())
+    assert found["test"]["value"] > 0.9
+    assert found["test"]["floor"]["chance"]["interval"] == [0.0, 1.0]
+    assert is_above_floors(found)
+
+
 def test_noise_is_at_chance_and_said_to_be(tmp_path):
     labels, speakers, splits, rng = clips(240, 4, 0)
     views = {f"layer {layer}": rng.standard_normal((240, 12)) for layer in range(4)}
     study = planted_study(tmp_path, {"keyword": task_of(labels, speakers, splits)}, views)
     records = run_analysis(study, load_analysis("layers"), LayersSettings(), overwrite=False, show_progress=False)
     (record,) = records
-    assert not is_above_chance(record["found"]["test"])
+    assert not is_above_floors(record["found"])
     assert answers(records)[-1].endswith("planted on keyword.")
     assert abs(record["found"]["test"]["value"] - 0.25) < 0.15
     with pytest.MonkeyPatch.context() as patch:  # the record is kept: nothing is computed again

@@ -14,6 +14,7 @@ from wavcse.data.files import read_json
 from wavcse.data.manifest import Clip, Manifest
 from wavcse.eval.baselines.mfcc import PAPER_FRAMES, MFCCEncoder
 from wavcse.eval.encoder import check_encoder
+from wavcse.tests.helpers.killed import run_killed, started
 from wavcse.words import __main__ as program
 from wavcse.words.__main__ import main
 from wavcse.words.encoder import SavedWordEncoder, WordEncoder, word_frames
@@ -47,6 +48,10 @@ def run(manifest, out, *more):
     return main([str(word) for word in line])
 
 
+def losses_of(folder):
+    return [json.loads(line)["validation_loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize("kind", ["audio_word2vec", "speech2vec", "siamese", "lee"])
 def test_a_stopped_run_ends_with_the_same_bytes(kind, manifest, tmp_path, monkeypatch, capsys):
     assert run(manifest, tmp_path / "whole", "--kind", kind) == 0
@@ -64,18 +69,29 @@ def test_a_stopped_run_ends_with_the_same_bytes(kind, manifest, tmp_path, monkey
     assert run(manifest, tmp_path / "stopped", "--kind", kind, "--checkpoint_every_s", 0) == 0
     whole, stopped = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped
-    losses = [
-        [json.loads(line)["validation_loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("whole", "stopped")
-    ]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 3
+    losses = losses_of(tmp_path / "whole")
+    assert losses == losses_of(tmp_path / "stopped")
+    assert len(losses) == 3
     result = read_json(tmp_path / "whole/results/words.json")
-    assert result["best_loss"] == min(losses[0])
+    assert result["best_loss"] == min(losses)
     assert (result["kind"], result["num_words"]) == (kind, {"train": 16, "validation": 8})
     assert result["targets"] == ("spelling" if kind == "lee" else None)
     if kind == "lee":
         assert "not what it means" in result["targets_are"]
+
+
+@pytest.mark.kill
+def test_killed_ten_times_it_ends_with_the_same_bytes(manifest, tmp_path):
+    line = ["--manifest", manifest, "--hidden_size", 8, "--batch_size", 8, "--num_epochs", 60, "--checkpoint_every_s", 0]
+
+    def check(folder):
+        whole = tmp_path / "undisturbed"
+        assert losses_of(folder) == losses_of(whole)
+        weights = [(place / "model/model.safetensors").read_bytes() for place in (whole, folder)]
+        assert weights[0] == weights[1]
+        assert not list(folder.rglob("*.partial"))
+
+    print(run_killed(lambda folder: started(main, list(map(str, [*line, "--out", folder]))), tmp_path, check))
 
 
 def test_siamese_learns_tones_and_stops_when_validation_does(manifest, tmp_path):
