@@ -152,17 +152,21 @@ def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Fi
 
 
 def draw(records: Sequence[dict]) -> Figure:
-    """A point per encoder: parameters against milliseconds."""
-    figure_, (axes,) = new_axes(6.0, 3.6)
-    for record in records:
+    """A bar per encoder: milliseconds with their interval, and beside it the size."""
+    timed = [record for record in records if record["found"]["milliseconds"]["all"]]
+    figure_, (axes,) = new_axes(6.0, 0.8 + 0.35 * len(timed))
+    for place, record in enumerate(timed):
         own = record["found"]["milliseconds"]["all"]
-        if own:
-            axes.plot([max(record["found"]["parameters"], 1) / 1e6], [own["value"]], "o", label=record["about"]["encoder"])
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_yscale("log")
-    axes.set_xlabel("parameters, millions")
-    axes.set_ylabel("ms per clip, median")
-    axes.legend(fontsize=7)
+        low, high = own["interval"]
+        axes.barh(place, own["value"], xerr=[[own["value"] - low], [high - own["value"]]], height=0.6, ecolor="gray")
+        size = f"{record['found']['parameters'] / 1e6:.1f} M parameters"
+        axes.annotate(
+            f"{own['value']:.1f} ms, {size}", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7
+        )
+    axes.set_yticks(range(len(timed)), [record["about"]["encoder"] for record in timed])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.6 * axes.get_xlim()[1])  # room for the words
+    axes.set_xlabel("ms per clip, median")
     return figure_
 
 
