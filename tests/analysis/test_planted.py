@@ -61,17 +61,17 @@ def test_a_label_in_layer_3_of_8_only_is_found_there(tmp_path, seed):
 
 
 def test_speakers_of_one_class_each_hide_no_gender(tmp_path):
-    """Drawn speakers can all be of one class: a constant answer then is right always, and so is the encoder."""
-    speakers = np.repeat(np.arange(12), 12)
+    """Of eight speakers drawn seven can be of one class: a constant answer then is nearly as right as the encoder ever is."""
+    speakers = np.repeat(np.arange(24), 10)
     labels, splits = speakers % 2, ["train", "validation", "test"]
-    rng = np.random.default_rng(0)
-    views = {"layer 0": rng.standard_normal((144, 8)), "layer 1": rng.standard_normal((144, 8))}
-    views["layer 0"][:, :2] += 4 * np.eye(2)[labels]
+    views = {"layer 0": np.random.default_rng(0).standard_normal((240, 8))}
+    views["layer 0"][:, :2] += 2 * np.eye(2)[labels]
     data = task_of(labels, speakers, [splits[own // 2 % 3] for own in speakers])
     study = planted_study(tmp_path, {"keyword": data}, views)
-    found = probe_views(study, study.encoders[0], "keyword", LayersSettings())
-    assert found["test"]["value"] > 0.9
-    assert found["test"]["floor"]["chance"]["interval"] == [0.0, 1.0]
+    found = probe_views(study, study.encoders[0], "keyword", LayersSettings(weighted_sum=False))
+    constant = found["test"]["floor"]["chance"]
+    assert constant["value"] == 0.5
+    assert constant["interval"][1] > found["test"]["interval"][0]
     assert is_above_floors(found)
 
 
