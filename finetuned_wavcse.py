@@ -546,14 +546,18 @@ class FinetunedWavCSE(WavCSEModel):
         """Read tasks off clips of one length; arguments as of `layers_of_group`."""
         return self.read(self.layers_of_group(waveforms, mask, tasks), tasks)
 
-    def layers_of_group(self, waveforms: Tensor, mask: Tensor | None, tasks: Sequence[str]) -> dict[int | str, Tensor]:
+    def layers_of_group(
+        self, waveforms: Tensor | Sequence[Tensor], mask: Tensor | None, tasks: Sequence[str]
+    ) -> dict[int | str, Tensor]:
         """The layers that tasks read, as in training: by the transformers modules, with masked frames; each `[B, T, D]`.
 
         Blocks above the highest layer that these tasks read are not run, so that they get no gradient.
 
         Args:
-            waveforms: `[B, samples]`, normalised, without padding.
-            mask: bool `[B, T]`, frames that the encoder sees its mask vector for (Whisper: silence in the spectrogram).
+            waveforms: `[B, samples]`, normalised, without padding; a list of such groups, for an upstream in training that
+                takes one, gives `[1, N, D]`, their frames one after another.
+            mask: bool `[B, T]`, or `[1, N]` of a list: frames that the encoder sees its mask vector for (Whisper: silence in
+                the spectrogram).
         """
         wanted, found = self._wanted(tasks), {}
         highest = None if LAST in wanted else max(wanted)
@@ -571,7 +575,11 @@ class FinetunedWavCSE(WavCSEModel):
         return self.with_mixes(found, tasks)
 
     def _run_modules(
-        self, waveforms: Tensor, mask: Tensor | None, visit: Callable[[int, Tensor], None], found: dict[int | str, Tensor]
+        self,
+        waveforms: Tensor | Sequence[Tensor],
+        mask: Tensor | None,
+        visit: Callable[[int, Tensor], None],
+        found: dict[int | str, Tensor],
     ) -> None:
         config = self.config.upstream_config
         if is_whisper(config):

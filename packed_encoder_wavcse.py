@@ -507,20 +507,13 @@ class RowConvolution:
 class PositionalConvolution:
     """Adds `gelu(conv(x))` to the frames of every clip, the convolution grouped and padded with zeros to the same length.
 
-    A long kernel is applied in the frequency domain on overlapping blocks (overlap-save) of all clips in one row, kept apart
-    by half a kernel of zeros.
+    A long kernel is applied in the frequency domain, to all clips in one row, kept apart by half a kernel of zeros.
     """
 
     def __init__(self, conv: nn.Conv1d):
         self.kernel, self.groups = conv.kernel_size[0], conv.groups
         self.weight, self.bias = conv.weight.detach(), conv.bias.detach()
-        self.spectrum = self._spectrum() if FFT_FROM_KERNEL <= self.kernel <= FFT_SIZE // 2 else None
-
-    def _spectrum(self) -> Tensor:
-        channels, width, _ = self.weight.shape
-        spectrum = torch.fft.rfft(self.weight.float().flip(-1), n=FFT_SIZE)  # [D, width, frequencies]
-        spectrum = spectrum.view(self.groups, channels // self.groups, width, -1)
-        return spectrum.permute(3, 0, 2, 1).flatten(0, 1).contiguous()  # [frequencies * groups, width, width]
+        self.spectrum = positional_spectrum(self.weight, self.groups) if fits_fft(conv) else None
 
     def __call__(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         if self.spectrum is None:
@@ -530,7 +523,7 @@ class PositionalConvolution:
         gap = self.kernel // 2
         places = [torch.arange(span.start, span.end) + gap * i for i, span in enumerate(spans, start=1)]
         at = torch.cat(places).to(x.device)
-        convolved = self._by_fft(x, at, spans[-1].end + gap * len(spans))
+        convolved = convolved_by_fft(x, at, spans[-1].end + gap * len(spans), self.spectrum, self.kernel)
         return x.add_(gelu_(convolved.index_select(0, at - gap).add_(self.bias)))
 
     def direct(self, x: Tensor) -> Tensor:
@@ -538,20 +531,33 @@ class PositionalConvolution:
         y = F.conv1d(x.T[None], self.weight, self.bias, padding=self.kernel // 2, groups=self.groups)
         return y[0, :, : len(x)].T
 
-    def _by_fft(self, x: Tensor, at: Tensor, length: int) -> Tensor:
-        """Convolves a row of `length` frames that are zero but for the frames `x` `[N, D]` at the places `at` `[N]`.
 
-        The result is half a kernel early.
-        """
-        width, step = x.shape[1], FFT_SIZE - self.kernel + 1
-        num_blocks = -(-length // step)
-        row = x.new_zeros(num_blocks * step + self.kernel - 1, width).index_copy_(0, at, x)
-        blocks = row.as_strided((num_blocks, FFT_SIZE, width), (step * width, width, 1))
-        spectra = torch.fft.rfft(blocks, dim=1)  # [blocks, frequencies, D]
-        grouped = spectra.view(num_blocks, -1, self.groups, width // self.groups).permute(1, 2, 0, 3).flatten(0, 1)
-        product = torch.bmm(grouped, self.spectrum)  # [frequencies * groups, blocks, width]
-        product = product.view(-1, self.groups, num_blocks, width // self.groups).permute(2, 0, 1, 3).flatten(2)
-        return torch.fft.irfft(product, n=FFT_SIZE, dim=1)[:, self.kernel - 1 :].flatten(0, 1)
+def fits_fft(conv: nn.Conv1d) -> bool:
+    """Whether a positional convolution is faster in the frequency domain."""
+    return FFT_FROM_KERNEL <= conv.kernel_size[0] <= FFT_SIZE // 2
+
+
+def positional_spectrum(weight: Tensor, groups: int) -> Tensor:
+    """The weight `[D, D / groups, kernel]` of a grouped convolution as `convolved_by_fft` takes it, differentiable."""
+    width = weight.shape[1]
+    spectrum = torch.fft.rfft(weight.float().flip(-1), n=FFT_SIZE).view(groups, width, width, -1)
+    return spectrum.permute(3, 0, 2, 1).flatten(0, 1).contiguous()  # [frequencies * groups, width, width]
+
+
+def convolved_by_fft(x: Tensor, at: Tensor, length: int, spectrum: Tensor, kernel: int) -> Tensor:
+    """Convolve a row of `length` frames on overlapping blocks (overlap-save); differentiable.
+
+    The frames are zero but for `x` `[N, D]` at the places `at` `[N]`. The result is half a kernel early.
+    """
+    width, step = x.shape[1], FFT_SIZE - kernel + 1
+    groups, num_blocks = len(spectrum) // (FFT_SIZE // 2 + 1), -(-length // step)
+    row = x.new_zeros(num_blocks * step + kernel - 1, width).index_copy_(0, at, x)
+    blocks = row.unfold(0, FFT_SIZE, step).transpose(1, 2)  # [blocks, FFT_SIZE, D], a view
+    spectra = torch.fft.rfft(blocks, dim=1)  # [blocks, frequencies, D]
+    grouped = spectra.view(num_blocks, -1, groups, width // groups).permute(1, 2, 0, 3).flatten(0, 1)
+    product = torch.bmm(grouped, spectrum)  # [frequencies * groups, blocks, width]
+    product = product.view(-1, groups, num_blocks, width // groups).permute(2, 0, 1, 3).flatten(2)
+    return torch.fft.irfft(product, n=FFT_SIZE, dim=1)[:, kernel - 1 :].flatten(0, 1)
 
 
 class StackedConvolutions:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wavcse.finetuned_wavcse import FinetunedWavCSE, Readout, ReadoutOutput
 from wavcse.finetuning.streams import Targets, TaskBatch
 from wavcse.modeling_wavcse import IGNORED_LABEL, CosineHead, number_loss
-from wavcse.steps.batches import gathered
+from wavcse.steps.batches import gathered, run_groups
 from wavcse.steps.freezing import Freezing
 
 
@@ -57,7 +57,8 @@ class MultiTaskNetwork(nn.Module):
 
     def forward(self, batch: TaskBatch, seed: int) -> TaskOutput:
         """The losses of a batch's tasks; `seed` is the training loop's and draws nothing here."""
-        layers = [self.model.layers_of_group(group.waveforms, group.mask, list(batch.targets)) for group in batch.groups]
+        tasks = list(batch.targets)
+        layers = run_groups(self.model.upstream, batch.groups, lambda *group: self.model.layers_of_group(*group, tasks))
         read = self._read(layers, batch)
         losses = {name: self.loss(name, outputs, batch) for name, outputs in read.items()}
         of_classes = [name for name in read if self.model.readouts[name].kind == "classes"]

@@ -7,10 +7,10 @@ continued run repeats an undisturbed one, and the losses can be divided by count
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from wavcse.steps.arguments import StepArguments
 from wavcse.steps.audio_store import AudioStore
 from wavcse.steps.crops import PLAIN_SPEED, Crop, CropPlanner, at_speed
 from wavcse.steps.encoder import receptive_field
+from wavcse.steps.fast_encoder import takes_packs
 
 Loaded = TypeVar("Loaded")
 
@@ -72,8 +73,22 @@ def encode_groups(encoder: PreTrainedModel, groups: Sequence[Group]) -> tuple[li
 
     Every group brings its mask, an empty one too: without one the encoder would draw one itself in training.
     """
-    frames = [encoder(group.waveforms, mask_time_indices=group.mask).last_hidden_state for group in groups]
+
+    def run(waveforms: Tensor | Sequence[Tensor], mask: Tensor) -> dict[str, Tensor]:
+        return {"frames": encoder(waveforms, mask_time_indices=mask).last_hidden_state}
+
+    frames = [output["frames"] for output in run_groups(encoder, groups, run)]
     return frames, torch.cat([output.float().mean(dim=1) for output in frames])
+
+
+def run_groups(encoder: PreTrainedModel, groups: Sequence[Group], run: Callable[..., Mapping[Any, Tensor]]) -> list[dict]:
+    """What `run(waveforms, mask)` finds in groups, each `[b, T, D]` by its name: in one pass if the encoder takes packs."""
+    if len(groups) == 1 or not takes_packs(encoder):
+        return [dict(run(group.waveforms, group.mask)) for group in groups]
+    mask = torch.cat([group.mask.flatten() for group in groups])[None]
+    rows = run([group.waveforms for group in groups], mask)
+    parts = {name: encoder.feature_extractor.pack.groups(row) for name, row in rows.items()}
+    return [{name: own[place] for name, own in parts.items()} for place in range(len(groups))]
 
 
 def gathered(embeddings: Tensor, count: int) -> Tensor:

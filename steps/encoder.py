@@ -1,13 +1,11 @@
-"""The encoder in training: transformers' WavLM, wav2vec2 or HuBERT, built or loaded, with parts that compute the same faster.
-
-What is exchanged are classes of submodules only; parameters, their names and the saved folder stay transformers'.
+"""The encoder in training: transformers' WavLM, wav2vec2 or HuBERT, built or loaded, with the parts of `fast_encoder.py`.
 
 No encoder is ever given padding: clips of one length go through together (`steps/batches.py`). The group norm in the stem of
 the base shape takes its statistics over the frames of one clip. So in neither shape do the other clips of a batch change a
 clip's output; the length of a crop does, in the base shape as early as in the stem. (A HuBERT with `conv_pos_batch_norm` is
 the exception: in training, a batch norm sees all clips of one length.)
 
-Shapes: `B` clips of one length, `T` frames, `D` width, `H` heads, `C` channels.
+Shapes: `B` clips of one length, `T` frames, `D` width.
 """
 
 from __future__ import annotations
@@ -19,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     HubertConfig,
     PretrainedConfig,
@@ -32,15 +29,10 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.hubert.modeling_hubert import HubertLayerNormConvLayer
-from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2LayerNormConvLayer
-from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMLayerNormConvLayer
 
 from wavcse.audio_wavcse import SAMPLING_RATE_HZ
 from wavcse.configuration_wavcse import frame_geometry, is_whisper
-from wavcse.packed_layers_wavcse import position_gate, summed_by_fours
-from wavcse.training.fast_parts import linear, use_linear
+from wavcse.steps.fast_encoder import use_fast_parts
 from wavcse.upstream_wavcse import build_upstream, load_upstream, read_config
 
 FAMILIES: dict[str, type[PretrainedConfig]] = {"wavlm": WavLMConfig, "wav2vec2": Wav2Vec2Config, "hubert": HubertConfig}
@@ -170,21 +162,6 @@ def start_as_filterbank(conv: nn.Conv1d) -> None:
     conv.weight.copy_(torch.from_numpy(filters)[:, None])
 
 
-def use_fast_parts(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Exchange WavLM's attention, stem layers with layer norms, and linear layers for those below and of `fast_parts`.
-
-    The attention of wav2vec2 and HuBERT is PyTorch's fused one already, and stems with group norms have one norm only.
-    """
-    for module in encoder.modules():
-        if type(module) is WavLMAttention:
-            module.__class__ = FusedAttention
-        elif type(module) in (WavLMLayerNormConvLayer, Wav2Vec2LayerNormConvLayer, HubertLayerNormConvLayer):
-            module.__class__ = RowConvLayer
-    encoder.feature_extractor._requires_grad = False  # of the waveform, for gradient checkpointing; costs a product
-    use_linear(encoder)
-    return encoder
-
-
 def freeze_stem(encoder: PreTrainedModel) -> None:
     """Leave the convolutions as they are; HuBERT's model has no method of its own for it."""
     encoder.feature_extractor._freeze_parameters()
@@ -200,43 +177,3 @@ def save_upstream(encoder: PreTrainedModel, folder: Path, do_normalize: bool = T
             sampling_rate=SAMPLING_RATE_HZ, do_normalize=do_normalize, return_attention_mask=True
         )
     preprocessor.save_pretrained(folder)
-
-
-class FusedAttention(WavLMAttention):
-    """WavLM's attention without padding and without the averaged weights that transformers computes and drops.
-
-    The position bias exists once, not once per clip, and the gate's eight outputs per head are summed in its weights.
-    """
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: None = None, position_bias: Tensor | None = None, index: int = 0, **kwargs
-    ) -> tuple[Tensor, None, Tensor]:
-        """`[B, T, D]` -> the same, no weights, and the position bias `[H, T, T]` for the next block."""
-        if attention_mask is not None:
-            raise ValueError("In pre-training clips are not padded; no attention_mask is taken.")
-        if position_bias is None:
-            position_bias = self.compute_bias(hidden_states.shape[1], hidden_states.shape[1])
-        query, key, value = (self._heads(layer(hidden_states)) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        bias = self._gate(self._heads(hidden_states)) * position_bias
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2)), None, position_bias
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
-
-    def _gate(self, x: Tensor) -> Tensor:
-        """`[B, H, T, d]` -> `[B, H, T, 1]`."""
-        layer = self.gru_rel_pos_linear
-        return position_gate(x, *summed_by_fours(layer.weight, layer.bias), self.gru_rel_pos_const)
-
-
-class RowConvLayer(GradientCheckpointingLayer):
-    """A convolution of the stem as a product on rows `[T, C]`, where its norm works too; in and out are `[B, C, T]` views."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """`[B, C, T]` -> `[B, C', T']`."""
-        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        windows = hidden_states.transpose(1, 2).unfold(1, kernel, stride)  # [B, T', C, kernel], a view
-        rows = linear(windows.flatten(2), self.conv.weight.flatten(1), self.conv.bias)
-        return self.activation(self.layer_norm(rows)).transpose(1, 2)

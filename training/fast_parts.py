@@ -2,7 +2,7 @@
 
 `fast_parts: false` in a recipe trains with PyTorch's and transformers' own modules. docs/training.md lists every part with its
 plain form and how far the two may be apart, which tests measure. Here are the linear layers and dropout; `heads.py` has the
-penalties, the averaged layers and the folded heads, `steps/encoder.py` WavLM's attention and the stem.
+penalties, the averaged layers and the folded heads, `steps/fast_encoder.py` those of encoders.
 
 **Linear layers**: on a CPU in float32, forward and both backward products by oneDNN. PyTorch's own float32 products there come
 from a library that reaches half of what some processors can do, and most of a training step is three products of every layer.

@@ -29,7 +29,7 @@ from wavcse.finetuning.training import TASK, new_classifier
 from wavcse.pretrain_accelerate import pretrain
 from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.network import Figures, PretrainNetwork, total_loss
-from wavcse.steps.batches import BatchLoader, CropBatch, Group
+from wavcse.steps.batches import BatchLoader, CropBatch, Group, encode_groups
 from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
 from wavcse.steps.loop import new_learner, update
 
@@ -201,20 +201,56 @@ def test_finetuning_is_a_plain_loop_and_learns(family, norm, fast_parts):
 
 @every_shape
 def test_fast_parts_on_and_off_are_equal(family, norm):
-    """Output and every gradient; those of keys' biases are zero but for rounding, as they shift all scores of a row."""
+    """Output and every gradient."""
     fast, plain = encoders(family, norm)
     (group, _) = batch_of().groups
     found = []
     for encoder in (fast.train(), plain.train()):
         output = encoder(group.waveforms, mask_time_indices=group.mask).last_hidden_state
         (output * torch.linspace(-1, 1, 32)).square().sum().backward()
-        found.append((output.detach(), {name: weight.grad for name, weight in encoder.named_parameters()}))
+        found.append((output.detach(), gradients_of(encoder)))
     (output, gradients), (expected, plain_gradients) = found
     assert torch.linalg.norm(output - expected) < 1e-5 * torch.linalg.norm(expected)
-    largest = max(gradient.norm() for gradient in plain_gradients.values())
-    for name, gradient in plain_gradients.items():
+    assert_gradients_agree(gradients, plain_gradients)
+
+
+@pytest.mark.parametrize("kernel", [8, 127, 128])  # the long ones go through the frequency domain
+@every_shape
+def test_clips_of_several_lengths_in_one_pass_are_each_length_by_itself(family, norm, kernel):
+    """Outputs and gradients against transformers' modules, which see one length at a time; three lengths, one clip alone."""
+    sizes = {"num_conv_pos_embeddings": kernel}
+    config = encoder_config({**fields_of(family, norm), **sizes}, None)
+    torch.manual_seed(0)
+    fast = spread(new_encoder(config))
+    plain = AutoModel.from_config(config)
+    plain.load_state_dict(fast.state_dict())
+    generator = torch.Generator().manual_seed(3)
+    groups = [
+        Group(torch.randn(count, samples, generator=generator), torch.rand(count, frames, generator=generator) < 0.3)
+        for count, samples, frames in ((2, 50_000, 156), (3, 4400, 13), (1, 3000, 9))
+    ]
+    found = []
+    for encoder in (fast.train(), plain.train()):
+        frames, means = encode_groups(encoder, groups)
+        assert [own.shape[:2] for own in frames] == [group.mask.shape for group in groups]
+        sum((own * torch.linspace(-1, 1, 32)).square().sum() for own in frames).backward()
+        found.append((torch.cat([own.flatten() for own in frames]).detach(), means, gradients_of(encoder)))
+    (output, means, gradients), (expected, plain_means, plain_gradients) = found
+    assert torch.linalg.norm(output - expected) < 1e-5 * torch.linalg.norm(expected)
+    torch.testing.assert_close(means, plain_means, rtol=1e-4, atol=1e-5)
+    assert_gradients_agree(gradients, plain_gradients)
+
+
+def gradients_of(encoder) -> dict:
+    return {name: weight.grad for name, weight in encoder.named_parameters()}
+
+
+def assert_gradients_agree(found, expected):
+    """Those of keys' biases are zero but for rounding, as they shift all scores of a row."""
+    largest = max(gradient.norm() for gradient in expected.values())
+    for name, gradient in expected.items():
         floor = 1e-6 * largest if name.endswith("k_proj.bias") else 0.0
-        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + floor, name
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + floor, name
 
 
 @every_shape
