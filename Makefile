@@ -165,6 +165,7 @@ bench: $(READY)  ## Speed, error and memory beside transformers, corpus pass, tr
 	$(BIN)/python benchmarks/bench_whisper.py
 	$(BIN)/python benchmarks/bench_corpus.py
 	$(BIN)/python benchmarks/bench_training.py
+	$(BIN)/python benchmarks/bench_encoder_step.py
 
 clean:  ## Remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs caches build dist *.egg-info .pytest_cache .ruff_cache

@@ -32,7 +32,7 @@ def example_attention(model: FinetunedWavCSE, labelled: LabelledClips, reader: C
         rows = _first_of_classes(task)
         places = list(rows.values())
         weights: dict[int, Any] = {}
-        for some, group in whole_clips(reader, places, 0.0):
+        for ((some, group),) in whole_clips(reader, places, 0.0):
             group = group.to(model.device)
             read = model.read_group(group.waveforms, group.mask, [name])[name].attention
             weights |= {places[place]: one.tolist() for place, one in zip(some, read)}

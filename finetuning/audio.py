@@ -60,19 +60,26 @@ def _without(data: TaskData, reasons: Mapping[int, str]) -> TaskData:
 
 def whole_clips(
     reader: CropReader, rows: Sequence[int], batch_seconds: float, first_s: float | None = None
-) -> Iterator[tuple[np.ndarray, Group]]:
-    """Clips of one length at a time, whole and without masks, longest first: their places in `rows`, and their audio.
+) -> Iterator[list[tuple[np.ndarray, Group]]]:
+    """Batches of whole clips without masks, longest first: of every length its clips' places in `rows`, and their audio.
 
     Args:
-        batch_seconds: audio that goes together at most; a longer clip goes alone.
+        batch_seconds: audio of a batch at most; a longer clip goes alone.
         first_s: seconds at the beginning of every clip that are taken; `None` = all of it.
     """
     most = None if first_s is None else to_samples(first_s)
     lengths = np.array([reader.whole(int(row), most).num_samples for row in rows], dtype=np.int64)
-    for length in sorted(set(lengths.tolist()), reverse=True):
-        places = np.flatnonzero(lengths == length)
-        count = max(1, int(batch_seconds * SAMPLING_RATE_HZ / length))
-        for start in range(0, len(places), count):
-            some = places[start : start + count]
-            (group,) = reader.groups([reader.whole(int(rows[place]), most) for place in some])
-            yield some, group
+
+    def load(places: Sequence[int]) -> list[tuple[np.ndarray, Group]]:
+        groups = reader.groups([reader.whole(int(rows[place]), most) for place in places])
+        ends = np.cumsum([len(group.waveforms) for group in groups])
+        return list(zip(np.split(np.array(places), ends[:-1]), groups))
+
+    batch: list[int] = []
+    for place in np.argsort(-lengths, kind="stable").tolist():
+        if batch and lengths[[*batch, place]].sum() > batch_seconds * SAMPLING_RATE_HZ:
+            yield load(batch)
+            batch = []
+        batch.append(place)
+    if batch:
+        yield load(batch)

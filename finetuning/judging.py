@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from wavcse.finetuning.losses import clip_losses
 from wavcse.finetuning.streams import targets_of
 from wavcse.finetuning.text import greedy_texts
 from wavcse.modeling_wavcse import IGNORED_LABEL, number_loss
-from wavcse.steps.batches import CropReader
+from wavcse.steps.batches import CropReader, run_groups
 
 JUDGED_SECONDS = 60.0  # of audio that goes through the network together
 MOST_COMPARED = 4000  # clips of which all pairs are compared: 8 million
@@ -63,7 +64,7 @@ class Judged:
 def judged(model: FinetunedWavCSE, tasks: Mapping[str, TaskLabels], reader: CropReader, split: str) -> dict[str, Judged]:
     """Every task's answers to its clips of a split, whole and without masks, by the modules that training runs.
 
-    Clips of one length go together and nothing is padded, so an answer does not depend on its batch.
+    Nothing is padded, so an answer does not depend on its batch.
     """
     model.eval()
     found = {}
@@ -95,16 +96,17 @@ def read_clips(
     readouts = readouts or {name: name for name in rows_of}
     rows = np.unique(np.concatenate(list(rows_of.values()))).astype(np.int64)
     read: dict[str, dict[int, ReadoutOutput]] = {name: {} for name in rows_of}
-    for places, group in whole_clips(reader, rows, batch_seconds, first_s):
-        here = [name for name, own in rows_of.items() if np.isin(rows[places], own).any()]
-        group = group.to(model.device)
-        wanted = list(dict.fromkeys(readouts[name] for name in here))
-        outputs = model.read_group(group.waveforms, group.mask, wanted)
-        for name in here:
-            output = outputs[readouts[name]]
-            for number, row in enumerate(rows[places]):
-                vector = None if output.vectors is None else output.vectors[number : number + 1].cpu()
-                read[name][int(row)] = ReadoutOutput(vector, output.logits[number : number + 1].cpu())
+    run = partial(model.layers_of_group, tasks=list(dict.fromkeys(readouts.values())))
+    for batch in whole_clips(reader, rows, batch_seconds, first_s):
+        layers = run_groups(model.upstream, [group.to(model.device) for _, group in batch], run)
+        for (places, _), of_group in zip(batch, layers):
+            here = [name for name, own in rows_of.items() if np.isin(rows[places], own).any()]
+            outputs = model.read(of_group, [readouts[name] for name in here])
+            for name in here:
+                output = outputs[readouts[name]]
+                for number, row in enumerate(rows[places]):
+                    vector = None if output.vectors is None else output.vectors[number : number + 1].cpu()
+                    read[name][int(row)] = ReadoutOutput(vector, output.logits[number : number + 1].cpu())
     return read
 
 

@@ -6,6 +6,7 @@ Shapes: `B` clips, `T` frames, `C` classes, `V` symbols.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -57,8 +58,8 @@ class MultiTaskNetwork(nn.Module):
 
     def forward(self, batch: TaskBatch, seed: int) -> TaskOutput:
         """The losses of a batch's tasks; `seed` is the training loop's and draws nothing here."""
-        tasks = list(batch.targets)
-        layers = run_groups(self.model.upstream, batch.groups, lambda *group: self.model.layers_of_group(*group, tasks))
+        run = partial(self.model.layers_of_group, tasks=list(batch.targets))
+        layers = run_groups(self.model.upstream, batch.groups, run)
         read = self._read(layers, batch)
         losses = {name: self.loss(name, outputs, batch) for name, outputs in read.items()}
         of_classes = [name for name in read if self.model.readouts[name].kind == "classes"]
