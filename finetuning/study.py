@@ -323,7 +323,7 @@ def write_report(facts: Mapping[str, Any], folder: Path) -> Path:
     write_atomically(folder / "study.json", text)
     facts = json.loads(text)
     pictures = {"losses": _draw_losses, "figures": _draw_figures}
-    if drawn := _drawn(facts):
+    if drawn := drawn_variants(facts):
         pictures |= {"blocks": partial(draw_blocks, names=drawn), "attention": partial(draw_attention, names=drawn)}
     draw_all(pictures, facts, folder / PICTURES)
     if "layers" in facts:
@@ -348,7 +348,7 @@ def study_text(facts: Mapping[str, Any]) -> str:
     for task, own in facts.get("folds", {}).items():
         parts += [f"## Folds: {task}", *_fold_tables(own)]
     parts += ["## Training", _training_table(facts), f"![Losses]({PICTURES}/losses.svg)"]
-    if _drawn(facts):
+    if drawn_variants(facts):
         parts += ["## What is attended to", ATTENTION_WORDS, f"![Weights of blocks]({PICTURES}/blocks.svg)"]
         parts += [f"![Attention over time]({PICTURES}/attention.svg)"]
     if "layers" in facts:
@@ -387,10 +387,15 @@ def _figures_table(variants: Mapping[str, Any], columns: Sequence[str]) -> str:
     return markdown_table(["variant", *heads], lines)
 
 
-def _drawn(facts: Mapping[str, Any]) -> list[str]:
-    """Variants whose weights of blocks and frames are drawn: those that are asked for, or the first that attends to frames."""
-    able = [name for name, own in facts["variants"].items() if own["attention"] and own["block_shares"][0]]
+def drawn_variants(facts: Mapping[str, Any]) -> list[str]:
+    """Variants whose weights of blocks and frames are drawn: those that are asked for, or the first that has both."""
+    able = [name for name, own in facts["variants"].items() if own["block_shares"][0] and _is_uneven(own["attention"])]
     return [name for name in able if name in facts["pictures_of"]] if facts["pictures_of"] else able[:1]
+
+
+def _is_uneven(attention: Mapping[str, Any]) -> bool:
+    """Whether frames of a clip have different weights: with a fusion of kind none all are the same."""
+    return any(len(set(clip["weights"])) > 1 for classes in attention.values() for clip in classes.values())
 
 
 def _head(task: str, figure: str) -> str:

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from wavcse.finetuning.__main__ import main
 from wavcse.finetuning.shared_stages import train_shared_stages
 from wavcse.finetuning.stages import stages_of
-from wavcse.finetuning.study import read_study
+from wavcse.finetuning.study import drawn_variants, read_study
 from wavcse.tests.helpers.tiny_families import ROWS
 from wavcse.upstream_wavcse import build_upstream
 
@@ -90,6 +90,18 @@ def test_the_report_has_both_stages_of_all_folds(fold_study, capsys):
     before = (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns
     assert main([str(fold_study)]) == 0  # nothing is trained again
     assert (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns == before
+
+
+def test_the_first_variant_that_weighs_frames_is_drawn():
+    def variant(shares, weights):
+        return {"block_shares": [shares], "attention": {"emotion": {"sad": {"clip": "a.wav", "weights": weights}}}}
+
+    mixed = {"ari": [0.4, 0.6]}
+    variants = {"even": variant(mixed, [0.5, 0.5]), "last": variant({}, [0.2, 0.8]), "whole": variant(mixed, [0.2, 0.8])}
+    variants["later"] = variants["whole"]
+    assert drawn_variants({"variants": variants, "pictures_of": []}) == ["whole"]
+    assert drawn_variants({"variants": variants, "pictures_of": ["later", "whole"]}) == ["whole", "later"]
+    assert drawn_variants({"variants": {"even": variants["even"]}, "pictures_of": []}) == []
 
 
 def test_a_first_stage_is_taken_from_whoever_has_it_and_fails_for_all_at_once(fold_study, tmp_path, monkeypatch):
