@@ -21,6 +21,7 @@ def draw_blocks(facts: Mapping[str, Any], names: Sequence[str]) -> Figure:
         for mix in shares[0]:
             mean = np.mean([of_run[mix] for of_run in shares], axis=0)
             axes.plot(range(1, len(mean) + 1), mean, marker="o", label=f"{name}: {mix}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("block")
     axes.set_ylabel("weight")
     axes.legend(fontsize="small")
