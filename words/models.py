@@ -133,7 +133,8 @@ class Siamese(WordModel):
     def loss(self, examples: np.ndarray) -> Tensor:
         """Hinge on the distances of (anchor, positive, negative), and on those of (positive, anchor, negative)."""
         unique, places = np.unique(examples, return_inverse=True)
-        vectors = self.encoded(unique).embedding[torch.from_numpy(places.reshape(examples.shape))]
+        taken = torch.from_numpy(places.ravel())  # by index_select, as the gradient of indexing adds up in no fixed order
+        vectors = self.encoded(unique).embedding.index_select(0, taken).unflatten(0, examples.shape)
         anchor, positive, negative = vectors.unbind(dim=1)
         return self._hinge(anchor, positive, negative) + self._hinge(positive, anchor, negative)
 

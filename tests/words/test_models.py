@@ -217,3 +217,16 @@ def test_triplets_are_all_pairs_of_a_word_and_another_word(build, tokens):
     rows = sorted({row for own in chosen.tolist() for row in own[:2]})
     assert len(rows) == 3
     assert sorted(map(tuple, chosen[:, :2].tolist())) == list(itertools.combinations(rows, 2))
+
+
+def test_two_threads_give_the_same_gradient_every_time(build):
+    """Words that stand in many triplets add up their gradients; in which order must not depend on threads."""
+    model, triplets = build("siamese"), np.tile([[0, 2, 1], [2, 0, 3], [1, 4, 0]], (2000, 1))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = [torch.autograd.grad(model.loss(triplets), model.encoder.lstm.weight_ih_l0)[0] for _ in range(10)]
+    finally:
+        torch.set_num_threads(num_threads)
+    assert gradients[0].abs().max() > 0
+    assert all(torch.equal(gradients[0], other) for other in gradients)
