@@ -31,7 +31,7 @@ from wavcse.steps.batches import Group, encode_groups
 from wavcse.steps.encoder import encoder_config, new_encoder
 
 RESULT = Path(__file__).parent / "results" / "encoder-step-cpu.json"
-CLIPS, SHORTEST_S, LONGEST_S = 16, 2.0, 4.0
+CLIPS, SHORTEST_S, LONGEST_S = 8, 2.0, 4.0
 PLAIN, FAST, PACKED = "transformers", "fast parts, length by length", "fast parts, one pass"
 SIZES = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768, "conv_dim": [128] * 7}
 BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}

@@ -70,7 +70,7 @@ def test_a_profile_adds_up(tmp_path):
 def test_a_training_step_is_measured_in_all_its_ways(tmp_path):
     run_script("bench_encoder_step.py", "--quick", "--rounds", "2", "--out", tmp_path / "step.json")
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
-    assert [row["lengths"] for row in rows] == 5 * [1, 16]
+    assert [row["lengths"] for row in rows] == 5 * [1, 8]
     assert all(len(own) == 2 for row in rows for own in row["seconds"].values())
     assert "wav2vec2, base shape" in (tmp_path / "step.md").read_text()
 
