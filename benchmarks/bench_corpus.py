@@ -36,8 +36,7 @@ import soundfile
 import torch
 
 from wavcse.benchmarks.measure import GEMM_ROWS, QUICK_GEMM_ROWS, PairedRatio, gemm_rate, machine_facts
-from wavcse.benchmarks.report import table
-from wavcse.data.files import json_text
+from wavcse.benchmarks.report import table, write_results
 from wavcse.hub.source import name_of_root
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -303,10 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rows": [asdict(row) for rows in (sizes, *by_encoder) for row in rows],
     }
     path = args.out or RESULTS / f"{date.today().isoformat()}-corpus-cpu.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown_of(report), encoding="utf-8")
-    print(markdown_of(report))
+    print(write_results(report, path, markdown_of))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Markdown table made from it.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -22,11 +21,10 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from wavcse.benchmarks.measure import PairedRatio, interleaved, machine_facts
-from wavcse.benchmarks.report import table
+from wavcse.benchmarks.report import table, write_results
 from wavcse.benchmarks.small import UPSTREAM
 from wavcse.benchmarks.workloads import SAMPLING_RATE
 from wavcse.configuration_wavcse import count_frames
-from wavcse.data.files import json_text
 from wavcse.steps.batches import Group, encode_groups
 from wavcse.steps.encoder import encoder_config, new_encoder
 
@@ -109,11 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     rows = [row for title in ENCODERS for row in measure(title, args.rounds, args.quick)]
     report = {"machine": machine_facts(torch.device("cpu")), "rounds": args.rounds, "rows": rows}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
-    page = markdown_of(json.loads(args.out.read_text(encoding="utf-8")))
-    args.out.with_suffix(".md").write_text(page, encoding="utf-8")
-    print(page)
+    print(write_results(report, args.out, markdown_of))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ benchmarks/results/export-cpu.json, with a Markdown table made from it. The extr
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -27,8 +26,7 @@ from typing import Any
 import torch
 
 from wavcse.benchmarks.measure import SPREAD_LIMIT, PairedRatio, machine_facts
-from wavcse.benchmarks.report import table
-from wavcse.data.files import json_text
+from wavcse.benchmarks.report import table, write_results
 from wavcse.doors.export import EXTRA, Run, check_waveforms, compared, load_run, padded, write_onnx, write_torch_export
 from wavcse.eval.encoder import SavedModel
 from wavcse.modeling_wavcse import WavCSEModel
@@ -154,11 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = args.clips or recordings(ROOT.parent / "shared" / "data", args.count)
     report = {"model": args.name, "machine": machine_facts(CPU), "onnxruntime": version}
     report |= {"rounds": args.rounds, **measure(SavedModel.parse(args.model), clips, args.files, args.rounds)}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
-    text = markdown_of(json.loads(args.out.read_text(encoding="utf-8")))
-    args.out.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    print(write_results(report, args.out, markdown_of))
 
 
 if __name__ == "__main__":

@@ -44,11 +44,10 @@ from wavcse.benchmarks.measure import (
     timed,
 )
 from wavcse.benchmarks.memory import QUICK_FACTOR, measure_memory
-from wavcse.benchmarks.report import markdown_of, plot, run_table
+from wavcse.benchmarks.report import markdown_of, plot, run_table, write_results
 from wavcse.benchmarks.rivals import ORDINARY, Contender, UpstreamBench, all_variants, make_bench
 from wavcse.benchmarks.small import measure_small
 from wavcse.benchmarks.workloads import WORKLOADS, Workload, total_flop, waveforms
-from wavcse.data.files import json_text
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP_SAMPLES = 8_000
@@ -159,13 +158,6 @@ def run_of(report: dict[str, Any], args: argparse.Namespace, rates: dict[str, fl
     return run
 
 
-def save(report: dict[str, Any], path: Path) -> None:
-    """JSON, and from it the Markdown table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown_of(report), encoding="utf-8")
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,16 +204,16 @@ def measure(args: argparse.Namespace, path: Path) -> dict[str, Any]:
         rounds = args.rounds if args.all_rounds else min(args.rounds, workload.rounds or args.rounds)
         row = measure_workload(bench, variants, workload, rounds)
         run["workloads"] = [old for old in run["workloads"] if old["name"] != row["name"]] + [row]
-        save(report, path)
+        write_results(report, path, markdown_of)
         print(run_table([row]), flush=True)
     if args.small:
         run["small"] = measure_small()
-        save(report, path)
+        write_results(report, path, markdown_of)
     if args.memory:
         run["memory"] = []
         for row in measure_memory(args.quick, args.device, args.threads):
             run["memory"].append(asdict(row))
-            save(report, path)
+            write_results(report, path, markdown_of)
     return report
 
 
@@ -235,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         restart_with_warm_allocator()
     path = args.plot or args.out or RESULTS / f"{date.today().isoformat()}-{device_class(args.device)}.json"
     report = json.loads(path.read_text(encoding="utf-8")) if args.plot else measure(args, path)
-    save(report, path)
+    write_results(report, path, markdown_of)
     pictures = plot(report, path.with_suffix(""))
     print(markdown_of(report))
     for run in report["runs"]:

@@ -13,7 +13,6 @@ with a Markdown table made from it.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,9 +26,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from wavcse.benchmarks.ctranslate import ENGINE, engine_version, engine_ways
 from wavcse.benchmarks.measure import Errors, machine_facts
-from wavcse.benchmarks.report import table
+from wavcse.benchmarks.report import table, write_results
 from wavcse.configuration_wavcse import PRECISIONS, count_frames
-from wavcse.data.files import json_text
 from wavcse.packed_encoder_wavcse import PackedUpstream
 from wavcse.upstream_wavcse import build_upstream, load_upstream, run_upstream
 
@@ -199,10 +197,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "errors": errors(encoder, [max(0.025, scale * seconds) for seconds in ERROR_LENGTHS_S]),
         }
         report["models"].append({"name": name, "is_random": model is None, **measured})
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
-        args.out.with_suffix(".md").write_text(markdown_of(json.loads(args.out.read_text())), encoding="utf-8")
-    print(markdown_of(report))
+        page = write_results(report, args.out, markdown_of)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Tables and pictures from the JSON of `bench_upstream.py`."""
+"""Result files with the pages made from them, and the tables and pictures of `bench_upstream.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from wavcse.benchmarks.measure import SPREAD_LIMIT
+from wavcse.data.files import json_text
 
 FULL_ROUNDS = 5
 COLUMNS = (
@@ -30,6 +32,15 @@ STYLES = {
     "bfloat16": ("tab:cyan", "v"),
     "int8": ("tab:green", "D"),
 }
+
+
+def write_results(report: dict[str, Any], path: Path, page_of: Callable[[dict[str, Any]], str]) -> str:
+    """Write a report as JSON, and beside it the Markdown page that `page_of` makes of what was written; returns the page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
+    page = page_of(json.loads(path.read_text(encoding="utf-8")))
+    path.with_suffix(".md").write_text(page, encoding="utf-8")
+    return page
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -162,13 +173,12 @@ def plot(report: dict[str, Any], stem: Path) -> list[Path]:
 
 def _plot_variant(speed: Any, memory: Any, run: dict[str, Any], name: str, rows: Sequence[dict[str, Any]]) -> None:
     color, marker = STYLES[name]
-    titles = [row["title"] for workload in run["workloads"] for row in workload["variants"] if row["name"] == name]
-    label = next(iter([row["variant_title"] for row in rows] + titles), name)
-    speeds = {}
-    for workload in run["workloads"]:
-        if len(set(workload["clip_seconds"])) == 1:
-            row = next(row for row in workload["variants"] if row["name"] == name)
-            speeds |= {workload["clip_seconds"][0]: row["audio_s_per_s"]} if "audio_s_per_s" in row else {}
+    found = [(workload, row) for workload in run["workloads"] for row in workload["variants"] if row["name"] == name]
+    if not (found or rows):  # not run on this processor
+        return
+    label = [*(row["variant_title"] for row in rows), *(row["title"] for _, row in found)][0]
+    of_one_length = [(workload["clip_seconds"], row) for workload, row in found if len(set(workload["clip_seconds"])) == 1]
+    speeds = {seconds[0]: row["audio_s_per_s"] for seconds, row in of_one_length if "audio_s_per_s" in row}
     lengths = sorted(speeds)
     speed.plot(lengths, [speeds[length] for length in lengths], color=color, marker=marker, label=label)
     if not rows:

@@ -1110,6 +1110,7 @@ print(*(float(torch.nn.functional.cosine_similarity(exact, other, dim=-1).min())
 """
 
 
+@pytest.mark.slow  # the machines of CI have them or not
 def test_processors_without_the_newest_instructions(upstream_folder):
     """AVX2 and no more, simulated where oneDNN knows that limit (x86); other processors keep the promises that all keep.
 

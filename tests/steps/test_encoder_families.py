@@ -31,6 +31,7 @@ from wavcse.pretraining.arguments import PretrainArguments
 from wavcse.pretraining.network import Figures, PretrainNetwork, total_loss
 from wavcse.steps.batches import BatchLoader, CropBatch, Group, encode_groups
 from wavcse.steps.encoder import encoder_config, new_encoder, save_upstream
+from wavcse.steps.fast_encoder import takes_packs
 from wavcse.steps.loop import new_learner, update
 
 SIZES = {
@@ -239,6 +240,19 @@ def test_clips_of_several_lengths_in_one_pass_are_each_length_by_itself(family, 
     assert torch.linalg.norm(output - expected) < 1e-5 * torch.linalg.norm(expected)
     torch.testing.assert_close(means, plain_means, rtol=1e-4, atol=1e-5)
     assert_gradients_agree(gradients, plain_gradients)
+
+
+def test_a_hubert_with_batch_norm_takes_one_length_at_a_time():
+    """Its norm sees all clips of one length, in training; nothing else of it changes either."""
+    config = encoder_config({**fields_of("hubert", "layer"), "conv_pos_batch_norm": True}, None)
+    torch.manual_seed(0)
+    fast = new_encoder(config)
+    plain = AutoModel.from_config(config)
+    plain.load_state_dict(fast.state_dict())
+    assert not takes_packs(fast)
+    groups = batch_of().groups
+    for own, expected in zip(encode_groups(fast.train(), groups)[0], encode_groups(plain.train(), groups)[0], strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
 
 
 def gradients_of(encoder) -> dict:
