@@ -34,6 +34,7 @@ AS_BEFORE = {
     "start": "random",
     "pca_whiten": 0.0,
     "pca_rotate": False,
+    "freeze_embedding": False,
     "matryoshka_sizes": [],
 }
 # Fields that may differ between a run and its continuation: they do not change any epoch that is already done.
@@ -141,6 +142,7 @@ class RunArguments(RunSettings):
         0.0, "Exponent of that start's whitening: 0 none, 1 unit variance in every direction.", at_least=0, at_most=1
     )
     pca_rotate: bool = option(False, "Turn that start by a fixed rotation, so that all numbers vary alike (docs/training.md).")
+    freeze_embedding: bool = option(False, "Train the heads only: the embedding stays what start pca makes it.")
 
     matryoshka_sizes: list[int] = option(
         list,
@@ -179,9 +181,13 @@ class RunArguments(RunSettings):
                 "start is 'pca', which makes the embedding of the layers side by side: it needs pooling_type concat and "
                 f"layer_projection_size null, and these are {self.pooling_type} and {self.layer_projection_size}."
             )
-        for name in ("pca_whiten", "pca_rotate"):
+        for name in ("pca_whiten", "pca_rotate", "freeze_embedding"):
             if self.start != "pca" and (value := getattr(self, name)):
                 raise ValueError(f"{name} is {value}; it belongs to start pca, and start is {self.start!r}.")
+        if self.freeze_embedding and self.reconstruction_weight:
+            raise ValueError(
+                "freeze_embedding is true: a reconstruction_weight has nothing to change; leave one of the two out."
+            )
 
     def _check_matryoshka_sizes(self) -> None:
         sizes = self.matryoshka_sizes
@@ -194,7 +200,7 @@ class RunArguments(RunSettings):
     def with_pooling(self, pooling_type: str, pooling_kwargs: Mapping[str, Any], **changes) -> RunArguments:
         """The recipe with another layer pooling and other `changes`; its start stays where that pooling can have it."""
         if pooling_type != "concat":
-            changes = {"start": "random", "pca_whiten": 0.0, "pca_rotate": False, **changes}
+            changes = {"start": "random", "pca_whiten": 0.0, "pca_rotate": False, "freeze_embedding": False, **changes}
         return replace(self, pooling_type=pooling_type, pooling_kwargs=dict(pooling_kwargs), **changes)
 
     def identity(self) -> dict[str, Any]:

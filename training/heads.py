@@ -245,6 +245,7 @@ def new_learner(args: RunArguments, config: WavCSEConfig, device: torch.device) 
     torch.manual_seed(args.seed)
     has_decoder = args.reconstruction_weight > 0
     network = MultiTaskNetwork(config, args.fast_parts, has_decoder, args.matryoshka_sizes).to(device)
+    network.downstream.requires_grad_(not args.freeze_embedding)
     optimizer = AdamW(network.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     scheduler = ReduceLROnPlateau(optimizer, "min", factor=args.scheduler_factor, patience=args.scheduler_patience)
     return Learner(args, network, network, optimizer, scheduler, EpochProgress())

@@ -178,6 +178,8 @@ def test_a_whitened_start_and_its_decoder_give_the_layers_back(search_recipe):
         ({"pooling_type": "mean"}, "needs pooling_type concat and layer_projection_size null, and these are mean and None"),
         ({"layer_projection_size": 8}, "these are concat and 8"),
         ({"start": "random", "pca_whiten": 0.5}, "pca_whiten is 0.5; it belongs to start pca"),
+        ({"start": "random", "freeze_embedding": True}, "freeze_embedding is True; it belongs to start pca"),
+        ({"freeze_embedding": True, "reconstruction_weight": 0.1}, "a reconstruction_weight has nothing to change"),
         ({"embedding_size": 97}, "embedding_size is 97, but the layers of the 48 training clips vary in 47 directions"),
         ({"embedding_size": 48}, "Take at most 47, or more clips or layers"),
     ],
@@ -185,6 +187,19 @@ def test_a_whitened_start_and_its_decoder_give_the_layers_back(search_recipe):
 def test_a_start_that_cannot_be_is_refused(search_recipe, changes, message):
     with pytest.raises(ValueError, match=message):
         started(search_recipe, **changes)
+
+
+def test_a_frozen_embedding_stays_the_components_while_its_heads_learn(search_recipe, tmp_path):
+    changes = {"embedding_size": 12, "pca_rotate": True, "freeze_embedding": True}
+    untrained, _ = started(search_recipe, **changes)
+    result = run(search_recipe, tmp_path / "run", **PCA_START, **changes, num_epochs=3, learning_rate=1e-2)
+    found = checkpoint(tmp_path / "run")
+    for name, value in untrained.downstream.state_dict().items():
+        assert torch.equal(found[f"model.downstream.{name}"], value), name
+    heads = [name for name in found if name.startswith("model.heads.") and name.endswith("weight")]
+    assert heads
+    assert not any(torch.equal(found[name], untrained.state_dict()[name.removeprefix("model.")]) for name in heads)
+    assert result["config"]["freeze_embedding"] is True
 
 
 def test_two_processes_decode_and_start_as_one(search_recipe, tmp_path):
