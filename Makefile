@@ -61,6 +61,7 @@ root-model: $(READY)  ## The model in the root from a Whisper encoder: cache -> 
 	time $(BIN)/wavcse cache --upstream $(UPSTREAM) --temporal_pooling mean_std --out $(ROOT)/cache --manifest $(ROOT_MANIFESTS)
 	time $(LAUNCH) train_accelerate.py conf/train_root.yaml --upstream $(UPSTREAM)
 	time $(BIN)/wavcse eval conf/eval_root.yaml
+	time $(BIN)/wavcse eval conf/eval_root.yaml --model models/wavcse-tiny --name wavcse-tiny --baselines majority
 	time $(BIN)/python -m wavcse.tools.training_data conf/train_root.yaml --corpora conf/root_data.yaml --out $(ROOT)/data.json
 	time $(BIN)/python -m wavcse.tools.install $(ROOT)/model --name $(ROOT_NAME) --evaluation $(ROOT)/eval \
 		--data $(ROOT)/data.json --root $(ROOT_INTO)

@@ -41,9 +41,9 @@ for when in ("before", "after"):
         heads = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=True).eval()
         with torch.no_grad():
             from_heads = heads(**extractor(clip, sampling_rate=16000, return_tensors="pt")).embeddings[0]
-        from_pipeline = pipeline("feature-extraction", model=folder, trust_remote_code=True)(clip)[0]
-        vectors = {"AutoModel": model.encode(clip), "heads": from_heads, "pipeline": from_pipeline}
+        vectors = {"AutoModel": model.encode(clip), "heads": from_heads}
         if when == "before":
+            vectors["pipeline"] = pipeline("feature-extraction", model=folder, trust_remote_code=True)(clip)[0]
             again = f"{out}/{name}/hub"
             model.save_pretrained(again)
             vectors["saved again"] = AutoModel.from_pretrained(again, trust_remote_code=True).encode(clip)
