@@ -18,11 +18,13 @@ Shapes: `B` clips, `T` frames, `D` upstream width, `E` size of a vector, `C` cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import initialization as init
@@ -43,6 +45,7 @@ from .coattention_wavcse import (
 from .configuration_wavcse import WavCSEConfig, checked_task_name, is_whisper, validated_loss
 from .ecapa_wavcse import EcapaTdnn
 from .modeling_wavcse import CosineHead, WavCSEModel
+from .packed_encoder_wavcse import clip_windows
 from .pooling_wavcse import pooled_frames
 from .upstream_wavcse import unpadded, unread_part, visiting_layers
 from .whisper_wavcse import log_mel_of_clip, visit_encoder_layers
@@ -58,7 +61,6 @@ if TYPE_CHECKING:
     from .hub_repository_wavcse import complete_repository  # noqa: F401
     from .kernels_wavcse import float32_library  # noqa: F401
     from .labels_wavcse import predictions  # noqa: F401
-    from .packed_encoder_wavcse import PackedUpstream  # noqa: F401
     from .packed_layers_wavcse import FloatLinear  # noqa: F401
     from .pipeline_wavcse import WavCSEFeatureExtractionPipeline  # noqa: F401
     from .sentence_transformers_wavcse import WavCSETransformer  # noqa: F401
@@ -560,43 +562,34 @@ class FinetunedWavCSE(WavCSEModel):
                 the spectrogram).
         """
         wanted, found = self._wanted(tasks), {}
-        highest = None if LAST in wanted else max(wanted)
-
-        def visit(layer: int, hidden: Tensor) -> None:
-            if layer in wanted:
-                found[layer] = hidden
-            if layer == highest:
-                raise _EnoughRead
-
-        try:
-            self._run_modules(waveforms, mask, visit, found)
-        except _EnoughRead:
-            pass
+        if is_whisper(self.config.upstream_config):
+            found = self._layers_of_whisper(waveforms, mask, wanted)
+        else:
+            with suppress(_EnoughRead), visiting_layers(self.upstream, _keeping(found, wanted)):
+                found[LAST] = self.upstream(waveforms, mask_time_indices=mask).last_hidden_state
         return self.with_mixes(found, tasks)
 
-    def _run_modules(
-        self,
-        waveforms: Tensor | Sequence[Tensor],
-        mask: Tensor | None,
-        visit: Callable[[int, Tensor], None],
-        found: dict[int | str, Tensor],
-    ) -> None:
-        config = self.config.upstream_config
-        if is_whisper(config):
-            features = torch.stack([log_mel_of_clip(waveform, config, self.config.context) for waveform in waveforms])
-            if mask is not None:  # two mel frames of 10 ms make one frame
-                features = features.masked_fill(mask.repeat_interleave(2, dim=1)[:, :, None], 0.0)
-            top = [None]
-
-            def keep(layer: int, hidden: Tensor) -> None:
-                top[0] = hidden
-                visit(layer, hidden)
-
-            visit_encoder_layers(self.upstream, features.transpose(1, 2), keep)
-            found[LAST] = self.upstream.layer_norm(top[0])
-            return
-        with visiting_layers(self.upstream, visit):
-            found[LAST] = self.upstream(waveforms, mask_time_indices=mask).last_hidden_state
+    def _layers_of_whisper(
+        self, waveforms: Tensor, mask: Tensor | None, wanted: Collection[int | str]
+    ) -> dict[int | str, Tensor]:
+        """`layers_of_group` of Whisper's encoder; clips of more frames than it has positions in windows, as in inference."""
+        config, context = self.config.upstream_config, self.config.context
+        features = torch.stack([log_mel_of_clip(waveform, config, context) for waveform in waveforms])
+        if mask is not None:  # two mel frames of 10 ms make one frame
+            silent = mask.repeat_interleave(2, dim=1)
+            silent = F.pad(silent, (0, features.shape[1] - silent.shape[1]))  # windows of 30 s go on behind the clip
+            features = features.masked_fill(silent[:, :, None], 0.0)
+        top, parts = self.config.num_hidden_layers, []
+        layers = {top if layer == LAST else layer for layer in wanted}
+        for window in clip_windows(waveforms[:1], config, None, context):
+            found: dict[int, Tensor] = {}
+            with suppress(_EnoughRead):
+                spectrogram = features[:, 2 * window.start : 2 * window.end].transpose(1, 2)
+                visit_encoder_layers(self.upstream, spectrogram, _keeping(found, layers))
+            kept = slice(window.keep_start - window.start, window.keep_end - window.start)
+            parts.append({layer: hidden[:, kept] for layer, hidden in found.items()})
+        joined = {layer: torch.cat([part[layer] for part in parts], dim=1) for layer in layers}
+        return {layer: self.upstream.layer_norm(joined[top]) if layer == LAST else joined[layer] for layer in wanted}
 
     def _wanted(self, tasks: Sequence[str]) -> set[int | str]:
         return {layer for name in self.with_context(tasks) for layer in self.config.layers_of(name)}
@@ -617,3 +610,16 @@ class FinetunedWavCSE(WavCSEModel):
 
 class _EnoughRead(Exception):
     """Ends a pass through the upstream behind the highest layer that is read."""
+
+
+def _keeping(found: dict, wanted: Collection[int | str]) -> Callable[[int, Tensor], None]:
+    """A `visit` that puts wanted layers into `found`, and ends the pass behind the highest of them but for `LAST`."""
+    highest = None if LAST in wanted else max(wanted)
+
+    def visit(layer: int, hidden: Tensor) -> None:
+        if layer in wanted:
+            found[layer] = hidden
+        if layer == highest:
+            raise _EnoughRead
+
+    return visit

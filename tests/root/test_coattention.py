@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from wavcse import FinetunedWavCSE, FinetunedWavCSEConfig
 from wavcse.coattention_wavcse import ARI, WEIGHTED_BLOCKS, Fusion, LayerMix
+from wavcse.configuration_wavcse import count_frames
 from wavcse.tests.helpers.tiny_families import ROWS
 
 H, T_MAX = 6, 9
@@ -209,6 +210,29 @@ def test_a_clips_answers_do_not_depend_on_its_batch(kind, waves):
             assert not together.attention["emotion"][place, count:].any()
             trained = model.read_group(clip[None], None, ["emotion"])["emotion"]  # the path of training
             torch.testing.assert_close(trained.logits, alone.logits["emotion"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("context", ["clip", "window"])
+def test_training_hears_as_much_of_whispers_clips_as_inference(context, waves):
+    """A clip of fewer frames than there are positions, and one of several windows."""
+    last = {"words": {"kind": "ctc", "tap": "last", "vocabulary": ["<blank>", "a"]}}
+    model = new_model({**READOUTS, **last}, row="Whisper, `context: clip`", context=context)
+    most = 320 * model.config.upstream_config.max_source_positions
+    for samples in (9_000, 2 * most + 5_000):
+        clips = torch.from_numpy(np.stack(waves(samples, samples)))
+        nothing_masked = torch.zeros(2, count_frames(samples, model.config.upstream_config), dtype=torch.bool)
+        trained = model.read_group(clips, nothing_masked, list(model.readouts))
+        with torch.no_grad():
+            expected = model(list(clips))
+        for name, read_off in trained.items():
+            torch.testing.assert_close(read_off.logits, expected.logits[name], atol=1e-5, rtol=1e-4)
+        masked = nothing_masked.clone()
+        masked[0, 2] = True
+        changed = model.read_group(clips, masked, ["emotion"])["emotion"].logits
+        assert not torch.equal(changed[0], trained["emotion"].logits[0])
+        torch.testing.assert_close(changed[1], trained["emotion"].logits[1])
+    trained["emotion"].logits.square().sum().backward()
+    assert model.upstream.conv1.weight.grad.any()
 
 
 def test_the_loss_of_emotions_reaches_all_blocks_and_hidden_layers_but_no_other_head(waves):
