@@ -192,6 +192,14 @@ outputs = model(**inputs)
 print(outputs.embeddings.shape)  # torch.Size([2, {embedding_size}]); a clip's row does not depend on its batch
 {outputs}
 ```"""
+USAGE_OF_HEADS = """\
+```python
+from transformers import pipeline
+
+revision = "main"  # a branch moves: put the hash of a commit here
+classify = pipeline("audio-classification", model="{model_id}", revision=revision, trust_remote_code=True)
+print(classify("clip.wav"))  # labels with their scores{task_words}
+```"""
 POOLED_OUTPUT = "print(outputs.pooled_layers.shape)  # torch.Size([2, {num_layers}, {pooled_size}])"
 LOGITS_OUTPUT = "print({{task: tuple(logits.shape) for task, logits in outputs.logits.items()}})  # of {num_readouts} tasks"
 
@@ -241,9 +249,8 @@ def complete_repository(folder: Path, config: WavCSEConfig, model_class: type | 
     for name in CODE_FILES:
         if (here / name).resolve() != (folder / name).resolve():
             shutil.copyfile(here / name, folder / name)
-    has_heads = bool(config.label_tasks) and config.architectures != ["WavCSEModel"]  # which is saved without them
     config.auto_map = _auto_map(folder, config, model_class)
-    config.custom_pipelines = {**CUSTOM_PIPELINES, **(PIPELINES_OF_HEADS if has_heads else {})}
+    config.custom_pipelines = {**CUSTOM_PIPELINES, **(PIPELINES_OF_HEADS if has_heads(config) else {})}
     config.dtype = config.upstream_config.dtype = "float32"
     config.save_pretrained(folder)
     feature_extractor = WavCSEFeatureExtractor.from_config(config)
@@ -454,6 +461,11 @@ def upload_repository(
     )
 
 
+def has_heads(config: WavCSEConfig) -> bool:
+    """Whether a model is saved with heads that name labels, which `pipeline("audio-classification")` reads."""
+    return bool(config.label_tasks) and config.architectures != ["WavCSEModel"]  # which is saved without them
+
+
 # ---- the model card ----
 
 
@@ -480,7 +492,7 @@ def model_card(
     facts["outputs"] = (LOGITS_OUTPUT if is_finetuned else POOLED_OUTPUT).format(**facts)
     own = {
         "Model details": (DETAILS_FINETUNED if is_finetuned else DETAILS).format(**facts),
-        "Usage": USAGE.format(**facts),
+        "Usage": "\n\n".join([USAGE.format(**facts), *_usage_of_heads(config, facts)]),
         "Bias, risks and limits": LIMITS.format(**facts),
         "Python files that run": _code_table(code_files),
         "Citation": CITATION,
@@ -491,6 +503,15 @@ def model_card(
         if texts:
             parts += [f"## {title}", *texts]
     return "\n\n".join(parts) + "\n"
+
+
+def _usage_of_heads(config: WavCSEConfig, facts: Mapping[str, Any]) -> list[str]:
+    """How the heads answer, if there are some: all tasks at once, or the one that is asked for or usual."""
+    if not has_heads(config):
+        return []
+    usual = config.usual_task
+    words = f" of `{inert(usual)}`" if usual else ", task by task; `task=` names one"
+    return [USAGE_OF_HEADS.format(model_id=facts["model_id"], task_words=words)]
 
 
 def card_header(config: WavCSEConfig, metadata: Mapping[str, Any]) -> str:

@@ -582,6 +582,7 @@ class TaskStudyRecipe(StudyFile):
     upstreams: dict = option(dict, "Name -> init_from, from each of which every variant is trained, as NAME.VARIANT.", "none")
     tables: dict = option(dict, "Title -> variants, columns: tables of some of them.", "one of all")
     probes: dict = option(dict, "Name -> task, folder, rows, encoder: frozen encoders that are tested on the same folds.")
+    against: dict = option(dict, "Variant -> variants or probes that it is compared with over the folds.")
     differences: list[str] = option(list, "In what the protocol differs from that of the published figures.")
     pictures_of: list[str] = option(list, "Variants whose weights of blocks and frames are drawn.", "the first that has both")
 

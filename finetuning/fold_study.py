@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wavcse.finetuning.arguments import MultiTaskArguments, ProbeSettings
-from wavcse.finetuning.fold_tables import fold_facts
+from wavcse.finetuning.fold_tables import against_facts, fold_facts
 from wavcse.finetuning.folds import fold_names
 from wavcse.finetuning.predictions import OF_CLIPS, Folds, fold_figures, read_folds, read_probe, refuse_other_clips
 from wavcse.finetuning.stages import stages_of
@@ -57,11 +57,18 @@ def probed(task: str, trained: Folds, probes: Mapping[str, ProbeSettings]) -> di
     return found
 
 
-def compared(trainings: Mapping[str, Runs], probes: Mapping[str, ProbeSettings] | None = None) -> dict[str, Any]:
+def compared(
+    trainings: Mapping[str, Runs],
+    probes: Mapping[str, ProbeSettings] | None = None,
+    against: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
     """Task -> `fold_facts` of all trainings that learn it in their last stage, then of its probes, and what the folds test.
 
     Of tasks that are classes or the like, of the first training's last stage. A probe that is not there, or was tested on
     other clips, is left out with a line that says so.
+
+    Args:
+        against: a training -> those and the probes that `against_facts` compares it with.
     """
     first = next(iter(trainings.values()))
     found: dict[str, Any] = {}
@@ -72,4 +79,6 @@ def compared(trainings: Mapping[str, Runs], probes: Mapping[str, ProbeSettings] 
             folds |= probed(task, next(iter(folds.values())), probes or {})
         if folds and settings.kind in OF_CLIPS:
             found[task] = {"variants": fold_facts(folds, settings.kind), "tested": list(fold_names(first[0]).values())}
+            if pairs := against_facts(folds, settings.kind, against or {}):
+                found[task]["against"] = pairs
     return found

@@ -18,14 +18,19 @@ WORDS = (
 )
 
 
+def main_figure(kind: str) -> str:
+    """The figure of a kind of task that trainings are compared by: the last, of classes UA."""
+    return OF_CLIPS[kind][-1]
+
+
 def fold_facts(trainings: Mapping[str, Folds], kind: str, main: str | None = None) -> dict[str, dict[str, Any]]:
     """Name of a training -> `figures` (as `fold_figures`) and `difference`, figure -> as `paired`, to the first training.
 
     Args:
         kind: of the task.
-        main: figure that is compared; `None` = the last of the kind, of classes UA.
+        main: figure that is compared; `None` = `main_figure`.
     """
-    figure = main or OF_CLIPS[kind][-1]
+    figure = main or main_figure(kind)
     facts, first = {}, next(iter(trainings.values()), None)
     for name, folds in trainings.items():
         difference = {} if folds is first else {figure: paired(folds, first, figure)}
@@ -45,6 +50,23 @@ def fold_table(facts: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [cell for figure in figures for cell in _cells(own["figures"].get(figure))]
         lines.append([name, *cells, *(_with_interval(own["difference"].get(figure), "difference") for figure in compared)])
     return markdown_table(["", *heads], lines)
+
+
+def against_facts(trainings: Mapping[str, Folds], kind: str, against: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """`first`, `second`, `figure` and what `paired` says of them, for the pairs that were both tested."""
+    figure = main_figure(kind)
+    pairs = [(first, second) for first, others in against.items() for second in others]
+    return [
+        {"first": first, "second": second, "figure": figure, **paired(trainings[first], trainings[second], figure)}
+        for first, second in pairs
+        if {first, second} <= set(trainings)
+    ]
+
+
+def against_table(facts: Sequence[Mapping[str, Any]]) -> str:
+    """A line per pair: its difference with the interval."""
+    lines = [[own["first"], own["second"], titled(own["figure"]), _with_interval(own, "difference")] for own in facts]
+    return markdown_table(["", "compared with", "figure", "difference, pooled [95 %]"], lines)
 
 
 def single_folds_table(facts: Mapping[str, Mapping[str, Any]], figure: str, tested: Sequence[str]) -> str:

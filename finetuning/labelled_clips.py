@@ -6,7 +6,7 @@ Shapes: `N` clips of all tasks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,19 +122,45 @@ class LabelledClips:
         return "\n".join(lines)
 
 
+def refuse_leaks(runs: Iterable[MultiTaskArguments]) -> None:
+    """Read the manifests of runs, those of all folds among them, before hours of training.
+
+    Raises:
+        ValueError: as `read_together` and `fold_of`, of any of the runs.
+    """
+    inspectors: dict[str, Inspector] = {}
+    seen: list[dict[str, TaskSource]] = []
+    for args in runs:
+        sources = _sources(args, _settings_of_tests(args))
+        if sources not in seen:
+            seen.append(sources)
+            try:
+                read_together(sources, inspectors.setdefault(args.audio_dir, Inspector(args.audio_dir)))
+            except ValueError as error:
+                raise ValueError(f"fold {args.fold}: {error}" if args.fold else str(error)) from error
+
+
+def _settings_of_tests(args: MultiTaskArguments) -> dict[str, TaskSettings]:
+    settings = args.task_settings()
+    return {name: one.as_task(settings[one.of]) for name, one in args.test_settings().items()}
+
+
+def _sources(args: MultiTaskArguments, tests: Mapping[str, TaskSettings]) -> dict[str, TaskSource]:
+    """Where the clips of all tasks and further test sets of a run come from."""
+    fold, tested = fold_of(args), {one.of for one in args.test_settings().values()}
+    sources = {name: with_fold(_source(one), one, args, fold) for name, one in args.task_settings().items()}
+    sources = {name: replace(own, may_lack_test=name in tested) for name, own in sources.items()}
+    return sources | {name: replace(_source(one), closed_set=False, splits=("test",)) for name, one in tests.items()}
+
+
 def labelled_clips(args: MultiTaskArguments, inspector: Inspector) -> LabelledClips:
     """Read the tasks and refuse what leaks within them or between them.
 
     Raises:
         ValueError: as `read_together` and `fold_of`, or trials name clips that are trained on or tested.
     """
-    settings, tests, fold = args.task_settings(), args.test_settings(), fold_of(args)
-    tested = {one.of for one in tests.values()}
-    sources = {name: with_fold(_source(one), one, args, fold) for name, one in settings.items()}
-    sources = {name: replace(own, may_lack_test=name in tested) for name, own in sources.items()}
-    set_settings = {name: one.as_task(settings[one.of]) for name, one in tests.items()}
-    sources |= {name: replace(_source(one), closed_set=False, splits=("test",)) for name, one in set_settings.items()}
-    read, joined = read_together(sources, inspector)
+    settings, tests, set_settings = args.task_settings(), args.test_settings(), _settings_of_tests(args)
+    read, joined = read_together(_sources(args, set_settings), inspector)
     clips, digests, position = list(joined.clips), list(joined.digests), dict(joined.position)
     with_trials = {name: one for name, one in {**settings, **set_settings}.items() if one.trials}
     trials = {name: _trials(name, one, clips, digests, position) for name, one in with_trials.items()}

@@ -59,9 +59,17 @@ def _stage(args: MultiTaskArguments, number: int, own: Mapping[str, Any]) -> Mul
         before = stage.init_from["stage"] if isinstance(stage.init_from, dict) else 0
         if before >= number:
             raise ValueError(f"init_from is stage {before}, which does not come before it.")
+        _check_mix(stage, before, args)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
     return stage
+
+
+def _check_mix(stage: MultiTaskArguments, before: int, args: MultiTaskArguments) -> None:
+    """ValueError where the weights of blocks, which a stage takes over, mean something else in it."""
+    theirs = args.stages[before - 1].get("ari", args.ari) if before else stage.ari
+    if theirs != stage.ari:
+        raise ValueError(f"ari is {stage.ari}, and in stage {before}, which it starts from, {theirs}; one of them for both.")
 
 
 def stage_keys(args: MultiTaskArguments) -> list[str]:

@@ -142,7 +142,9 @@ def _take_over_stage(model: FinetunedWavCSE, folder: Path) -> None:
         ValueError: a task reads something else than it did there, or has other classes or symbols.
     """
     source = FinetunedWavCSE.from_pretrained(folder)
-    model.mixes.load_state_dict(source.mixes.state_dict())
+    for tap, mix in source.mixes.items():
+        if tap in model.mixes:
+            model.mixes[tap].load_state_dict(mix.state_dict())
     if model.downstream is not None:
         model.downstream.load_state_dict(source.downstream.state_dict())
     for name, readout in source.readouts.items():

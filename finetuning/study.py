@@ -31,8 +31,9 @@ from wavcse.eval.table import shown
 from wavcse.finetuning.arguments import FIGURES, MultiTaskArguments, ProbeSettings, TaskStudyArguments, TaskStudyRecipe
 from wavcse.finetuning.attention_pictures import draw_attention, draw_blocks
 from wavcse.finetuning.fold_study import compared, figures_of_folds
-from wavcse.finetuning.fold_tables import WORDS, fold_table, single_folds_table
+from wavcse.finetuning.fold_tables import WORDS, against_table, fold_table, single_folds_table
 from wavcse.finetuning.folds import fold_names
+from wavcse.finetuning.labelled_clips import refuse_leaks
 from wavcse.finetuning.multi_task import finetune_tasks, result_of
 from wavcse.finetuning.plan import plan_text
 from wavcse.finetuning.shared_stages import train_shared_stages
@@ -116,7 +117,7 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TaskStudy:
         for column in settings.columns:
             check_choice("columns: one", column, known)
         _check_tables(settings, known)
-        _probes(settings)
+        _check_against(settings)
         if settings.layers:
             _layers_asked(settings.layers, {variant.name: "" for variant in variants}, folder)
     except (ValueError, TypeError) as error:
@@ -167,6 +168,7 @@ def run_study(study: TaskStudy, only: Sequence[str] = (), workers: int = 1) -> P
         asked = [runs[variant.name] for variant in chosen(study.variants, only)]
         wanted = {name for own in asked for name, run in own.items() if not result_of(run)}
         runs = {name: run for own in runs.values() for name, run in own.items()}
+        refuse_leaks(stage for name, run in runs.items() if name in wanted for stage in stages_of(run))
         print(f"{study.path}: {len(wanted)} trainings to do.", flush=True)
         failures = train_shared_stages(runs, wanted, workers)
         jobs = {name: partial(finetune_tasks, run) for name, run in runs.items() if name in wanted and name not in failures}
@@ -231,7 +233,7 @@ def _folds(study: TaskStudy, facts: Mapping[str, Any]) -> dict[str, Any]:
         for variant in study.variants
         if variant.args.folds and variant.name in facts["variants"]
     }
-    return compared(trainings, _probes(study.settings)) if trainings else {}
+    return compared(trainings, _probes(study.settings), study.settings.against) if trainings else {}
 
 
 def _probes(settings: TaskStudyRecipe) -> dict[str, ProbeSettings]:
@@ -240,6 +242,16 @@ def _probes(settings: TaskStudyRecipe) -> dict[str, ProbeSettings]:
         if name in settings.variants:
             raise ValueError(f"probes.{name}: that is the name of a variant.")
     return {str(name): section_from(ProbeSettings, f"probes.{name}", own) for name, own in settings.probes.items()}
+
+
+def _check_against(settings: TaskStudyRecipe) -> None:
+    known = (*settings.variants, *_probes(settings))
+    for name, others in settings.against.items():
+        check_choice("against: a variant", name, settings.variants)
+        if not isinstance(others, list):
+            raise ValueError(f"against.{name} is {others!r}; a list of variants or probes is needed.")
+        for other in others:
+            check_choice(f"against.{name}: one", other, known)
 
 
 def facts_of(study: TaskStudy) -> dict[str, Any]:
@@ -360,7 +372,7 @@ def _fold_tables(own: Mapping[str, Any]) -> list[str]:
     """Of a task: all variants over the folds, and each figure fold by fold."""
     figures = dict.fromkeys(figure for one in own["variants"].values() for figure in one["figures"])
     tables = [single_folds_table(own["variants"], figure, own["tested"]) for figure in figures]
-    return [fold_table(own["variants"]), WORDS, *tables]
+    return [fold_table(own["variants"]), WORDS, *([against_table(own["against"])] if "against" in own else []), *tables]
 
 
 def _columns(facts: Mapping[str, Any]) -> list[str]:

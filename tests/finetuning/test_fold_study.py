@@ -33,6 +33,7 @@ def fold_study(staged_recipe, tmp_path_factory) -> Path:
         "tables": {"Table I": {"columns": ["emotion.uar"]}, "Table III": {"variants": ["whole"]}},
         "published": {"whole": {"emotion.uar": 77.7}},
         "differences": ["Tones are no speech."],
+        "against": {"whole": ["alone", "without_coattention"]},
         "output_dir": str(folder / "study"),
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
@@ -81,6 +82,13 @@ def test_the_report_has_both_stages_of_all_folds(fold_study, capsys):
     assert facts["variants"]["alone"]["figures"].keys() == {"emotion.uar", "emotion.accuracy"}
     for words in ("### Table I", "### Table III", "- Tones are no speech.", "/ 77.7", "## Folds: emotion", "attention.svg"):
         assert words in page, words
+    folds = facts["folds"]["emotion"]
+    pairs = {own["second"]: own for own in folds["against"]}
+    first = folds["variants"]["whole"]["difference"]["uar"]
+    assert [pairs["alone"][name] for name in first] == list(first.values())
+    pooled = {name: own["figures"]["uar"]["pooled"] for name, own in folds["variants"].items()}
+    assert pairs["without_coattention"]["difference"] == pytest.approx(pooled["whole"] - pooled["without_coattention"])
+    assert "| whole | without_coattention | UA, % |" in page
     assert (folder / "pictures/blocks.svg").exists()
     for fold in (1, 2):  # the first stage of both variants is one training, and the second is not
         ours, theirs = (folder / f"{name}.0.01/0/fold{fold}" for name in ("whole", "without_coattention"))
@@ -90,6 +98,22 @@ def test_the_report_has_both_stages_of_all_folds(fold_study, capsys):
     before = (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns
     assert main([str(fold_study)]) == 0  # nothing is trained again
     assert (places[1] / "stage2/results/finetuning.json").stat().st_mtime_ns == before
+
+
+def test_a_leak_in_a_later_fold_is_refused_before_the_first_is_trained(fold_study, emotional_corpus, tmp_path, capsys):
+    table = pd.read_csv(emotional_corpus)
+    table["session"] = table["speaker_id"].map(lambda speaker: "klmnopqrst".index(speaker) // 4)
+    table.loc[table.index[table["speaker_id"] == "r"][0], "session"] = 2  # the others of this speaker are in session 1
+    table.to_csv(tmp_path / "sessions.csv", index=False)
+    study = yaml.safe_load(fold_study.read_text())
+    recipe = yaml.safe_load(Path(study["recipe"]).read_text())
+    tasks = {name: {**own, "manifest": str(tmp_path / "sessions.csv")} for name, own in recipe["tasks"].items()}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "tasks": tasks, "folds": {"column": "session"}}))
+    study |= {"recipe": str(tmp_path / "recipe.yaml"), "output_dir": str(tmp_path / "study")}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    assert main([str(tmp_path / "study.yaml")]) == 2
+    assert "fold 2: task 'emotion': speaker_id ['r'] occur in both" in capsys.readouterr().err
+    assert not list((tmp_path / "study").rglob("results"))
 
 
 def test_the_first_variant_that_weighs_frames_is_drawn():
@@ -136,6 +160,21 @@ def test_a_first_stage_is_taken_from_whoever_has_it_and_fails_for_all_at_once(fo
 )
 def test_probes_that_cannot_be_found_are_refused(fold_study, tmp_path, probe, message):
     study = {**yaml.safe_load(fold_study.read_text()), "probes": {"mfcc": probe}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(ValueError, match=message):
+        read_study(tmp_path / "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ({"hole": ["alone"]}, r"against: a variant is 'hole' \(did you mean whole\?\)"),
+        ({"whole": ["mfcc"]}, "against.whole: one is 'mfcc'"),
+        ({"whole": "alone"}, "against.whole is 'alone'; a list of variants or probes is needed"),
+    ],
+)
+def test_comparisons_with_what_is_not_there_are_refused(fold_study, tmp_path, against, message):
+    study = {**yaml.safe_load(fold_study.read_text()), "against": against}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     with pytest.raises(ValueError, match=message):
         read_study(tmp_path / "study.yaml")

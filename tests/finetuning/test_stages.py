@@ -245,6 +245,18 @@ def test_batches_of_so_many_clips_fill_an_epoch():
     assert not any(crop.mask.any() for crops in epoch for crop in crops)
 
 
+def test_a_second_stage_may_mix_blocks_where_the_first_reads_the_last(staged_recipe, tmp_path):
+    tasks = {name: {**own, "tap": "ari" if name == "emotion" else "last"} for name, own in staged_recipe["tasks"].items()}
+    result = finetune_tasks(arguments(staged_recipe, tmp_path, tasks=tasks, num_epochs=0, max_steps=1), show_progress=False)
+    first, second = (FinetunedWavCSE.from_pretrained(tmp_path / f"stage{number}/hub") for number in (1, 2))
+    assert result["steps"] == 1
+    assert not first.mixes
+    assert list(second.mixes) == ["ari"]
+    for name in ("words", "gender"):  # the second stage trains their hidden layers, not their heads
+        ours, theirs = (one.readouts[name].head.state_dict() for one in (second, first))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 # ---- what is refused ----
 
 
@@ -262,6 +274,15 @@ def test_batches_of_so_many_clips_fill_an_epoch():
         ({"stages": [], "decay": "constant", "newbob": {"factor": 0.5}}, "newbob is given, but decay is constant"),
         ({"stages": [], "newbob": {"factor": 1.0}}, "newbob: factor is 1.0; it must be above 0 and below 1"),
         ({"stages": [], "ari": {"raw": 1}}, "ari: raw is 1; true or false is needed"),
+        (
+            {
+                "stages": [
+                    {"tasks": {"emotion": None}, "choose": {"loss": 1.0}},
+                    {"init_from": {"stage": 1}, "learn": ["emotion"], "ari": {"raw": True}},
+                ]
+            },
+            r"stages: stage 2: ari is {'raw': True}, and in stage 1, which it starts from, {}; one of them for both",
+        ),
         ({"stages": [], "streams": {"all": {"batch_clips": 4, "crop": 2.0}}}, "batch_clips counts whole clips"),
     ],
 )

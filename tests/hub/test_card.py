@@ -196,6 +196,12 @@ def test_limits_repeat_remarks_and_terms(card, own):
     assert own["keyword"]["task"]["benchmark"]["licence"] not in text  # on a stand-in
 
 
+def test_the_usage_shows_the_heads_where_there_are_some(card, tiny_model, tmp_path):
+    assert 'pipeline("audio-classification", model=' in section(card, "Usage")
+    tiny_model().save_pretrained(tmp_path)
+    assert "audio-classification" not in ModelCard.load(tmp_path / "README.md").text
+
+
 def test_every_file_that_runs_is_listed_with_its_hash(built, card):
     listed = dict(re.findall(r"^\| `(\S+)` \| `([0-9a-f]{64})` \|$", section(card, "Python files that run"), re.MULTILINE))
     assert listed == {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in (*CODE_FILES, HANDLER)}
