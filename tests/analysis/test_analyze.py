@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModel
 
-from wavcse.analysis.__main__ import main
+from wavcse.analysis.__main__ import asked_analyses, main
 from wavcse.analysis.analyses import ANALYSES
 from wavcse.analysis.analyses.sequence import SIZES, SequenceProbe, Sequences
-from wavcse.analysis.arguments import ANALYZE, EncoderSettings
+from wavcse.analysis.arguments import ABOUT, ANALYZE, AnalyzeArguments, EncoderSettings
 from wavcse.analysis.encoders import build_encoder
 from wavcse.analysis.frames import frames_of
 from wavcse.data.manifest import Manifest
+from wavcse.settings.fields import read_settings
 from wavcse.tests.helpers.tiny_families import ROWS, feature_extractor
 
 PROBES = {"learning_rates": (1e-2,), "max_epochs": 5}
@@ -135,6 +137,21 @@ def test_a_dry_run_names_what_is_missing(tmp_path, capsys):
     assert "MISSING: FESC" in shown
 
 
+def test_the_recipe_in_the_help_is_taken():
+    example = ABOUT.split("options win:\n")[1].split("\nExit codes")[0]
+    args = AnalyzeArguments(**yaml.safe_load(example))
+    analyses, _ = asked_analyses(args)
+    assert set(analyses) == {"layers", "sequence"}
+    assert args.every == 2
+
+
+def test_the_report_has_a_folder_where_none_is_named():
+    line = ["--encoders", "facebook/hubert-base-ls960", "--manifest", "M.csv", "--label", "emotion"]
+    assert read_settings(AnalyzeArguments, line).output_dir == "runs/analysis"
+    with pytest.raises(ValueError, match="--out is empty"):
+        read_settings(AnalyzeArguments, [*line, "--out", ""])
+
+
 def test_frames_are_kept_once_and_within_the_budget(toy_corpus, upstream_folder, tmp_path):
     encoder = build_encoder("u", EncoderSettings(model=str(upstream_folder)), 1, 0, "cpu")
     clips, view = Manifest(toy_corpus).clips[:3], encoder.view("layer 2")
@@ -165,25 +182,15 @@ def test_padding_does_not_reach_the_sequence_probe():
 @pytest.mark.parametrize(
     "row", ["WavLM, large", "wav2vec 2.0, base", "HuBERT, large", "Whisper, `context: clip`", "data2vec-audio"]
 )
-def test_an_encoder_and_a_label_alone_give_a_report(row, toy_corpus, quick_probes, tmp_path):
+def test_an_encoder_and_a_label_alone_give_a_report(row, toy_corpus, quick_probes, tmp_path, monkeypatch):
     model_type, fields = ROWS[row]
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model(model_type, **fields)).save_pretrained(tmp_path / "model")
     feature_extractor(model_type).save_pretrained(tmp_path / "model")
-    table = tmp_path / "m.csv"
     folder = toy_corpus.parent.as_posix()
     lines = toy_corpus.read_text().replace("split_ks", "split").replace("keyword", "emotion").splitlines()
-    table.write_text("\n".join([lines[0], *(f"{folder}/{line}" for line in lines[1:])]) + "\n")
-    line = [
-        "--encoders",
-        str(tmp_path / "model"),
-        "--manifest",
-        str(table),
-        "--label",
-        "emotion",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    assert main([*line, "--device", "cpu", "--workers", "1"]) == 0
-    text = (tmp_path / "o/report.md").read_text()
+    (tmp_path / "m.csv").write_text("\n".join([lines[0], *(f"{folder}/{line}" for line in lines[1:])]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--encoders", "./model", "--manifest", "m.csv", "--label", "emotion"]) == 0
+    text = (tmp_path / "runs/analysis/report.md").read_text()
     assert all(f"## {title}" in text for title in ("Layers", "Discrimination", "Geometry", "Cost"))
