@@ -22,6 +22,7 @@ pictures/, records/*/*.json and skipped.csv to --out. A killed run goes on where
 The settings may stand in a recipe; options win:
 
   output_dir: runs/analysis
+  every: 2
   encoders:
     tiny: {model: .}
     untrained: {model: ., untrained: true}
@@ -31,7 +32,8 @@ The settings may stand in a recipe; options win:
     word_en: {task: keyword, language: en, manifest: words/metadata.csv}
     emotion: {language: en, manifest: emotions.csv}
   analyses:
-    layers: {every: 2}
+    layers: {weighted_sum: false}
+    sequence: {tasks: [emotion]}
 
 Exit codes: 0 done, 2 refused, 3 done, but some clips could not be used (skipped.csv lists them).
 """
@@ -123,7 +125,7 @@ class AnalyzeArguments(CheckedFields):
     first_s: float | None = option(
         None, "Only so many seconds from the start of every clip.", "all of it", value="S", above=0, below=math.inf
     )
-    output_dir: str | None = option(None, "Folder of the report.", flag="out", value="DIR", group="what is left")
+    output_dir: str = option("runs/analysis", "Folder of the report.", flag="out", value="DIR", group="what is left")
     overwrite: bool = option(False, "Compute again what an earlier run has left there.")
     dry_run: bool = option(False, "Say what would be done with what, and what is missing; compute nothing.")
     disk_gb: float = option(
@@ -143,7 +145,7 @@ class AnalyzeArguments(CheckedFields):
         if not (self.tasks or self.label):
             raise ValueError("No task is given; use --label with a column of labels, or --tasks.")
         if not self.output_dir:
-            raise ValueError("--out is missing: the folder for the report.")
+            raise ValueError("--out is empty: it must be the folder for the report.")
         for name in self.analyses:
             check_choice("an analysis", name, ANALYSES)
         if self.first_s is not None and any(own.words for own in self.encoder_settings().values()):

@@ -2,7 +2,7 @@
 
 The third rival is the same LSTM on frames in random order: what it loses against the right order is what order tells. Frames
 are standardised by the training clips, batches are shuffled, dropout is off at the test. With `attribute` the dimensions that
-the LSTM looks at (Integrated Gradients from the training mean, on validation clips) stand beside those of the linear probe.
+the LSTM looks at (Integrated Gradients, by the settings of `dimensions`) stand beside those of the linear probe.
 
 Shapes: `N` clips, `B` of a batch, `T` frames, `D` width of a layer, `H` units of the LSTM.
 """
@@ -10,7 +10,7 @@ Shapes: `N` clips, `B` of a batch, `T` frames, `D` width of a layer, `H` units o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wavcse.analysis.analyses.dimensions import DimensionsSettings, kept
+from wavcse.analysis.analyses.dimensions import BIASED, SUMMARIES, DimensionsSettings, kept
 from wavcse.analysis.analyses.layers import Judge
 from wavcse.analysis.analyses.overlap import overlap_of
-from wavcse.analysis.attribution import importance, integrated_gradients
+from wavcse.analysis.attribution import LARGEST_GAP, importance, integrated_gradients
 from wavcse.analysis.encoders import AnalyzedEncoder
 from wavcse.analysis.figures import metric_unit, shown_figure
-from wavcse.analysis.frames import Frames, frames_of
+from wavcse.analysis.frames import Frames, frames_of, remove_others, stem_of
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.data import SPLITS
 from wavcse.eval.probe import ProbeSettings, train_heads
@@ -37,19 +37,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "sequence"
+FOLDER = "frames"  # in the study's
 AT_ONCE = 64  # clips, where more are answered
 
 
 class Size(NamedTuple):
-    """Of a sequence probe: layers and units of the LSTM, widths of the linear layers behind it, sum or mean over time."""
+    """Of a sequence probe.
+
+    Attributes:
+        layers: of the LSTM; units: of each of its directions.
+        hidden: widths of the linear layers behind it.
+        bias: whether the last of these, to the outputs, has one.
+        sums: over time; else the mean.
+    """
 
     layers: int
     units: int
-    hidden: tuple[int, ...]
-    sums: bool
+    hidden: tuple[int, ...] = ()
+    bias: bool = True
+    sums: bool = False
 
 
-SIZES = {"small": Size(1, 64, (), False), "paper": Size(4, 512, (1024, 1024, 1024), True)}
+SIZES = {"small": Size(1, 64), "paper": Size(4, 512, (1024, 1024, 1024), bias=False)}
+SIZES_OF_WORDS = {**SIZES, "paper": SIZES["paper"]._replace(sums=True)}  # the authors sum the words of an utterance
+
+
+def of_linear(name: str) -> Any:
+    """The option of this name of `dimensions`, with its default: both probes are attributed in the same ways."""
+    own = DimensionsSettings.__dataclass_fields__[name]
+    return field(default=own.default, metadata=own.metadata)
 
 
 @dataclass
@@ -61,23 +77,26 @@ class SequenceSettings(CheckedFields):
     dropout: float = option(0.2, "In training.", at_least=0, below=1)
     learning_rate: float = option(1e-3, "Of Adam.", above=0)
     epochs: int = option(30, "At most; validation chooses.", at_least=1)
-    attribute: int = option(0, "So many validation clips are attributed to dimensions (needs captum).", at_least=0)
+    attribute: int = option(0, "So many clips are attributed to dimensions (needs captum).", at_least=0)
+    share: float = of_linear("share")
+    baseline: str = of_linear("baseline")
+    summary: str = of_linear("summary")
+    attribute_on: str = of_linear("attribute_on")
     together: int = option(
         1, "So many frames, one after another, are read as their mean: less work. Not of words.", at_least=1
     )
 
 
 class SequenceProbe(nn.Module):
-    """Frames of clips -> BiLSTM -> over time -> linear layers -> outputs `[B, O]`; padding reaches nothing."""
+    """Frames of clips -> BiLSTM -> over time -> dropout -> linear layers -> outputs `[B, O]`; padding reaches nothing."""
 
     def __init__(self, size: Size, width: int, num_outputs: int, dropout: float):
         super().__init__()
         self.sums = size.sums
-        between = dropout if size.layers > 1 else 0.0
-        self.lstm = nn.LSTM(width, size.units, size.layers, batch_first=True, bidirectional=True, dropout=between)
+        self.lstm = nn.LSTM(width, size.units, size.layers, batch_first=True, bidirectional=True)
         widths = [2 * size.units, *size.hidden]
-        hidden = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU(), nn.Dropout(dropout))]
-        self.head = nn.Sequential(nn.Dropout(dropout), *hidden, nn.Linear(widths[-1], num_outputs))
+        hidden = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
+        self.head = nn.Sequential(nn.Dropout(dropout), *hidden, nn.Linear(widths[-1], num_outputs, bias=size.bias))
 
     def forward(self, clips: Sequences) -> Tensor:
         """Outputs `[B, O]` of B clips."""
@@ -103,11 +122,25 @@ class Sequences:
         return Sequences([self.frames[row] for row in rows.tolist()])
 
 
-def standardised(frames: Frames, train: np.ndarray) -> list[np.ndarray]:
-    """Frames of all clips, with mean 0 and deviation 1 over the frames of the training clips; float32 `[T, D]` each."""
-    known = np.concatenate([frames[row] for row in train])
-    mean, scale = known.mean(axis=0, dtype=np.float64), np.maximum(known.std(axis=0, dtype=np.float64), 1e-8)
-    return [((frames[row] - mean) / scale).astype(np.float32) for row in range(len(frames))]
+class Scale(NamedTuple):
+    """Mean and deviation of the frames of the training clips, float64 `[D]` each."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, frames: Frames, train: np.ndarray) -> Scale:
+        """Of the frames of these rows."""
+        known = np.concatenate([frames[row] for row in train])
+        return cls(known.mean(axis=0, dtype=np.float64), np.maximum(known.std(axis=0, dtype=np.float64), 1e-8))
+
+    def standardised(self, frames: np.ndarray) -> np.ndarray:
+        """Frames `[..., D]` with mean 0 and deviation 1 over those of the training clips, float32."""
+        return ((frames - self.mean) / self.deviation).astype(np.float32)
+
+    def baseline(self, name: str) -> np.ndarray:
+        """Where attribution begins among standardised frames, `[D]`: at the training mean, or where frames were zero."""
+        return self.standardised(self.mean if name == "mean" else np.zeros_like(self.mean))
 
 
 def grouped(frames: np.ndarray, together: int) -> np.ndarray:
@@ -117,16 +150,20 @@ def grouped(frames: np.ndarray, together: int) -> np.ndarray:
 
 
 def fit_sequence(
-    judge: Judge, frames: Sequence[np.ndarray], settings: SequenceSettings, device: str
+    judge: Judge, frames: Sequence[np.ndarray], settings: SequenceSettings, device: str, of_words: bool = False
 ) -> tuple[SequenceProbe, np.ndarray]:
-    """A probe on frames, its epoch chosen on validation, and its predictions of the test clips, `[n, 1]`."""
+    """A probe on frames, its epoch chosen on validation, and its predictions of the test clips, `[n, 1]`.
+
+    Args:
+        of_words: whether a frame is a word.
+    """
     data = judge.data
     parts = {}
     for split in SPLITS:
         rows = data.table.rows(split)
         own = Sequences([torch.from_numpy(frames[row]).to(device) for row in rows])
         parts[split] = (own, torch.from_numpy(data.labels[rows]).to(device))
-    width, size = frames[0].shape[1], SIZES[settings.size]
+    width, size = frames[0].shape[1], (SIZES_OF_WORDS if of_words else SIZES)[settings.size]
 
     def make() -> SequenceProbe:
         return SequenceProbe(size, width, judge.objective.num_outputs, settings.dropout)
@@ -138,24 +175,44 @@ def fit_sequence(
 
 
 def dimensions_of(
-    probe: SequenceProbe, judge: Judge, frames: Sequence[np.ndarray], num_clips: int, share: float, device: str
+    probe: SequenceProbe,
+    judge: Judge,
+    frames: Sequence[np.ndarray],
+    baseline: np.ndarray,
+    settings: SequenceSettings,
+    device: str,
 ) -> dict[str, Any]:
-    """The dimensions that a probe looks at in validation clips: mean over clips and frames of absolute attributions.
+    """The dimensions that a probe looks at in some clips, and how far from complete their attributions are.
 
     Args:
-        frames: standardised, `[T, D]` each; the baseline is 0, their mean.
-        share: of the D dimensions that are kept.
+        frames: standardised, `[T, D]` each.
+        baseline: one frame `[D]`, in the same scale.
     """
-    rows = judge.data.table.rows("validation")
-    rows = np.sort(np.random.default_rng(judge.seed).permutation(rows)[:num_clips])
-    found = []
+    rows = judge.data.table.rows(settings.attribute_on)
+    rows = np.sort(np.random.default_rng(judge.seed).permutation(rows)[: settings.attribute])
+    begin, of_clips, gaps, steps = torch.from_numpy(baseline).to(device), [], [], []
     for row in rows:
-        target = torch.tensor([judge.data.labels[row]], device=device)
-        found.append(integrated_gradients(probe.of, torch.from_numpy(frames[row])[None].to(device), target))
-    order = np.argsort(-np.mean([importance(own.values, "absolute") for own in found], axis=0), kind="stable")
-    gaps, steps = [own.gap for own in found], [own.steps for own in found]
-    about = {"clips": len(rows), "completeness_gap": float(np.median(gaps)), "steps": max(steps), "size": len(order)}
-    return {**about, "list": order[: kept(len(order), share)].tolist()}
+        inputs, target = torch.from_numpy(frames[row])[None].to(device), torch.tensor([judge.data.labels[row]], device=device)
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN knows no backward of an LSTM in eval mode
+            found = integrated_gradients(probe.of, inputs, target, begin)
+        of_clips.append(_over_time(found.values[0], settings.summary))
+        gaps.append(found.gap)
+        steps.append(found.steps)
+    order = np.argsort(-importance(np.stack(of_clips), settings.summary), kind="stable")
+    return {
+        "clips": len(rows),
+        "completeness_gap": float(np.median(gaps)),
+        "largest_gap": max(gaps),
+        "incomplete": sum(gap > LARGEST_GAP for gap in gaps),
+        "steps": max(steps),
+        "size": len(order),
+        "list": order[: kept(len(order), settings.share)].tolist(),
+    }
+
+
+def _over_time(attributions: np.ndarray, summary: str) -> np.ndarray:
+    """One number per dimension of a clip, `[D]` of `[T, D]`: every clip counts the same, however long."""
+    return (np.abs(attributions) if summary == "absolute" else attributions).mean(axis=0)
 
 
 def _beside_linear(study: Study, encoder: AnalyzedEncoder, task: str, view: str, own: dict[str, Any]) -> dict[str, Any]:
@@ -170,18 +227,20 @@ def read_in_order(study: Study, encoder: AnalyzedEncoder, task: str, settings: S
     """The probe on frames in order, in random order, and the linear probe on their mean, with paired differences."""
     view = encoder.view(_layer(study, encoder, task))
     judge, table = Judge(study.tasks[task], study.seed), study.tasks[task].table
-    how = (study.folder / "frames", study.key_of_task(encoder, task), study.disk_gb, study.first_s)
+    how = (study.folder / FOLDER, study.key_of_task(encoder, task), study.disk_gb, study.first_s)
     frames = frames_of(encoder, view, table.clips, *how)
-    own, rng = standardised(frames, table.rows("train")), np.random.default_rng(study.seed)
+    scale, rng = Scale.of(frames, table.rows("train")), np.random.default_rng(study.seed)
+    own = [scale.standardised(frames[row]) for row in range(len(frames))]
     means, together = np.stack([frame.mean(axis=0) for frame in own]), 1 if encoder.reads_words else settings.together
     (linear,) = fit_all({view.name: means}, judge.data, judge.objective, study.seed, device=study.device).values()
     linear, own = linear.predictions.reshape(-1, 1), [grouped(frame, together) for frame in own]
-    probe, ordered = fit_sequence(judge, own, settings, study.device)
-    _, mixed = fit_sequence(judge, [frame[rng.permutation(len(frame))] for frame in own], settings, study.device)
+    how = (settings, study.device, encoder.reads_words)
+    probe, ordered = fit_sequence(judge, own, *how)
+    _, mixed = fit_sequence(judge, [frame[rng.permutation(len(frame))] for frame in own], *how)
     floor = study.found("layers", encoder, task)["test"]["floor"]
     found = {"title": judge.data.task.title, "metric": judge.data.task.metrics[0], "view": view.name, "size": settings.size}
     if settings.attribute:
-        looked_at = dimensions_of(probe, judge, own, settings.attribute, DimensionsSettings().share, study.device)
+        looked_at = dimensions_of(probe, judge, own, scale.baseline(settings.baseline), settings, study.device)
         found["dimensions"] = _beside_linear(study, encoder, task, view.name, looked_at)
     return {
         **found,
@@ -205,19 +264,21 @@ def _layer(study: Study, encoder: AnalyzedEncoder, task: str) -> str:
 
 
 def cells(study: Study, settings: SequenceSettings) -> list[Cell]:
-    """Every encoder with layers on the tasks that are named."""
+    """Every encoder with layers on the tasks that are named; kept frames of others are removed."""
     names = [name for name, data in study.tasks.items() if data.task.kind == "classification"]
     tasks = settings.tasks or names[:1]
     for name in tasks:
         check_choice("analyses.sequence: tasks", name, names)
+    pairs = [(own, task) for own, task in study.pairs() if task in tasks and any(v.layer is not None for v in own.views)]
+    layers = [_layer(study, own, task) for own, task in pairs]
+    stems = [stem_of(own, own.view(name), study.key_of_task(own, task)) for (own, task), name in zip(pairs, layers)]
+    remove_others(study.folder / FOLDER, stems)
     return [
         encoder_cell(
-            *(study, encoder, task, lambda e=encoder, t=task: read_in_order(study, e, t, settings)),
-            _layer(study, encoder, task),
+            *(study, encoder, task, lambda e=encoder, t=task: read_in_order(study, e, t, settings), layer),
             *([(study.found("dimensions", encoder, task) or {}).get("lists")] if settings.attribute else []),
         )
-        for encoder, task in study.pairs()
-        if task in tasks and any(view.layer is not None for view in encoder.views)
+        for (encoder, task), layer in zip(pairs, layers)
     ]
 
 
@@ -266,17 +327,36 @@ def section(records: Sequence[dict]) -> list[str]:
 
 
 def _dimension_table(records: Sequence[dict]) -> list[str]:
+    records = [record for record in records if record["found"].get("dimensions")]
+    if not records:
+        return []
     lines = []
     for record in records:
-        own = record["found"].get("dimensions")
-        if own:
-            shared = own.get("shared_with_linear")
-            beside = f"{shared['shared']} ({shared['expected']:.1f}), p = {shared['p']:.2g}" if shared else "–"
-            gap = f"{100 * own['completeness_gap']:.2g} %"
-            names = [record["about"]["task"], record["about"]["encoder"]]
-            lines.append([*names, f"{len(own['list'])} of {own['size']}", beside, str(own["clips"]), gap])
-    columns = ["task", "encoder", "dimensions kept", "shared with the linear probe's (by chance)", "clips", "completeness gap"]
-    return ["The dimensions that the LSTM looks at:", markdown_table(columns, lines)] if lines else []
+        own = record["found"]["dimensions"]
+        shared = own.get("shared_with_linear")
+        beside = f"{shared['shared']} ({shared['expected']:.1f}), p = {shared['p']:.2g}" if shared else "–"
+        gaps = [f"{100 * own[name]:.2g} %" for name in ("completeness_gap", "largest_gap")]
+        names = [record["about"]["task"], record["about"]["encoder"]]
+        lines.append([*names, f"{len(own['list'])} of {own['size']}", beside, str(own["clips"]), *gaps])
+    columns = ["task", "encoder", "dimensions kept", "shared with the linear probe's (by chance)", "clips"]
+    table = markdown_table([*columns, "completeness gap, median", "largest"], lines)
+    return [_how_attributed(records[0]["settings"]), table, *_warnings(records)]
+
+
+def _how_attributed(settings: dict) -> str:
+    on = settings["attribute_on"]
+    return (
+        f"The dimensions that the LSTM looks at: Integrated Gradients from the baseline `{settings['baseline']}`, on {on} "
+        f"clips, summed up by the {SUMMARIES[settings['summary']]}.{BIASED if on == 'test' else ''}"
+    )
+
+
+def _warnings(records: Sequence[dict]) -> list[str]:
+    """A word where the attributions of clips do not add up, even with the most steps."""
+    found = [(_pair(record), record["found"]["dimensions"]) for record in records]
+    words = [f"{pair} ({own['incomplete']} of {own['clips']} clips)" for pair, own in found if own["incomplete"]]
+    limit = f"{100 * LARGEST_GAP:g} %"
+    return [f"**Not complete**, a gap above {limit} with the most steps: {', '.join(words)}."] if words else []
 
 
 def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Figure]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from wavcse.analysis.analyses.phones import PhonesSettings, means_of_spans, vect
 from wavcse.analysis.arguments import EncoderSettings
 from wavcse.analysis.encoders import build_encoder
 from wavcse.analysis.study import run_analysis
+from wavcse.data.corpus_pass import read_skipped
 from wavcse.data.manifest import Manifest
 from wavcse.tests.helpers.planted_study import planted_study, planted_task
 
@@ -67,3 +69,49 @@ def test_phones_are_told_by_their_frames(manifest, tmp_path):
     (record,) = run_analysis(study, load_analysis("phones"), PhonesSettings(manifest=[str(manifest)], most=10), False, False)
     assert record["found"]["test"]["n"] == 9  # of one utterance
     assert run_analysis(study, load_analysis("phones"), PhonesSettings(), False, False) == []
+
+
+def study_of(folder, encoder, **fields):
+    any_task = {"keyword": planted_task(["w", "v"] * 3, ["x"] * 6, ["train"] * 6)}
+    return replace(planted_study(folder, any_task, {"layer 0": np.zeros((6, 2))}), encoders=[encoder], **fields)
+
+
+@pytest.fixture
+def mfcc():
+    return build_encoder("mfcc", EncoderSettings(model="mfcc"), 1, 0, "cpu")
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_an_utterance_that_cannot_be_read_is_skipped(manifest, mfcc, tmp_path):
+    folder = shutil.copytree(manifest.parent, tmp_path / "corpus")
+    (folder / "3.wav").write_bytes(b"no audio")
+    study, settings = study_of(tmp_path / "out", mfcc), PhonesSettings(manifest=[str(folder / "phones.csv")])
+    study.folder.mkdir()
+    (record,) = run_analysis(study, load_analysis("phones"), settings, False, False)
+    assert (record["found"]["test"]["n"], record["found"]["test"]["units"]) == (18, 2)
+    ((name, reason),) = read_skipped(study.folder / "skipped.csv")
+    assert name == "3.wav"
+    assert reason.startswith("3.wav: ")
+    assert [own.clip_id for own in study.embedded.skipped] == ["3.wav"]  # which makes the exit code 3
+    assert run_analysis(study, load_analysis("phones"), settings, False, False) == [record]
+    assert len(study.embedded.skipped) == 1
+    for number in (7, 11):
+        (folder / f"{number}.wav").write_bytes(b"no audio")
+    with pytest.raises(ValueError, match="3 of 12 utterances could not be embedded, which leaves the test split empty"):
+        run_analysis(study, load_analysis("phones"), settings, False, False)
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_phones_end_where_the_clips_do(manifest, mfcc, tmp_path):
+    (tmp_path / "out").mkdir()
+    study, settings = study_of(tmp_path / "out", mfcc, first_s=0.5), PhonesSettings(manifest=[str(manifest)])
+    (record,) = run_analysis(study, load_analysis("phones"), settings, False, False)
+    ends = [clip.end_s for clip in Manifest(manifest).clips if clip.path.stem in ("3", "7", "11")]
+    assert record["found"]["test"]["n"] == sum(end <= 0.5 for end in ends)
+    clips = [clip for clip in Manifest(manifest).clips if clip.path.stem == "1" and clip.end_s <= 0.5]
+    wave, _ = soundfile.read(manifest.parent / "1.wav", dtype="float32")
+    frames = mfcc.frames([wave[: RATE // 2]], mfcc.view("statistics"))[0]
+    expected = means_of_spans(frames, 0.5, [(clip.start_s, clip.end_s) for clip in clips])
+    np.testing.assert_allclose(vectors_of_phones(mfcc, clips, 0.5)["statistics"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"no phone ends within first_s, 0\.01 s, which leaves the train split empty"):
+        run_analysis(replace(study, first_s=0.01), load_analysis("phones"), settings, False, False)

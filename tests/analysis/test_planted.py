@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from wavcse.analysis.analyses import discrimination, load_analysis
+from wavcse.analysis.analyses import dimensions, discrimination, load_analysis
 from wavcse.analysis.analyses.dimensions import DimensionsSettings, Ranker, rank_and_retrain
 from wavcse.analysis.analyses.discrimination import DiscriminationSettings, by_language, discriminate, forms_of
 from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, is_above_floors, probe_views
 from wavcse.analysis.analyses.layers import _places as layers_places
 from wavcse.analysis.analyses.overlap import overlap_of
-from wavcse.analysis.analyses.sequence import SequenceSettings, dimensions_of, fit_sequence
+from wavcse.analysis.analyses.sequence import Scale, SequenceSettings, dimensions_of, fit_sequence
 from wavcse.analysis.attribution import importance, integrated_gradients
 from wavcse.analysis.figures import figure
+from wavcse.analysis.frames import Frames
 from wavcse.analysis.study import Analysis, Cell, run_analysis
 from wavcse.data.corpus_pass import WorkerDied
 from wavcse.tests.helpers.planted_study import planted_study, planted_task
@@ -194,10 +195,10 @@ def test_signed_means_cancel_and_absolute_ones_do_not():
     assert importance(values, "absolute").tolist() == [1.0, 2.0]
 
 
-def planted_dimensions(seed: int, size: int, dimensions, num_clips: int = 480, strength: float = 0.9):
+def planted_dimensions(seed: int, size: int, planted, num_clips: int = 480, strength: float = 0.9):
     labels, speakers, splits, rng = clips(num_clips, 2, seed)
     vectors = rng.standard_normal((num_clips, size))
-    vectors[:, dimensions] += strength * (2 * labels[:, None] - 1) * rng.choice([-1, 1], len(dimensions))
+    vectors[:, planted] += strength * (2 * labels[:, None] - 1) * rng.choice([-1, 1], len(planted))
     return task_of(labels, speakers, splits), vectors.astype(np.float32)
 
 
@@ -234,12 +235,53 @@ def test_dimensions_of_noise_chosen_on_validation_are_at_chance(tmp_path):
 
 
 @pytest.mark.doors
+def test_attribution_on_the_test_clips_is_of_them_and_said_to_bias(tmp_path):
+    data, vectors = planted_dimensions(0, 40, range(4), 240)
+    study, analysis = planted_study(tmp_path, {"keyword": data}, {"layer 0": vectors}), load_analysis("dimensions")
+    run_analysis(study, load_analysis("layers"), LayersSettings(weighted_sum=False), False, show_progress=False)
+    run, found = Ranker(Judge(data, 0), vectors, DimensionsSettings()).probe(0), {}
+    for split in ("validation", "test"):
+        rows = data.table.rows(split)
+        ranker = Ranker(Judge(data, 0), vectors, DimensionsSettings(attribute_on=split))
+        own = torch.from_numpy(vectors[rows])
+        expected = integrated_gradients(run.model, own, torch.from_numpy(data.labels[rows]), run.model.mean).values
+        np.testing.assert_array_equal(ranker.attribution(run).values, expected)
+        settings = DimensionsSettings(draws=2, curve=[0.5], seeds=1, attribute_on=split)
+        (record,) = run_analysis(study, analysis, settings, False, show_progress=False)
+        found[split] = record["found"]["lists"]
+        assert record["found"]["attributed_on"] == split
+        assert (dimensions.BIASED in analysis.section([record])[0]) == (split == "test")
+        assert f"on the {split} clips" in analysis.section([record])[0]
+    assert found["validation"] != found["test"]
+
+
+@pytest.mark.doors
+@pytest.mark.parametrize("summary", ["absolute", "signed"])
+def test_noise_that_chooses_on_the_test_clips_is_drawn_away_from_chance_both_ways(summary):
+    """Mirrored at the training mean, test clips of noise are as likely and choose the same: what is won here is lost there."""
+    values = []
+    for seed in range(3):
+        data, vectors = planted_dimensions(seed, 60, [0], strength=0.0)
+        test, chosen = data.table.rows("test"), []
+        run = Ranker(Judge(data, seed), vectors, DimensionsSettings()).probe(seed)
+        mirrored = vectors.copy()
+        mirrored[test] = 2 * run.model.mean.numpy() - vectors[test]
+        for own in (vectors, mirrored):
+            ranker = Ranker(Judge(data, seed), own, DimensionsSettings(attribute_on="test", summary=summary))
+            chosen.append(sorted(ranker.order(ranker.attribution(run))[:6]))
+            predicted = ranker.retrained(run, {"top": np.ascontiguousarray(own[:, chosen[-1]])})["top"]
+            values.append(ranker.judge.figure(predicted, "test")["value"])
+        assert chosen[0] == chosen[1]
+    assert np.mean(values) == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.doors
 @pytest.mark.slow
 def test_overlaps_of_planted_tasks():
     """20 of 200 dimensions each: 10 in common are significant, none in common are not in 90 of 100 seeds."""
 
-    def top(seed: int, dimensions) -> np.ndarray:
-        data, vectors = planted_dimensions(seed, 200, dimensions, 600)
+    def top(seed: int, planted) -> np.ndarray:
+        data, vectors = planted_dimensions(seed, 200, planted, 600)
         ranker = Ranker(Judge(data, seed), vectors, DimensionsSettings())
         return ranker.order(ranker.attribution(ranker.probe(seed)))[:20].tolist()
 
@@ -257,10 +299,101 @@ def test_planted_dimensions_of_frames_are_those_that_a_sequence_probe_looks_at()
         frame[:, [3, 17, 20]] += 1.5 * (2 * label - 1)
     probe, predicted = fit_sequence(judge, frames, SequenceSettings(epochs=6, learning_rate=1e-2), "cpu")
     assert judge.figure(predicted, "test")["value"] > 0.9
-    found = dimensions_of(probe, judge, frames, 12, 0.1, "cpu")
+    settings = SequenceSettings(attribute=12)
+    found = dimensions_of(probe, judge, frames, np.zeros(30, np.float32), settings, "cpu")
     assert set(found["list"]) == {3, 17, 20}
     assert (found["clips"], found["size"]) == (12, 30)
-    assert found["completeness_gap"] <= 0.01
+    assert found["completeness_gap"] <= found["largest_gap"] <= 0.01
+    assert found["incomplete"] == 0
+
+
+class LinearInTime:
+    """Instead of a sequence probe: the mean over time, and weights `[O, D]`, so that attributions are known."""
+
+    def __init__(self, weights: np.ndarray):
+        self.weights = torch.from_numpy(weights)
+
+    def of(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames.mean(dim=1) @ self.weights.T
+
+
+@pytest.mark.doors
+@pytest.mark.parametrize("summary", ["absolute", "signed"])
+@pytest.mark.parametrize("begin", ["mean", "zero"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_frames_are_attributed_as_the_settings_say(summary, begin, split, monkeypatch):
+    labels, speakers, splits, rng = clips(48, 2, 0)
+    judge = Judge(task_of(labels, speakers, splits), 0)
+    raw = [rng.normal(1, 2, (length, 10)) for length in rng.integers(2, 7, 48)]
+    scale = Scale.of(Frames(np.concatenate(raw), [len(own) for own in raw]), judge.data.table.rows("train"))
+    frames, weights = [scale.standardised(own) for own in raw], rng.standard_normal((2, 10)).astype(np.float32)
+    with_cudnn = []
+
+    def attributed(model, *inputs):
+        with_cudnn.append(torch.backends.cudnn.enabled)
+        return integrated_gradients(model, *inputs)
+
+    monkeypatch.setattr("wavcse.analysis.analyses.sequence.integrated_gradients", attributed)
+    settings = SequenceSettings(attribute=99, share=0.5, baseline=begin, summary=summary, attribute_on=split)
+    found = dimensions_of(LinearInTime(weights), judge, frames, scale.baseline(begin), settings, "cpu")
+    rows = judge.data.table.rows(split)
+    away = raw if begin == "zero" else [own - scale.mean for own in raw]
+    of_clips = [weights[labels[row]] * away[row] / scale.deviation / len(away[row]) for row in rows]
+    if summary == "absolute":
+        expected = np.mean([np.abs(own).mean(axis=0) for own in of_clips], axis=0)
+    else:
+        expected = np.abs(np.mean([own.mean(axis=0) for own in of_clips], axis=0))
+    assert found["list"] == np.argsort(-expected)[:5].tolist()
+    assert found["clips"] == len(rows)
+    assert with_cudnn == [False] * len(rows)  # its LSTM has no backward in eval mode
+    assert torch.backends.cudnn.enabled
+
+
+def study_of_order(folder, monkeypatch, num_clips: int = 144):
+    """Frames of two states in one order or the other, which is the label; their mean knows nothing of it."""
+    labels, speakers, splits, rng = clips(num_clips, 2, 0)
+    frames = [0.5 * rng.standard_normal((8, 6)).astype(np.float32) for _ in labels]
+    for frame, label in zip(frames, labels):
+        frame[:4, 0] += 1 - 2 * label
+        frame[4:, 0] -= 1 - 2 * label
+    own = Frames(np.concatenate(frames), [len(frame) for frame in frames])
+    monkeypatch.setattr("wavcse.analysis.analyses.sequence.frames_of", lambda *_: own)
+    means = np.stack([frame.mean(axis=0) for frame in frames])
+    study = planted_study(folder, {"keyword": task_of(labels, speakers, splits)}, {"layer 0": means})
+    run_analysis(study, load_analysis("layers"), LayersSettings(weighted_sum=False), False, show_progress=False)
+    return study
+
+
+def test_a_label_in_the_order_of_two_states_is_found_in_ordered_frames_only(tmp_path, monkeypatch):
+    study = study_of_order(tmp_path, monkeypatch)
+    settings = SequenceSettings(epochs=10, learning_rate=1e-2)
+    (record,) = run_analysis(study, load_analysis("sequence"), settings, False, show_progress=False)
+    found = record["found"]
+    assert found["sequence"]["value"] > 0.9
+    assert abs(found["random_order"]["value"] - 0.5) < 0.2
+    assert abs(found["linear"]["value"] - 0.5) < 0.2
+    assert found["minus_random_order"][0] > 0
+    assert found["minus_linear"][0] > 0
+    assert load_analysis("sequence").answers([record])[0].endswith("on frames in random order in 1.")
+
+
+@pytest.mark.doors
+def test_a_report_says_how_frames_were_attributed_and_where_that_is_not_complete(tmp_path, monkeypatch):
+    study, analysis = study_of_order(tmp_path, monkeypatch), load_analysis("sequence")
+    authors = SequenceSettings(epochs=1, attribute=3, baseline="zero", summary="signed", attribute_on="test")
+    records = run_analysis(study, analysis, authors, False, show_progress=False)
+    text = "\n".join(analysis.section(records))
+    assert "from the baseline `zero`, on test clips, summed up by the signed mean, as the authors do." in text
+    assert dimensions.BIASED in text
+    assert "Not complete" not in text
+    records[0]["found"]["dimensions"] |= {"largest_gap": 0.034, "incomplete": 1}
+    text = "\n".join(analysis.section(records))
+    assert "| 3.4 % |" in text
+    assert "**Not complete**, a gap above 1 % with the most steps: planted on keyword (1 of 3 clips)." in text
+    (record,) = run_analysis(study, analysis, SequenceSettings(epochs=1, attribute=3), False, show_progress=False)
+    text = "\n".join(analysis.section([record]))
+    assert "from the baseline `mean`, on validation clips, summed up by the mean of absolutes." in text
+    assert dimensions.BIASED not in text
 
 
 # ---- cells on several cores ----
