@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from wavcse.analysis.arguments import ANALYZE, AnalyzeArguments
+from wavcse.analysis.arguments import ANALYZE, AnalyzeArguments, EncoderSettings
 
 if __name__ == "__main__":
     ANALYZE.answer()  # before the imports below, which take seconds
 
 import importlib.util
+import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
+from huggingface_hub import constants
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from wavcse.analysis.analyses import ANALYSES, load_analysis
 from wavcse.analysis.encoders import MFCCS, AnalyzedEncoder, build_encoder
@@ -32,6 +38,8 @@ from wavcse.settings.fields import section_from, usable_device
 from wavcse.settings.libraries import optional_library
 
 GIGABYTE = 1e9
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_PATIENCE_S = 3.0
 
 
 def asked_analyses(args: AnalyzeArguments) -> tuple[dict[str, tuple[Analysis, Any]], list[str]]:
@@ -69,8 +77,8 @@ def built_encoders(args: AnalyzeArguments, device: str) -> tuple[list[AnalyzedEn
     """
     encoders, left_out = [], []
     for name, settings in args.encoder_settings().items():
-        if settings.optional and not _is_here(settings.model):
-            left_out.append(f"`{name}` is left out: {settings.model} is not on this machine.")
+        if settings.optional and (absence := _absence(settings.model)):
+            left_out.append(f"`{name}` is left out: {settings.model} is {absence}.")
         else:
             encoders.append(build_encoder(name, settings, args.every, args.seed, device))
     names = [own.name for own in encoders]
@@ -79,10 +87,46 @@ def built_encoders(args: AnalyzeArguments, device: str) -> tuple[list[AnalyzedEn
     return encoders, left_out
 
 
-def _is_here(model: str) -> bool:
+def _absence(model: str) -> str:
+    """Why a model cannot be had, in a few words; empty for one on this machine, and for one that the Hub has and answers.
+
+    The Hub is asked for a model only if it has answered once, as a look at each would wait for it again and again.
+    """
+    if model in MFCCS or _is_here(model):
+        return ""
+    own = SavedModel.parse(model)
+    if Path(model).exists() or not HUB_ID.fullmatch(own.path):
+        return "not on this machine"
+    if not _hub_answers():
+        return "not in the cache, and the Hub cannot be reached"
     try:
-        return bool(SavedModel.parse(model).model_type)
+        return "" if own.model_type else "no model with a type on the Hub"
     except ValueError:
+        return "neither in the cache nor on the Hub"
+
+
+def _is_here(model: str) -> bool:
+    """Whether its configuration and weights are in a folder or in the cache; the Hub is not asked."""
+    own = SavedModel.parse(model)
+    here = {"revision": own.revision, "local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    try:
+        found = [cached_file(own.path, name, **here) for name in (CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
+    except (OSError, ValueError):  # of a name that is neither a folder nor an id
+        return False
+    return bool(found[0] and (found[1] or found[2]))
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the Hub is there, by one quick attempt in the life of the process."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_PATIENCE_S):
+            return True
+    except HTTPError:  # an answer, too
+        return True
+    except (OSError, ValueError):
         return False
 
 
@@ -169,31 +213,49 @@ def main(args: AnalyzeArguments) -> int:
 def dry_run(args: AnalyzeArguments) -> int:
     """Say which analyses would run on what, what every table is made of, and what is missing."""
     analyses, left_out = asked_analyses(args)
-    encoders = args.encoder_settings()
-    layers = {name: ", ".join(map(str, own.layers)) or f"every {args.every}" for name, own in encoders.items()}
+    encoders, requests = args.encoder_settings(), args.requests()
+    absences = {name: _absence(own.model) for name, own in encoders.items()}
     print("\n".join([f"analyses: {', '.join(analyses)}", *left_out, "encoders:"]))
     for name, own in encoders.items():
-        here = "" if own.model in MFCCS or _is_here(own.model) else "; MISSING: not on this machine"
-        print(f"  {name}: {own.model}, {'' if own.model in MFCCS else f'layers {layers[name]}'}{here}".rstrip(", "))
+        print(f"  {name}: {_shown(args, own)}{_missing(absences[name], own.made_by)}")
     print("tasks:")
-    for name, request in args.requests().items():
+    for name, request in requests.items():
         print(f"  {name}: {_origin(request)}")
-        for table in request.manifests:
-            if not Path(table).is_file():
-                print(f"    MISSING: {table}")
+        absent = [table for table in request.manifests if not Path(table).is_file()]
+        print("".join(f"    MISSING: {table}\n" for table in absent), end="")
+        if request.task.note:
+            print(f"    {request.task.note}")
     for name, own in args.table_settings().items():
         print(f"{name}: section {own.section}" + (f", layers of the paper: {own.paper_layers}" if own.paper_layers else ""))
         for task in own.tasks:
-            print(f"  {task}: {_origin(args.requests()[task])}; checkpoints and layers: all encoders above")
+            print(f"  {task}: {_origin(requests[task])}")
+            shown = (
+                _shown(args, encoders[one], own.layers.get(task, {}).get(one)) for one in own.encoders.get(task, encoders)
+            )
+            print(f"    checkpoints and layers: {'; '.join(shown)}")
         if own.missing:
             print(f"  MISSING: {own.missing}")
     return DONE
 
 
+def _shown(args: AnalyzeArguments, own: EncoderSettings, layer: int | None = None) -> str:
+    """The checkpoint of an encoder, and the layer of the paper or all that are kept; MFCCs and words have none."""
+    if own.model in MFCCS or own.words:
+        return own.model
+    kept = f"layers {', '.join(map(str, own.layers)) or f'every {args.every}'}"
+    return f"{own.model}, {kept if layer is None else f'layer {layer}'}"
+
+
+def _missing(absence: str, made_by: str) -> str:
+    """What follows an encoder that is not there."""
+    made = f"; made by: {made_by}" if made_by else ""
+    return f"; MISSING: {absence}{made}" if absence else ""
+
+
 def _origin(request: TaskRequest) -> str:
-    """Corpus, label and split of a task."""
+    """Title, which names the corpus, files, label and split of a task."""
     task = request.task
-    return f"{', '.join(request.manifests)}, label {task.targets[0]}, split by {' or '.join(task.split_columns)}"
+    return f"{task.title}; {', '.join(request.manifests)}, label {task.targets[0]}, split by {' or '.join(task.split_columns)}"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ class TableSettings(CheckedFields):
 
     section: str = option(REPORTED, "Of the report.", choices=(*ANALYSES, REPORTED))
     tasks: list[str] = option(list, "Which of the tasks it shows.")
-    paper_layers: str = option("", "Where the paper names its layers; here validation chooses.")
+    encoders: dict = option(dict, "Task -> the encoders that it shows.", "all of them")
+    layers: dict = option(dict, "Task -> encoder -> the layer that the paper took; here validation chooses.")
+    paper_layers: str = option("", "The table whose `layers` hold here, too.")
     missing: str = option("", "Data and models that it needs and cannot be had.")
 
 
@@ -71,6 +73,7 @@ class EncoderSettings(CheckedFields):
     language: str = option("", "That it has learnt from; `discrimination` sets it beside the languages of the tasks.")
     untrained: bool = option(False, "Give it random weights: what its shape knows without training.")
     optional: bool = option(False, "Leave it out with a word where it is not on this machine.")
+    made_by: str = option("", "The command that makes it; --dry_run says so where it is missing.")
     temporal_pooling: str | None = option(None, "As of `wavcse eval`.", choices=TEMPORAL_POOLINGS)
     context: str | None = option(None, "As of `wavcse eval`.", choices=CONTEXTS)
 
@@ -176,12 +179,29 @@ class AnalyzeArguments(CheckedFields):
         return found
 
     def table_settings(self) -> dict[str, TableSettings]:
-        """Table or figure -> what it is made of; ValueError for a task that is none of these."""
+        """Table or figure -> what it is made of, its layers with it.
+
+        Raises:
+            ValueError: it names a task, an encoder or a table that is none of these, or a layer that is not kept.
+        """
         found = {name: section_from(TableSettings, f"tables.{name}", own) for name, own in self.tables.items()}
         for name, own in found.items():
-            for task in own.tasks:
-                check_choice(f"tables.{name}: a task", task, self.tasks)
+            if own.paper_layers:
+                check_choice(f"tables.{name}: paper_layers", own.paper_layers, found)
+                own.layers = own.layers or found[own.paper_layers].layers
+            self._check_table(name, own)
         return found
+
+    def _check_table(self, name: str, own: TableSettings) -> None:
+        encoders = self.encoder_settings()
+        for task in (*own.tasks, *own.encoders, *own.layers):
+            check_choice(f"tables.{name}: a task", task, self.tasks)
+        for encoder in (one for named in (*own.encoders.values(), *own.layers.values()) for one in named):
+            check_choice(f"tables.{name}: an encoder", encoder, encoders)
+        for task, layers in own.layers.items():
+            for encoder, layer in layers.items():
+                if encoders[encoder].layers and layer not in encoders[encoder].layers:
+                    raise ValueError(f"tables.{name}: layers.{task}: {encoder} does not keep layer {layer}.")
 
     def requests(self) -> dict[str, TaskRequest]:
         """Name of every task -> the task with the changes asked for, and its files.

@@ -78,6 +78,7 @@ FACTS: dict[str, CorpusFacts] = {
                     "from two books, of two of one gender (Vaessen and van Leeuwen 2023)"
                 ),
                 "clean": "the same with dev-clean and test-clean",
+                "clean-360": "train-clean-360 alone trains; dev-clean and test-clean (Porjazovski et al. 2024)",
             },
         ),
         CorpusFacts(
@@ -214,6 +215,40 @@ FACTS: dict[str, CorpusFacts] = {
             licence="Fluent Speech Commands Public License, in the archive; for academic research",
             protocols={
                 "official": "the corpus's lists, speakers disjoint; 31 intents ACTION_OBJECT_LOCATION without 'none'",
+            },
+        ),
+        CorpusFacts(
+            name="slurp",
+            title="SLURP",
+            source="https://github.com/pswietojanski/slurp (lists; the audio by its scripts/download_audio.sh)",
+            licence="CC BY 4.0 for the texts, CC BY-NC 4.0 for the audio",
+            protocols={
+                "official": (
+                    "the corpus's lists train, devel and test of real recordings; intents are SCENARIO_ACTION; speakers may "
+                    "be in several lists"
+                ),
+                "with-synthetic": "the same; the synthetic sentences, which count as one speaker, train too",
+            },
+        ),
+        CorpusFacts(
+            name="cafe",
+            title="CaFE",
+            source="https://zenodo.org/records/1478765",
+            licence="CC BY-NC-SA 4.0",
+            protocols={
+                "speaker-disjoint": (
+                    "of twelve actors a woman and a man are tested, another two validate, eight train, by hash; there is no "
+                    "official split"
+                ),
+            },
+        ),
+        CorpusFacts(
+            name="common_voice",
+            title="Common Voice",
+            source="https://commonvoice.mozilla.org/datasets (one language of one release)",
+            licence="CC0 1.0",
+            protocols={
+                "official": "the lists train, dev and test of a release, speakers disjoint; clips are not counted",
             },
         ),
     )

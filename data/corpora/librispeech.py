@@ -18,6 +18,7 @@ TRAIN = ("train-clean-100", "train-clean-360", "train-other-500")
 SUBSETS = {
     "other": {**dict.fromkeys(TRAIN, "train"), "dev-other": "validation", "test-other": "test"},
     "clean": {**dict.fromkeys(TRAIN, "train"), "dev-clean": "validation", "test-clean": "test"},
+    "clean-360": {"train-clean-360": "train", "dev-clean": "validation", "test-clean": "test"},
 }
 SPLIT_COLUMNS = ("split_asr", "split_sv", "split_sid")  # of the last, for known speakers, the training part alone
 TEXT = re.compile(r"((\d+)-(\d+)-\d{4}) (.+)")
@@ -86,6 +87,7 @@ LIBRISPEECH = Corpus(
     counts={
         "other": {"train": 281_241, "validation": 2_864, "test": 2_939, "speakers": 2_404},
         "clean": {"train": 281_241, "validation": 2_703, "test": 2_620, "speakers": 2_418},
+        "clean-360": {"train": 104_014, "validation": 2_703, "test": 2_620, "speakers": 1_001},
     },
     parts=_parts,
     rows=_rows,
