@@ -209,7 +209,7 @@ def section(records: Sequence[dict]) -> list[str]:
     return [_how(settings), markdown_table(columns, lines), *pictures]
 
 
-BIASED = " The test clips chose the dimensions here, as in the authors' code: figures are biased, on noise to below chance."
+BIASED = " The test clips chose the dimensions here, as in the authors' code: figures are biased."
 SUMMARIES = {"absolute": "mean of absolutes", "signed": "signed mean, as the authors do"}
 
 
