@@ -33,7 +33,7 @@ from wavcse.settings.processes import end_with_parent, forked_workers, one_threa
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT_VERSION = 1  # of records; another one computes all again
+FORMAT_VERSION = 2  # of records; another one computes all again
 
 
 @dataclass

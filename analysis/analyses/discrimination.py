@@ -89,8 +89,8 @@ def edit_distance(one: str, other: str) -> int:
     return row[-1]
 
 
-def closest_labels(labels: Sequence[str], by: str) -> dict[str, list[str]]:
-    """Label -> the other labels that are nearest to it (all that are equally near), or all others for "random"."""
+def closest_labels(labels: Sequence[str], by: str) -> dict[str, list[list[str]]]:
+    """Label -> the other labels, nearest first, those that are equally near together; all together for "random"."""
     found = {}
     for label in labels:
         others = [own for own in labels if own != label]
@@ -100,19 +100,20 @@ def closest_labels(labels: Sequence[str], by: str) -> dict[str, list[str]]:
             nearness = [difflib.SequenceMatcher(None, own, label).ratio() for own in others]
         else:
             nearness = [0.0] * len(others)
-        best = max(nearness, default=0)
-        found[label] = [own for own, near in zip(others, nearness) if near == best]
+        levels = sorted(set(nearness), reverse=True)
+        found[label] = [[own for own, near in zip(others, nearness) if near == level] for level in levels]
     return found
 
 
 def make_triplets(
-    labels: np.ndarray, speakers: np.ndarray, condition: str, closest: dict[str, list[str]], per_anchor: int, seed: int
+    labels: np.ndarray, speakers: np.ndarray, condition: str, closest: dict[str, list[list[str]]], per_anchor: int, seed: int
 ) -> Triplets:
     """Triplets of a condition, `per_anchor` for every clip that can be an anchor of it.
 
     Args:
         labels, speakers: text `[N]`; an empty speaker is unknown, and such clips are in no triplet but those of "any".
-        closest: as of `closest_labels`; where none of these has a clip that fits, the anchor takes any other label.
+        closest: as of `closest_labels`; a negative has the nearest label of which a clip fits, one of the equally near ones
+            by chance.
     """
     rng, rows = np.random.default_rng(seed), []
     of_label = {label: labels == label for label in np.unique(labels)}
@@ -126,16 +127,22 @@ def make_triplets(
             others = (speakers != speakers[anchor]) & (speakers != "")
             same &= others
             allowed = others if condition == "across" else speakers == speakers[anchor]
-        near = np.zeros(len(labels), dtype=bool)
-        for label in closest.get(labels[anchor], ()):
-            near |= of_label.get(label, False)
-        different = near & allowed
-        if not different.any():
-            different = ~of_label[labels[anchor]] & allowed
+        different = _of_the_nearest(closest[labels[anchor]], of_label, allowed)
         if same.any() and different.any():
             drawn = [own[rng.integers(len(own), size=per_anchor)] for own in map(np.flatnonzero, (same, different))]
             rows += zip([anchor] * per_anchor, *drawn)
     return Triplets(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
+
+
+def _of_the_nearest(levels: Sequence[Sequence[str]], of_label: dict[str, np.ndarray], allowed: np.ndarray) -> np.ndarray:
+    """Which clips have a label of the nearest level that has an allowed clip, bool `[N]`."""
+    found = np.zeros_like(allowed)
+    for level in levels:
+        for label in level:
+            found |= of_label.get(label, False) & allowed
+        if found.any():
+            break
+    return found
 
 
 def is_right(vectors: np.ndarray, triplets: Triplets) -> np.ndarray:

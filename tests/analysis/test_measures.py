@@ -35,16 +35,16 @@ def test_edit_distance(one, other, distance):
     assert edit_distance(one, other) == edit_distance(other, one) == distance
 
 
-def test_closest_labels_are_other_words_and_may_be_several():
+def test_labels_come_nearest_first_and_equally_near_ones_together():
     words = ["go", "no", "left", "right"]
     assert closest_labels(words, "edit") == {
-        "go": ["no"],
-        "no": ["go"],
-        "left": ["go", "no", "right"],
-        "right": ["go", "left"],
+        "go": [["no"], ["left", "right"]],  # distances 1, 4, 4
+        "no": [["go"], ["left"], ["right"]],  # 1, 4, 5
+        "left": [["go", "no", "right"]],  # 4
+        "right": [["go", "left"], ["no"]],  # 4, 4, 5
     }
-    assert closest_labels(words, "difflib")["right"] == ["go"]  # 2 of 7 letters match, of "left" 2 of 9
-    assert closest_labels(words, "random")["go"] == ["no", "left", "right"]
+    assert closest_labels(words, "difflib")["right"][0] == ["go"]  # 2 of 7 letters match, of "left" 2 of 9
+    assert closest_labels(words, "random")["go"] == [["no", "left", "right"]]
     assert closest_labels(["go"], "edit") == {"go": []}
 
 
@@ -71,6 +71,25 @@ def test_conditions_choose_speakers_as_they_say():
             assert ((negatives == anchors) if condition == "hard" else (negatives != anchors)).all()
     hard = make_triplets(labels, speakers, "hard", closest, 1, 0)
     assert set(hard.anchors) == {0, 1, 2, 3}  # z has one label only, and the last clip no speaker
+
+
+def test_a_negative_is_of_the_closest_label_that_has_a_clip_which_fits():
+    labels = np.array(["go", "go", "no", "left", "nor", "go", "left"], dtype=object)
+    speakers = np.array(["x", "y", "y", "x", "x", "z", "z"], dtype=object)
+    closest = closest_labels(sorted(set(labels)), "edit")
+    assert closest["go"] == [["no"], ["nor"], ["left"]]
+
+    def negatives(condition, anchor):
+        own = make_triplets(labels, speakers, condition, closest, 30, 0)
+        return set(own.negatives[own.anchors == anchor].tolist())
+
+    assert negatives("any", 0) == {2}  # the only "no"
+    assert negatives("across", 0) == {2}
+    assert negatives("hard", 0) == {4}  # x has said no "no": "nor" comes next, not "left"
+    assert negatives("hard", 1) == {2}
+    assert negatives("hard", 5) == {6}  # z has said neither: "left" is the nearest that is there
+    assert negatives("across", 3) == {1, 2, 5}  # to "left" all others are equally near: what others than x have said
+    assert negatives("hard", 3) == {0, 4}
 
 
 def test_resampled_precision_is_that_of_repeated_pairs():
