@@ -98,11 +98,14 @@ def test_a_vector_of_voices_is_good_at_any_and_below_chance_in_hard(tmp_path):
     found = discriminate(study, study.encoders[0], "keyword", DiscriminationSettings())
     raw = found["test"]["raw"]
     assert raw["hard"]["interval"][1] < 0.05
-    assert raw["any"]["value"] > 3 * raw["hard"]["value"] + 0.3
+    assert raw["any"]["value"] > 0.5
+    assert raw["any"]["value"] > raw["any"]["floor"]["shuffled"]["value"]
     assert raw["across"]["value"] > 0.6
     assert found["test"]["by_speaker"]["hard"]["value"] > 0.8
     assert found["test"]["projected"]["hard"]["value"] > 0.8
     assert 0.35 < raw["across"]["floor"]["shuffled"]["value"] < 0.65
+    assert raw["hard"]["floor"]["chance"] == 0.5
+    assert "chance" not in found["test"]["by_speaker"]["hard"]["floor"]  # that of shuffled labels is its floor
     assert (
         found["precision"]["by_speaker"]["value"]
         > found["precision"]["raw"]["value"]
@@ -110,18 +113,51 @@ def test_a_vector_of_voices_is_good_at_any_and_below_chance_in_hard(tmp_path):
     )
 
 
-def test_triplets_by_language_set_matched_beside_mismatched():
-    def record(encoder, learnt_from, language, hard):
-        test = {"raw": {c: {"value": value} for c, value in (("any", 0.9), ("hard", hard))}}
-        about = {"encoder": encoder, "task": "t"}
-        return {"about": about, "found": {"learnt_from": learnt_from, "language": language, "test": test}}
+def test_triplets_by_language_set_matched_beside_mismatched_and_words_apart_from_other_labels():
+    def record(encoder, task, labels, learnt_from, language, hard):
+        test = {
+            "raw": {
+                c: figure(value, (value - 0.1, value + 0.1), 8, 4, "speaker") for c, value in (("any", 0.9), ("hard", hard))
+            }
+        }
+        found = {"labels": labels, "learnt_from": learnt_from, "language": language, "test": test}
+        return {"about": {"encoder": encoder, "task": task}, "found": found}
 
-    records = [record("a", "en", "en", 0.6), record("a", "en", "en", 0.8), record("a", "en", "es", 0.4)]
-    records += [record("b", "", "en", 0.1), {**records[0], "found": {"obstacle": "none"}}]
-    one, other = by_language(records)
-    assert (one["is_matched"], one["tasks"], one["hard"], one["any"]) == (True, 2, pytest.approx(0.7), pytest.approx(0.9))
-    assert (other["language"], other["is_matched"], other["hard"]) == ("es", False, 0.4)
-    assert "across" not in other
+    records = [
+        record("a", "emotion", "other labels", "en", "en", 0.8),
+        record("a", "word_es", "words", "en", "es", 0.4),
+        record("a", "word_en", "words", "en", "en", 0.6),
+        record("b", "word_en", "words", "", "en", 0.1),  # does not say what it has learnt from
+        {"about": {}, "found": {"obstacle": "none"}},
+    ]
+    found = by_language(records)
+    assert [(own["task"], own["is_matched"], own["hard"]["value"]) for own in found] == [
+        ("word_en", True, 0.6),
+        ("word_es", False, 0.4),
+        ("emotion", True, 0.8),
+    ]
+    assert found[0]["hard"]["interval"] == pytest.approx([0.5, 0.7])
+    assert "across" not in found[0]
+    table = discrimination._language_table(records)[1].splitlines()
+    assert (
+        table[2] == "| words | a | en | en | matched | word_en | 90.0 [80.0, 100.0] | – | 60.0 [50.0, 70.0] | 8, 4 speakers |"
+    )
+
+
+def test_all_three_conditions_stand_beside_shuffled_labels_and_are_judged_by_them():
+    def own(value, shuffled):
+        floor = figure(shuffled, (shuffled - 0.05, shuffled + 0.05), 8, 4, "speaker")
+        return figure(value, (value - 0.05, value + 0.05), 8, 4, "speaker", shuffled=floor)
+
+    test = {"by_speaker": {"any": own(0.7, 0.5), "across": own(0.55, 0.5), "hard": own(0.65, 0.6)}}
+    precision = {"by_speaker": figure(0.2, (0.1, 0.3), 28, 4, "speaker", chance=0.1)}
+    found = {"chosen": "layer 1", "labels": "words", "language": "", "test": {**test, "raw": {}}, "precision": precision}
+    found["precision"]["raw"] = precision["by_speaker"]
+    record = {"about": {"task": "word", "encoder": "a"}, "settings": {"most_pairs": 10_000}, "found": found}
+    (table,) = [block for block in discrimination.section([record]) if block.startswith("| task")]
+    assert (
+        "| 70.0 [65.0, 75.0] * (50.0 [45.0, 55.0]) | 55.0 [50.0, 60.0] (50.0 [45.0, 55.0]) | 65.0 [60.0, 70.0] (60.0" in table
+    )
 
 
 def test_forms_that_would_mislead_are_left_out():
@@ -139,23 +175,30 @@ def test_forms_that_would_mislead_are_left_out():
 
 
 def test_what_is_said_of_hard_triplets():
-    def record(encoder, by, raw, projected):
-        def hard(value):
-            return {
-                "hard": {**figure(value, (value - 0.1, value + 0.1), 9, 9, "speaker"), "floor": {"shuffled": {"value": 0.5}}}
-            }
+    def record(encoder, labels, raw, projected):
+        def hard(value, shuffled):
+            own = figure(value, (value - 0.1, value + 0.1), 9, 9, "speaker")
+            own["floor"] = {"shuffled": figure(shuffled, (shuffled - 0.1, shuffled + 0.1), 9, 9, "speaker")}
+            return {"hard": own}
 
-        found = {"by": by, "test": {"raw": hard(raw), "projected": hard(projected)}}
-        return {"about": {"encoder": encoder, "task": "emotion" if by == "random" else "word"}, "found": found}
+        test = {"raw": hard(raw, 0.1)} if projected is None else {"raw": hard(raw, 0.1), "projected": hard(projected, 0.5)}
+        task = "word" if labels == "words" else "emotion"
+        return {"about": {"encoder": encoder, "task": task}, "found": {"labels": labels, "test": test}}
 
-    words, labels, cures = discrimination.answers(
-        [record("a", "edit", 0.2, 0.9), record("b", "edit", 0.8, 0.9), record("a", "random", 0.55, 0.7)]
+    words, labels = discrimination.answers(
+        [
+            *(record("a", "words", 0.2, 0.9), record("b", "words", 0.8, 0.6), record("c", "words", 0.7, None)),
+            record("a", "other labels", 0.55, 0.75),
+        ]
     )
-    assert "the same word is nearer in `a` 20 %, `b` 80 %; below chance in 1 of 2 pairs" in words
-    assert words.endswith("the nearest clip is the same voice, not the same word: do not search by it as it is.")
+    assert "the same word is nearer in `a` 20 %, `b` 80 %, `c` 70 %; below chance in 1 of 3 pairs" in words
+    assert "the nearest clip is the same voice, not the same word: do not search by it as it is." in words
     assert "(*hard* triplets, chance 50 %, emotion): the same label is nearer in `a` 55 %; below chance in 0 of 1" in labels
     assert "do not search" not in labels
-    assert cures.startswith("What helps, median of *hard*: learnt projection 90 % (with shuffled labels 50 %);")
+    # c has no projection: it is not in the median before it either
+    assert "What helps, medians over the same cells: learnt projection 50 -> 75 % (n = 2; with shuffled labels 50;" in words
+    assert "above these in 1 of 2" in words
+    assert "learnt projection 55 -> 75 % (n = 1; with shuffled labels 50; above these in 1 of 1)" in labels
 
 
 # ---- dimensions ----

@@ -78,4 +78,4 @@ def test_killed_twice_it_finds_the_same(recipe, quick_probes, tmp_path):
     assert "robustness/word__lee" in whole
     assert "robustness/emotion__lee" not in whole  # of a changed utterance the words are not known
     text = (tmp_path / "killed/report.md").read_text()
-    assert "| siamese | en | en | matched |" in text
+    assert "| words | siamese | en | en | matched | word |" in text
