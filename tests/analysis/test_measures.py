@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import hypergeom
 from sklearn.metrics import average_precision_score
 
+from wavcse.analysis.analyses import overlap
 from wavcse.analysis.analyses.discrimination import (
     PRECISION,
     Triplets,
@@ -20,7 +21,7 @@ from wavcse.analysis.analyses.discrimination import (
 )
 from wavcse.analysis.analyses.geometry import cka, effective_rank, gram_of, mean_cosine, variance_between
 from wavcse.analysis.analyses.layers import is_above_floors
-from wavcse.analysis.analyses.overlap import holm, overlap_of
+from wavcse.analysis.analyses.overlap import corrected, holm, overlap_of, overlaps, shared_view
 from wavcse.analysis.analyses.prosody import RATE_HZ, duration, energy, pitch
 from wavcse.analysis.figures import figure, jackknifed
 
@@ -129,6 +130,46 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_overlaps_of_tasks_and_seeds_beside_scipy_and_a_holm_by_hand():
+    size = 40
+    lists = {
+        "word": [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 8], [0, 1, 2, 3, 20, 21, 22, 23]],
+        "emotion": [[0, 1, 2, 3, 4, 5, 30, 31], [10, 11, 12, 13, 14, 15, 16, 17], [0, 1, 2, 3, 4, 5, 6, 7]],
+        "gender": [[7, 32, 33, 34, 35, 36, 37, 38]],
+    }
+    one, two = ({"about": {"encoder": name}, "found": overlaps(lists, size, "layer 3")} for name in ("a", "b"))
+    assert (one["found"]["view"], one["found"]["kept"], one["found"]["size"]) == ("layer 3", 8, 40)
+    pairs = {tuple(own["tasks"]): own for own in one["found"]["pairs"]}
+    assert {tasks: own["shared"] for tasks, own in pairs.items()} == {
+        ("word", "emotion"): 6,
+        ("word", "gender"): 1,
+        ("emotion", "gender"): 0,
+    }
+    for own in pairs.values():
+        assert own["expected"] == pytest.approx(8 * 8 / 40)
+        assert own["p"] == pytest.approx(sum(hypergeom.pmf(k, size, 8, 8) for k in range(own["shared"], 9)))
+    assert pairs["word", "emotion"]["share_of_seeds"] == [0.0, 1.0]
+    ceiling = one["found"]["ceilings"]["word"]
+    assert [own["shared"] for own in ceiling["pairs"]] == [7, 4, 4]
+    assert [own["seeds"] for own in ceiling["pairs"]] == [[0, 1], [0, 2], [1, 2]]
+    assert (ceiling["value"], ceiling["interval"], ceiling["floor"]) == (pytest.approx(5 / 8), [0.5, 7 / 8], 0.2)
+    assert ceiling["pairs"][0]["p"] == pytest.approx(hypergeom.sf(6, size, 8, 8))
+    assert one["found"]["ceilings"]["gender"] is None  # one seed
+    tasks, seeds = corrected([one, two])
+    assert (len(tasks), len(seeds)) == (6, 12)
+    p = hypergeom.sf(5, size, 8, 8)
+    by_hand = [min(1, 6 * p), 1.0, 1.0] * 2  # the two smallest are equal; then 4 * 0.86 and more, cut at 1
+    assert [own["p_holm"] for own in tasks] == pytest.approx(by_hand)
+    assert overlap.answers([one, two])[0].startswith("2 of 6 pairs of tasks, at one vector per encoder, share more")
+    assert "| a | word | 0 and 1 | 7 (1.6) | 88 |" in overlap.section([one, two])[-1]
+
+
+def test_overlaps_are_of_the_vector_that_most_tasks_have_chosen():
+    records = [{"found": {"view": view}} for view in ("layer 1", "layer 2", "layer 2", "embedding")]
+    assert shared_view(records) == "layer 2"
+    assert shared_view(records[:2]) == "layer 1"
 
 
 def test_cka_does_not_see_rotations_and_scales_and_is_zero_for_what_is_unrelated():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -289,6 +289,36 @@ def test_overlaps_of_planted_tasks():
     assert overlap_of(top(1, range(20)), top(2, range(10, 30)), 200).p < 0.001
     apart = [overlap_of(top(2 * seed, range(20)), top(2 * seed + 1, range(100, 120)), 200).p for seed in range(100)]
     assert sum(p >= 0.05 for p in apart) >= 90
+
+
+@pytest.mark.doors
+def test_a_task_that_has_chosen_another_vector_is_attributed_at_the_shared_one(tmp_path):
+    labels, speakers, splits, rng = clips(240, 2, 0)
+    views = {f"layer {layer}": rng.standard_normal((240, 20)) for layer in range(2)}
+    signs = 2 * labels[:, None] - 1
+    views["layer 1"][:, :2] += 2 * signs  # both tasks have these labels; one of them is told to look at layer 0
+    views["layer 0"][:, 5:7] += 2 * signs
+    tasks = {name: task_of(labels, speakers, splits) for name in ("keyword", "emotion", "intent")}
+    study = planted_study(tmp_path, tasks, views)
+    records = {
+        name: {
+            "about": {"task": name, "encoder": "planted"},
+            "settings": asdict(DimensionsSettings(share=0.1, seeds=2)),
+            "found": {"view": view, "lists": [dimensions] * 2},
+            "key": name,
+        }
+        for name, view, dimensions in (
+            ("keyword", "layer 1", [0, 1]),
+            ("emotion", "layer 0", [5, 6]),
+            ("intent", "layer 1", [0, 1]),
+        )
+    }
+    study.records["dimensions"] = records
+    (cell,) = load_analysis("overlap").cells(study, None)
+    found = cell.compute()
+    assert (found["view"], found["kept"], found["size"]) == ("layer 1", 2, 20)
+    assert [own["shared"] for own in found["pairs"]] == [2, 2, 2]
+    assert found["ceilings"]["emotion"]["value"] == 1
 
 
 @pytest.mark.doors
