@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from wavcse.analysis.analyses import discrimination, load_analysis
-from wavcse.analysis.analyses.dimensions import DimensionsSettings, Ranker, rank_and_retrain
+from wavcse.analysis.analyses import dimensions, discrimination, load_analysis
+from wavcse.analysis.analyses.dimensions import DimensionsSettings, Ranker, by_luck, rank_and_retrain
 from wavcse.analysis.analyses.discrimination import DiscriminationSettings, by_language, discriminate, forms_of
 from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, is_above_floors, probe_views
 from wavcse.analysis.analyses.layers import _places as layers_places
@@ -259,7 +259,26 @@ def test_ten_planted_of_a_hundred_dimensions_are_found(tmp_path, seed):
     assert found["p_random"] == pytest.approx(1 / 6)
     assert found["completeness_gap"] <= 0.01
     assert abs(found["bottom"]["value"] - 0.5) < 0.15
+    for own in (found["top"], found["bottom"], found["pca"], found["random"], *found["curve"]):
+        assert set(own["floor"]) == {"chance", "shuffled"}
+        assert own["floor"] == found["all"]["floor"]
+    assert (found["random"]["n"], found["random"]["unit"]) == (5, "draw")
     assert len(found["lists"]) == 2
+
+
+def test_what_luck_gives_is_said_and_few_draws_say_nothing():
+    assert [by_luck(draws) for draws in (2, 19, 20, 38, 39, 40)] == [0, 0, 1 / 21, 1 / 39, 1 / 40, 2 / 41]
+
+    def record(p, draws):
+        found = {"p_random": p, "all": {"value": 0.8}, "top": {"value": 0.7}}
+        return {"found": found, "settings": {"draws": draws, "share": 0.1}}
+
+    (line,) = dimensions.answers([record(1 / 21, 20), record(0.5, 20), record(0.9, 20)])
+    assert (
+        "in 1 of 3 pairs of encoder and task they beat all but 5 % of random draws of as many (by luck alone in 0.1)" in line
+    )
+    (line,) = dimensions.answers([record(1 / 6, 5)])
+    assert "with 5 random draws of as many none can be said to be better" in line
 
 
 @pytest.mark.doors
