@@ -19,11 +19,11 @@ from wavcse.analysis.analyses.discrimination import (
     is_right,
     make_triplets,
 )
-from wavcse.analysis.analyses.geometry import cka, effective_rank, gram_of, mean_cosine, variance_between
+from wavcse.analysis.analyses.geometry import cka, cka_table, effective_rank, gram_of, mean_cosine, variance_between
 from wavcse.analysis.analyses.layers import is_above_floors
 from wavcse.analysis.analyses.overlap import corrected, holm, overlap_of, overlaps, shared_view
 from wavcse.analysis.analyses.prosody import RATE_HZ, duration, energy, pitch
-from wavcse.analysis.figures import figure, jackknifed
+from wavcse.analysis.figures import figure, half_width, jackknifed, rows_without
 
 AUTHORS_LISTS = Path(__file__).parents[3] / "shared/design/important_dims.json"
 
@@ -180,6 +180,22 @@ def test_cka_does_not_see_rotations_and_scales_and_is_zero_for_what_is_unrelated
     assert cka(gram_of(vectors), gram_of(turned)) == pytest.approx(1)
     assert abs(cka(gram_of(vectors), gram_of(others))) < 0.1  # the usual, biased estimate gives 0.77 here
     assert np.isnan(cka(gram_of(vectors), gram_of(np.ones((60, 2)))))
+
+
+def test_a_table_of_cka_is_that_of_every_pair_and_so_are_its_intervals():
+    rng = np.random.default_rng(0)
+    vectors = [rng.standard_normal((30, 5)) for _ in range(2)]
+    vectors.append(vectors[0] + 0.5 * rng.standard_normal((30, 5)))
+    grams, groups = [gram_of(own) for own in (*vectors, np.ones((30, 2)))], np.repeat(np.arange(10), 3)
+    values = cka_table(grams, grams)
+    half = half_width(np.array([cka_table(grams, grams, rows) for rows in rows_without(groups, 0)]))
+    assert np.isnan(values[3]).all()
+    np.testing.assert_allclose(np.diag(values)[:3], 1)
+    for i, j in ((0, 1), (0, 2), (2, 1)):
+        one, other = grams[i], grams[j]
+        own = jackknifed(lambda rows, a=one, b=other: cka(a[np.ix_(rows, rows)], b[np.ix_(rows, rows)]), groups, "speaker", 0)
+        assert own["value"] == pytest.approx(values[i, j])
+        assert own["interval"] == pytest.approx([values[i, j] - half[i, j], values[i, j] + half[i, j]])
 
 
 def test_effective_rank_is_the_number_of_equal_directions():
