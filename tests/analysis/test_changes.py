@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wavcse.analysis.analyses import cost, robustness
+from wavcse.analysis.analyses import cost, maps, robustness
 from wavcse.analysis.analyses.robustness import CHANGES, narrow, quieter, with_noise
 from wavcse.analysis.figures import figure
+from wavcse.analysis.study import run_analysis
+from wavcse.tests.helpers.planted_study import planted_study, planted_task
 
 RATE_HZ = 16_000
 
@@ -100,3 +102,50 @@ def test_the_cost_of_a_study_is_a_median_with_its_n():
     own = cost._median(np.array([1.0, 2.0, 9.0]), np.random.default_rng(0))
     assert own == {**figure(2.0, own["interval"], 3, 3, "clip")}
     assert own["interval"] == [1.0, 9.0]
+
+
+# ---- maps ----
+
+
+@pytest.fixture
+def studied(tmp_path):
+    """A study whose layer has been chosen."""
+    labels = np.arange(36) % 3
+    splits = np.array(["train", "validation", "test"])[np.arange(36) // 12]
+    data = planted_task([f"word{own}" for own in labels], [f"speaker{own}" for own in np.arange(36) // 3], splits)
+    vectors = np.eye(3)[labels] + 0.1 * np.random.default_rng(0).standard_normal((36, 3))
+    study = planted_study(tmp_path, {"keyword": data}, {"layer 0": vectors})
+    study.records["layers"] = {"keyword__planted": {"found": {"chosen": "layer 0"}}}
+    return study
+
+
+def mapped(study, methods, is_installed, monkeypatch):
+    """The records of maps where UMAP is (a stub) or is not installed."""
+
+    def found(name, package=None):
+        return object() if is_installed or name != "umap" else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maps.importlib.util, "find_spec", found)
+        patch.setattr(maps, "points_of", lambda vectors, method, seed: vectors[:, :2])
+        return run_analysis(study, maps.ANALYSIS, maps.MapsSettings(methods=methods), False, show_progress=False)
+
+
+def test_maps_without_umap_say_so_and_draw_nothing_for_it(studied, monkeypatch):
+    records = mapped(studied, ["pca", "umap"], False, monkeypatch)
+    assert (list(records[0]["found"]["points"]), records[0]["found"]["left_out"]) == (["pca"], ["umap"])
+    (line,) = maps.answers(records)  # on the terminal and on top of the report
+    assert line == '`maps` are without `umap`: umap-learn is not installed (pip install "wavcse[map]").'
+    assert maps.section(records)[0] == line
+    only = mapped(studied, ["umap"], False, monkeypatch)
+    assert maps.drawings(only) == {}  # no empty picture
+    assert not any(block.startswith("![") for block in maps.section(only))
+
+
+def test_umap_is_drawn_once_it_is_installed(studied, monkeypatch):
+    before = mapped(studied, ["pca", "umap"], False, monkeypatch)
+    after = mapped(studied, ["pca", "umap"], True, monkeypatch)
+    assert before[0]["key"] != after[0]["key"]
+    assert list(after[0]["found"]["points"]) == ["pca", "umap"]
+    assert maps.answers(after) == []
+    assert mapped(studied, ["pca"], True, monkeypatch)[0]["key"] == mapped(studied, ["pca"], False, monkeypatch)[0]["key"]
