@@ -24,6 +24,7 @@ from wavcse.analysis.analyses.layers import is_above_floors
 from wavcse.analysis.analyses.overlap import corrected, holm, overlap_of, overlaps, shared_view
 from wavcse.analysis.analyses.prosody import RATE_HZ, duration, energy, pitch
 from wavcse.analysis.figures import figure, half_width, jackknifed, rows_without
+from wavcse.analysis.report import lines_on_top
 
 AUTHORS_LISTS = Path(__file__).parents[3] / "shared/design/important_dims.json"
 
@@ -239,6 +240,16 @@ def test_a_figure_is_above_its_floors_by_the_whole_interval():
     assert is_above_floors(found((0.2, 0.3), [-0.6, -0.1], (0.35, 0.5), greater_is_better=False))  # an error
     assert not is_above_floors(found((0.2, 0.3), [0.1, 0.6], (0.35, 0.5), greater_is_better=False))
     assert not is_above_floors(found((0.2, 0.4), [-0.6, -0.1], (0.35, 0.5), greater_is_better=False))
+
+
+def test_ten_lines_on_top_at_most_and_every_sentence_in_them():
+    groups = [[f"layers {place} {'x' * place}." for place in range(8)], ["one."], [], ["a.", "b."], ["cost."]]
+    lines = lines_on_top(groups)
+    assert len(lines) == 10
+    assert " ".join(lines) == " ".join(line for group in groups for line in group)
+    assert "a. b." in lines  # the shortest ones
+    assert lines_on_top(groups[1:]) == ["one.", "a.", "b.", "cost."]
+    assert len(lines_on_top([[str(place)] for place in range(12)])) == 12  # of different analyses
 
 
 @pytest.mark.parametrize("hertz", [80, 125, 210, 330])
