@@ -75,6 +75,12 @@ class AnalyzedEncoder:
         """Whether an utterance is its words in order, by their times."""
         return isinstance(self.source, SavedUtteranceEncoder)
 
+    @property
+    def targets(self) -> str:
+        """Where the word vectors are from that it has learnt to name (LEE); "" for all others."""
+        own = getattr(self.readers[-1], "identity", {}).get("targets", "none")
+        return "" if own == "none" else own
+
     def view(self, name: str) -> View:
         """The view of this name."""
         return next(own for own in self.views if own.name == name)

@@ -54,16 +54,26 @@ def jackknifed(
         compute: rows -> figure.
         groups: speaker (or clip) of every row, `[N]`.
     """
+    value, num_groups = compute(np.arange(len(groups))), len(np.unique(np.asarray(groups, dtype=str)))
+    without = [compute(rows) for rows in rows_without(groups, seed)]
+    if len(without) < 3:
+        return figure(value, None, len(groups), num_groups, unit, **floor)
+    half = half_width(np.array(without))
+    return figure(value, (value - half, value + half), len(groups), num_groups, unit, **floor)
+
+
+def rows_without(groups: np.ndarray, seed: int) -> list[np.ndarray]:
+    """The rows that are left without each part of the groups `[N]`: what a jackknife computes from."""
     names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    rows, value = np.arange(len(groups)), compute(np.arange(len(groups)))
-    if len(names) < 3:
-        return figure(value, None, len(rows), len(names), unit, **floor)
     parts = np.random.default_rng(seed).permutation(np.arange(len(names)) % min(len(names), MOST_GROUPS))[index]
-    num_parts = int(parts.max()) + 1
-    without = np.array([compute(rows[parts != part]) for part in range(num_parts)])
-    spread = np.sqrt((num_parts - 1) / num_parts * np.sum((without - without.mean()) ** 2))
-    half = students_t.ppf((1 + CONFIDENCE) / 2, num_parts - 1) * spread
-    return figure(value, (value - half, value + half), len(rows), len(names), unit, **floor)
+    return [np.flatnonzero(parts != part) for part in range(int(parts.max()) + 1)]
+
+
+def half_width(without: np.ndarray) -> np.ndarray:
+    """Half of the interval of a jackknife, from the figures without each part `[parts, ...]`."""
+    num_parts = len(without)
+    spread = np.sqrt((num_parts - 1) / num_parts * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
+    return students_t.ppf((1 + CONFIDENCE) / 2, num_parts - 1) * spread
 
 
 def is_below_chance(own: Mapping[str, Any], chance: float) -> bool:

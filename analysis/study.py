@@ -29,11 +29,12 @@ from wavcse.eval.embeddings import EmbeddedClips
 from wavcse.eval.evaluation import LIBRARIES, EvalSettings, result_key
 from wavcse.eval.task import TaskData
 from wavcse.settings.processes import end_with_parent, forked_workers, one_thread
+from wavcse.words.targets import DESCRIPTIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT_VERSION = 1  # of records; another one computes all again
+FORMAT_VERSION = 2  # of records; another one computes all again
 
 
 @dataclass
@@ -164,11 +165,24 @@ def run_analysis(study: Study, analysis: Analysis, settings: Any, overwrite: boo
     pending = [cell for cell in cells if cell.name not in found]
     with tqdm(total=len(cells), initial=len(found), desc=analysis.name, unit="cell", disable=not show_progress) as bar:
         for cell, (result, seconds) in _computed(study, analysis, pending, len(cells)):
-            record = {"analysis": analysis.name, "about": dict(cell.about), "settings": asdict(settings), "found": result}
+            record = {
+                "analysis": analysis.name,
+                "about": dict(cell.about),
+                **_targets(study, cell),
+                "settings": asdict(settings),
+            }
+            record["found"] = result
             found[cell.name] = _write(study, analysis, cell.name, {**record, "key": keys[cell.name], "seconds": seconds})
             bar.update()
     study.records[analysis.name] = {cell.name: found[cell.name] for cell in cells}
     return list(study.records[analysis.name].values())
+
+
+def _targets(study: Study, cell: Cell) -> dict[str, dict[str, str]]:
+    """What the encoders of a cell that name words have learnt to name, by encoder, as its record has it."""
+    own = {encoder.name: encoder.targets for encoder in study.encoders if encoder.name in cell.about.values()}
+    targets = {name: f"{target} ({DESCRIPTIONS[target]})" for name, target in own.items() if target}
+    return {"targets": targets} if targets else {}
 
 
 def _key(study: Study, analysis: Analysis, settings: Any, cell: Cell) -> str:

@@ -20,7 +20,7 @@ NGRAMS = (1, 2, 3)
 WINDOW = 2  # words to either side that count as beside each other
 LAST_LAYERS = 4
 DESCRIPTIONS = {
-    "spelling": "hashed character n-grams: how a word is written, not what it means",
+    "spelling": "hashed character n-grams: the form of a word, how it is written, not what it means",
     "cooccurrence": "PPMI and SVD of which words stand beside each other in the training utterances",
     "file": "word vectors of a file",
     "transformers": "a language model: the word alone with its special tokens, sum of the last four layers, mean over tokens",

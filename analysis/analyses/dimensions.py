@@ -20,7 +20,7 @@ import torch
 from wavcse.analysis.analyses.layers import Judge
 from wavcse.analysis.attribution import LIBRARY, Attribution, importance, integrated_gradients
 from wavcse.analysis.encoders import AnalyzedEncoder
-from wavcse.analysis.figures import metric_unit, shown_figure
+from wavcse.analysis.figures import figure, metric_unit, shown_figure
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.data.pca import fit_pca
 from wavcse.eval.probe import ProbeRun, ProbeSettings
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "dimensions"
+SIGNIFICANT = 0.05
 
 
 @dataclass
@@ -41,7 +42,7 @@ class DimensionsSettings(CheckedFields):
 
     share: float = option(0.1, "Of the dimensions is kept.", above=0, below=1)
     curve: list[float] = option(lambda: [0.01, 0.02, 0.05, 0.2, 0.5], "Further shares.", above=0, below=1)
-    draws: int = option(20, "Random draws of as many dimensions.", at_least=1)
+    draws: int = option(20, "Random draws of as many dimensions; of fewer than 20 p is never below 0.05.", at_least=1)
     seeds: int = option(3, "Probes whose rankings are compared.", at_least=1)
     baseline: str = option("mean", "Where attribution begins: the training mean, or zero.", choices=("mean", "zero"))
     summary: str = option(
@@ -115,7 +116,8 @@ def rank_and_retrain(study: Study, encoder: AnalyzedEncoder, task: str, settings
     predicted = ranker.retrained(first, parts)
     labels = judge.labels[judge.data.table.rows("test")]
     values = [float(judge.metric.compute(labels, predicted[name])) for name in draws]
-    top = judge.figure(predicted["top"], "test")
+    beside = partial(judge.figure, split="test", **layers["test"]["floor"])
+    top = beside(predicted["top"])
     at_least = sum(value >= top["value"] for value in values)
     return {
         "title": judge.data.task.title,
@@ -127,19 +129,17 @@ def rank_and_retrain(study: Study, encoder: AnalyzedEncoder, task: str, settings
         "attributed_on": settings.attribute_on,
         "completeness_gap": attribution.gap,
         "steps": attribution.steps,
-        "all": judge.figure(judge.predictions(first, vectors, "test"), "test", **layers["test"]["floor"]),
+        "all": beside(judge.predictions(first, vectors, "test")),
         "top": top,
-        "bottom": judge.figure(predicted["bottom"], "test"),
+        "bottom": beside(predicted["bottom"]),
         "random": {
             "values": values,
-            "interval": np.quantile(values, [0.025, 0.975]).tolist(),
-            "value": float(np.mean(values)),
+            **figure(np.mean(values), np.quantile(values, [0.025, 0.975]), len(values), len(values), "draw", **top["floor"]),
         },
         "p_random": (1 + at_least) / (1 + len(values)),  # as good or better by a draw: of a permutation test
-        "pca": judge.figure(predicted["pca"], "test"),
+        "pca": beside(predicted["pca"]),
         "curve": [
-            {"share": share, "kept": kept(size, share), **judge.figure(predicted[f"share {share:g}"], "test")}
-            for share in settings.curve
+            {"share": share, "kept": kept(size, share), **beside(predicted[f"share {share:g}"])} for share in settings.curve
         ],
         "lists": [own[:most].tolist() for own in orders],
     }
@@ -174,14 +174,25 @@ def answers(records: Sequence[dict]) -> list[str]:
     """Whether the top dimensions beat as many random ones."""
     if not records:
         return []
-    better = [r for r in records if r["found"]["p_random"] < 0.05]
+    draws = [record["settings"]["draws"] for record in records]
+    better = [record for record in records if record["found"]["p_random"] < SIGNIFICANT]
     share = f"{100 * records[0]['settings']['share']:g} %"
-    words = f"in {len(better)} of {len(records)} pairs of encoder and task they beat all but 5 % of random draws of as many"
+    words = (
+        f"in {len(better)} of {len(records)} pairs of encoder and task they beat all but 5 % of random draws of as many "
+        f"(by luck alone in {sum(map(by_luck, draws)):.1f})"
+    )
+    if not any(map(by_luck, draws)):
+        words = f"with {draws[0]} random draws of as many none can be said to be better (of fewer than 20 p is 0.05 at least)"
     lost = [r["found"]["all"]["value"] - r["found"]["top"]["value"] for r in records]
     return [
         f"The top {share} of dimensions, retrained alone: {words}; the median loss against all dimensions is "
         f"{100 * float(np.median(lost)):.1f} points."
     ]
+
+
+def by_luck(draws: int) -> float:
+    """How likely p falls below `SIGNIFICANT` where the top is a draw like any other, of so many draws."""
+    return (np.ceil(SIGNIFICANT * (draws + 1)) - 1) / (draws + 1)
 
 
 def section(records: Sequence[dict]) -> list[str]:
@@ -210,6 +221,7 @@ def section(records: Sequence[dict]) -> list[str]:
 
 
 BIASED = " The test clips chose the dimensions here, as in the authors' code: figures are biased."
+FEW = ", which of fewer than 20 draws is never below 0.05"
 SUMMARIES = {"absolute": "mean of absolutes", "signed": "signed mean, as the authors do"}
 
 
@@ -219,7 +231,8 @@ def _how(settings: dict) -> str:
         f"Integrated Gradients of the linear probe, from the baseline `{settings['baseline']}`, on the {on} clips, summed up "
         f"by the {SUMMARIES[settings['summary']]}; new probes then learn from the kept dimensions alone and meet the test "
         f"clips.{BIASED if on == 'test' else ''} Random draws: mean and 95 % of {settings['draws']} draws of as many "
-        "dimensions; p is the share of draws that do as well as the top. Nothing is chosen by these figures."
+        "dimensions; p is the share of draws, the top counted with them, that do as well as the top"
+        f"{FEW if not by_luck(settings['draws']) else ''}. Nothing is chosen by these figures."
     )
 
 

@@ -7,9 +7,11 @@ the greater, and wrong where both are equal. Three conditions, always together:
     across   both by speakers other than the anchor's, as Carlin et al. (Interspeech 2011) ask of words
     hard     the positive by another speaker, the negative by the anchor's own
 
-A vector that knows voices only is good at *any*, at chance in *across* and below it in *hard*. Each is shown of the vectors as
-they are, with the mean of all clips taken off, with each speaker's mean taken off, and after a projection that has learnt the
-labels of the training clips (linear discriminants), which say what can be done about it.
+A vector that knows voices only is good at *any*, at chance in *across* and below it in *hard*. Each is shown of the
+vectors as they are, with the mean of the clips of the split taken off, with each speaker's mean taken off, and after a
+projection that has learnt the labels of the training clips (linear discriminants), which say what can be done about it.
+All stand beside triplets by labels in random order: with each speaker's mean taken off these, not 50 %, are what knowing
+nothing gives.
 
 Shapes: `N` clips, `E` size of a vector, `P` pairs.
 """
@@ -89,8 +91,8 @@ def edit_distance(one: str, other: str) -> int:
     return row[-1]
 
 
-def closest_labels(labels: Sequence[str], by: str) -> dict[str, list[str]]:
-    """Label -> the other labels that are nearest to it (all that are equally near), or all others for "random"."""
+def closest_labels(labels: Sequence[str], by: str) -> dict[str, list[list[str]]]:
+    """Label -> the other labels, nearest first, those that are equally near together; all together for "random"."""
     found = {}
     for label in labels:
         others = [own for own in labels if own != label]
@@ -100,19 +102,20 @@ def closest_labels(labels: Sequence[str], by: str) -> dict[str, list[str]]:
             nearness = [difflib.SequenceMatcher(None, own, label).ratio() for own in others]
         else:
             nearness = [0.0] * len(others)
-        best = max(nearness, default=0)
-        found[label] = [own for own, near in zip(others, nearness) if near == best]
+        levels = sorted(set(nearness), reverse=True)
+        found[label] = [[own for own, near in zip(others, nearness) if near == level] for level in levels]
     return found
 
 
 def make_triplets(
-    labels: np.ndarray, speakers: np.ndarray, condition: str, closest: dict[str, list[str]], per_anchor: int, seed: int
+    labels: np.ndarray, speakers: np.ndarray, condition: str, closest: dict[str, list[list[str]]], per_anchor: int, seed: int
 ) -> Triplets:
     """Triplets of a condition, `per_anchor` for every clip that can be an anchor of it.
 
     Args:
         labels, speakers: text `[N]`; an empty speaker is unknown, and such clips are in no triplet but those of "any".
-        closest: as of `closest_labels`; where none of these has a clip that fits, the anchor takes any other label.
+        closest: as of `closest_labels`; a negative has the nearest label of which a clip fits, one of the equally near ones
+            by chance.
     """
     rng, rows = np.random.default_rng(seed), []
     of_label = {label: labels == label for label in np.unique(labels)}
@@ -126,16 +129,22 @@ def make_triplets(
             others = (speakers != speakers[anchor]) & (speakers != "")
             same &= others
             allowed = others if condition == "across" else speakers == speakers[anchor]
-        near = np.zeros(len(labels), dtype=bool)
-        for label in closest.get(labels[anchor], ()):
-            near |= of_label.get(label, False)
-        different = near & allowed
-        if not different.any():
-            different = ~of_label[labels[anchor]] & allowed
+        different = _of_the_nearest(closest[labels[anchor]], of_label, allowed)
         if same.any() and different.any():
             drawn = [own[rng.integers(len(own), size=per_anchor)] for own in map(np.flatnonzero, (same, different))]
             rows += zip([anchor] * per_anchor, *drawn)
     return Triplets(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
+
+
+def _of_the_nearest(levels: Sequence[Sequence[str]], of_label: dict[str, np.ndarray], allowed: np.ndarray) -> np.ndarray:
+    """Which clips have a label of the nearest level that has an allowed clip, bool `[N]`."""
+    found = np.zeros_like(allowed)
+    for level in levels:
+        for label in level:
+            found |= of_label.get(label, False) & allowed
+        if found.any():
+            break
+    return found
 
 
 def is_right(vectors: np.ndarray, triplets: Triplets) -> np.ndarray:
@@ -150,7 +159,9 @@ def is_right(vectors: np.ndarray, triplets: Triplets) -> np.ndarray:
 
 
 def forms_of(vectors: np.ndarray, data: TaskData, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The vectors of some clips, `[n, E]`, in every form; the projection is learnt on the training clips only.
+    """The vectors of some clips, `[n, E]`, in every form.
+
+    Means are those of these clips; the projection is learnt on the training clips only.
 
     Two forms are not always there. Clips of a speaker without their mean point away from each other, the more so the fewer
     there are, which makes *hard* triplets right whatever the vectors hold: there have to be `LEAST_OF_SPEAKER` of each, by the
@@ -240,7 +251,7 @@ def discriminate(study: Study, encoder: AnalyzedEncoder, task: str, settings: Di
     curve, made = {}, make(validation)
     for view in encoder.views:
         vectors = study.vectors(encoder, view, task)[validation]
-        curve[view.name] = {c: _accuracy(vectors, t, data, validation, seed) for c, t in made.items()}
+        curve[view.name] = {c: _accuracy(vectors, t, data, validation, seed, chance=CHANCE) for c, t in made.items()}
     deciding = next((c for c in ("across", "any") if c in made), None)
     if deciding is None:
         return {"by": by, "obstacle": "no label has two clips in the validation split", "title": data.task.title}
@@ -249,11 +260,12 @@ def discriminate(study: Study, encoder: AnalyzedEncoder, task: str, settings: Di
     tested = make(test)
     shuffled = make(test, np.random.default_rng(seed + 1).permutation(data.table.labels[test]))
     found = {
-        form: {c: _beside_shuffled(own, t, shuffled.get(c), data, test, seed) for c, t in tested.items()}
+        form: {c: _beside_shuffled(own, t, shuffled.get(c), data, test, seed, _chance(form)) for c, t in tested.items()}
         for form, own in forms.items()
     }
     return {
         "by": by,
+        "labels": "words" if data.task.family in WORDS else "other labels",
         "title": data.task.title,
         "language": study.languages[task],
         "learnt_from": encoder.language,
@@ -280,12 +292,23 @@ def _triplets_of(
     return {c: own for c, own in found.items() if len(own.anchors)}
 
 
+def _chance(form: str) -> dict[str, float]:
+    """As a floor. None where each speaker's mean is taken off: of vectors without any label *hard* triplets are above 50 %."""
+    return {} if form == "by_speaker" else {"chance": CHANCE}
+
+
 def _beside_shuffled(
-    vectors: np.ndarray, triplets: Triplets, shuffled: Triplets | None, data: TaskData, rows: np.ndarray, seed: int
+    vectors: np.ndarray,
+    triplets: Triplets,
+    shuffled: Triplets | None,
+    data: TaskData,
+    rows: np.ndarray,
+    seed: int,
+    chance: dict[str, float],
 ) -> dict[str, Any]:
     """The accuracy of triplets, with that of triplets by labels in random order as a floor."""
     floor = {} if shuffled is None else {"shuffled": _accuracy(vectors, shuffled, data, rows, seed)}
-    return _accuracy(vectors, triplets, data, rows, seed, **floor)
+    return _accuracy(vectors, triplets, data, rows, seed, **chance, **floor)
 
 
 def _accuracy(
@@ -294,7 +317,7 @@ def _accuracy(
     speakers = data.speakers[rows]
     is_known = bool((speakers != "").all()) and not data.has_known_speakers
     groups = speakers[triplets.anchors] if is_known else triplets.anchors.astype(str)
-    return mean_of(is_right(vectors, triplets), groups, "speaker" if is_known else "clip", seed, chance=CHANCE, **floor)
+    return mean_of(is_right(vectors, triplets), groups, "speaker" if is_known else "clip", seed, **floor)
 
 
 def _precisions(
@@ -327,22 +350,10 @@ def cells(study: Study, settings: DiscriminationSettings) -> list[Cell]:
 
 
 def answers(records: Sequence[dict]) -> list[str]:
-    """Whether the nearest clip is of the same kind or of the same voice, and what helps."""
+    """Whether the nearest clip is of the same kind or of the same voice, and what helps; words apart from other labels."""
     told = _told(records)
-    words = [r for r in told if r["found"]["by"] in ("edit", "difflib")]
-    lines = [
-        line for what, own in (("word", words), ("label", [r for r in told if r not in words])) for line in _hard(own, what)
-    ]
-    cures = []
-    for form in ("by_speaker", "projected"):
-        own = [r["found"]["test"][form]["hard"] for r in told if "hard" in r["found"]["test"].get(form, {})]
-        if own:
-            floor = [one["floor"]["shuffled"]["value"] for one in own if "shuffled" in one["floor"]]
-            beside = f" (with shuffled labels {100 * float(np.median(floor)):.0f} %)" if floor else ""
-            cures.append(f"{FORMS[form]} {100 * float(np.median([one['value'] for one in own])):.0f} %{beside}")
-    if lines and cures:
-        lines.append(f"What helps, median of *hard*: {', '.join(cures)}; a probe on the vector does too (layers).")
-    return lines
+    kinds = {"word": "words", "label": "other labels"}
+    return [line for what, kind in kinds.items() for line in _hard([r for r in told if r["found"]["labels"] == kind], what)]
 
 
 def _hard(records: Sequence[dict], what: str) -> list[str]:
@@ -364,11 +375,40 @@ def _hard(records: Sequence[dict], what: str) -> list[str]:
         f"{above}."
     )
     warning = f" Where it is below, the nearest clip is the same voice, not the same {what}: do not search by it as it is."
-    return [line + (warning if below else "")]
+    return [line + (warning if below else "") + _cures(hard)]
+
+
+def _cures(records: Sequence[dict]) -> str:
+    """What helps against the voice: before and after over the same cells, beside labels in random order."""
+    words = []
+    for form in ("by_speaker", "projected"):
+        tests = [record["found"]["test"] for record in records if "hard" in record["found"]["test"].get(form, {})]
+        if not tests:
+            continue
+        before, after = (_median([test[name]["hard"] for test in tests]) for name in ("raw", form))
+        shuffled = [test[form]["hard"]["floor"]["shuffled"] for test in tests if "shuffled" in test[form]["hard"]["floor"]]
+        beside = f"; with shuffled labels {_median(shuffled):.0f}" if shuffled else ""
+        above = sum(_is_above_shuffled(test[form]["hard"]) for test in tests)
+        words.append(
+            f"{FORMS[form]} {before:.0f} -> {after:.0f} % (n = {len(tests)}{beside}; above these in {above} of {len(tests)})"
+        )
+    if not words:
+        return ""
+    return f" What helps, medians over the same cells: {', '.join(words)}; a probe on the vector does too (layers)."
+
+
+def _median(figures: Sequence[dict]) -> float:
+    return 100 * float(np.median([own["value"] for own in figures]))
 
 
 def _is_above(own: dict) -> bool:
     return own["interval"] is not None and own["interval"][0] > CHANCE
+
+
+def _is_above_shuffled(own: dict) -> bool:
+    """Whether the whole interval lies above that of labels in random order."""
+    shuffled = own["floor"].get("shuffled")
+    return bool(shuffled and own["interval"] and shuffled["interval"]) and own["interval"][0] > shuffled["interval"][1]
 
 
 def _told(records: Sequence[dict]) -> list[dict]:
@@ -376,84 +416,94 @@ def _told(records: Sequence[dict]) -> list[dict]:
 
 
 def by_language(records: Sequence[dict]) -> list[dict[str, Any]]:
-    """Encoders that say what they have learnt from, by the language of the tasks: mean of each condition over its tasks."""
-    groups: dict[tuple[str, str, str], list[dict]] = {}
-    for record in _told(records):
-        found = record["found"]
-        if found.get("learnt_from") and found["language"]:
-            names = (record["about"]["encoder"], found["learnt_from"], found["language"])
-            groups.setdefault(names, []).append(found["test"]["raw"])
+    """Encoders that say what they have learnt from, on every task that has a language: the figures of the vectors as they are.
+
+    A line is of one task: those of one language may have words for labels, or others, which a mean would mix. Lines of one
+    kind of labels are together, and in them those of one encoder, matched languages first.
+    """
     lines = []
-    for (encoder, learnt_from, language), own in groups.items():
-        values = {c: [one[c]["value"] for one in own if c in one] for c in CONDITIONS}
-        means = {c: float(np.mean(of)) for c, of in values.items() if of}
-        about = {"encoder": encoder, "learnt_from": learnt_from, "language": language, "is_matched": learnt_from == language}
-        lines.append({**about, "tasks": len(own), **means})
-    return lines
+    for record in _told(records):
+        found, about = record["found"], record["about"]
+        if found.get("learnt_from") and found["language"]:
+            languages = {"learnt_from": found["learnt_from"], "language": found["language"]}
+            is_matched = found["learnt_from"] == found["language"]
+            own = {**about, **languages, "labels": found["labels"], "is_matched": is_matched}
+            lines.append({**own, **found["test"]["raw"]})
+    encoders = list(dict.fromkeys(own["encoder"] for own in lines))
+    return sorted(lines, key=lambda own: (own["labels"] != "words", encoders.index(own["encoder"]), not own["is_matched"]))
 
 
 def _language_table(records: Sequence[dict]) -> list[str]:
     lines = []
     for own in by_language(records):
-        values = [f"{100 * own[c]:.1f}" if c in own else "–" for c in CONDITIONS]
         match = "matched" if own["is_matched"] else "mismatched"
-        lines.append([own["encoder"], own["learnt_from"], own["language"], match, *values, str(own["tasks"])])
-    columns = ["encoder", "learnt from", "tasks in", "vocabulary", *(f"{c}, %" for c in CONDITIONS), "tasks"]
+        about = [own[name] for name in ("labels", "encoder", "learnt_from", "language")]
+        lines.append([*about, match, own["task"], *(_beside(own.get(c)) for c in CONDITIONS), _count(own)])
+    columns = ["labels", "encoder", "learnt from", "language", "vocabulary", "task", *_condition_columns(), "triplets"]
     what = "By language, vectors as they are; words of a language that a model has not learnt from are new to it (mismatched):"
     return [what, markdown_table(columns, lines)] if lines else []
 
 
-HOW = (
-    "Every clip of a split is an anchor; the vector is the one whose *across* triplets (*any*, where no speaker is known) are "
-    "right most often on the validation clips, and the table is of the test clips. *any*: positive and negative by whomever; "
-    "*across*: both by speakers other than the anchor's; *hard*: the positive by another speaker, the negative by the "
-    "anchor's own. Ties are wrong; chance is 50 %. Intervals draw speakers (clips where these are unknown or the labels). Of "
-    "words the negative is another word with the smallest edit distance, unless said otherwise. Average precision is over all "
-    "pairs of test clips, beside the share of pairs of one label. The learnt projection: linear discriminants of the training "
-    "clips."
-)
+def _how(most_pairs: int) -> str:
+    return (
+        "Every clip of a split is an anchor; the vector is the one whose *across* triplets (*any*, where no speaker is "
+        "known) are right most often on the validation clips, and the table is of the test clips. *any*: positive and "
+        "negative by whomever; *across*: both by speakers other than the anchor's; *hard*: the positive by another "
+        "speaker, the negative by the anchor's own. Ties are wrong. Intervals draw speakers (clips where these are "
+        "unknown or the labels). Of words the negative is the other word with the smallest edit distance of which there "
+        "is a clip that fits, unless said otherwise. In brackets: the same triplets by labels in random order, which is "
+        "what knowing no label gives; * where the whole interval lies above theirs. Knowing neither label nor voice gives "
+        "50 %; knowing the voice gives less in *hard*; and with each speaker's mean taken off more, as the clips of a "
+        "speaker then point away from each other: such figures are to be judged by the brackets only. The means that are "
+        "taken off are those of the test clips. The learnt projection: linear discriminants of the training clips. "
+        "Average precision is over all pairs of test clips, beside the share of pairs of one label; where there are more "
+        f"than {most_pairs:,} pairs, over those of a draw of clips."
+    )
 
 
 def section(records: Sequence[dict]) -> list[str]:
     """Triplets and average precision in all forms."""
+    if not records:
+        return []
     lines = []
     for record in _told(records):
-        found = record["found"]
+        found, about = record["found"], record["about"]
         for form, own in found["test"].items():
-            cells_ = [_percent(own.get(condition)) for condition in CONDITIONS]
-            shuffled = [_percent(own[c]["floor"].get("shuffled")) for c in CONDITIONS if c in own][-1:]
             precision = found["precision"][form]
             share = f"{100 * precision['floor']['chance']:.1f}"
-            first = own[next(iter(own))]
             lines.append(
                 [
-                    *(
-                        record["about"]["task"],
-                        record["about"]["encoder"],
-                        found["chosen"].removeprefix("layer "),
-                        FORMS[form],
-                    ),
-                    *cells_,
-                    *(shuffled or ["–"]),
-                    f"{first['n']}, {first['units']} {first['unit']}s",
+                    *(about["task"], about["encoder"], found["chosen"].removeprefix("layer "), FORMS[form]),
+                    *(_beside(own.get(condition)) for condition in CONDITIONS),
+                    _count(own),
                     f"{_percent(precision)}, share {share}",
+                    f"{precision['n']}",
                 ]
             )
     obstacles = [f"{r['about']['task']}: {r['found']['obstacle']}." for r in records if "obstacle" in r["found"]]
-    conditions = [f"{condition}, %" for condition in CONDITIONS]
-    columns = [
-        "task",
-        "encoder",
-        "vector",
-        "form",
-        *conditions,
-        "shuffled labels (the last)",
-        "triplets",
-        "average precision, %",
-    ]
+    columns = ["task", "encoder", "vector", "form", *_condition_columns(), "triplets", "average precision, %", "pairs"]
     pictures = [f"![{c} triplets](pictures/{NAME}_{c}.png)" for c in _drawn(records)]
     table = markdown_table(columns, lines)
-    return [HOW, *pictures, table, *_language_table(records), *dict.fromkeys(obstacles)]
+    how = _how(records[0]["settings"]["most_pairs"])
+    return [how, *pictures, table, *_language_table(records), *dict.fromkeys(obstacles)]
+
+
+def _condition_columns() -> list[str]:
+    return [f"{condition}, % (shuffled)" for condition in CONDITIONS]
+
+
+def _beside(own: dict | None) -> str:
+    """A figure, and that of labels in random order in brackets."""
+    if own is None or "shuffled" not in own["floor"]:
+        return _percent(own)
+    mark = " *" if _is_above_shuffled(own) else ""
+    return f"{_percent(own)}{mark} ({_percent(own['floor']['shuffled'])})"
+
+
+def _count(own: dict) -> str:
+    """Of each condition how many triplets, of how many speakers or clips: once where all conditions have as many."""
+    counts = [f"{own[c]['n']}, {own[c]['units']} {own[c]['unit']}s" for c in CONDITIONS if c in own]
+    return counts[0] if len(set(counts)) == 1 else "; ".join(counts)
 
 
 def _percent(own: dict | None) -> str:

@@ -12,24 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wavcse.analysis.encoders import AnalyzedEncoder
-from wavcse.analysis.figures import jackknifed, shown_figure
+from wavcse.analysis.figures import figure, half_width, jackknifed, rows_without, shown_figure
 from wavcse.analysis.study import Analysis, Cell, Study, cell_name, encoder_cell
 from wavcse.reports.figures import heat_map, new_axes
 from wavcse.reports.page import markdown_table
 from wavcse.retrieval.nearest import unit_rows
-from wavcse.settings.fields import CheckedFields, option
+from wavcse.settings.fields import CheckedFields, check_choice, option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "geometry"
 SHUFFLES = 20
+DECIMALS = 4  # of the tables of CKA in records
 
 
 @dataclass
@@ -37,6 +38,7 @@ class GeometrySettings(CheckedFields):
     """Settings of `geometry`."""
 
     most_clips: int = option(300, "Clips per task; of more a draw.", at_least=8)
+    compare_on: list[str] = option(list, "Tasks on whose clips encoders are compared.", "all", commas=True)
 
 
 def gram_of(vectors: np.ndarray) -> np.ndarray:
@@ -57,10 +59,25 @@ def u_centred(gram: np.ndarray) -> np.ndarray:
 
 def cka(one: np.ndarray, other: np.ndarray) -> float:
     """Linear CKA of two Gram matrices `[N, N]` of the same clips, N > 3; nan where one of them does not vary."""
-    a, b = u_centred(one), u_centred(other)
-    if any(np.sum(own**2) <= 1e-20 * np.sum(gram**2) for own, gram in ((a, one), (b, other))):  # nothing but rounding
-        return float("nan")
-    return float(np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b)))
+    return float(np.sum(cka_direction(one) * cka_direction(other)))
+
+
+def cka_direction(gram: np.ndarray) -> np.ndarray:
+    """A Gram matrix `[N, N]`, centred and of length 1, so that CKA is a product of two; nan where the vectors do not vary."""
+    centred = u_centred(gram)
+    square = np.sum(centred**2)
+    if square <= 1e-20 * np.sum(gram**2):  # nothing but rounding
+        return np.full_like(centred, np.nan)
+    return centred / np.sqrt(square)
+
+
+def cka_table(one: Sequence[np.ndarray], other: Sequence[np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
+    """CKA of every Gram matrix of one list with every one of another, `[A, B]`, of some rows."""
+    first, second = (
+        np.stack([cka_direction(gram if rows is None else gram[np.ix_(rows, rows)]).ravel() for gram in grams])
+        for grams in (one, other)
+    )
+    return first @ second.T
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
@@ -114,7 +131,7 @@ def geometry_of(study: Study, encoder: AnalyzedEncoder, task: str, settings: Geo
             if name == "label" or not data.has_known_speakers:
                 own[f"variance_{name}"] = _variance(vectors, column, jackknife, study.seed)
         views.append(own)
-    return {"title": data.task.title, "views": views, **_ckas(study, encoder, encoder, task, rows, jackknife)}
+    return {"title": data.task.title, "views": views, **_ckas(study, encoder, encoder, task, rows, groups, unit)}
 
 
 def _variance(vectors: np.ndarray, column: np.ndarray, jackknife: Callable, seed: int) -> dict[str, Any]:
@@ -134,24 +151,36 @@ def drawn(study: Study, task: str, most: int) -> np.ndarray:
 
 
 def _ckas(
-    study: Study, one: AnalyzedEncoder, other: AnalyzedEncoder, task: str, rows: np.ndarray, jackknife: Callable
+    study: Study, one: AnalyzedEncoder, other: AnalyzedEncoder, task: str, rows: np.ndarray, groups: np.ndarray, unit: str
 ) -> dict[str, Any]:
-    """CKA of all vectors of two encoders, and of the most similar two (not the same) its interval and floor."""
-    grams = [{v.name: gram_of(study.vectors(e, v, task)[rows]) for v in e.views} for e in (one, other)]
-    values = np.array([[cka(a, b) for b in grams[1].values()] for a in grams[0].values()])
-    names = [list(own) for own in grams]
-    found = {"rows": names[0], "columns": names[1], "cka": values.tolist()}
+    """CKA of all vectors of two encoders, with half of each interval and with the floor of clips in random order.
+
+    Of the most similar two (not the same) a figure besides.
+    """
+    names = [[view.name for view in encoder.views] for encoder in (one, other)]
+    grams = [[gram_of(study.vectors(e, view, task)[rows]) for view in e.views] for e in (one, other)]
+    values, half = cka_table(*grams), None
+    without = [cka_table(*grams, kept) for kept in rows_without(groups, study.seed)]
+    if len(without) > 2:
+        half = half_width(np.array(without))
+    order = np.random.default_rng(study.seed).permutation(len(rows))
+    shuffled = cka_table(grams[0], [gram[np.ix_(order, order)] for gram in grams[1]])
+    tables = {"cka": values, "cka_half_width": half, "cka_shuffled": shuffled}
+    found = {"rows": names[0], "columns": names[1], **{name: _rounded(table) for name, table in tables.items()}}
     compared = values.copy()
     if one is other:
         np.fill_diagonal(compared, -np.inf)
     if not np.isfinite(compared).any():
         return {**found, "nearest": None}
     i, j = np.unravel_index(np.nanargmax(compared), compared.shape)
-    a, b = grams[0][names[0][i]], grams[1][names[1][j]]
-    order = np.random.default_rng(study.seed).permutation(len(rows))
-    shuffled = cka(a, b[np.ix_(order, order)])
-    nearest = jackknife(lambda kept: cka(a[np.ix_(kept, kept)], b[np.ix_(kept, kept)]), shuffled=shuffled)
+    interval = None if half is None else (values[i, j] - half[i, j], values[i, j] + half[i, j])
+    counts = (len(rows), len(np.unique(groups)), unit)
+    nearest = figure(values[i, j], interval, *counts, shuffled=float(shuffled[i, j]))
     return {**found, "nearest": {"views": [names[0][i], names[1][j]], **nearest}}
+
+
+def _rounded(table: np.ndarray | None) -> list[list[float]] | None:
+    return None if table is None else np.round(table, DECIMALS).tolist()
 
 
 def compare_encoders(study: Study, one: AnalyzedEncoder, other: AnalyzedEncoder, task: str, most: int) -> dict[str, Any]:
@@ -159,18 +188,19 @@ def compare_encoders(study: Study, one: AnalyzedEncoder, other: AnalyzedEncoder,
     rows = drawn(study, task, most)
     speakers = study.tasks[task].speakers[rows].astype(str)
     is_known = bool((speakers != "").all())
-    groups, unit = (speakers, "speaker") if is_known else (rows.astype(str), "clip")
-    return _ckas(study, one, other, task, rows, partial(jackknifed, groups=groups, unit=unit, seed=study.seed))
+    return _ckas(study, one, other, task, rows, *((speakers, "speaker") if is_known else (rows.astype(str), "clip")))
 
 
 def cells(study: Study, settings: GeometrySettings) -> list[Cell]:
-    """Every encoder on every task; and every pair of encoders, on the first task."""
+    """Every encoder on every task; and every pair of encoders, on every task or those that are named."""
     found = [
         encoder_cell(study, encoder, task, lambda e=encoder, t=task: geometry_of(study, e, t, settings))
         for encoder, task in study.pairs()
     ]
-    task = next(iter(study.tasks))
-    for one, other in combinations(study.encoders, 2):
+    for task in settings.compare_on:
+        check_choice("analyses.geometry: compare_on", task, study.tasks)
+    pairs = combinations(study.encoders, 2)
+    for (one, other), task in product(pairs, settings.compare_on or study.tasks):
         about = {"task": task, "encoder": one.name, "other": other.name}
         key = [*study.key_of_task(one, task), *study.key_of_task(other, task)]
         compute = partial(compare_encoders, study, one, other, task, settings.most_clips)
@@ -209,7 +239,8 @@ def _variances(records: Sequence[dict]) -> list[str]:
 HOW = (
     "Mean cosine over pairs of clips; effective rank, beside that of noise of the same size; shares of the variance between "
     "labels and between speakers, beside those of shuffled ones. Intervals leave out speakers (jackknife). CKA is unbiased: 0 "
-    "for vectors that have nothing to do with each other."
+    "for vectors that have nothing to do with each other. The maps are of the clips of the first task; the intervals of their "
+    "cells, and the maps of the other tasks, are in records/geometry."
 )
 
 
@@ -244,7 +275,7 @@ def section(records: Sequence[dict]) -> list[str]:
     ]
     if nearest:
         table = markdown_table(["vector", "most similar of another encoder", "CKA", "shuffled clips", "clips of"], nearest)
-        blocks += ["The most similar vectors of every two encoders:", table]
+        blocks += ["The most similar vectors of every two encoders, task by task:", table]
     return [*blocks, markdown_table(columns, lines)]
 
 

@@ -20,7 +20,7 @@ from wavcse.eval.probe import resampling_unit
 from wavcse.reports.figures import new_axes
 from wavcse.reports.page import markdown_table
 from wavcse.retrieval.nearest import unit_rows
-from wavcse.retrieval.projection import LEAST_ROWS, METHODS, points_of
+from wavcse.retrieval.projection import EXTRA, LEAST_ROWS, METHODS, points_of
 from wavcse.settings.fields import CheckedFields, option
 
 if TYPE_CHECKING:
@@ -54,12 +54,16 @@ def draw_plane(study: Study, encoder: AnalyzedEncoder, task: str, settings: Maps
     keep = {"view": view, "title": data.task.title, "labels": labels.tolist()}
     near = {"vectors": mean_of(agreement(unit_rows(vectors), labels), groups, unit, study.seed, chance=chance)}
     points = {}
-    for method in settings.methods:
-        if method == "umap" and importlib.util.find_spec("umap") is None:
-            continue
+    for method in usable_methods(settings.methods):
         points[method] = points_of(vectors, method, study.seed)
         near[method] = mean_of(agreement(points[method], labels), groups, unit, study.seed, chance=chance)
-    return {**keep, "points": {name: np.round(own, 4).tolist() for name, own in points.items()}, "neighbours": near}
+    planes = {name: np.round(own, 4).tolist() for name, own in points.items()}
+    return {**keep, "points": planes, "left_out": sorted(set(settings.methods) - set(points)), "neighbours": near}
+
+
+def usable_methods(methods: Sequence[str]) -> list[str]:
+    """Those whose library is installed."""
+    return [method for method in methods if method != "umap" or importlib.util.find_spec("umap") is not None]
 
 
 def agreement(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -76,7 +80,7 @@ def cells(study: Study, settings: MapsSettings) -> list[Cell]:
     return [
         encoder_cell(
             *(study, encoder, task, lambda e=encoder, t=task: draw_plane(study, e, t, settings)),
-            study.found("layers", encoder, task)["chosen"],
+            *(study.found("layers", encoder, task)["chosen"], usable_methods(settings.methods)),
         )
         for encoder, task in study.pairs()
         if study.tasks[task].task.kind == "classification"
@@ -89,8 +93,10 @@ def cells(study: Study, settings: MapsSettings) -> list[Cell]:
 
 
 def answers(records: Sequence[dict]) -> list[str]:
-    """Nothing: pictures are to be looked at."""
-    return []
+    """What is not drawn; pictures are to be looked at."""
+    missing = sorted({method for record in records for method in record["found"]["left_out"]})
+    names = " and ".join(f"`{method}`" for method in missing)
+    return [f'`maps` are without {names}: umap-learn is not installed (pip install "wavcse[{EXTRA}]").'] if missing else []
 
 
 def section(records: Sequence[dict]) -> list[str]:
@@ -113,10 +119,11 @@ def section(records: Sequence[dict]) -> list[str]:
         )
     columns = ["task", "encoder", "vector", "vectors", *METHODS, "by chance", "clips"]
     return [
+        *answers(records),
         f"Test clips at the chosen vector. The table: % of the {NEIGHBOURS} nearest clips that have the clip's label, by "
         "cosine of the vectors and in the plane. Distances between groups mean little in t-SNE and UMAP.",
         markdown_table(columns, lines),
-        *(f"![{_name(record)}](pictures/{NAME}_{_name(record)}.png)" for record in records),
+        *(f"![{_name(record)}](pictures/{NAME}_{_name(record)}.png)" for record in _drawn(records)),
     ]
 
 
@@ -126,14 +133,18 @@ def _name(record: dict) -> str:
 
 def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Figure]]:
     """A picture per task and encoder."""
-    return {f"{NAME}_{_name(record)}": partial(draw, name=_name(record)) for record in records}
+    return {f"{NAME}_{_name(record)}": partial(draw, name=_name(record)) for record in _drawn(records)}
+
+
+def _drawn(records: Sequence[dict]) -> list[dict]:
+    return [record for record in records if record["found"]["points"]]
 
 
 def draw(records: Sequence[dict], name: str) -> Figure:
     """A plane per method: a point per clip, and the middle of every label by its name."""
     found = next(record["found"] for record in records if _name(record) == name)
     labels, planes = np.array(found["labels"]), found["points"]
-    figure_, axes = new_axes(4.5 * max(1, len(planes)), 4.2, columns=max(1, len(planes)))
+    figure_, axes = new_axes(4.5 * len(planes), 4.2, columns=len(planes))
     names, counts = np.unique(labels, return_counts=True)
     named = set(names[np.argsort(-counts, kind="stable")[:MOST_LABELS]])
     for plot, (method, points) in zip(axes, planes.items()):

@@ -20,10 +20,10 @@ import soundfile
 from wavcse.analysis.analyses.geometry import mean_cosine
 from wavcse.analysis.analyses.layers import Judge, predictions_of
 from wavcse.analysis.encoders import AnalyzedEncoder, View
-from wavcse.analysis.figures import mean_of, metric_unit, shown_figure
+from wavcse.analysis.figures import mean_of, measured, metric_unit, shown_figure
 from wavcse.analysis.study import Analysis, Cell, Study, encoder_cell
 from wavcse.audio_wavcse import resample
-from wavcse.eval.metrics import paired_interval
+from wavcse.eval.metrics import METRICS, paired_interval
 from wavcse.eval.probe import resampling_unit
 from wavcse.eval.probe_stack import fit_all
 from wavcse.eval.table import shown
@@ -100,25 +100,26 @@ def change_clips(study: Study, encoder: AnalyzedEncoder, task: str, settings: Ro
     unit, groups = resampling_unit(judge.data, rows)
     labels = judge.labels[rows]
     answers_ = predictions_of(run, clean, judge.objective).reshape(len(rows), -1)
-    different = mean_cosine(clean)
+    different, chance = mean_cosine(clean), _chance(study, encoder, task)
+    clean_figure = measured(judge.metric, labels, answers_, groups, unit, study.seed, chance=chance)
     changes = []
     for name in settings.changes:
         changed = _embedded(encoder, view, [CHANGES[name](own, encoder.sampling_rate, rng) for own in waveforms])
         cosines = np.sum(unit_rows(clean) * unit_rows(changed), axis=1)
         own = predictions_of(run, changed, judge.objective).reshape(len(rows), -1)
         loss = paired_interval(judge.metric, labels, [answers_], [own], groups, study.seed)
-        values = [judge.metric.compute(labels, predicted) for predicted in (answers_, own)]
+        changed_figure = measured(judge.metric, labels, own, groups, unit, study.seed, chance=chance)
+        lost = clean_figure["value"] - changed_figure["value"]
         changes.append(
             {
                 "change": name,
                 "cosine": mean_of(cosines, groups, unit, study.seed, different_clips=different),
-                "figure": values[1],
-                "loss": {"value": values[0] - values[1], "interval": None if loss is None else list(loss)},
+                "figure": changed_figure,
+                "loss": {"value": lost, "interval": None if loss is None else list(loss)},
             }
         )
-    clean_figure = judge.metric.compute(labels, answers_)
     found = {"title": judge.data.task.title, "metric": judge.data.task.metrics[0], "view": view.name}
-    return {**found, "n": len(rows), "clean": clean_figure, "chance": _chance(study, encoder, task), "changes": changes}
+    return {**found, "n": len(rows), "clean": clean_figure, "chance": chance, "changes": changes}
 
 
 def _chance(study: Study, encoder: AnalyzedEncoder, task: str) -> float:
@@ -168,12 +169,14 @@ def answers(records: Sequence[dict]) -> list[str]:
 
 
 def _worst(records: Sequence[dict]) -> list[str]:
-    """Which change costs most."""
+    """Which change costs most: of scores the largest fall, of errors the largest rise; a gain costs nothing."""
     words = []
     for record in records:
-        worst = max(record["found"]["changes"], key=lambda own: abs(own["loss"]["value"]))
-        loss = shown(worst["loss"]["value"], metric_unit(record["found"]["metric"]))
-        words.append(f"`{record['about']['encoder']}` on {record['about']['task']} {loss} by {worst['change']}")
+        metric, about = METRICS[record["found"]["metric"]], record["about"]
+        sign = 1 if metric.greater_is_better else -1
+        worst = max(record["found"]["changes"], key=lambda own: sign * own["loss"]["value"])
+        cost = f"{shown_figure(worst['loss'], metric.unit)} by {worst['change']}"
+        words.append(f"`{about['encoder']}` on {about['task']} {cost if sign * worst['loss']['value'] > 0 else 'nothing'}")
     return [f"What costs a probe that has learnt from clean clips most: {', '.join(words)}."] if words else []
 
 
@@ -184,13 +187,13 @@ def section(records: Sequence[dict]) -> list[str]:
         found, unit = record["found"], metric_unit(record["found"]["metric"])
         for own in found["changes"]:
             floor = own["cosine"]["floor"]["different_clips"]
-            clean, chance = shown(found["clean"], unit), shown(found["chance"], unit)
+            clean, chance = shown_figure(found["clean"], unit), shown(found["chance"], unit)
             lines.append(
                 [
                     *(record["about"]["task"], record["about"]["encoder"], found["view"].removeprefix("layer ")),
                     own["change"],
                     f"{shown_figure(own['cosine'], 'plain')}, different clips {floor:.3f}",
-                    f"{shown(own['figure'], unit)}, clean {clean}, constant {chance}",
+                    f"{shown_figure(own['figure'], unit)}, clean {clean}, constant {chance}",
                     shown_figure(own["loss"], unit),
                     str(found["n"]),
                 ]

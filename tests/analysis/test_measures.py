@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import hypergeom
 from sklearn.metrics import average_precision_score
 
+from wavcse.analysis.analyses import overlap
 from wavcse.analysis.analyses.discrimination import (
     PRECISION,
     Triplets,
@@ -18,11 +19,12 @@ from wavcse.analysis.analyses.discrimination import (
     is_right,
     make_triplets,
 )
-from wavcse.analysis.analyses.geometry import cka, effective_rank, gram_of, mean_cosine, variance_between
+from wavcse.analysis.analyses.geometry import cka, cka_table, effective_rank, gram_of, mean_cosine, variance_between
 from wavcse.analysis.analyses.layers import is_above_floors
-from wavcse.analysis.analyses.overlap import holm, overlap_of
+from wavcse.analysis.analyses.overlap import corrected, holm, overlap_of, overlaps, shared_view
 from wavcse.analysis.analyses.prosody import RATE_HZ, duration, energy, pitch
-from wavcse.analysis.figures import figure, jackknifed
+from wavcse.analysis.figures import figure, half_width, jackknifed, rows_without
+from wavcse.analysis.report import lines_on_top
 
 AUTHORS_LISTS = Path(__file__).parents[3] / "shared/design/important_dims.json"
 
@@ -35,16 +37,16 @@ def test_edit_distance(one, other, distance):
     assert edit_distance(one, other) == edit_distance(other, one) == distance
 
 
-def test_closest_labels_are_other_words_and_may_be_several():
+def test_labels_come_nearest_first_and_equally_near_ones_together():
     words = ["go", "no", "left", "right"]
     assert closest_labels(words, "edit") == {
-        "go": ["no"],
-        "no": ["go"],
-        "left": ["go", "no", "right"],
-        "right": ["go", "left"],
+        "go": [["no"], ["left", "right"]],  # distances 1, 4, 4
+        "no": [["go"], ["left"], ["right"]],  # 1, 4, 5
+        "left": [["go", "no", "right"]],  # 4
+        "right": [["go", "left"], ["no"]],  # 4, 4, 5
     }
-    assert closest_labels(words, "difflib")["right"] == ["go"]  # 2 of 7 letters match, of "left" 2 of 9
-    assert closest_labels(words, "random")["go"] == ["no", "left", "right"]
+    assert closest_labels(words, "difflib")["right"][0] == ["go"]  # 2 of 7 letters match, of "left" 2 of 9
+    assert closest_labels(words, "random")["go"] == [["no", "left", "right"]]
     assert closest_labels(["go"], "edit") == {"go": []}
 
 
@@ -71,6 +73,25 @@ def test_conditions_choose_speakers_as_they_say():
             assert ((negatives == anchors) if condition == "hard" else (negatives != anchors)).all()
     hard = make_triplets(labels, speakers, "hard", closest, 1, 0)
     assert set(hard.anchors) == {0, 1, 2, 3}  # z has one label only, and the last clip no speaker
+
+
+def test_a_negative_is_of_the_closest_label_that_has_a_clip_which_fits():
+    labels = np.array(["go", "go", "no", "left", "nor", "go", "left"], dtype=object)
+    speakers = np.array(["x", "y", "y", "x", "x", "z", "z"], dtype=object)
+    closest = closest_labels(sorted(set(labels)), "edit")
+    assert closest["go"] == [["no"], ["nor"], ["left"]]
+
+    def negatives(condition, anchor):
+        own = make_triplets(labels, speakers, condition, closest, 30, 0)
+        return set(own.negatives[own.anchors == anchor].tolist())
+
+    assert negatives("any", 0) == {2}  # the only "no"
+    assert negatives("across", 0) == {2}
+    assert negatives("hard", 0) == {4}  # x has said no "no": "nor" comes next, not "left"
+    assert negatives("hard", 1) == {2}
+    assert negatives("hard", 5) == {6}  # z has said neither: "left" is the nearest that is there
+    assert negatives("across", 3) == {1, 2, 5}  # to "left" all others are equally near: what others than x have said
+    assert negatives("hard", 3) == {0, 4}
 
 
 def test_resampled_precision_is_that_of_repeated_pairs():
@@ -112,6 +133,46 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+def test_overlaps_of_tasks_and_seeds_beside_scipy_and_a_holm_by_hand():
+    size = 40
+    lists = {
+        "word": [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 8], [0, 1, 2, 3, 20, 21, 22, 23]],
+        "emotion": [[0, 1, 2, 3, 4, 5, 30, 31], [10, 11, 12, 13, 14, 15, 16, 17], [0, 1, 2, 3, 4, 5, 6, 7]],
+        "gender": [[7, 32, 33, 34, 35, 36, 37, 38]],
+    }
+    one, two = ({"about": {"encoder": name}, "found": overlaps(lists, size, "layer 3")} for name in ("a", "b"))
+    assert (one["found"]["view"], one["found"]["kept"], one["found"]["size"]) == ("layer 3", 8, 40)
+    pairs = {tuple(own["tasks"]): own for own in one["found"]["pairs"]}
+    assert {tasks: own["shared"] for tasks, own in pairs.items()} == {
+        ("word", "emotion"): 6,
+        ("word", "gender"): 1,
+        ("emotion", "gender"): 0,
+    }
+    for own in pairs.values():
+        assert own["expected"] == pytest.approx(8 * 8 / 40)
+        assert own["p"] == pytest.approx(sum(hypergeom.pmf(k, size, 8, 8) for k in range(own["shared"], 9)))
+    assert pairs["word", "emotion"]["share_of_seeds"] == [0.0, 1.0]
+    ceiling = one["found"]["ceilings"]["word"]
+    assert [own["shared"] for own in ceiling["pairs"]] == [7, 4, 4]
+    assert [own["seeds"] for own in ceiling["pairs"]] == [[0, 1], [0, 2], [1, 2]]
+    assert (ceiling["value"], ceiling["interval"], ceiling["floor"]) == (pytest.approx(5 / 8), [0.5, 7 / 8], 0.2)
+    assert ceiling["pairs"][0]["p"] == pytest.approx(hypergeom.sf(6, size, 8, 8))
+    assert one["found"]["ceilings"]["gender"] is None  # one seed
+    tasks, seeds = corrected([one, two])
+    assert (len(tasks), len(seeds)) == (6, 12)
+    p = hypergeom.sf(5, size, 8, 8)
+    by_hand = [min(1, 6 * p), 1.0, 1.0] * 2  # the two smallest are equal; then 4 * 0.86 and more, cut at 1
+    assert [own["p_holm"] for own in tasks] == pytest.approx(by_hand)
+    assert overlap.answers([one, two])[0].startswith("2 of 6 pairs of tasks, at one vector per encoder, share more")
+    assert "| a | word | 0 and 1 | 7 (1.6) | 88 |" in overlap.section([one, two])[-1]
+
+
+def test_overlaps_are_of_the_vector_that_most_tasks_have_chosen():
+    records = [{"found": {"view": view}} for view in ("layer 1", "layer 2", "layer 2", "embedding")]
+    assert shared_view(records) == "layer 2"
+    assert shared_view(records[:2]) == "layer 1"
+
+
 def test_cka_does_not_see_rotations_and_scales_and_is_zero_for_what_is_unrelated():
     rng = np.random.default_rng(0)
     vectors, others = rng.standard_normal((2, 60, 200))
@@ -120,6 +181,22 @@ def test_cka_does_not_see_rotations_and_scales_and_is_zero_for_what_is_unrelated
     assert cka(gram_of(vectors), gram_of(turned)) == pytest.approx(1)
     assert abs(cka(gram_of(vectors), gram_of(others))) < 0.1  # the usual, biased estimate gives 0.77 here
     assert np.isnan(cka(gram_of(vectors), gram_of(np.ones((60, 2)))))
+
+
+def test_a_table_of_cka_is_that_of_every_pair_and_so_are_its_intervals():
+    rng = np.random.default_rng(0)
+    vectors = [rng.standard_normal((30, 5)) for _ in range(2)]
+    vectors.append(vectors[0] + 0.5 * rng.standard_normal((30, 5)))
+    grams, groups = [gram_of(own) for own in (*vectors, np.ones((30, 2)))], np.repeat(np.arange(10), 3)
+    values = cka_table(grams, grams)
+    half = half_width(np.array([cka_table(grams, grams, rows) for rows in rows_without(groups, 0)]))
+    assert np.isnan(values[3]).all()
+    np.testing.assert_allclose(np.diag(values)[:3], 1)
+    for i, j in ((0, 1), (0, 2), (2, 1)):
+        one, other = grams[i], grams[j]
+        own = jackknifed(lambda rows, a=one, b=other: cka(a[np.ix_(rows, rows)], b[np.ix_(rows, rows)]), groups, "speaker", 0)
+        assert own["value"] == pytest.approx(values[i, j])
+        assert own["interval"] == pytest.approx([values[i, j] - half[i, j], values[i, j] + half[i, j]])
 
 
 def test_effective_rank_is_the_number_of_equal_directions():
@@ -163,6 +240,16 @@ def test_a_figure_is_above_its_floors_by_the_whole_interval():
     assert is_above_floors(found((0.2, 0.3), [-0.6, -0.1], (0.35, 0.5), greater_is_better=False))  # an error
     assert not is_above_floors(found((0.2, 0.3), [0.1, 0.6], (0.35, 0.5), greater_is_better=False))
     assert not is_above_floors(found((0.2, 0.4), [-0.6, -0.1], (0.35, 0.5), greater_is_better=False))
+
+
+def test_ten_lines_on_top_at_most_and_every_sentence_in_them():
+    groups = [[f"layers {place} {'x' * place}." for place in range(8)], ["one."], [], ["a.", "b."], ["cost."]]
+    lines = lines_on_top(groups)
+    assert len(lines) == 10
+    assert " ".join(lines) == " ".join(line for group in groups for line in group)
+    assert "a. b." in lines  # the shortest ones
+    assert lines_on_top(groups[1:]) == ["one.", "a.", "b.", "cost."]
+    assert len(lines_on_top([[str(place)] for place in range(12)])) == 12  # of different analyses
 
 
 @pytest.mark.parametrize("hertz", [80, 125, 210, 330])

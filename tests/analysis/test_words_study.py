@@ -78,4 +78,11 @@ def test_killed_twice_it_finds_the_same(recipe, quick_probes, tmp_path):
     assert "robustness/word__lee" in whole
     assert "robustness/emotion__lee" not in whole  # of a changed utterance the words are not known
     text = (tmp_path / "killed/report.md").read_text()
-    assert "| siamese | en | en | matched |" in text
+    form = "spelling (hashed character n-grams: the form of a word, how it is written, not what it means)"
+    for path in (tmp_path / "whole/records").glob("*/*.json"):
+        record = json.loads(path.read_text())
+        expected = {"lee": form} if "lee" in record["about"].values() else None
+        assert record.get("targets") == expected, path.name
+    assert "learnt to name `spelling`: hashed character n-grams: the form of a word" in text
+    assert len([line for line in text.partition("\n## ")[0].splitlines() if line.startswith("- ")]) <= 10
+    assert "| words | siamese | en | en | matched | word |" in text
