@@ -104,6 +104,7 @@ def _new_upstream(args: MultiTaskArguments, config: PretrainedConfig) -> PreTrai
     if not is_whisper(config):
         return new_encoder(config, args.start, args.fast_parts)
     encoder = load_upstream(args.start, config)
+    encoder.embed_positions.requires_grad_(False)  # Whisper's sinusoids are no weights, which transformers' loading forgets
     if args.fast_parts:
         use_linear(encoder)
     return encoder

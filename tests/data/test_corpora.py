@@ -26,6 +26,7 @@ from wavcse.eval.__main__ import main as evaluate
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
 from wavcse.tests.helpers.corpus_trees import RATE, manifest_of, table_of, write_text, write_wav
+from wavcse.tests.helpers.iemocap_tree import ER_COUNTS, HEADER, evaluation, write_iemocap, write_transcriptions
 from wavcse.tests.helpers.processes import run_python
 
 # Codes of real speakers with the split that the lists of the corpus give them.
@@ -289,35 +290,10 @@ def test_a_faulty_voxceleb_is_refused_with_what_is_wrong(voxceleb, tmp_path, cap
 
 # --- IEMOCAP ---------------------------------------------------------------------------------------------------------
 
-HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]"
-CODES = ["neu", "exc", "ang", "fru", "sad", "hap", "xxx", "neu", "ang", "sad", "neu", "sur"]  # 9 of 12 in the four classes
-
-
-def evaluation(turn: str, code: str, dimensions: tuple[float, float, float] = (2.5, 3.0, 3.5)) -> list[str]:
-    """A turn's lines as the corpus has them: the consensus, then single evaluators."""
-    values = ", ".join(f"{value:.4f}" for value in dimensions)
-    return [f"[6.2901 - 8.2357]\t{turn}\t{code}\t[{values}]", "C-E2:\tNeutral;\t()", "A-E3:\tval 3; act 2; dom  2;\t()", ""]
-
 
 @pytest.fixture
 def iemocap(tmp_path) -> Path:
-    """Five sessions with an improvised and a scripted dialog of 6 turns each, 3 by either actor: 9 x 5 in the four classes."""
-    root = tmp_path / "IEMOCAP_full_release"
-    for session in range(1, 6):
-        codes = iter(CODES)
-        for dialog in (f"Ses0{session}F_impro01", f"Ses0{session}M_script01_1b"):
-            lines = [HEADER, ""]
-            for turn in (f"{dialog}_{gender}{number:03d}" for gender in "MF" for number in range(3)):
-                write_wav(root / f"Session{session}/sentences/wav/{dialog}/{turn}.wav")
-                lines += evaluation(turn, next(codes), (session, 2.3333, 4.5))
-            write_text(root / f"Session{session}/dialog/EmoEvaluation/{dialog}.txt", *lines)
-        (root / f"Session{session}/dialog/EmoEvaluation/._Ses0{session}F_impro01.txt").write_bytes(b"\x00\x05\x16\x07")
-        write_text(root / f"Session{session}/dialog/EmoEvaluation/Categorical/Ses0{session}F_impro01_e2_cat.txt", "not a list")
-    return root
-
-
-# Per session: 2+1 neutral (neu), 1+1 happy (exc, hap), 2 angry, 2 sad; see CODES.
-ER_COUNTS = {"neutral": 15, "happy": 10, "angry": 10, "sad": 10, **{f"session {session}": 9 for session in range(1, 6)}}
+    return write_iemocap(tmp_path / "IEMOCAP_full_release")
 
 
 def test_the_papers_emotion_protocol_takes_every_tenth_turn_in_order_of_the_paths(iemocap, tmp_path):
@@ -383,16 +359,6 @@ def test_valence_activation_and_dominance_have_a_split_of_all_turns(iemocap, tmp
     else:
         with pytest.raises(ValueError, match="speaker_id .* occur in both train and validation"):
             load_task_clips("affect", source)
-
-
-def write_transcriptions(root: Path, without: str = "") -> None:
-    """What is said in every turn but one, with lines that belong to no turn of the corpus."""
-    for session in range(1, 6):
-        for dialog in (f"Ses0{session}F_impro01", f"Ses0{session}M_script01_1b"):
-            turns = [f"{dialog}_{gender}{number:03d}" for gender in "MF" for number in range(3)]
-            spoken = [f"{turn} [006.2901-008.2357]: I said: {turn[-4:]}." for turn in turns if turn != without]
-            lines = [*spoken[:2], "M: Yeah.", *spoken[2:], f"{dialog}_MXX0 [151.2551-153.4251]: [LAUGHTER], That's it."]
-            write_text(root / f"Session{session}/dialog/transcriptions/{dialog}.txt", *lines)
 
 
 @pytest.mark.parametrize("protocol", ["wavcse-paper", "superb", "session-5", "paper-guess"])

@@ -50,7 +50,7 @@ NUM_CLASSES = {
 PLANS = {  # "" is the corpus of Phase 1
     **{"": "2bba7119cc7c", "football": "ee51bf564952", "voxforge": "877a936ff92d", "kathbath": "7cbb80bbb7a4"},
     **{"cnceleb1": "63826e33bc47", "timit": "4dee38f917f8", "aesdd": "257b38a57296", "iemocap": "d963402689e2"},
-    **{"fluent": "ef79f2c4be9a", "librispeech": "6ad318a5ce8b"},
+    **{"fluent": "ef79f2c4be9a", "librispeech": "6ad318a5ce8b", "dyads": "e0d182694eaa"},
 }
 SCRIPTS = {
     **{"bn": "BENGALI", "gu": "GUJARATI", "hi": "DEVANAGARI", "kn": "KANNADA", "ml": "MALAYALAM", "mr": "DEVANAGARI"},

@@ -1,18 +1,26 @@
 """Studies in folds and stages: what a dry run lists, what is trained, and the report; through the command line."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from transformers import AutoConfig
 
+from wavcse import FinetunedWavCSE
 from wavcse.finetuning.__main__ import main
+from wavcse.finetuning.multi_task import finetune_tasks
 from wavcse.finetuning.shared_stages import train_shared_stages
 from wavcse.finetuning.stages import stages_of
 from wavcse.finetuning.study import drawn_variants, read_study
+from wavcse.finetuning.text import SPECIAL
+from wavcse.tests.helpers.corpus_trees import manifest_of
+from wavcse.tests.helpers.iemocap_tree import ER_COUNTS, write_iemocap, write_transcriptions
 from wavcse.tests.helpers.tiny_families import ROWS
 from wavcse.upstream_wavcse import build_upstream
 
@@ -195,36 +203,87 @@ def test_the_papers_study_has_all_variants_of_three_encoders(monkeypatch):
 
 
 ENCODERS = {"wav2vec2": "wav2vec 2.0, base", "hubert": "HuBERT, base", "wavlm": "WavLM, base"}
+AUXILIARY = ["gender", "speaker", "style", "words"]
+IN_FOLD_1 = {"train": 32, "validation": 4, "test": 9}
+
+
+@pytest.fixture(scope="module")
+def papers_folder(tmp_path_factory) -> Path:
+    """A folder with what the paper's recipe names: a manifest, of a miniature IEMOCAP by its adapter; and tiny encoders."""
+    folder = tmp_path_factory.mktemp("paper")
+    root = write_iemocap(folder / "IEMOCAP_full_release", seconds=0.5)
+    write_transcriptions(root)
+    manifest_of("iemocap", root, folder / "manifests/iemocap.csv", "leave-one-session-out", {**ER_COUNTS, "turns": 60})
+    torch.manual_seed(0)
+    for name, row in ENCODERS.items():
+        model_type, sizes = ROWS[row]
+        config = AutoConfig.for_model(model_type, **{**sizes, "num_hidden_layers": 5})
+        build_upstream(config).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def papers_study(papers_folder, monkeypatch) -> dict:
+    """The paper's study in that folder, as it is but for the encoders that it names."""
+    monkeypatch.chdir(papers_folder)
+    study = yaml.safe_load((ROOT / "conf/paper/003_iemocap.yaml").read_text())
+    upstreams = {name: str(papers_folder / name) for name in ENCODERS}
+    return {**study, "recipe": str(ROOT / "conf/paper/003_base.yaml"), "upstreams": upstreams}
+
+
+def planned_rows(study: dict, capsys, *only: str) -> tuple[list[list[str]], str]:
+    """The rows of a dry run of a study, and its last line."""
+    Path("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    assert main(["study.yaml", "--dry_run", *(["--only", *only] if only else [])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if ".0.0001 " in line]
+    return rows, lines[-1]
 
 
 @pytest.mark.slow
-def test_two_steps_of_each_stage_of_the_papers_recipe_run(emotional_corpus, tmp_path, monkeypatch, capsys):
-    """On a manifest as the adapter of IEMOCAP writes it, and tiny encoders."""
-    pytest.importorskip("jiwer")
-    table = pd.read_csv(emotional_corpus).rename(columns={"text": "transcript"})
-    table["session"] = table["speaker_id"].map(lambda speaker: "klmnopqrst".index(speaker) // 2)
-    table["style"] = ["improvised", "scripted"] * (len(table) // 2)
-    table["transcript"] = table["transcript"].str[:2]
-    (tmp_path / "manifests").mkdir()
-    table.to_csv(tmp_path / "manifests/iemocap.csv", index=False)
-    upstreams = {}
-    for name, row in ENCODERS.items():
-        model_type, sizes = ROWS[row]
-        upstreams[name] = str(tmp_path / name)
-        config = AutoConfig.for_model(model_type, **{**sizes, "num_hidden_layers": 5})
-        build_upstream(config).save_pretrained(tmp_path / name)
-    study = yaml.safe_load((ROOT / "conf/paper/003_iemocap.yaml").read_text())
-    study |= {"recipe": str(ROOT / "conf/paper/003_base.yaml"), "upstreams": upstreams}
-    study["overrides"] = {"num_epochs": 0, "max_steps": 2, "folds": {"column": "session"}, "validate_every": 2}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    monkeypatch.chdir(tmp_path)
-    assert main(["study.yaml", "--dry_run"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("315 runs, ")
-    read = read_study("study.yaml")
-    from wavcse.finetuning.multi_task import finetune_tasks
+def test_a_dry_run_of_the_papers_recipe_lists_what_it_would_train_on_iemocap(papers_study, capsys):
+    rows, sum_of_all = planned_rows(papers_study, capsys)
+    assert len(rows) == 3 * (2 + 2 * 19)  # `baseline` and `emotion_only` have one stage
+    assert {tuple(row[4:8]) for row in rows} == {("32", "4", "9", "800")}  # 45 labelled turns; 100 passes over 32, 4 at a time
+    learns = {(row[0], row[1], row[2]): row[3] for row in rows}
+    for name in ENCODERS:
+        assert learns[f"{name}.whole.0.0001", "5", "1"] == "gender, speaker, style, words"
+        assert learns[f"{name}.whole.0.0001", "5", "2"] == learns[f"{name}.baseline.0.0001", "5", "1"] == "emotion"
+        assert learns[f"{name}.with_speaker_words.0.0001", "5", "1"] == "speaker, words"
+    # Per encoder 21 last stages and 17 first ones: two variants without co-attention have the first stage of one with it.
+    assert sum_of_all == f"315 runs, about {3 * (21 + 17) * 5 * 800:,} updates."
 
-    for variant in read.variants:
-        if variant.name.endswith(".whole"):
-            (runs,) = read.runs(variant).values()
-            result = finetune_tasks(runs[0], show_progress=False)
-            assert (result["steps"], result["tasks"].keys()) == (2, {"emotion"})
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODERS)
+def test_two_steps_of_each_stage_of_the_papers_recipe_run_on_iemocap(name, papers_study, capsys):
+    pytest.importorskip("jiwer")
+    papers_study["overrides"] = {"num_epochs": 0, "max_steps": 2}
+    rows, sum_of_all = planned_rows(papers_study, capsys, f"{name}.whole")
+    study = read_study("study.yaml")
+    variants = {variant.name: variant for variant in study.variants}
+    (runs,) = study.runs(variants[f"{name}.whole"]).values()
+    finetune_tasks(runs[0], show_progress=False)
+    folders = [Path(stage.output_dir) for stage in stages_of(runs[0])]
+    first, second = (json.loads((folder / "results/finetuning.json").read_text()) for folder in folders)
+    assert sum_of_all == "5 runs, about 20 updates."
+    assert [row[7] for row in rows] == ["2", "2"]
+    assert first["steps"] == second["steps"] == 2
+    assert [row[3].split(", ") for row in rows] == [list(first["clips"]), list(second["clips"])] == [AUXILIARY, ["emotion"]]
+    for result in (first, second):
+        assert result["fold"] == {"number": 1, "of": 5, "column": "session", "tests": ["1"]}
+        assert list(result["clips"].values()) == [IN_FOLD_1] * len(result["clips"])  # of 60 those with an emotion
+    assert first["tasks"].keys() == set(AUXILIARY)
+    assert first["not_reported"].keys() == {"speaker.accuracy", "speaker.uar"}
+    readouts = FinetunedWavCSE.from_pretrained(folders[1] / "hub").config.readouts
+    assert "".join(readouts["words"]["vocabulary"][len(SPECIAL) :]) == "ADFIMS"  # "I said: F000.", without colon and digits
+    assert readouts["emotion"]["fusion"]["tasks"] == AUXILIARY
+    before, after = (load_file(folder / "hub/model.safetensors") for folder in folders)
+    trained = [one for weight, one in after.items() if weight not in before or not torch.equal(one, before[weight])]
+    sizes = [float(row[8]) for row in rows] + [float(rows[1][9])]  # all parameters, and those that the second stage trains
+    assert sizes == pytest.approx([numbers_of(some) for some in (before.values(), after.values(), trained)], abs=0.006)
+
+
+def numbers_of(tensors: Iterable[torch.Tensor]) -> float:
+    """How many numbers tensors hold, in millions."""
+    return sum(tensor.numel() for tensor in tensors) / 1e6

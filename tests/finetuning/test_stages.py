@@ -1,16 +1,21 @@
 """Trainings in stages: what the second one starts from, freezes and moves; rates, epochs, and a kill in the middle."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import WhisperConfig
 
 from wavcse import FinetunedWavCSE
+from wavcse.eval.__main__ import main as evaluate
 from wavcse.feature_extraction_wavcse import normalized
 from wavcse.finetuning.__main__ import main
 from wavcse.finetuning.arguments import MultiTaskArguments
@@ -20,9 +25,11 @@ from wavcse.finetuning.stages import stages_of
 from wavcse.finetuning.streams import CropRules, WholePlanner
 from wavcse.hub.source import read_source
 from wavcse.settings.fields import settings_from
+from wavcse.steps.encoder import save_upstream
 from wavcse.tests.helpers.processes import Child
 from wavcse.tests.helpers.strangers import run_without_wavcse
 from wavcse.training.run import new_accelerator
+from wavcse.upstream_wavcse import build_upstream
 
 NOT_COMPARED = ("seconds", "audio_s_per_s")
 STEM_AND_FIRST_BLOCK = ("feature_extractor.", "feature_projection.", "encoder.pos_conv_embed.", "encoder.layers.0.")
@@ -152,6 +159,110 @@ def test_a_task_that_changes_between_stages_is_refused(finished, staged_recipe, 
     args = stages_of(arguments(staged_recipe, tmp_path, stages=stages))[1]
     with pytest.raises(ValueError, match=r"tasks\.gender: differs from what .*stage1/hub was trained on \(hidden\)"):
         prepared(args)
+
+
+def vector_before_the_last_layer(model: FinetunedWavCSE, samples: np.ndarray) -> torch.Tensor:
+    """Of content attention, written out: from the blocks of the encoder to FC1."""
+    words, gender, emotion = (model.readouts[name] for name in ("words", "gender", "emotion"))
+    own, attention = emotion.fusion, emotion.fusion.attention
+    shares = model.mixes["ari"].weights.softmax(dim=0)
+    blocks = model.upstream(normalized(torch.from_numpy(samples)[None]), output_hidden_states=True).hidden_states
+    frames = torch.cat([blocks[3], shares[0] * blocks[1] + shares[1] * blocks[2]], dim=-1)[0]  # [T, 2 D]
+    heard = [gender.hidden[0](frames.mean(dim=0)).relu(), words.hidden[0](frames).relu().mean(dim=0)]
+    context = torch.cat(heard)
+    scores = attention.score(torch.tanh(attention.of_context(context) + attention.of_frames(frames)))  # [T, 1]
+    e = own.of_frames((scores.softmax(dim=0) * frames).sum(dim=0)).relu()
+    return own.together(torch.cat([e, context])).relu()
+
+
+@pytest.mark.slow
+def test_the_evaluation_probes_the_vector_before_the_last_layer(finished, emotional_corpus, quick_probes, tmp_path):
+    hub, out = finished / "stage2/hub", tmp_path / "out"
+    command = ["--model", str(hub), "--manifest", str(emotional_corpus), "--tasks", "emotion", "--output_dir", str(out)]
+    assert evaluate([*command, "--device", "cpu"]) == 0
+    (piece,) = out.glob("embeddings/wavcse.*/*.safetensors")
+    with safe_open(piece, "pt") as file:
+        probed = dict(zip(json.loads(file.metadata()["digests"]), file.get_tensor("embeddings")))
+    model = FinetunedWavCSE.from_pretrained(hub).eval()
+    paths = [Path(name) for name in pd.read_csv(emotional_corpus)["file_name"]]
+    assert len(probed) == len(paths) == 60
+    for path in paths[::20]:
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        samples, _ = soundfile.read(path, dtype="float32")
+        with torch.no_grad():
+            expected = vector_before_the_last_layer(model, samples)
+            logits = model([normalized(torch.from_numpy(samples)[None])[0]]).logits["emotion"][0]
+            torch.testing.assert_close(probed[digest], expected, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(model.readouts["emotion"].head(probed[digest]), logits, atol=1e-5, rtol=1e-4)  # FC2
+
+
+# ---- Whisper ----
+
+WHISPER_STEM = ("conv1.", "conv2.", "embed_positions.")
+
+
+@pytest.fixture(scope="module")
+def whisper_recipe(staged_recipe, tmp_path_factory) -> dict:
+    """The staged recipe on a tiny Whisper encoder, with clips at three speeds; two steps."""
+    torch.manual_seed(0)
+    shape = {"d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 48}
+    encoder = build_upstream(WhisperConfig(**shape, num_mel_bins=40, max_source_positions=100))  # of 2 s: no clip is longer
+    with torch.no_grad():
+        for weight in encoder.parameters():  # small random weights give frames that are all alike
+            weight.mul_(3) if weight.dim() > 1 and weight.requires_grad else None
+    start = tmp_path_factory.mktemp("whisper") / "upstream"
+    save_upstream(encoder, start)
+    recipe = {name: value for name, value in staged_recipe.items() if name != "encoder"}
+    emotion = {**recipe["tasks"]["emotion"], "fusion": {"kind": "content", "hidden": 12}}
+    recipe |= {"tasks": {**recipe["tasks"], "emotion": emotion}, "init_from": str(start), "seed": 1}
+    return {**recipe, "augment": {"speeds": [80, 100, 120]}, "num_epochs": 0, "max_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def whisper_stage1(whisper_recipe, tmp_path_factory) -> Path:
+    pytest.importorskip("jiwer")
+    first, _ = stages_of(arguments(whisper_recipe, tmp_path_factory.mktemp("whisper_stages")))
+    assert finetune_tasks(first, show_progress=False)["steps"] == 2
+    return Path(first.output_dir)
+
+
+def is_stem(name: str) -> bool:
+    return name.removeprefix("upstream.").startswith(WHISPER_STEM)
+
+
+def test_the_first_stage_moves_all_of_whisper_but_its_stem_and_positions(whisper_recipe, whisper_stage1, tmp_path):
+    before, after = load_file(Path(whisper_recipe["init_from"]) / "model.safetensors"), weights_of(whisper_stage1)
+    kept = {name for name in before if torch.equal(before[name], after[f"upstream.{name}"])}
+    assert kept == {name for name in before if is_stem(name) or name.startswith("layer_norm.")}  # a norm that nothing reads
+    assert after["mixes.ari.weights"].abs().min() > 0  # where it started from
+    fast, plain = (
+        prepared(stages_of(arguments(whisper_recipe, tmp_path / str(speeds), augment={"speeds": speeds}))[0]).loader
+        for speeds in ([80, 100, 120], [100])
+    )
+    lengths = [[loader.update(step)[0].seconds for step in range(2)] for loader in (fast, plain)]
+    assert np.divide(*lengths) == pytest.approx([1.25, 1 / 1.2], rel=1e-3)  # the two steps were of clips at 80 and at 120 %
+
+
+@pytest.mark.parametrize("parts", [(), ("ari", "auxiliary")])
+def test_the_second_stage_of_whisper_starts_from_the_first_one_and_keeps_what_is_frozen(
+    parts, whisper_recipe, whisper_stage1, tmp_path
+):
+    freeze = {"stem": True, "blocks": 1, **dict.fromkeys(parts, True)}
+    (tmp_path / "stage1").symlink_to(whisper_stage1)
+    second = stages_of(arguments(whisper_recipe, tmp_path, freeze=freeze))[1]
+    before = weights_of(whisper_stage1)
+    start = prepared(second).model.state_dict()
+    assert all(torch.equal(start[name], one) for name, one in before.items())
+    assert finetune_tasks(second, show_progress=False)["steps"] == 2
+    after = weights_of(tmp_path / "stage2")
+    new = {name for name in after if name.startswith("readouts.emotion.")}
+    assert after.keys() == before.keys() | new
+    frozen = {name for name in before if is_stem(name) or name.startswith(("upstream.layers.0.", "upstream.layer_norm."))}
+    frozen |= {name for name in before if ".head." in name}  # of tasks that are not learnt any more
+    if parts:
+        frozen |= {name for name in before if name.startswith(("mixes.", "readouts."))}
+    assert {name for name in after if torch.equal(after[name], start[name])} == frozen
+    assert "upstream.layers.1.fc1.weight" in before.keys() - frozen
 
 
 HUB = """

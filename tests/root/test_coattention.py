@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from wavcse import FinetunedWavCSE, FinetunedWavCSEConfig
 from wavcse.coattention_wavcse import ARI, WEIGHTED_BLOCKS, Fusion, LayerMix
@@ -195,6 +195,32 @@ def test_a_readout_is_written_out_from_the_layers(row, waves):
     torch.testing.assert_close(output.embeddings, vectors, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(output.attention["emotion"], weights, atol=1e-5, rtol=1e-4)
     assert model.config.embedding_size == H
+
+
+CONVOLUTIONAL = ["wav2vec 2.0, base", "wav2vec 2.0, large; XLS-R, MMS", "HuBERT, base", "HuBERT, large"]
+
+
+@pytest.mark.parametrize("row", [*CONVOLUTIONAL, "WavLM, base", "WavLM, large"])
+def test_blocks_are_mixed_as_the_blocks_of_transformers_put_them_out(row, waves):
+    """In the large shapes a norm follows the last block; it is none of what the block puts out."""
+    model, waveform = new_model(row=row), torch.from_numpy(waves(9_000)[0])
+    model.mixes["ari"].weights.data = torch.tensor([0.5, -1.0])
+    gender, shares = model.readouts["gender"], torch.tensor([0.5, -1.0]).softmax(dim=0)
+    theirs, outputs = AutoModel.from_config(model.config.upstream_config).eval(), []
+    theirs.load_state_dict(model.upstream.state_dict())
+    theirs.encoder.layers[-1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        found = theirs(waveform[None], output_hidden_states=True)
+        last = outputs[0] if isinstance(outputs[0], torch.Tensor) else outputs[0][0]
+        expected = torch.cat([last, shares[0] * found.hidden_states[1] + shares[1] * found.hidden_states[2]], dim=-1)
+        logits = gender.head(F.relu(gender.hidden[0](expected.mean(dim=1))))
+        trained = model.layers_of_group(waveform[None], None, ["gender"])["ari"]
+        answered = model([waveform]).logits["gender"]
+    torch.testing.assert_close(trained, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(answered, logits, atol=1e-5, rtol=1e-4)
+    normed = theirs.encoder.layer_norm(last) if "large" in row else last
+    torch.testing.assert_close(found.last_hidden_state, normed)
+    assert torch.allclose(last, normed, atol=0.1) == ("base" in row)
 
 
 @pytest.mark.parametrize("kind", ["content", "fixed", "cross", "none"])
