@@ -165,13 +165,8 @@ def run_analysis(study: Study, analysis: Analysis, settings: Any, overwrite: boo
     pending = [cell for cell in cells if cell.name not in found]
     with tqdm(total=len(cells), initial=len(found), desc=analysis.name, unit="cell", disable=not show_progress) as bar:
         for cell, (result, seconds) in _computed(study, analysis, pending, len(cells)):
-            record = {
-                "analysis": analysis.name,
-                "about": dict(cell.about),
-                **_targets(study, cell),
-                "settings": asdict(settings),
-            }
-            record["found"] = result
+            about = {"about": dict(cell.about), **_targets(study, cell)}
+            record = {"analysis": analysis.name, **about, "settings": asdict(settings), "found": result}
             found[cell.name] = _write(study, analysis, cell.name, {**record, "key": keys[cell.name], "seconds": seconds})
             bar.update()
     study.records[analysis.name] = {cell.name: found[cell.name] for cell in cells}
@@ -180,7 +175,8 @@ def run_analysis(study: Study, analysis: Analysis, settings: Any, overwrite: boo
 
 def _targets(study: Study, cell: Cell) -> dict[str, dict[str, str]]:
     """What the encoders of a cell that name words have learnt to name, by encoder, as its record has it."""
-    own = {encoder.name: encoder.targets for encoder in study.encoders if encoder.name in cell.about.values()}
+    names = {cell.about.get(role) for role in ("encoder", "other")}
+    own = {encoder.name: encoder.targets for encoder in study.encoders if encoder.name in names}
     targets = {name: f"{target} ({DESCRIPTIONS[target]})" for name, target in own.items() if target}
     return {"targets": targets} if targets else {}
 
