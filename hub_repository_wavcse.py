@@ -198,7 +198,7 @@ from transformers import pipeline
 
 revision = "main"  # a branch moves: put the hash of a commit here
 classify = pipeline("audio-classification", model="{model_id}", revision=revision, trust_remote_code=True)
-print(classify("clip.wav"))  # labels with their scores{task_words}
+{prints}
 ```"""
 POOLED_OUTPUT = "print(outputs.pooled_layers.shape)  # torch.Size([2, {num_layers}, {pooled_size}])"
 LOGITS_OUTPUT = "print({{task: tuple(logits.shape) for task, logits in outputs.logits.items()}})  # of {num_readouts} tasks"
@@ -506,12 +506,17 @@ def model_card(
 
 
 def _usage_of_heads(config: WavCSEConfig, facts: Mapping[str, Any]) -> list[str]:
-    """How the heads answer, if there are some: all tasks at once, or the one that is asked for or usual."""
+    """How the heads answer, if there are some: by the usual task, or all at once; what is printed is the same for any clip."""
     if not has_heads(config):
         return []
     usual = config.usual_task
-    words = f" of `{inert(usual)}`" if usual else ", task by task; `task=` names one"
-    return [USAGE_OF_HEADS.format(model_id=facts["model_id"], task_words=words)]
+    if usual is None:
+        names = sorted(inert(list(config.label_tasks)))
+        prints = f'print(sorted(classify("clip.wav")))  # {names}; labels with scores of each, `task=` names one'
+    else:
+        count = len(config.label_tasks[usual]["labels"])
+        prints = f'print(len(classify("clip.wav")))  # {count}; labels with scores, likeliest first'
+    return [USAGE_OF_HEADS.format(model_id=facts["model_id"], prints=prints)]
 
 
 def card_header(config: WavCSEConfig, metadata: Mapping[str, Any]) -> str:

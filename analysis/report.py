@@ -45,7 +45,7 @@ def write_report(study: Study, found: Mapping[str, tuple[Analysis, Sequence[dict
 
 
 def lines_on_top(groups: Sequence[Sequence[str]], most: int = MOST_LINES) -> list[str]:
-    """The lines of all groups, at most `most` where that can be: the shortest neighbours of a group become one line."""
+    """The lines of all groups; while there are more than `most`, the shortest neighbours of a group become one line."""
     groups = [list(group) for group in groups]
     while sum(map(len, groups)) > most:
         joints = [(len(own[i]) + len(own[i + 1]), place, i) for place, own in enumerate(groups) for i in range(len(own) - 1)]

@@ -1,6 +1,8 @@
-"""What `robustness` does to clips, what it says costs most, and what `cost` times, without a clock; maps without UMAP."""
+"""What `robustness` does to clips, what it says costs most, what `cost` times, maps without UMAP, and LEE."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from wavcse.analysis.analyses import cost, maps, robustness
 from wavcse.analysis.analyses.robustness import CHANGES, narrow, quieter, with_noise
 from wavcse.analysis.figures import figure
+from wavcse.analysis.report import _facts
 from wavcse.analysis.study import run_analysis
 from wavcse.tests.helpers.planted_study import planted_study, planted_task
 
@@ -149,3 +152,15 @@ def test_umap_is_drawn_once_it_is_installed(studied, monkeypatch):
     assert list(after[0]["found"]["points"]) == ["pca", "umap"]
     assert maps.answers(after) == []
     assert mapped(studied, ["pca"], True, monkeypatch)[0]["key"] == mapped(studied, ["pca"], False, monkeypatch)[0]["key"]
+
+
+# ---- what LEE has learnt to name ----
+
+
+def test_records_and_the_report_say_what_an_encoder_has_learnt_to_name(studied, monkeypatch):
+    assert "targets" not in mapped(studied, ["pca"], True, monkeypatch)[0]
+    readers = studied.encoders[0].readers
+    readers[0] = replace(readers[0], identity={"targets": "spelling"})
+    form = "hashed character n-grams: the form of a word, how it is written, not what it means"
+    assert mapped(studied, ["pca"], True, monkeypatch)[0]["targets"] == {"planted": f"spelling ({form})"}
+    assert f"learnt to name `spelling`: {form}" in _facts(studied)[0]

@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, pipeline
 
 from wavcse import FinetunedWavCSE, FinetunedWavCSEConfig
 from wavcse.coattention_wavcse import ARI, WEIGHTED_BLOCKS, Fusion, LayerMix
@@ -259,6 +260,14 @@ def test_training_hears_as_much_of_whispers_clips_as_inference(context, waves):
         torch.testing.assert_close(changed[1], trained["emotion"].logits[1])
     trained["emotion"].logits.square().sum().backward()
     assert model.upstream.conv1.weight.grad.any()
+
+
+def test_the_card_says_how_many_labels_the_pipeline_gives(tmp_path, waves):
+    new_model(embedding_of="emotion").save_pretrained(tmp_path)
+    usage = (tmp_path / "README.md").read_text().split("## Usage")[1]
+    said = int(re.search(r'print\(len\(classify\("clip.wav"\)\)\)  # (\d+);', usage)[1])
+    classify = pipeline("audio-classification", model=str(tmp_path), trust_remote_code=True)
+    assert len(classify(waves(9_000)[0])) == said == len(READOUTS["emotion"]["labels"])
 
 
 def test_the_loss_of_emotions_reaches_all_blocks_and_hidden_layers_but_no_other_head(waves):
