@@ -492,7 +492,7 @@ def model_card(
     facts["outputs"] = (LOGITS_OUTPUT if is_finetuned else POOLED_OUTPUT).format(**facts)
     own = {
         "Model details": (DETAILS_FINETUNED if is_finetuned else DETAILS).format(**facts),
-        "Usage": "\n\n".join([USAGE.format(**facts), *_usage_of_heads(config, facts)]),
+        "Usage": "\n\n".join([USAGE.format(**facts), *_usage_of_heads(config, facts["model_id"])]),
         "Bias, risks and limits": LIMITS.format(**facts),
         "Python files that run": _code_table(code_files),
         "Citation": CITATION,
@@ -505,7 +505,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _usage_of_heads(config: WavCSEConfig, facts: Mapping[str, Any]) -> list[str]:
+def _usage_of_heads(config: WavCSEConfig, model_id: str) -> list[str]:
     """How the heads answer, if there are some: by the usual task, or all at once; what is printed is the same for any clip."""
     if not has_heads(config):
         return []
@@ -516,7 +516,7 @@ def _usage_of_heads(config: WavCSEConfig, facts: Mapping[str, Any]) -> list[str]
     else:
         count = len(config.label_tasks[usual]["labels"])
         prints = f'print(len(classify("clip.wav")))  # {count}; labels with scores, likeliest first'
-    return [USAGE_OF_HEADS.format(model_id=facts["model_id"], prints=prints)]
+    return [USAGE_OF_HEADS.format(model_id=model_id, prints=prints)]
 
 
 def card_header(config: WavCSEConfig, metadata: Mapping[str, Any]) -> str:

@@ -23,14 +23,13 @@ def main_figure(kind: str) -> str:
     return OF_CLIPS[kind][-1]
 
 
-def fold_facts(trainings: Mapping[str, Folds], kind: str, main: str | None = None) -> dict[str, dict[str, Any]]:
+def fold_facts(trainings: Mapping[str, Folds], kind: str) -> dict[str, dict[str, Any]]:
     """Name of a training -> `figures` (as `fold_figures`) and `difference`, figure -> as `paired`, to the first training.
 
     Args:
         kind: of the task.
-        main: figure that is compared; `None` = `main_figure`.
     """
-    figure = main or main_figure(kind)
+    figure = main_figure(kind)
     facts, first = {}, next(iter(trainings.values()), None)
     for name, folds in trainings.items():
         difference = {} if folds is first else {figure: paired(folds, first, figure)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,20 @@ def stages_of(args: MultiTaskArguments) -> list[MultiTaskArguments]:
     """The trainings that a recipe is made of, each with its folder: itself, where it has no stages.
 
     Raises:
-        ValueError: a field of a stage is unknown or wrong, or it starts from one that does not come before it.
+        ValueError: a field of a stage is unknown or wrong, it starts from one that does not come before it, or takes over
+            weights of blocks that mean something else there.
     """
     if not args.stages:
         args.check_sections()
         return [args]
-    return [_stage(args, number, own) for number, own in enumerate(args.stages, start=1)]
+    stages: list[MultiTaskArguments] = []
+    for own in args.stages:
+        stages.append(_stage(args, stages, own))
+    return stages
 
 
-def _stage(args: MultiTaskArguments, number: int, own: Mapping[str, Any]) -> MultiTaskArguments:
+def _stage(args: MultiTaskArguments, earlier: Sequence[MultiTaskArguments], own: Mapping[str, Any]) -> MultiTaskArguments:
+    number = len(earlier) + 1
     where = f"stages: stage {number}"
     shared = {**asdict(args), "stages": [], "output_dir": str(Path(args.output_dir) / STAGE.format(number))}
     own = laid_over(shared, checked_fields(where, own, STAGE_FIELDS))
@@ -59,17 +64,14 @@ def _stage(args: MultiTaskArguments, number: int, own: Mapping[str, Any]) -> Mul
         before = stage.init_from["stage"] if isinstance(stage.init_from, dict) else 0
         if before >= number:
             raise ValueError(f"init_from is stage {before}, which does not come before it.")
-        _check_mix(stage, before, args)
+        if before and earlier[before - 1].mix_settings() != stage.mix_settings():
+            theirs = earlier[before - 1].ari
+            raise ValueError(
+                f"ari is {stage.ari}, and in stage {before}, which it starts from, {theirs}; one of them for both."
+            )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
     return stage
-
-
-def _check_mix(stage: MultiTaskArguments, before: int, args: MultiTaskArguments) -> None:
-    """ValueError where the weights of blocks, which a stage takes over, mean something else in it."""
-    theirs = args.stages[before - 1].get("ari", args.ari) if before else stage.ari
-    if theirs != stage.ari:
-        raise ValueError(f"ari is {stage.ari}, and in stage {before}, which it starts from, {theirs}; one of them for both.")
 
 
 def stage_keys(args: MultiTaskArguments) -> list[str]:

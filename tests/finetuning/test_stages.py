@@ -368,6 +368,13 @@ def test_a_second_stage_may_mix_blocks_where_the_first_reads_the_last(staged_rec
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_stages_whose_mixes_say_the_same_in_two_ways_go_together(staged_recipe, tmp_path):
+    first, second = staged_recipe["stages"]
+    stages = [{**first, "ari": {"raw": False}}, second]
+    found = stages_of(arguments(staged_recipe, tmp_path, stages=stages))
+    assert [stage.ari for stage in found] == [{"raw": False}, {}]
+
+
 # ---- what is refused ----
 
 
