@@ -24,6 +24,7 @@ from wavcse.data.manifest import Clip
 
 GIGABYTE = 1e9
 TABLE, LENGTHS, RESERVED = ".npy", ".json", ".reserved"
+LOCK_PATIENCE_S = 60.0  # workers hold the lock for less than a millisecond, but on a busy machine one may be kept waiting
 
 
 class Frames:
@@ -102,8 +103,7 @@ def frames_of(
         with replacing(table_path) as partial, open(partial, "wb") as file:
             np.save(file, np.concatenate(parts))
     finally:
-        with locked(folder):
-            (folder / f"{stem}{RESERVED}").unlink(missing_ok=True)
+        (folder / f"{stem}{RESERVED}").unlink(missing_ok=True)
     write_json(lengths_path, {"lengths": [len(own) for own in parts]})
     return Frames(np.load(table_path, mmap_mode="r"), [len(own) for own in parts])
 
@@ -114,7 +114,7 @@ def _reserved(folder: Path, stem: str, num_bytes: int, most: float) -> bool:
     What is reserved is the size of a file without content: two workers that only looked at what is written would both find
     room, and together exceed it.
     """
-    with locked(folder):
+    with locked(folder, patience_s=LOCK_PATIENCE_S):
         sizes: dict[str, int] = {}
         for path in folder.glob("*"):
             if path.suffix in (TABLE, RESERVED) and path.stem != stem:
