@@ -15,17 +15,7 @@ from wavcse.data.corpora.__main__ import main
 from wavcse.data.corpora.librispeech import SUBSETS
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
-from wavcse.tests.helpers.corpus_trees import manifest_of, table_of, write_text, write_wav
-
-
-def refuse(name: str, root: Path, out: Path, capsys, *options: str) -> str:
-    """The one line with which the command refuses; nothing is written."""
-    assert main([name, "--root", str(root), "--out", str(out), *options]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert not list(out.parent.glob("*.csv"))
-    return error
-
+from wavcse.tests.helpers.corpus_trees import manifest_of, refuse, table_of, write_text, write_wav
 
 # --- SLURP -----------------------------------------------------------------------------------------------------------
 

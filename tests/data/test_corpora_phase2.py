@@ -19,7 +19,7 @@ from wavcse.data.corpora.voxforge import speaker_of
 from wavcse.data.splits import split_by_hash
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
-from wavcse.tests.helpers.corpus_trees import RATE, manifest_of, table_of, write_text, write_wav
+from wavcse.tests.helpers.corpus_trees import RATE, manifest_of, refuse, table_of, write_text, write_wav
 
 
 def share_of(name: str) -> float:
@@ -34,15 +34,6 @@ def named(pattern: str, low: float, high: float) -> str:
 
 def task_of(manifest: Path, label: str, split: str, disjoint_by: str | None = "speaker_id"):
     return load_task_clips(label, TaskSource((str(manifest),), label, (split,), disjoint_by))
-
-
-def refuse(name: str, root: Path, out: Path, capsys, *options: str) -> str:
-    """The one line with which the command refuses; nothing is written."""
-    assert main([name, "--root", str(root), "--out", str(out), *options]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert not list(out.parent.glob("*.csv"))
-    return error
 
 
 def append(path: Path, *lines: str) -> None:

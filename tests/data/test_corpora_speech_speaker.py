@@ -9,17 +9,10 @@ import pandas as pd
 import pytest
 
 from wavcse.data.corpora import CORPORA, voxceleb2
-from wavcse.data.corpora.__main__ import main
 from wavcse.data.corpora.hub5_2000 import normalised
 from wavcse.eval.task import load_task
 from wavcse.eval.tasks import TASKS
-from wavcse.tests.helpers.corpus_trees import manifest_of, write_text, write_wav
-
-
-def refuse(name: str, root: Path, out: Path, capsys, *options: str) -> str:
-    assert main([name, "--root", str(root), "--out", str(out), *options]) == 2
-    return capsys.readouterr().err
-
+from wavcse.tests.helpers.corpus_trees import manifest_of, refuse, write_text, write_wav
 
 # --- LibriSpeech -----------------------------------------------------------------------------------------------------
 

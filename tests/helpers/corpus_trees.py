@@ -1,4 +1,4 @@
-"""What tests of public corpora share: files of a miniature tree, and its manifest."""
+"""What tests of public corpora share: files of a miniature tree, its manifest, and how the command refuses one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pandas as pd
 import soundfile
 
 from wavcse.data.corpora import CORPORA
+from wavcse.data.corpora.__main__ import main
 from wavcse.data.corpora.corpus import write_manifest
 from wavcse.data.manifest import Manifest
 
@@ -43,3 +44,13 @@ def manifest_of(name: str, root: Path, out: Path, protocol: str, counts: dict[st
     corpus = CORPORA[name]
     write_manifest(replace(corpus, counts=dict.fromkeys(corpus.counts, counts)), root, out, protocol, **arguments)
     return table_of(out)
+
+
+def refuse(name: str, root: Path, out: Path, capsys, *options: str) -> str:
+    """The one line with which the command refuses; nothing is written."""
+    before = {path: path.read_bytes() for path in out.parent.glob("*.csv")}
+    assert main([name, "--root", str(root), "--out", str(out), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in out.parent.glob("*.csv")} == before
+    return error
