@@ -36,14 +36,16 @@ NAME = "dimensions"
 SIGNIFICANT = 0.05
 
 
+Part = np.ndarray | int  # of a vector, that a probe learns from: these of its dimensions, or so many principal components
+
+
 @dataclass
-class DimensionsSettings(CheckedFields):
-    """Settings of `dimensions`."""
+class RetrainSettings(CheckedFields):
+    """How dimensions are ranked, and on which of them probes are retrained; the same for a probe on frames."""
 
     share: float = option(0.1, "Of the dimensions is kept.", above=0, below=1)
     curve: list[float] = option(lambda: [0.01, 0.02, 0.05, 0.2, 0.5], "Further shares.", above=0, below=1)
     draws: int = option(20, "Random draws of as many dimensions; of fewer than 20 p is never below 0.05.", at_least=1)
-    seeds: int = option(3, "Probes whose rankings are compared.", at_least=1)
     baseline: str = option("mean", "Where attribution begins: the training mean, or zero.", choices=("mean", "zero"))
     summary: str = option(
         "absolute", "Of clips: mean of absolutes, or the authors' signed mean.", choices=("absolute", "signed")
@@ -51,6 +53,13 @@ class DimensionsSettings(CheckedFields):
     attribute_on: str = option(
         "validation", "Clips of the attribution; test, as the authors, biases the figures.", choices=("validation", "test")
     )
+
+
+@dataclass
+class DimensionsSettings(RetrainSettings):
+    """Settings of `dimensions`."""
+
+    seeds: int = option(3, "Probes whose rankings are compared.", at_least=1)
     view: str | None = option(None, "Which vector, such as embedding or layer 3.", "the one that layers has chosen")
 
 
@@ -101,35 +110,59 @@ def rank_and_retrain(study: Study, encoder: AnalyzedEncoder, task: str, settings
     layers = study.found("layers", encoder, task)
     view = settings.view or layers["chosen"]
     vectors = study.vectors(encoder, view, task)
-    judge, size = Judge(study.tasks[task], study.seed), vectors.shape[1]
-    ranker, most = Ranker(judge, vectors, settings, study.device), kept(vectors.shape[1], settings.share)
+    judge, most = Judge(study.tasks[task], study.seed), kept(vectors.shape[1], settings.share)
+    ranker = Ranker(judge, vectors, settings, study.device)
     runs = [ranker.probe(study.seed + number) for number in range(settings.seeds)]
     attributions = [ranker.attribution(run) for run in runs]
     orders = [ranker.order(own) for own in attributions]
-    first, order, attribution = runs[0], orders[0], attributions[0]
-    rng = np.random.default_rng(study.seed)
-    draws = {f"draw {number}": rng.permutation(size)[:most] for number in range(settings.draws)}
-    shares = {f"share {share:g}": order[: kept(size, share)] for share in settings.curve}
-    chosen = {**draws, **shares, "top": order[:most], "bottom": order[-most:]}
-    parts = {name: np.ascontiguousarray(vectors[:, np.sort(own)]) for name, own in chosen.items()}
-    parts["pca"] = components(vectors, judge.data.table.rows("train"), most)
-    predicted = ranker.retrained(first, parts)
-    labels = judge.labels[judge.data.table.rows("test")]
-    values = [float(judge.metric.compute(labels, predicted[name])) for name in draws]
-    beside = partial(judge.figure, split="test", **layers["test"]["floor"])
-    top = beside(predicted["top"])
-    at_least = sum(value >= top["value"] for value in values)
+    first, train = runs[0], judge.data.table.rows("train")
+
+    def predict(parts: Mapping[str, Part]) -> dict[str, np.ndarray]:
+        return ranker.retrained(first, {name: part_of(vectors, part, train) for name, part in parts.items()})
+
+    floor = layers["test"]["floor"]
     return {
         "title": judge.data.task.title,
         "language": study.languages[task],
         "metric": judge.data.task.metrics[0],
         "view": view,
+        "attributed_on": settings.attribute_on,
+        "completeness_gap": attributions[0].gap,
+        "steps": attributions[0].steps,
+        "all": judge.figure(judge.predictions(first, vectors, "test"), "test", **floor),
+        **retrain_beside_rivals(judge, orders[0], settings, floor, predict),
+        "lists": [own[:most].tolist() for own in orders],
+    }
+
+
+def retrain_beside_rivals(
+    judge: Judge,
+    order: np.ndarray,
+    settings: RetrainSettings,
+    floor: Mapping[str, Any],
+    predict: Callable[[Mapping[str, Part]], Mapping[str, np.ndarray]],
+) -> dict[str, Any]:
+    """What probes achieve on the top share of the dimensions, on other shares, the bottom, random draws and PCA.
+
+    Args:
+        order: of all dimensions, the most important first, `[E]`.
+        floor: of every figure.
+        predict: fits a probe on each of these parts and says what it answers of the test clips, `[n, 1]`.
+    """
+    size, most = len(order), kept(len(order), settings.share)
+    rng = np.random.default_rng(judge.seed)
+    draws = {f"draw {number}": rng.permutation(size)[:most] for number in range(settings.draws)}
+    shares = {f"share {share:g}": order[: kept(size, share)] for share in settings.curve}
+    chosen = {**draws, **shares, "top": order[:most], "bottom": order[-most:]}
+    predicted = predict({**{name: np.sort(own) for name, own in chosen.items()}, "pca": most})
+    labels = judge.labels[judge.data.table.rows("test")]
+    values = [float(judge.metric.compute(labels, predicted[name])) for name in draws]
+    beside = partial(judge.figure, split="test", **floor)
+    top = beside(predicted["top"])
+    at_least = sum(value >= top["value"] for value in values)
+    return {
         "size": size,
         "kept": most,
-        "attributed_on": settings.attribute_on,
-        "completeness_gap": attribution.gap,
-        "steps": attribution.steps,
-        "all": beside(judge.predictions(first, vectors, "test")),
         "top": top,
         "bottom": beside(predicted["bottom"]),
         "random": {
@@ -141,8 +174,12 @@ def rank_and_retrain(study: Study, encoder: AnalyzedEncoder, task: str, settings
         "curve": [
             {"share": share, "kept": kept(size, share), **beside(predicted[f"share {share:g}"])} for share in settings.curve
         ],
-        "lists": [own[:most].tolist() for own in orders],
     }
+
+
+def part_of(vectors: np.ndarray, part: Part, train: np.ndarray) -> np.ndarray:
+    """The part of vectors `[N, E]` that a probe learns from, `[N, M]`; principal components are those of the `train` rows."""
+    return components(vectors, train, part) if isinstance(part, int) else np.ascontiguousarray(vectors[:, part])
 
 
 def components(vectors: np.ndarray, train: np.ndarray, most: int) -> np.ndarray:
@@ -205,19 +242,25 @@ def section(records: Sequence[dict]) -> list[str]:
         lines.append(
             [
                 *(record["about"]["task"], record["about"]["encoder"], found["view"].removeprefix("layer ")),
-                f"{found['kept']} of {found['size']}",
-                *(shown_figure(found[name], unit) for name in ("all", "top", "bottom", "random", "pca")),
-                f"{found['p_random']:.3f}",
+                *shown_rivals(found, unit),
                 shown_figure(found["all"]["floor"]["chance"], unit),
                 f"{found['all']['n']} clips, {found['all']['units']} {found['all']['unit']}s",
                 f"{100 * found['completeness_gap']:.2g} %",
             ]
         )
-    columns = ["task", "encoder", "vector", "dimensions kept", "all", "top", "bottom", "random draws", "PCA"]
-    columns += ["p of top against random", "constant answer", "n", "completeness gap"]
+    columns = ["task", "encoder", "vector", *RIVALS, "constant answer", "n", "completeness gap"]
     settings = records[0]["settings"]
     pictures = [f"![{task}: share of dimensions kept](pictures/{NAME}_{task}.png)" for task in _tasks(records)]
     return [_how(settings), markdown_table(columns, lines), *pictures]
+
+
+RIVALS = ("dimensions kept", "all", "top", "bottom", "random draws", "PCA", "p of top against random")
+
+
+def shown_rivals(found: Mapping[str, Any], unit: str) -> list[str]:
+    """The cells of `RIVALS`: what `retrain_beside_rivals` found, and `all`."""
+    figures = [shown_figure(found[name], unit) for name in ("all", "top", "bottom", "random", "pca")]
+    return [f"{found['kept']} of {found['size']}", *figures, f"{found['p_random']:.3f}"]
 
 
 BIASED = " The test clips chose the dimensions here, as in the authors' code: figures are biased."
@@ -242,10 +285,10 @@ def _tasks(records: Sequence[dict]) -> list[str]:
 
 def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Figure]]:
     """A picture per task."""
-    return {f"{NAME}_{task}": partial(draw, task=task) for task in _tasks(records)}
+    return {f"{NAME}_{task}": partial(draw_shares, task=task) for task in _tasks(records)}
 
 
-def draw(records: Sequence[dict], task: str) -> Figure:
+def draw_shares(records: Sequence[dict], task: str) -> Figure:
     """A curve per encoder over the share that is kept; random draws as a bar at theirs."""
     figure_, (axes,) = new_axes(6.4, 4.0)
     for record in (own for own in records if own["about"]["task"] == task):

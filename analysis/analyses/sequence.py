@@ -2,15 +2,17 @@
 
 The third rival is the same LSTM on frames in random order: what it loses against the right order is what order tells. Frames
 are standardised by the training clips, batches are shuffled, dropout is off at the test. With `attribute` the dimensions that
-the LSTM looks at (Integrated Gradients, by the settings of `dimensions`) stand beside those of the linear probe.
+the LSTM looks at (Integrated Gradients, by the settings of `dimensions`) stand beside those of the linear probe, and new LSTMs
+learn from the top share of them alone, beside the rivals of `dimensions`.
 
 Shapes: `N` clips, `B` of a batch, `T` frames, `D` width of a layer, `H` units of the LSTM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wavcse.analysis.analyses.dimensions import BIASED, SUMMARIES, DimensionsSettings, kept
+from wavcse.analysis.analyses.dimensions import (
+    BIASED,
+    RIVALS,
+    SUMMARIES,
+    Part,
+    RetrainSettings,
+    draw_shares,
+    part_of,
+    retrain_beside_rivals,
+    shown_rivals,
+)
 from wavcse.analysis.analyses.layers import Judge
 from wavcse.analysis.analyses.overlap import overlap_of
 from wavcse.analysis.attribution import LARGEST_GAP, importance, integrated_gradients
@@ -31,7 +43,7 @@ from wavcse.eval.probe import ProbeSettings, train_heads
 from wavcse.eval.probe_stack import fit_all
 from wavcse.reports.figures import new_axes
 from wavcse.reports.page import markdown_table
-from wavcse.settings.fields import CheckedFields, check_choice, option
+from wavcse.settings.fields import check_choice, option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,26 +74,18 @@ SIZES = {"small": Size(1, 64), "paper": Size(4, 512, (1024, 1024, 1024), bias=Fa
 SIZES_OF_WORDS = {**SIZES, "paper": SIZES["paper"]._replace(sums=True)}  # the authors sum the words of an utterance
 
 
-def of_linear(name: str) -> Any:
-    """The option of this name of `dimensions`, with its default: both probes are attributed in the same ways."""
-    own = DimensionsSettings.__dataclass_fields__[name]
-    return field(default=own.default, metadata=own.metadata)
-
-
 @dataclass
-class SequenceSettings(CheckedFields):
-    """Settings of `sequence`."""
+class SequenceSettings(RetrainSettings):
+    """Settings of `sequence`; those of `dimensions` are used with `attribute`."""
 
     size: str = option("small", "small: 1 x 64; paper: 4 x 512 and three layers of 1024, for a GPU.", choices=tuple(SIZES))
     tasks: list[str] = option(list, "Tasks with classes whose frames are read.", "the first")
     dropout: float = option(0.2, "In training.", at_least=0, below=1)
     learning_rate: float = option(1e-3, "Of Adam.", above=0)
     epochs: int = option(30, "At most; validation chooses.", at_least=1)
-    attribute: int = option(0, "So many clips are attributed to dimensions (needs captum).", at_least=0)
-    share: float = of_linear("share")
-    baseline: str = of_linear("baseline")
-    summary: str = of_linear("summary")
-    attribute_on: str = of_linear("attribute_on")
+    attribute: int = option(
+        0, "So many clips are attributed to dimensions (needs captum), and LSTMs retrained on shares of them.", at_least=0
+    )
     together: int = option(
         1, "So many frames, one after another, are read as their mean: less work. Not of words.", at_least=1
     )
@@ -149,6 +153,13 @@ def grouped(frames: np.ndarray, together: int) -> np.ndarray:
     return np.add.reduceat(frames, starts, axis=0) / np.diff(np.append(starts, len(frames)))[:, None].astype(frames.dtype)
 
 
+def part_of_frames(frames: Sequence[np.ndarray], part: Part, train: np.ndarray) -> list[np.ndarray]:
+    """`part_of` of the frames of clips, `[T, D]` each; principal components are those of the frames of the `train` clips."""
+    lengths = [len(own) for own in frames]
+    of_train = np.flatnonzero(np.isin(np.repeat(np.arange(len(frames)), lengths), train))
+    return np.split(part_of(np.concatenate(frames), part, of_train), np.cumsum(lengths)[:-1])
+
+
 def fit_sequence(
     judge: Judge, frames: Sequence[np.ndarray], settings: SequenceSettings, device: str, of_words: bool = False
 ) -> tuple[SequenceProbe, np.ndarray]:
@@ -174,15 +185,15 @@ def fit_sequence(
         return probe, judge.objective.predict(probe(parts["test"][0])).cpu().numpy().reshape(-1, 1)
 
 
-def dimensions_of(
+def ranked(
     probe: SequenceProbe,
     judge: Judge,
     frames: Sequence[np.ndarray],
     baseline: np.ndarray,
     settings: SequenceSettings,
     device: str,
-) -> dict[str, Any]:
-    """The dimensions that a probe looks at in some clips, and how far from complete their attributions are.
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """All dimensions, that which a probe looks at most first, `[D]`, and how far from complete their attributions are.
 
     Args:
         frames: standardised, `[T, D]` each.
@@ -198,15 +209,12 @@ def dimensions_of(
         of_clips.append(_over_time(found.values[0], settings.summary))
         gaps.append(found.gap)
         steps.append(found.steps)
-    order = np.argsort(-importance(np.stack(of_clips), settings.summary), kind="stable")
-    return {
+    return np.argsort(-importance(np.stack(of_clips), settings.summary), kind="stable"), {
         "clips": len(rows),
         "completeness_gap": float(np.median(gaps)),
         "largest_gap": max(gaps),
         "incomplete": sum(gap > LARGEST_GAP for gap in gaps),
         "steps": max(steps),
-        "size": len(order),
-        "list": order[: kept(len(order), settings.share)].tolist(),
     }
 
 
@@ -238,9 +246,16 @@ def read_in_order(study: Study, encoder: AnalyzedEncoder, task: str, settings: S
     probe, ordered = fit_sequence(judge, own, *how)
     _, mixed = fit_sequence(judge, [frame[rng.permutation(len(frame))] for frame in own], *how)
     floor = study.found("layers", encoder, task)["test"]["floor"]
+
+    def predict(parts: Mapping[str, Part]) -> dict[str, np.ndarray]:
+        of_part = {name: part_of_frames(own, part, table.rows("train")) for name, part in parts.items()}
+        return {name: fit_sequence(judge, part, *how)[1] for name, part in of_part.items()}
+
     found = {"title": judge.data.task.title, "metric": judge.data.task.metrics[0], "view": view.name, "size": settings.size}
     if settings.attribute:
-        looked_at = dimensions_of(probe, judge, own, scale.baseline(settings.baseline), settings, study.device)
+        order, gaps = ranked(probe, judge, own, scale.baseline(settings.baseline), settings, study.device)
+        looked_at = {**gaps, **retrain_beside_rivals(judge, order, settings, floor, predict)}
+        looked_at["list"] = order[: looked_at["kept"]].tolist()
         found["dimensions"] = _beside_linear(study, encoder, task, view.name, looked_at)
     return {
         **found,
@@ -336,18 +351,27 @@ def _dimension_table(records: Sequence[dict]) -> list[str]:
         shared = own.get("shared_with_linear")
         beside = f"{shared['shared']} ({shared['expected']:.1f}), p = {shared['p']:.2g}" if shared else "–"
         gaps = [f"{100 * own[name]:.2g} %" for name in ("completeness_gap", "largest_gap")]
-        names = [record["about"]["task"], record["about"]["encoder"]]
-        lines.append([*names, f"{len(own['list'])} of {own['size']}", beside, str(own["clips"]), *gaps])
-    columns = ["task", "encoder", "dimensions kept", "shared with the linear probe's (by chance)", "clips"]
+        names, unit = [record["about"]["task"], record["about"]["encoder"]], metric_unit(record["found"]["metric"])
+        rivals = shown_rivals({**own, "all": record["found"]["sequence"]}, unit)
+        lines.append([*names, *rivals, beside, str(own["clips"]), *gaps])
+    columns = ["task", "encoder", *RIVALS, "shared with the linear probe's (by chance)", "clips attributed"]
     table = markdown_table([*columns, "completeness gap, median", "largest"], lines)
-    return [_how_attributed(records[0]["settings"]), table, *_warnings(records)]
+    pictures = [f"![{task}: share of dimensions kept](pictures/{name}.png)" for name, task in _curves(records).items()]
+    return [_how_attributed(records[0]["settings"]), table, *_warnings(records), *pictures]
+
+
+def _curves(records: Sequence[dict]) -> dict[str, str]:
+    """Pictures of shares of dimensions: name -> task."""
+    tasks = [record["about"]["task"] for record in records if record["found"].get("dimensions")]
+    return {f"{NAME}_dimensions_{task}": task for task in dict.fromkeys(tasks)}
 
 
 def _how_attributed(settings: dict) -> str:
     on = settings["attribute_on"]
     return (
         f"The dimensions that the LSTM looks at: Integrated Gradients from the baseline `{settings['baseline']}`, on {on} "
-        f"clips, summed up by the {SUMMARIES[settings['summary']]}.{BIASED if on == 'test' else ''}"
+        f"clips, summed up by the {SUMMARIES[settings['summary']]}.{BIASED if on == 'test' else ''} New "
+        "LSTMs then learn from the kept dimensions of every frame alone, beside the rivals of the linear probe's."
     )
 
 
@@ -360,8 +384,17 @@ def _warnings(records: Sequence[dict]) -> list[str]:
 
 
 def drawings(records: Sequence[dict]) -> dict[str, Callable[[Sequence[dict]], Figure]]:
-    """One picture."""
-    return {NAME: draw} if records else {}
+    """The probes, and per task the shares of dimensions where they are attributed."""
+    curves = {name: partial(draw_curves, task=task) for name, task in _curves(records).items()}
+    return {NAME: draw, **curves} if records else {}
+
+
+def draw_curves(records: Sequence[dict], task: str) -> Figure:
+    """As `dimensions` draws them."""
+    known = [record for record in records if record["found"].get("dimensions")]
+    return draw_shares(
+        [{**own, "found": {**own["found"]["dimensions"], "all": own["found"]["sequence"]}} for own in known], task
+    )
 
 
 def draw(records: Sequence[dict]) -> Figure:

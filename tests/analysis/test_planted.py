@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from wavcse.analysis.analyses import dimensions, discrimination, load_analysis
 from wavcse.analysis.analyses.dimensions import DimensionsSettings, Ranker, by_luck, rank_and_retrain
@@ -17,7 +18,7 @@ from wavcse.analysis.analyses.discrimination import DiscriminationSettings, by_l
 from wavcse.analysis.analyses.layers import Judge, LayersSettings, answers, is_above_floors, probe_views
 from wavcse.analysis.analyses.layers import _places as layers_places
 from wavcse.analysis.analyses.overlap import overlap_of
-from wavcse.analysis.analyses.sequence import Scale, SequenceSettings, dimensions_of, fit_sequence
+from wavcse.analysis.analyses.sequence import Scale, SequenceSettings, fit_sequence, part_of_frames, ranked
 from wavcse.analysis.attribution import importance, integrated_gradients
 from wavcse.analysis.figures import figure
 from wavcse.analysis.frames import Frames
@@ -283,7 +284,7 @@ def test_what_luck_gives_is_said_and_few_draws_say_nothing():
 
 
 @pytest.mark.doors
-def test_dimensions_of_noise_chosen_on_validation_are_at_chance(tmp_path):
+def test_ranked_noise_chosen_on_validation_are_at_chance(tmp_path):
     values = []
     for seed in range(6):
         data, vectors = planted_dimensions(seed, 60, [0], strength=0.0)
@@ -383,7 +384,7 @@ def test_a_task_that_has_chosen_another_vector_is_attributed_at_the_shared_one(t
 
 
 @pytest.mark.doors
-def test_planted_dimensions_of_frames_are_those_that_a_sequence_probe_looks_at():
+def test_planted_ranked_frames_are_those_that_a_sequence_probe_looks_at():
     labels, speakers, splits, rng = clips(240, 2, 0)
     judge = Judge(task_of(labels, speakers, splits), 0)
     frames = [rng.standard_normal((length, 30)).astype(np.float32) for length in rng.integers(4, 9, 240)]
@@ -392,9 +393,9 @@ def test_planted_dimensions_of_frames_are_those_that_a_sequence_probe_looks_at()
     probe, predicted = fit_sequence(judge, frames, SequenceSettings(epochs=6, learning_rate=1e-2), "cpu")
     assert judge.figure(predicted, "test")["value"] > 0.9
     settings = SequenceSettings(attribute=12)
-    found = dimensions_of(probe, judge, frames, np.zeros(30, np.float32), settings, "cpu")
-    assert set(found["list"]) == {3, 17, 20}
-    assert (found["clips"], found["size"]) == (12, 30)
+    order, found = ranked(probe, judge, frames, np.zeros(30, np.float32), settings, "cpu")
+    assert set(order[:3]) == {3, 17, 20}
+    assert (found["clips"], sorted(order)) == (12, list(range(30)))
     assert found["completeness_gap"] <= found["largest_gap"] <= 0.01
     assert found["incomplete"] == 0
 
@@ -427,7 +428,7 @@ def test_frames_are_attributed_as_the_settings_say(summary, begin, split, monkey
 
     monkeypatch.setattr("wavcse.analysis.analyses.sequence.integrated_gradients", attributed)
     settings = SequenceSettings(attribute=99, share=0.5, baseline=begin, summary=summary, attribute_on=split)
-    found = dimensions_of(LinearInTime(weights), judge, frames, scale.baseline(begin), settings, "cpu")
+    order, found = ranked(LinearInTime(weights), judge, frames, scale.baseline(begin), settings, "cpu")
     rows = judge.data.table.rows(split)
     away = raw if begin == "zero" else [own - scale.mean for own in raw]
     of_clips = [weights[labels[row]] * away[row] / scale.deviation / len(away[row]) for row in rows]
@@ -435,7 +436,7 @@ def test_frames_are_attributed_as_the_settings_say(summary, begin, split, monkey
         expected = np.mean([np.abs(own).mean(axis=0) for own in of_clips], axis=0)
     else:
         expected = np.abs(np.mean([own.mean(axis=0) for own in of_clips], axis=0))
-    assert found["list"] == np.argsort(-expected)[:5].tolist()
+    assert order[:5].tolist() == np.argsort(-expected)[:5].tolist()
     assert found["clips"] == len(rows)
     assert with_cudnn == [False] * len(rows)  # its LSTM has no backward in eval mode
     assert torch.backends.cudnn.enabled
@@ -467,6 +468,40 @@ def test_a_label_in_the_order_of_two_states_is_found_in_ordered_frames_only(tmp_
     assert found["minus_random_order"][0] > 0
     assert found["minus_linear"][0] > 0
     assert load_analysis("sequence").answers([record])[0].endswith("on frames in random order in 1.")
+
+
+@pytest.mark.doors
+def test_a_sequence_probe_retrained_on_its_top_dimensions_keeps_what_the_bottom_has_not(tmp_path, monkeypatch):
+    study, analysis = study_of_order(tmp_path, monkeypatch), load_analysis("sequence")
+    settings = SequenceSettings(epochs=10, learning_rate=1e-2, attribute=8, share=0.2, curve=[0.5], draws=20)
+    (record,) = run_analysis(study, analysis, settings, False, show_progress=False)
+    found = record["found"]["dimensions"]
+    assert (found["list"], found["kept"], found["size"]) == ([0], 1, 6)  # one of six dimensions knows the order
+    assert found["top"]["value"] > 0.9
+    assert abs(found["bottom"]["value"] - 0.5) < 0.2
+    draws = np.array(found["random"]["values"])
+    knows = np.array([np.random.default_rng(study.seed).permutation(6)[:1][0]])  # the first draw is of the study's seed
+    assert (draws[0] > 0.9) == (knows[0] == 0)
+    assert 0 < np.mean(draws > 0.9) < 0.6
+    assert found["p_random"] == (1 + np.sum(draws >= found["top"]["value"])) / 21
+    assert found["pca"]["value"] > 0.8  # two states far apart are where frames vary most
+    assert [(own["share"], own["kept"]) for own in found["curve"]] == [(0.5, 3)]
+    assert found["curve"][0]["value"] > 0.9
+    text = "\n".join(analysis.section([record]))
+    assert "| keyword | planted | 1 of 6 |" in text
+    assert "pictures/sequence_dimensions_keyword.png" in text
+    drawn = analysis.drawings([record])["sequence_dimensions_keyword"]([record])
+    assert drawn.axes[0].get_title() == "keyword"
+
+
+def test_principal_components_of_frames_are_those_of_the_training_clips():
+    rng = np.random.default_rng(0)
+    frames, train = [rng.standard_normal((length, 7)).astype(np.float32) for length in (3, 9, 4, 6)], np.array([1, 3])
+    expected = PCA(2, svd_solver="full").fit(np.concatenate([frames[1], frames[3]]))
+    for own, frame in zip(part_of_frames(frames, 2, train), frames):
+        np.testing.assert_allclose(np.abs(own), np.abs(expected.transform(frame)), atol=1e-5)
+    for own, frame in zip(part_of_frames(frames, np.array([1, 4]), train), frames):
+        np.testing.assert_array_equal(own, frame[:, [1, 4]])
 
 
 @pytest.mark.doors
