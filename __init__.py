@@ -92,8 +92,13 @@ def _named(stand_in: type) -> type:
     return globals()[stand_in.__name__]
 
 
-def _register_stand_ins() -> None:
-    """What `from_pretrained` of the three looks for first; to use them is to load the names, which takes their places."""
+def register() -> None:
+    """Make `from_pretrained` of the auto classes read folders of weights that have no code of their own.
+
+    Registered are stand-ins, which load nothing yet; to use them is to load the names, which takes their places.
+    """
+    if "WavCSEModel" in globals():
+        return
     from transformers import AutoConfig, AutoFeatureExtractor
 
     extractor = _LoadsWhenUsed("WavCSEFeatureExtractor", (), {})
@@ -104,4 +109,4 @@ def _register_stand_ins() -> None:
 
 
 if "transformers" in sys.modules:
-    _register_stand_ins()
+    register()

@@ -36,6 +36,7 @@ from transformers.utils import (
     cached_file,
 )
 
+import wavcse
 from wavcse.data.files import sha256_of, shown_path
 from wavcse.upstream_wavcse import NO_SAFETENSORS
 
@@ -168,6 +169,7 @@ def untrain(model: PreTrainedModel, seed: int) -> None:
 
 def _load(checkpoint: SavedModel, device: str | torch.device) -> tuple[Any, Any]:
     options = {"revision": checkpoint.revision, "trust_remote_code": True}
+    wavcse.register()
     with checkpoint.loading():
         feature_extractor = AutoFeatureExtractor.from_pretrained(checkpoint.path, **options)
         model = AutoModel.from_pretrained(checkpoint.path, use_safetensors=True, **options).to(device).eval()

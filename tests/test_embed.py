@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -73,6 +75,20 @@ def test_rows_are_the_models_embeddings_in_the_order_of_the_manifest(embedded, t
     np.testing.assert_allclose(table["seconds"], [len(waveform) / RATE for waveform in waveforms])
     np.testing.assert_allclose(numbers(table), expected(model, waveforms), atol=1e-5)
     assert not embedded.with_name("toy.parquet.parts").exists()
+
+
+def test_a_fresh_process_reads_a_folder_of_weights_without_code(embedded, toy_corpus, hub, tmp_path):
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        shutil.copyfile(hub / name, tmp_path / name)
+    for name in ("config.json", "preprocessor_config.json"):
+        fields = json.loads((tmp_path / name).read_text())
+        fields.pop("auto_map", None)
+        (tmp_path / name).write_text(json.dumps(fields))
+    command = [sys.executable, "-m", "wavcse.embed", toy_corpus, "--model", tmp_path, "--out", tmp_path / "out.parquet"]
+    found = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    np.testing.assert_allclose(numbers(table), numbers(pd.read_parquet(embedded)), atol=1e-5)
 
 
 def test_a_folder_is_all_audio_below_it_in_the_order_of_its_paths(embedded, toy_corpus, hub, tmp_path):
