@@ -524,7 +524,7 @@ def draw(records: Sequence[dict], condition: str) -> Figure:
     told = [record for record in _told(records) if condition in record["found"]["test"]["raw"]]
     tasks = list(dict.fromkeys(record["about"]["task"] for record in told))
     encoders = list(dict.fromkeys(record["about"]["encoder"] for record in told))
-    figure_, (axes,) = new_axes(2.5 + 1.2 * len(tasks), 4.0)
+    figure_, (axes,) = new_axes(3.5 + 1.2 * len(tasks), 4.0)
     width = 0.8 / len(encoders)
     for number, encoder in enumerate(encoders):
         own = {record["about"]["task"]: record["found"]["test"] for record in told if record["about"]["encoder"] == encoder}
@@ -539,7 +539,7 @@ def draw(records: Sequence[dict], condition: str) -> Figure:
     axes.set_ylim(0, 103)
     axes.set_ylabel(f"{condition}: triplets that are right, %")
     axes.set_title("bars: vectors as they are; dots: after a learnt projection")
-    axes.legend(fontsize=7)
+    figure_.legend(fontsize=7, loc="outside right upper")
     return figure_
 
 
