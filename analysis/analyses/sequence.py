@@ -248,8 +248,8 @@ def read_in_order(study: Study, encoder: AnalyzedEncoder, task: str, settings: S
     floor = study.found("layers", encoder, task)["test"]["floor"]
 
     def predict(parts: Mapping[str, Part]) -> dict[str, np.ndarray]:
-        of_part = {name: part_of_frames(own, part, table.rows("train")) for name, part in parts.items()}
-        return {name: fit_sequence(judge, part, *how)[1] for name, part in of_part.items()}
+        train = table.rows("train")
+        return {name: fit_sequence(judge, part_of_frames(own, part, train), *how)[1] for name, part in parts.items()}
 
     found = {"title": judge.data.task.title, "metric": judge.data.task.metrics[0], "view": view.name, "size": settings.size}
     if settings.attribute:
