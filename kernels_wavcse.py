@@ -1,8 +1,8 @@
 """Which library multiplies matrices on this processor: measured once, at first use.
 
 PyTorch has two libraries for float32 products on a CPU, and which of them is faster depends on the processor and on the shape:
-with AVX-512 oneDNN reached twice MKL's rate; on an EPYC with AVX2 MKL is 20-25 % ahead, but a third behind where few rows meet
-a large weight. So each kind of product is measured by itself. Both are float32 throughout; they add in different orders, so
+with AVX-512 oneDNN reached twice MKL's rate; on an EPYC with AVX2 MKL is 5-25 % ahead, but up to a third behind where few rows
+meet a large weight. So each kind of product is measured by itself. Both are float32 throughout; they add in different orders, so
 results differ in the last bits. `WAVCSE_KERNELS=onednn` or `mkl` takes the choice away, for results that are equal to the bit
 on any run.
 
@@ -32,7 +32,10 @@ logger = logging.get_logger(__name__)
 LIBRARIES = ("onednn", "mkl")
 FORCED = "WAVCSE_KERNELS"
 MEASURED = "WAVCSE_KERNELS_MEASURED"  # what a process found out, for those that it starts: all of them must agree
-MARGIN = 1.05  # MKL must be so many times faster: processors are far from it, so that two measurements of one agree
+# MKL is taken from so many times oneDNN's speed on. Measurements vary by a tenth, so the bounds lie between the processors: for long
+# products half of it with AVX-512, 1.05 to 1.25 with AVX2, where a bound of 1 would choose now this library and now that.
+MARGINS = {"long": 0.9, "short": 1.05}
+GELU_MARGIN = 1.05  # likewise, of oneDNN's GELU
 SHORT_ROWS, LARGE_WEIGHT = 256, 2**21  # products of up to so many rows with a weight of so many numbers or more are "short"
 SHAPES = {  # rows, in, out
     "long": ((128, 192, 768), (128, 768, 192), (48, 1024, 1024), (64, 1536, 512)),
@@ -89,7 +92,7 @@ def float32_library(kind: str = "long") -> str:
     """The library for products of a kind of `SHAPES`, as forced or the faster one (0.1 s, once)."""
     if not HAS_ONEDNN_LINEAR or not torch.backends.mkl.is_available():
         return "onednn" if HAS_ONEDNN_LINEAR else "mkl"
-    return forced_library() or once(f"float32 {kind}", lambda: "mkl" if mkl_speed(kind) > MARGIN else "onednn")
+    return forced_library() or once(f"float32 {kind}", lambda: "mkl" if mkl_speed(kind) > MARGINS[kind] else "onednn")
 
 
 def mkl_speed(kind: str) -> float:
@@ -116,7 +119,7 @@ def gelu_in_onednn() -> bool:
     def separate() -> Tensor:
         return torch.ops.aten.gelu_(onednn_linear(*operands))
 
-    return once("gelu", lambda: times_faster(partial(onednn_linear, *operands, gelu=True), separate) < MARGIN)
+    return once("gelu", lambda: times_faster(partial(onednn_linear, *operands, gelu=True), separate) < GELU_MARGIN)
 
 
 def measure_products() -> None:

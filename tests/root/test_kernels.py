@@ -48,11 +48,19 @@ def clips(*lengths: int) -> list[torch.Tensor]:
 
 
 @has_both
-@pytest.mark.parametrize("kind", kernels_wavcse.SHAPES)
-@pytest.mark.parametrize(("mkl_speed", "expected"), [(0.5, "onednn"), (1.0, "onednn"), (1.04, "onednn"), (1.2, "mkl")])
-def test_the_faster_library_is_taken_and_the_usual_one_where_they_are_close(
-    environment, monkeypatch, kind, mkl_speed, expected
-):
+@pytest.mark.parametrize(
+    ("kind", "mkl_speed", "expected"),
+    [
+        ("long", 0.5, "onednn"),  # AVX-512
+        ("long", 0.8, "onednn"),
+        ("long", 0.95, "mkl"),  # AVX2, on a busy machine
+        ("long", 1.2, "mkl"),
+        ("short", 0.7, "onednn"),
+        ("short", 1.0, "onednn"),
+        ("short", 1.2, "mkl"),
+    ],
+)
+def test_the_faster_library_is_taken_whichever_way_a_measurement_errs(environment, monkeypatch, kind, mkl_speed, expected):
     asked = []
     monkeypatch.setattr(kernels_wavcse, "times_faster", lambda base, other: asked.append((base, other)) or mkl_speed)
     environment(None)
