@@ -51,11 +51,9 @@ from wavcse.training.run import versions
 UNTRAINED = "untrained"  # the mark of a variant that is judged as training finds it
 ON_ALL = ".on_all"  # behind the name of a variant that was trained on all tasks
 BEST, MEAN = "best_layer", "mean_layers"
+OF_CACHE = ("upstream", "revision", "cache_dir")  # one for all variants
 SET_BY_STUDY = (
     "tasks",
-    "cache_dir",
-    "upstream",
-    "revision",
     "output_dir",
     "overwrite_output_dir",
     "save_hub",
@@ -63,7 +61,7 @@ SET_BY_STUDY = (
     "seed",
 )
 RECIPE_FIELDS = tuple(RunArguments.__dataclass_fields__)
-VARIANT_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in SET_BY_STUDY)
+VARIANT_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in (*SET_BY_STUDY, *OF_CACHE))
 EMBEDDED_AT_ONCE = 4096  # clips
 
 
@@ -125,7 +123,7 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TransferStudy
         asked = settings_from(TransferRecipe, raw)
         folder = Path(output_dir or asked.output_dir)
         recipe = {**read_recipe(asked.recipe, RECIPE_FIELDS), "save_hub": False}
-        overrides = checked_fields("overrides", asked.overrides, VARIANT_FIELDS)
+        overrides = checked_fields("overrides", asked.overrides, (*VARIANT_FIELDS, *OF_CACHE))
         shared = settings_from(RunArguments, {**recipe, **overrides})
         variants = read_variants(
             asked.variants,

@@ -120,8 +120,8 @@ def test_without_cached_clips_it_is_refused(files, toy_corpus, upstream_folder, 
     table["file_name"] = [str(toy_corpus.parent / name) for name in table["file_name"]]
     table[table["keyword"] != "word2"].to_csv(tmp_path / "some.csv", index=False)
     build_cache([tmp_path / "some.csv"], str(upstream_folder), tmp_path / "caches")
-    recipe = yaml.safe_load((files / "recipe.yaml").read_text())
-    (files / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "cache_dir": str(tmp_path / "caches")}))
+    study = yaml.safe_load((files / "study.yaml").read_text())
+    (files / "study.yaml").write_text(yaml.safe_dump({**study, "overrides": {"cache_dir": str(tmp_path / "caches")}}))
     with pytest.raises(ValueError, match=r"task 'keyword': 16 of 48 clips are not in the feature cache"):
         Judge(read_study(files / "study.yaml"))
 
@@ -136,6 +136,7 @@ def test_without_cached_clips_it_is_refused(files, toy_corpus, upstream_folder, 
         ({"groups": {"a": {"leave_out": ["keyword", "speaker"], "rows": ["keyword"]}}}, "nothing is left to train on"),
         ({"variants": {"best_layer": {}}}, "best_layer"),
         ({"variants": {"a": {"tasks": {}}}}, "tasks"),
+        ({"variants": {"a": {"cache_dir": "other"}}}, "cache_dir"),  # all variants read one
         ({"variants": {}}, "variants missing"),
         ({"seeds": 0}, "seeds"),
     ],
