@@ -2,9 +2,9 @@
 
 PyTorch has two libraries for float32 products on a CPU, and which of them is faster depends on the processor and on the shape:
 with AVX-512 oneDNN reached twice MKL's rate; on an EPYC with AVX2 MKL is 5-25 % ahead, but up to a third behind where few rows
-meet a large weight. So each kind of product is measured by itself. Both are float32 throughout; they add in different orders, so
-results differ in the last bits. `WAVCSE_KERNELS=onednn` or `mkl` takes the choice away, for results that are equal to the bit
-on any run.
+meet a large weight. So each kind of product is measured by itself. Both are float32 throughout; they add in different orders,
+so results differ in the last bits. `WAVCSE_KERNELS=onednn` or `mkl` takes the choice away, for results that are equal to the
+bit on any run.
 
 For int8 there is `torch._int_mm`, which needs VNNI instructions to be fast, and fbgemm, which does not.
 
@@ -32,8 +32,8 @@ logger = logging.get_logger(__name__)
 LIBRARIES = ("onednn", "mkl")
 FORCED = "WAVCSE_KERNELS"
 MEASURED = "WAVCSE_KERNELS_MEASURED"  # what a process found out, for those that it starts: all of them must agree
-# MKL is taken from so many times oneDNN's speed on. Measurements vary by a tenth, so the bounds lie between the processors: for long
-# products half of it with AVX-512, 1.05 to 1.25 with AVX2, where a bound of 1 would choose now this library and now that.
+# MKL is taken from so many times oneDNN's speed on. Measurements vary by a tenth, so the bound for long products lies between
+# the processors: half of it with AVX-512, 1.05 to 1.25 with AVX2. Near one of them it would choose now this, now that.
 MARGINS = {"long": 0.9, "short": 1.05}
 GELU_MARGIN = 1.05  # likewise, of oneDNN's GELU
 SHORT_ROWS, LARGE_WEIGHT = 256, 2**21  # products of up to so many rows with a weight of so many numbers or more are "short"
