@@ -169,7 +169,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=1, help="every clip this many times, to fill a GPU")
     parser.add_argument("--allocator", choices=["default", "warm"], default="default", help="warm: glibc keeps freed memory")
     parser.add_argument("--engines", action="store_true", help="ONNX Runtime beside, where it is installed")
-    parser.add_argument("--small", action="store_true", help="measure the model in the root on short clips, too")
+    parser.add_argument("--small", action="store_true", help="measure small models on short clips, too")
     parser.add_argument("--memory", action="store_true", help="measure working memory too, in child processes")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 products on the GPU; float32 is then not exact")
     parser.add_argument("--out", type=Path, help="JSON to write or add to (default benchmarks/results/DATE-CLASS.json)")

@@ -112,6 +112,8 @@ def markdown_of(report: dict[str, Any]) -> str:
                 f"audio-s/s, {small['share_of_limit']:.0%} of the product rate; one clip through `encode` "
                 f"{small['encode_ms']:.1f} ms."
             )
+            if "root_encode_ms" in small:
+                parts.append(f"The model in the root, one clip through `encode`: {small['root_encode_ms']:.1f} ms.")
         if run["memory"]:
             parts += ["### Working memory", memory_table(run["memory"])]
     return "\n\n".join(parts) + "\n"

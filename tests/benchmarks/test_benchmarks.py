@@ -185,6 +185,7 @@ def test_ratios_and_ceilings():
     ceiling = Floor("encode", 8.0, "encode_ms", "small", (), "ms", most=True)
     assert cells(result_of({}, {"encode_ms": 8.1}), ceiling) == ["encode", "at most 8.0 ms", "8.1 ms", "", "missed"]
     assert cells(result_of({}, {"encode_ms": 8.0}), ceiling)[4] == "met"
+    assert cells(result_of({}, {"share_of_limit": 0.5}), ceiling)[2] == "not measured"  # a result from before this floor
 
 
 def test_the_page_of_floors_is_made_from_the_results(tmp_path):
