@@ -121,6 +121,7 @@ def expected(trained, clip, embed) -> dict[str, np.ndarray]:
     return {"first": vector, "second": nothing_pooled, "subclass": vector}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", ["first", "second", "subclass"])
 def test_what_a_folder_holds_is_what_runs(found, expected, name, when):
@@ -129,6 +130,7 @@ def test_what_a_folder_holds_is_what_runs(found, expected, name, when):
         np.testing.assert_allclose(vector, factor * expected[name], rtol=1e-5, atol=1e-6, err_msg=way)
 
 
+@pytest.mark.slow
 def test_the_class_is_the_folders(found):
     names = {name: (model["class"], model["of wavcse"]) for name, model in found.items() if name != "place"}
     assert names["subclass before"] == names["subclass after"] == ("Louder", False)
@@ -136,6 +138,7 @@ def test_the_class_is_the_folders(found):
     assert names["first after"] == ("WavCSEModel", True)  # the same files: the class that is imported already
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["first", "second", "subclass"])
 def test_a_copy_holds_the_code_that_ran(found, folders, name):
     copy = found["place"] / name / "hub"
