@@ -104,7 +104,6 @@ def test_both_stages_hear_the_same_clips():
         assert getattr(first, field) == getattr(second, field)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_nothing_that_the_evaluation_holds_back_is_heard(recipe):
     rows = taken_rows(read(recipe))
