@@ -3,7 +3,8 @@
 Every variant is trained once per group of tasks, without that group's tasks, and once on all of them; each time with every
 seed. Linear probes on the embeddings then learn the rows of the evaluation: those of the group from the trainings that left it
 out, and all rows from the trainings on everything. Beside the variants stand the layers themselves, the best one of every row
-(chosen on validation) and their mean. All of it reads one feature cache, so no audio is encoded.
+(chosen on validation) and their mean. A variant is compared with the best of as many blocks as it runs itself. All of it reads
+one feature cache, so no audio is encoded.
 """
 
 from __future__ import annotations
@@ -105,6 +106,16 @@ class TransferStudy:
         seeds = self.seeds[:1] if variant.marks[UNTRAINED] else self.seeds
         return [replace(variant.args, tasks=tasks, seed=seed) for seed in seeds]
 
+    def best_layers(self) -> dict[str, int]:
+        """Name of a best layer -> the deepest layer that it is chosen from: the recipe's, and that of every variant."""
+        own = max(self.shared.selected_layers)
+        others = {max(variant.args.selected_layers) for variant in self.variants} - {own}
+        return {BEST: own, **{f"{BEST}_to_{deepest}": deepest for deepest in sorted(others)}}
+
+    def best_layer_for(self, variant: Variant) -> str:
+        """Name of the best layer of as many blocks as the variant runs."""
+        return next(name for name, deepest in self.best_layers().items() if deepest == max(variant.args.selected_layers))
+
 
 # -- what is asked for
 
@@ -142,7 +153,11 @@ def read_study(path: str | Path, output_dir: str | None = None) -> TransferStudy
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     seeds = tuple(range(shared.seed, shared.seed + asked.seeds))
-    return TransferStudy(Path(path), asked.recipe, overrides, shared, variants, groups, evaluation, seeds, plots, folder)
+    study = TransferStudy(Path(path), asked.recipe, overrides, shared, variants, groups, evaluation, seeds, plots, folder)
+    beside = {*study.best_layers(), *(f"{variant.name}{ON_ALL}" for variant in variants)}
+    if taken := sorted(beside & {variant.name for variant in variants}):
+        raise ValueError(f"{path}: variants.{taken[0]}: what stands beside the variants has this name; take another.")
+    return study
 
 
 def _groups(asked: Mapping[str, Any], shared: RunArguments, evaluation: EvalArguments) -> list[Group]:
@@ -246,12 +261,12 @@ class Judge:
         return self.kept[variant.name]
 
     def layers(self) -> None:
-        """Judge every row by its best layer, up to the highest that the recipe selects, and by the mean of the selected."""
-        selected, upto = self.study.shared.selected_layers, list(range(max(self.study.shared.selected_layers) + 1))
+        """Judge every row by its best layer, up to the deepest of the recipe and of each variant, and by the recipe's mean."""
         shape = (self.cache.key.sampling_rate, self.cache.shards[0].shape[2])
-        for name, read, candidates in ((BEST, upto, len(upto)), (MEAN, selected, 1)):
+        read_by = {name: list(range(deepest + 1)) for name, deepest in self.study.best_layers().items()}
+        for name, read in {**read_by, MEAN: self.study.shared.selected_layers}.items():
             identity = {**self._origin(), "layers": " ".join(map(str, read))}
-            encoder = CachedEncoder(name, *shape, identity, candidates)
+            encoder = CachedEncoder(name, *shape, identity, 1 if name == MEAN else len(read))
             for row, data in self.tasks.items():
                 key, found = self._finished(encoder, data, self.study.seeds[:1])
                 if not found:
@@ -337,7 +352,9 @@ def facts_of(study: TransferStudy) -> dict:
         }
         for variant in there
     }
-    beside = [BEST, MEAN, *(f"{name}{ON_ALL}" for name in own)]
+    beside = [*study.best_layers(), MEAN, *(f"{name}{ON_ALL}" for name in own)]
+    best_for = {variant.name: study.best_layer_for(variant) for variant in there}
+    best_for |= {MEAN: BEST, **{f"{name}{ON_ALL}": best for name, best in best_for.items()}}
     known = {
         "study": shown_path(study.path),
         "recipe": shown_path(study.recipe),
@@ -349,21 +366,22 @@ def facts_of(study: TransferStudy) -> dict:
     }
     encoders = {name: name for name in (*own, *beside)}
     facts = study_facts(known, own, beside, encoders, results, versions())
-    return {**facts, "beside_best": _beside_best(study, results, [*own, *beside[1:]])}
+    return {**facts, "beside_best": _beside_best(study, results, best_for)}
 
 
-def _beside_best(study: TransferStudy, results: Sequence[Result], names: Sequence[str]) -> dict[str, dict]:
-    """Encoder -> mean test figure over the rows, and per row its difference to the best layer with the interval."""
-    rows = [row for row in rows_of(results) if BEST in row.records]
+def _beside_best(study: TransferStudy, results: Sequence[Result], best_for: Mapping[str, str]) -> dict[str, dict]:
+    """Encoder -> mean test figure over the rows, and the rows in which it and its best layer differ by the interval."""
+    rows = rows_of(results)
     found = {}
-    for name in names:
-        here = [row for row in rows if name in row.records]
-        pairs = {row.name: compare_pair(row, name, BEST, study.evaluation.output_dir) for row in here}
+    for name, best in best_for.items():
+        here = [row for row in rows if {name, best} <= set(row.records)]
+        pairs = {row.name: compare_pair(row, name, best, study.evaluation.output_dir) for row in here}
         shares = [row for row in here if row.unit == "percent" and row.is_greater_better]
-        means = {one: statistics.fmean(row.figure(one).value for row in shares) for one in (name, BEST)} if shares else {}
+        means = {one: statistics.fmean(row.figure(one).value for row in shares) for one in (name, best)} if shares else {}
         found[name] = {
+            "best": best,
             "mean": means.get(name),
-            "mean_of_best": means.get(BEST),
+            "mean_of_best": means.get(best),
             "num_rows": len(shares),
             "behind": [row.name for row in here if _sign(row.is_greater_better, pairs[row.name]) < 0],
             "ahead": [row.name for row in here if _sign(row.is_greater_better, pairs[row.name]) > 0],
@@ -385,7 +403,8 @@ def _how(facts: Mapping) -> str:
     )
     return (
         f"a linear probe learns each task from embeddings of trainings that left its group out ({words}), {facts['seeds']} "
-        f"seeds each. `{ON_ALL}`: trained on all tasks of the recipe. `{BEST}`: the layer that validation chose for the task."
+        f"seeds each. `{ON_ALL}`: trained on all tasks of the recipe. `{BEST}`: the layer that validation chose for the task, "
+        f"up to the recipe's deepest; `{BEST}_to_N`: up to block N."
     )
 
 
@@ -405,18 +424,19 @@ def _goal_section(facts: Mapping) -> list[str]:
     for name, own in facts["beside_best"].items():
         difference = NONE if own["mean"] is None else f"{100 * (own['mean'] - own['mean_of_best']):+.1f}"
         words = [", ".join(titles[row] for row in own[side]) or NONE for side in ("behind", "ahead")]
-        lines.append([marked(facts, name), percent(own["mean"]), difference, own["num_rows"], *words])
+        lines.append([marked(facts, name), percent(own["mean"]), own["best"], difference, own["num_rows"], *words])
     columns = [
         "encoder",
         "mean test accuracy, %",
-        f"minus {BEST}",
+        "beside",
+        "difference",
         "tasks",
         "behind by more than the interval",
         "ahead by more",
     ]
     text = (
-        f"Paired 95 % bootstrap intervals of the difference to `{BEST}` on the same test clips, per task. The mean is over "
-        "the tasks whose figure is an accuracy."
+        "Paired 95 % bootstrap intervals of the difference to the best layer of as many blocks as the encoder runs, on the "
+        "same test clips, per task. The mean is over the tasks whose figure is an accuracy."
     )
     return ["## Beside the best layer", text, markdown_table(columns, lines)]
 

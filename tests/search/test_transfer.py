@@ -30,6 +30,7 @@ VARIANTS = {
         "layer_projection_size": None,
         "start": "pca",
         "embedding_size": 16,
+        "selected_layers": [0, 1],
     },
 }
 GROUPS = {"words": {"leave_out": ["keyword"], "rows": ["keyword"]}, "voices": {"leave_out": ["speaker"], "rows": ["speaker"]}}
@@ -60,7 +61,7 @@ def test_a_row_is_judged_by_trainings_that_left_its_task_out(files, quick_probes
     assert main([str(files / "study.yaml")]) == 0
     study = read_study(files / "study.yaml")
     results = {(own.task.name, own.encoder["name"]): own for own in read_results(study.folder / "evaluation")}
-    names = {"paper", "pca", "paper.on_all", "pca.on_all", "best_layer", "mean_layers"}
+    names = {"paper", "pca", "paper.on_all", "pca.on_all", "best_layer", "best_layer_to_1", "mean_layers"}
     assert set(results) == {(row, name) for row in ("keyword", "speaker") for name in names}
     # The reference: trainings on the other task alone, as a recipe without the task gives them.
     judge = Judge(study)
@@ -75,6 +76,16 @@ def test_a_row_is_judged_by_trainings_that_left_its_task_out(files, quick_probes
     facts = json.loads((study.folder / "study.json").read_text())
     figures = [results[row, "paper"].metrics["accuracy"].value for row in ("keyword", "speaker")]
     assert facts["beside_best"]["paper"]["mean"] == pytest.approx(np.mean(figures))
+    # A variant stands beside the best layer of as many blocks as it runs.
+    bests = {"paper": "best_layer", "pca": "best_layer_to_1", "pca.on_all": "best_layer_to_1", "mean_layers": "best_layer"}
+    for name, best in bests.items():
+        figures = [results[row, best].metrics["accuracy"].value for row in ("keyword", "speaker")]
+        own = facts["beside_best"][name]
+        assert (own["best"], own["mean_of_best"]) == (best, pytest.approx(np.mean(figures)))
+    for row in ("keyword", "speaker"):
+        layers = judge.cache.read(judge.digests[row], [0, 1])
+        reference = probe_outcomes(layers.reshape(len(layers), -1), judge.tasks[row], [0], 2)[0]
+        assert results[row, "best_layer_to_1"].probe.candidate == reference.probe.candidate
     assert len(results["keyword", "paper"].probe.runs) == 2
     assert len(results["keyword", "pca"].probe.runs) == 1  # nothing is drawn
     text = capsys.readouterr().out
@@ -87,7 +98,8 @@ def test_a_row_is_judged_by_trainings_that_left_its_task_out(files, quick_probes
     paper, pca = json.loads((files / "choice" / "choice.json").read_text())["candidates"]
     assert (paper["is_trained"], pca["is_trained"], pca["size"]) == (True, False, 16)
     assert paper["validation"] == pytest.approx(facts["variants"]["paper"]["mean_validation"])
-    assert paper["audio_s_per_s"] == pca["audio_s_per_s"] > 0
+    assert (paper["blocks"], pca["blocks"]) == (3, 1)
+    assert paper["audio_s_per_s"] > 0 < pca["audio_s_per_s"]
 
 
 def test_a_fit_of_a_study_is_that_of_a_search(files):
@@ -135,6 +147,8 @@ def test_without_cached_clips_it_is_refused(files, toy_corpus, upstream_folder, 
         ({"groups": {**GROUPS, "again": GROUPS["words"]}}, "are rows of several groups"),
         ({"groups": {"a": {"leave_out": ["keyword", "speaker"], "rows": ["keyword"]}}}, "nothing is left to train on"),
         ({"variants": {"best_layer": {}}}, "best_layer"),
+        ({"variants": {"best_layer_to_1": {"selected_layers": [0, 1]}}}, "variants.best_layer_to_1"),
+        ({"variants": {"a": {}, "a.on_all": {}}}, "variants.a.on_all"),
         ({"variants": {"a": {"tasks": {}}}}, "tasks"),
         ({"variants": {"a": {"cache_dir": "other"}}}, "cache_dir"),  # all variants read one
         ({"variants": {}}, "variants missing"),
