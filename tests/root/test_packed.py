@@ -1129,6 +1129,35 @@ def test_processors_without_the_newest_instructions(upstream_folder):
     assert min(map(float, second.split())) >= NEAR["int8"]
 
 
+NEW_PAGES = """
+import resource, sys, torch
+from transformers import AutoModel
+from wavcse.packed_encoder_wavcse import PackedUpstream
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**21) for _ in range(6)]  # 48 MB together, more than twice the largest
+    del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(min(new_pages() for _ in range(5)), end=" ")
+PackedUpstream(AutoModel.from_pretrained(sys.argv[1]).eval())
+print(min(new_pages() for _ in range(5)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_intermediate_results_take_memory_that_is_there(upstream_folder):
+    """The packed path has glibc keep what is freed, in a process that did not ask for anything itself."""
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", NEW_PAGES, str(upstream_folder)]
+    done = subprocess.run(command, env=unset, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert before > 1000  # or else the test shows nothing
+    assert after < before / 20
+
+
 def test_int8_with_smaller_weights(monkeypatch):
     torch.manual_seed(0)
     layer, rows = nn.Linear(64, 32), torch.randn(20, 64)
