@@ -599,6 +599,10 @@ class Budget:
     stem_elements: int = 50 * 49_152
 
 
+CPU_BUDGET = Budget(pack_frames=1024, stem_frames=256, product_rows=512)
+GPU_BUDGET = Budget(pack_frames=2**16, stem_frames=2**12, product_rows=2**14, stem_elements=2**12 * 49_152)
+
+
 @cache
 def keep_freed_memory() -> None:
     """Have glibc keep up to 64 MB of freed memory in this process instead of returning it to the system after every call.
@@ -610,10 +614,6 @@ def keep_freed_memory() -> None:
     know nothing of it.
     """
     torch.empty(KEPT_BYTES, dtype=torch.uint8)
-
-
-CPU_BUDGET = Budget(pack_frames=1024, stem_frames=256, product_rows=512)
-GPU_BUDGET = Budget(pack_frames=2**16, stem_frames=2**12, product_rows=2**14, stem_elements=2**12 * 49_152)
 
 
 @dataclass(frozen=True)
