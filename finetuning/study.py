@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from wavcse.data.files import json_text, locked, shown_path, write_atomically
 from wavcse.eval.arguments import LayerCurvesArguments
@@ -52,6 +53,7 @@ RECIPE_FIELDS = tuple(field.name for field in fields(MultiTaskArguments))
 VARIANT_FIELDS = tuple(name for name in RECIPE_FIELDS if name not in SET_BY_STUDY)
 TITLE = "Study of networks on several tasks"
 LAYERS = "layers"
+NUM_COLORS, LINE_STYLES = 10, ("-", "--", ":")  # of matplotlib's cycle; then the next style
 ATTENTION_WORDS = (
     "What each block is multiplied with, as the mean over the trainings; and the weight of every frame of the first test clip "
     "of each class in the first training, as a multiple of the mean over its frames."
@@ -463,15 +465,19 @@ def _draw_figures(facts: Mapping[str, Any]) -> Figure:
 
 def _lines(facts: Mapping[str, Any], names: Sequence[str]) -> Figure:
     """A panel per name, a line per variant, over the steps; of the first seed."""
-    figure, panels = new_axes(4.0 * len(names), 3.2, columns=len(names))
-    for axes, name in zip(panels, names):
-        for variant, own in facts["variants"].items():
+    variants = facts["variants"]
+    figure, panels = new_axes(4.0 * len(names) + 2.5, max(3.2, 0.5 + 0.2 * len(variants)), columns=len(names))
+    lines: dict[str, Line2D] = {}
+    for place, (variant, own) in enumerate(variants.items()):
+        style = {"color": f"C{place % NUM_COLORS}", "linestyle": LINE_STYLES[place // NUM_COLORS % len(LINE_STYLES)]}
+        for axes, name in zip(panels, names):
             points = [(entry["step"], entry[name]) for entry in own["log"] if name in entry]
             if points:
-                axes.plot(*zip(*points), label=variant)
+                (lines[variant],) = axes.plot(*zip(*points), **style)
+    for axes, name in zip(panels, names):
         axes.set_title(name.removeprefix("validation."))
         axes.set_xlabel("step")
-    panels[0].legend(fontsize="small")
+    figure.legend(lines.values(), lines, fontsize="small", loc="outside right upper")
     return figure
 
 

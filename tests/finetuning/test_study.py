@@ -110,6 +110,24 @@ def test_the_committed_report_is_made_from_its_figures():
     assert all(own["steps"] == [400] for own in facts["variants"].values())
 
 
+@pytest.mark.parametrize("name", ["losses", "figures"])
+def test_many_variants_can_be_told_apart_in_a_picture(name, monkeypatch, tmp_path):
+    facts = json.loads((ROOT / "results" / "ser_ravdess" / "study.json").read_text(encoding="utf-8"))
+    drawn = {}
+    monkeypatch.setattr(studies, "draw_all", lambda pictures, facts, folder: drawn.update(pictures))
+    studies.write_report(facts, tmp_path)
+    figure = drawn[name](facts)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(facts["variants"])
+    for axes in figure.axes:
+        figure.draw_without_rendering()
+        assert (
+            len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(axes.lines) == len(facts["variants"])
+        )
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert figure.bbox.contains(*legend.get_window_extent().min)
+
+
 def test_every_variant_has_a_run_per_rate_and_seed(study_file):
     study = read_study(changed(study_file, seeds=2))
     runs = study.runs(study.variants[0])
