@@ -117,13 +117,12 @@ def test_many_variants_can_be_told_apart_in_a_picture(name, monkeypatch, tmp_pat
     monkeypatch.setattr(studies, "draw_all", lambda pictures, facts, folder: drawn.update(pictures))
     studies.write_report(facts, tmp_path)
     figure = drawn[name](facts)
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(facts["variants"])
     for axes in figure.axes:
-        figure.draw_without_rendering()
-        assert (
-            len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(axes.lines) == len(facts["variants"])
-        )
+        looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
+        assert len(set(looks)) == len(looks) == len(facts["variants"])
         assert not legend.get_window_extent().overlaps(axes.get_window_extent())
     assert figure.bbox.contains(*legend.get_window_extent().min)
 
